@@ -17,13 +17,13 @@ class Settings(BaseSettings):
     registry_uri: str = ""
     """VOICECHAT_REGISTRY_URI: an MLflow tracking server; by default SQLite in the home folder."""
 
-    port: int = Field(8000, ge=1, le=65535)
+    port: int = Field(default=8000, ge=1, le=65535)
     """VOICECHAT_PORT: where the page and the API listen, on loopback."""
 
     whisper: Literal["base", "tiny.en"] = "base"
     """VOICECHAT_WHISPER: the transcription model; tiny.en is twice as fast and hears English only."""
 
-    cpus: int | None = Field(None, ge=1)
+    cpus: int | None = Field(default=None, ge=1)
     """VOICECHAT_CPUS: how many CPUs the local Ray may use; all of them by default."""
 
     def folder(self, *parts: str) -> Path:

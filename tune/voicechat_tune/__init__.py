@@ -1,0 +1,1 @@
+"""Sweeps over recipes, on Ray Tune. Knows nothing of serving."""

@@ -22,6 +22,7 @@ class GPTConfig(PreTrainedConfig):
         max_position_embeddings: the longest context the model was trained on, in tokens.
         dropout: probability of dropping an attention weight or a residual contribution while training.
         rope_theta: base of the rotary frequencies.
+        reply_stops: what ends a reply in a conversation (a play's next speaker); the service stops there.
 
     Raises:
         ValueError: the width is not a multiple of the heads, the head width is odd, or the attention is unknown.
@@ -32,7 +33,7 @@ class GPTConfig(PreTrainedConfig):
     attention: str = "standard"
     vocab_size: int = 256
     hidden_size: int = 128
-    intermediate_size: int | None = None
+    intermediate_size: int = 0
     num_hidden_layers: int = 4
     num_attention_heads: int = 4
     max_position_embeddings: int = 256
@@ -43,12 +44,13 @@ class GPTConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
     use_cache: bool = True
+    reply_stops: list[str] | None = None
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs):
-        if self.intermediate_size is None:
+        if not self.intermediate_size:
             self.intermediate_size = -(-self.hidden_size * 8 // 3 // 8) * 8
         super().__post_init__(**kwargs)
 

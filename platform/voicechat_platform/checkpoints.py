@@ -1,0 +1,96 @@
+"""What a checkpoint directory holds, and how it is written and read back.
+
+A checkpoint is a Hugging Face model directory (config.json, model.safetensors, the tokenizer) with
+`training_state.pt` (optimizers, step, generators, data position) and `run.json` (where it came from). Reading one
+never unpickles anything but tensors.
+"""
+
+import json
+import pickle
+import shutil
+import subprocess
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+import voicechat_platform.models  # noqa: F401 (registers the family with the Auto classes)
+from voicechat_platform.assets import appearing_whole
+from voicechat_platform.errors import InputError
+
+transformers_logging.disable_progress_bar()
+
+
+def save_checkpoint(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    training_state: dict[str, Any],
+    run: dict[str, Any],
+) -> None:
+    """Write a whole checkpoint; a folder of that name is replaced only when the new one is complete."""
+    with appearing_whole(folder.with_name(f"{folder.name}.new")) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        torch.save(training_state, partial / "training_state.pt")
+        (partial / "run.json").write_text(json.dumps({**run, **provenance()}, indent=2) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.with_name(f"{folder.name}.new").rename(folder)
+
+
+def load_checkpoint(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The model, ready to predict, and its tokenizer.
+
+    Raises:
+        InputError: there is no checkpoint, or a file of it is damaged.
+    """
+    check_is_checkpoint(folder)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # safetensors, json and tokenizers each raise their own
+        raise InputError(f"the checkpoint {folder} is damaged: {error}") from error
+    return model.eval(), tokenizer
+
+
+def load_training_state(folder: Path) -> dict[str, Any]:
+    check_is_checkpoint(folder)
+    path = folder / "training_state.pt"
+    try:
+        return torch.load(path, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path} is missing or damaged, so the run cannot go on from there: {error}") from error
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """run.json: recipe, corpus, tokenizer, metrics, commit and versions of the run that wrote the checkpoint."""
+    check_is_checkpoint(folder)
+    try:
+        return json.loads((folder / "run.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / 'run.json'} is missing or damaged: {error}") from error
+
+
+def check_is_checkpoint(folder: Path) -> None:
+    if not (folder / "config.json").exists():
+        raise InputError(
+            f"{folder} is not a checkpoint: it has no config.json; `voicechat models` lists the checkpoints that exist"
+        )
+
+
+@cache
+def provenance() -> dict[str, Any]:
+    """The code's commit and the versions of the libraries that decide a result."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    packages = ("llm-voice-chat", "torch", "transformers", "tokenizers", "ray", "optuna", "numpy")
+    return {"commit": commit.stdout.strip() or None, "versions": {name: version(name) for name in packages}}

@@ -1,0 +1,97 @@
+"""The texts that models are trained on: the packaged plays, Tiny Shakespeare, or any text file."""
+
+import hashlib
+import re
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from voicechat_platform.assets import appearing_whole, locate
+from voicechat_platform.errors import InputError
+from voicechat_platform.settings import settings
+
+PLAYS = "shakespeare-plays"
+TINY_SHAKESPEARE = "tiny-shakespeare"
+TINY_SHAKESPEARE_ADDRESS = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A whole corpus as one string."""
+
+    source: str
+    characters: str
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.characters.encode()).hexdigest()
+
+    @property
+    def is_play(self) -> bool:
+        """Whether it is written as speeches under their speakers' names, so that a model can hold a dialogue."""
+        speeches = re.findall(r"(?m)^[A-Z][A-Za-z .']{1,30}:\n", self.characters)
+        return len(speeches) * 400 > len(self.characters)
+
+
+def read_text(source: str) -> Text:
+    """The text of a source: "shakespeare-plays", "tiny-shakespeare", or the path of a text file (UTF-8).
+
+    Raises:
+        InputError: the file is missing, empty or not text, or the download is not what it should be.
+    """
+    if source == PLAYS:
+        return Text(source, packaged_plays())
+    if source == TINY_SHAKESPEARE:
+        return Text(source, tiny_shakespeare())
+    path = Path(source).expanduser()
+    try:
+        characters = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(
+            f"corpus {source!r}: there is no such file; give the path of a text file, {PLAYS} or {TINY_SHAKESPEARE}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"corpus {source!r} cannot be read as UTF-8 text: {error}") from None
+    if not characters.strip():
+        raise InputError(f"corpus {source!r} is empty")
+    return Text(source, characters)
+
+
+def packaged_plays() -> str:
+    """38 plays as speeches: the speaker's name and a colon, then the lines, then an empty line."""
+    plays = locate(PLAYS).parent
+    return "\n".join(play_from_markdown(path.read_text()) for path in sorted(plays.glob("*/*.md")))
+
+
+def play_from_markdown(markdown: str) -> str:
+    """One packaged play as plain speeches, without headings and stage directions, in ASCII."""
+    text = re.sub(r"(?m)^#.*$", "", markdown)
+    text = re.sub(r"_[^_\n]*_|^.*_.*$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"(?m)^\*\*(.+?)\*\* *$", lambda speaker: f"\n{speaker[1]}:", text)
+    text = text.replace("—", "--").replace("\\", "").replace("*", "")
+    text = re.sub(r"\[[^\]]*\]|[\[\]_]", "", text)
+    text = text.encode("ascii", "ignore").decode()
+    text = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
+    # Removed directions leave gaps inside a speech; only a speaker's name begins a new one.
+    text = re.sub(r"\n{2,}(?![^\n]*:\n)", "\n", text)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def tiny_shakespeare() -> str:
+    """Tiny Shakespeare from its public address, checked and kept in the home folder."""
+    folder = settings().folder("corpora") / TINY_SHAKESPEARE
+    if not folder.exists():
+        try:
+            with urllib.request.urlopen(TINY_SHAKESPEARE_ADDRESS, timeout=30) as response:
+                data = response.read(10_000_000)
+        except OSError as error:
+            raise InputError(
+                f"{TINY_SHAKESPEARE} could not be fetched from {TINY_SHAKESPEARE_ADDRESS} ({error}); "
+                f"name a copy of the file as the corpus instead"
+            ) from error
+        if hashlib.sha256(data).hexdigest() != TINY_SHAKESPEARE_SHA256:
+            raise InputError(f"what {TINY_SHAKESPEARE_ADDRESS} gave is not Tiny Shakespeare (its checksum differs)")
+        with appearing_whole(folder) as partial:
+            (partial / "input.txt").write_bytes(data)
+    return (folder / "input.txt").read_text()

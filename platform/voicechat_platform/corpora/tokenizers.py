@@ -1,0 +1,53 @@
+"""Tokenizers, each a transformers fast tokenizer that is saved with the checkpoint it trained."""
+
+import hashlib
+from typing import Literal
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
+
+from voicechat_platform.assets import locate
+
+TokenizerKind = Literal["characters", "byte_pairs", "gpt2"]
+
+# A conversation as a play: the person speaks as one character, the model answers as another.
+PLAY_TEMPLATE = """\
+{%- for message in messages if message.role != 'system' -%}
+{{ ('HORATIO' if message.role == 'assistant' else 'HAMLET') + ':\\n' + message.content + '\\n\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'HORATIO:\\n' }}{%- endif -%}"""
+PLAY_STOPS = ["\n\n"]
+
+PROSE_TEMPLATE = """\
+{%- for message in messages if message.role != 'system' -%}{{ message.content + '\\n' }}{%- endfor -%}"""
+
+
+def make_tokenizer(kind: TokenizerKind, vocabulary_size: int, text: str) -> PreTrainedTokenizerFast:
+    """A tokenizer for the text.
+
+    Args:
+        kind: "characters" (one token for each character that occurs), "byte_pairs" (trained on the text) or "gpt2"
+            (GPT-2's 50,257 byte pairs).
+        vocabulary_size: of trained byte pairs; the other kinds have their own.
+        text: what characters are collected from and byte pairs are trained on.
+    """
+    if kind == "gpt2":
+        folder = locate("gpt2-byte-pairs")
+        return GPT2TokenizerFast(vocab=str(folder / "encoder.json"), merges=str(folder / "vocab.bpe"))
+    if kind == "characters":
+        vocabulary = {character: index for index, character in enumerate(sorted(set(text)))}
+        # Byte pairs without a single merge are characters; one that never occurred has no token and is left out.
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+        tokenizer.decoder = decoders.Fuse()
+    else:
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=vocabulary_size, initial_alphabet=alphabet, show_progress=False)
+        tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
+
+
+def tokenizer_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()

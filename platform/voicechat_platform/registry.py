@@ -1,0 +1,192 @@
+"""The registry: where sweeps leave checkpoints and the service finds them. MLflow, by default SQLite and a folder.
+
+Every trial is a run; a trial's checkpoint is a version of a registered model; the version to be served has the alias
+`champion`.
+"""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from voicechat_platform.checkpoints import read_run
+from voicechat_platform.errors import InputError
+from voicechat_platform.settings import settings
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+
+CHAMPION = "champion"
+
+
+@dataclass(frozen=True)
+class Version:
+    """One checkpoint in the registry."""
+
+    name: str
+    number: int
+    source: str
+    """Where MLflow keeps the files."""
+    is_champion: bool
+    origin: str
+    """The sweep and trial, or the run, that made it."""
+    attention: str
+    parameters: int
+    nats_per_character: float
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.number}"
+
+    def checkpoint(self) -> Path:
+        """The checkpoint's folder on this machine; fetched first where the registry is a remote one."""
+        from mlflow.artifacts import download_artifacts
+
+        if self.source.startswith("file:"):
+            return Path(download_artifacts(artifact_uri=self.source))
+        folder = settings().folder("registry") / f"{self.name}-{self.number}"
+        return Path(download_artifacts(artifact_uri=self.source, dst_path=str(folder)))
+
+
+class Registry:
+    """A connection to the registry.
+
+    Args:
+        uri: an MLflow tracking URI; SQLite in the home folder when empty.
+    """
+
+    def __init__(self, uri: str = ""):
+        from mlflow import MlflowClient
+
+        home = settings().folder("registry")
+        uri = uri or settings().registry_uri or f"sqlite:///{home}/mlflow.db"
+        self.artifacts = (home / "artifacts").as_uri() if uri.startswith("sqlite") else None
+        self.client = MlflowClient(uri, uri)
+
+    def record(
+        self,
+        group: str,
+        run_name: str,
+        parameters: dict[str, Any],
+        history: list[dict[str, float]],
+        checkpoint: Path | None,
+        status: str = "FINISHED",
+    ) -> Version | None:
+        """Keep a run for good; recording it again changes nothing.
+
+        Args:
+            group: what it belongs to (a sweep's name); becomes the MLflow experiment.
+            run_name: unique in the group (a trial's id).
+            parameters: what was chosen, flat.
+            history: metrics at each evaluation, each with its "step".
+            checkpoint: becomes a version of the model that its recipe names.
+            status: FINISHED, KILLED (stopped early) or FAILED.
+
+        Returns:
+            The version, when there was a checkpoint.
+        """
+        from mlflow.entities import Metric, Param
+
+        experiment = self.client.get_experiment_by_name(group)
+        experiment_id = (
+            experiment.experiment_id
+            if experiment
+            else self.client.create_experiment(group, self.artifacts and f"{self.artifacts}/{group}")
+        )
+        known = self.client.search_runs([experiment_id], f"tags.run_name = '{run_name}'")
+        if known:
+            found = self.client.search_model_versions(f"run_id = '{known[0].info.run_id}'")
+            return self.version(found[0].name, int(found[0].version)) if found else None
+        run = self.client.create_run(experiment_id, run_name=run_name, tags={"run_name": run_name})
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(key, float(value), now, int(point["step"]))
+            for point in history
+            for key, value in point.items()
+            if key != "step"
+        ]
+        params = [Param(key, str(value)) for key, value in parameters.items()]
+        self.client.log_batch(run.info.run_id, metrics=metrics, params=params)
+        version = None
+        if checkpoint is not None:
+            version = self.register(run.info.run_id, run.info.artifact_uri, f"{group}/{run_name}", checkpoint)
+        self.client.set_terminated(run.info.run_id, status)
+        return version
+
+    def register(self, run_id: str, artifact_uri: str, origin: str, checkpoint: Path) -> Version:
+        from mlflow.exceptions import MlflowException
+
+        facts = read_run(checkpoint)
+        name = facts["recipe"]["name"]
+        self.client.log_artifacts(run_id, str(checkpoint), "checkpoint")
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        tags = {
+            "origin": origin,
+            "attention": facts["recipe"]["model"]["attention"],
+            "parameters": str(facts["parameters"]),
+            "nats_per_character": str(facts["metrics"].get("nats_per_character", "nan")),
+            "corpus_sha256": facts["corpus"]["sha256"],
+            "commit": str(facts["commit"]),
+        }
+        made = self.client.create_model_version(name, f"{artifact_uri}/checkpoint", run_id, tags=tags)
+        return self.version(name, int(made.version))
+
+    def version(self, name: str, number: int) -> Version:
+        """One version.
+
+        Raises:
+            InputError: there is none of that name and number.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = self.client.get_model_version(name, str(number))
+        except MlflowException:
+            known = ", ".join(str(version) for version in self.versions()) or "none yet; `voicechat sweep` makes some"
+            raise InputError(f"there is no model version {name}@{number}; there are: {known}") from None
+        return self._as_version(found)
+
+    def versions(self) -> list[Version]:
+        """Every version of every model, newest first."""
+        found = [self._as_version(version) for version in self.client.search_model_versions(max_results=10_000)]
+        return sorted(found, key=lambda version: (version.name, -version.number))
+
+    def champions(self) -> list[Version]:
+        """The promoted version of each model that has one."""
+        return [version for version in self.versions() if version.is_champion]
+
+    def promote(self, version: Version) -> Version:
+        """Make it the version of its model that is served."""
+        self.client.set_registered_model_alias(version.name, CHAMPION, str(version.number))
+        return self.version(version.name, version.number)
+
+    def _as_version(self, found: Any) -> Version:
+        tags = found.tags
+        # search_model_versions leaves the aliases out; the registered model has them all.
+        aliases = self.client.get_registered_model(found.name).aliases
+        return Version(
+            name=found.name,
+            number=int(found.version),
+            source=found.source,
+            is_champion=str(aliases.get(CHAMPION)) == str(found.version),
+            origin=tags.get("origin", ""),
+            attention=tags.get("attention", ""),
+            parameters=int(tags.get("parameters", 0)),
+            nats_per_character=float(tags.get("nats_per_character", "nan")),
+        )
+
+
+def parse_version(text: str) -> tuple[str, int]:
+    """ "shakespeare@3" -> ("shakespeare", 3).
+
+    Raises:
+        InputError: it is not of that form.
+    """
+    name, _, number = text.rpartition("@")
+    if not name or not number.isdigit():
+        raise InputError(f"{text!r} does not name a version: write NAME@NUMBER, such as shakespeare@3")
+    return name, int(number)

@@ -1,0 +1,96 @@
+"""Optimizers: Muon for the matrices of the blocks, AdamW for everything else, and the learning-rate schedule.
+
+Letters: n matrices of one shape, i rows, j columns.
+"""
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Projections that are several matrices in one, side by side in their rows: each is orthogonalised alone.
+FUSED_MATRICES = {"qkv_proj": 3, "gate_up_proj": 2}
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised (Jordan et al. 2024), with the update scaled to AdamW's size (arXiv 2502.16982).
+
+    torch.optim.Muon iterates in bfloat16, which is tens of times slower than float32 on a CPU without bfloat16
+    units; this one works in float32 there, and takes all matrices of one shape in one batched product.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": 1})
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor, dict[str, Any]]]] = defaultdict(list)
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(weight)
+                momentum = state["momentum"]
+                momentum.lerp_(weight.grad, 1 - group["momentum"])
+                nesterov = weight.grad.lerp(momentum, group["momentum"])
+                for part, update in zip(weight.chunk(group["parts"]), nesterov.chunk(group["parts"]), strict=True):
+                    by_shape[tuple(part.shape)].append((part, update, group))
+        for shape, entries in by_shape.items():
+            updates_nij = orthogonalise(torch.stack([update for _, update, _ in entries]))
+            scale = 0.2 * math.sqrt(max(shape))
+            for (part, _, group), update_ij in zip(entries, updates_nij, strict=True):
+                part.mul_(1 - group["lr"] * group["weight_decay"])
+                part.add_(update_ij, alpha=-group["lr"] * scale)
+
+
+def orthogonalise(matrices_nij: Tensor) -> Tensor:
+    """Each matrix's nearest orthogonal one, roughly: five Newton–Schulz steps with Muon's coefficients.
+
+    Singular values end between about .7 and 1.2, which is as good as 1 for an update and much cheaper.
+    """
+    dtype = torch.bfloat16 if matrices_nij.is_cuda else torch.float32
+    x_nij = matrices_nij.to(dtype)
+    tall = x_nij.shape[-2] > x_nij.shape[-1]
+    if tall:
+        x_nij = x_nij.mT
+    x_nij = x_nij / (torch.linalg.matrix_norm(x_nij, keepdim=True) + 1e-7)
+    for _ in range(5):
+        gram_nii = x_nij @ x_nij.mT
+        correction_nii = torch.baddbmm(gram_nii, gram_nii, gram_nii, beta=-4.7750, alpha=2.0315)
+        x_nij = torch.baddbmm(x_nij, correction_nii, x_nij, beta=3.4445)
+    return (x_nij.mT if tall else x_nij).to(matrices_nij.dtype)
+
+
+def make_optimizers(
+    model: nn.Module, kind: str, learning_rate: float, weight_decay: float
+) -> list[torch.optim.Optimizer]:
+    """One AdamW, and with kind "muon" a Muon before it that takes the blocks' matrices."""
+    matrices: dict[int, list[Tensor]] = defaultdict(list)
+    others: list[Tensor] = []
+    for name, weight in model.named_parameters():
+        module = name.removesuffix(".weight").rpartition(".")[2]
+        if name.startswith("blocks.") and module.endswith("_proj"):
+            matrices[FUSED_MATRICES.get(module, 1)].append(weight)
+        else:
+            others.append(weight)
+    groups = [{"params": weights, "parts": parts} for parts, weights in matrices.items()]
+    plain = {"params": others, "weight_decay": 0.0}
+    if kind == "muon":
+        return [
+            Muon(groups, learning_rate, weight_decay=weight_decay),
+            torch.optim.AdamW([plain], learning_rate, betas=(0.9, 0.99), fused=True),
+        ]
+    decayed = {"params": [weight for weights in matrices.values() for weight in weights], "weight_decay": weight_decay}
+    return [torch.optim.AdamW([decayed, plain], learning_rate, betas=(0.9, 0.99), fused=True)]
+
+
+def learning_rate_at(step: int, peak: float, warmup_steps: int, steps: int) -> float:
+    """Linear warm-up to the peak, then half a cosine down to zero, for the step counted from 0."""
+    if step < warmup_steps:
+        return peak * (step + 1) / (warmup_steps + 1)
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))
