@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 
 from voicechat_platform.settings import settings
 
@@ -16,6 +17,7 @@ def start_ray() -> None:
     import ray
 
     if not ray.is_initialized():
+        terminate = signal.getsignal(signal.SIGTERM)
         ray.init(
             address="local",
             num_cpus=settings().cpus,
@@ -23,6 +25,7 @@ def start_ray() -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+        signal.signal(signal.SIGTERM, terminate)  # Ray puts one of its own, which leaves Serve running
 
 
 def stop_ray() -> None:

@@ -6,7 +6,7 @@ Every trial is a run; a trial's checkpoint is a version of a registered model; t
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,9 @@ class Version:
 
     def __str__(self) -> str:
         return f"{self.name}@{self.number}"
+
+    def facts(self) -> dict[str, Any]:
+        return {"version": str(self), **asdict(self)}
 
     def checkpoint(self) -> Path:
         """The checkpoint's folder on this machine; fetched first where the registry is a remote one."""
@@ -190,3 +193,23 @@ def parse_version(text: str) -> tuple[str, int]:
     if not name or not number.isdigit():
         raise InputError(f"{text!r} does not name a version: write NAME@NUMBER, such as shakespeare@3")
     return name, int(number)
+
+
+def find_checkpoint(reference: str) -> Path:
+    """The folder of a checkpoint, named by its path, by NAME@NUMBER, or by NAME for the champion of that name.
+
+    Raises:
+        InputError: nothing is found under it.
+    """
+    folder = Path(reference).expanduser()
+    if folder.exists():
+        return folder
+    registry = Registry()
+    if "@" in reference:
+        return registry.version(*parse_version(reference)).checkpoint()
+    champion = next((version for version in registry.champions() if version.name == reference), None)
+    if champion is None:
+        raise InputError(
+            f"{reference!r} is neither a folder nor a model with a champion; `voicechat models` lists what there is"
+        )
+    return champion.checkpoint()

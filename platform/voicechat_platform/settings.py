@@ -4,8 +4,10 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from voicechat_platform.errors import InputError
 
 
 class Settings(BaseSettings):
@@ -35,4 +37,14 @@ class Settings(BaseSettings):
 
 @cache
 def settings() -> Settings:
-    return Settings()
+    """The settings of this process.
+
+    Raises:
+        InputError: a variable has an impossible value.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        problem = error.errors()[0]
+        variable = f"VOICECHAT_{problem['loc'][0]}".upper()
+        raise InputError(f"the environment's {variable}: {problem['msg']} (got {problem['input']!r})") from None

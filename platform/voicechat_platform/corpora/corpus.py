@@ -51,14 +51,16 @@ def load_corpus(
     # byte pairs can spell anything and learn from the training part alone.
     encoder = make_tokenizer(tokenizer, vocabulary_size, text.characters if tokenizer == "characters" else train)
     encoder.chat_template = PLAY_TEMPLATE if text.is_play else PROSE_TEMPLATE
-    validation_tokens = encode(encoder, validation)
-    if not len(validation_tokens):
-        raise InputError(f"corpus {source!r} is too short: {len(text.characters)} characters")
+    train_tokens, validation_tokens = encode(encoder, train), encode(encoder, validation)
+    if min(len(train_tokens), len(validation_tokens)) < 2:
+        raise InputError(
+            f"corpus {source!r} is too short: {len(train)} characters to train on, {len(validation)} to validate on"
+        )
     return Corpus(
         source=source,
         sha256=text.sha256,
         tokenizer=encoder,
-        train_tokens=encode(encoder, train),
+        train_tokens=train_tokens,
         validation_tokens=validation_tokens,
         characters_per_token=len(validation) / len(validation_tokens),
         reply_stops=PLAY_STOPS if text.is_play else None,

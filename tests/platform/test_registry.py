@@ -1,0 +1,85 @@
+"""The registry, on a real MLflow with SQLite."""
+
+import pytest
+import torch
+
+from voicechat_platform import registry as registry_module
+from voicechat_platform.checkpoints import load_checkpoint
+from voicechat_platform.errors import InputError
+from voicechat_platform.registry import Registry, find_checkpoint, parse_version
+from voicechat_platform.settings import Settings
+from voicechat_platform.training.loop import Training, recipe_corpus
+from voicechat_platform.training.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "play.txt").write_text("ROMEO:\nAy me!\n\n" * 200)
+    recipe = Recipe.model_validate(
+        {
+            "name": "romeo",
+            "corpus": {"source": str(folder / "play.txt")},
+            "model": {"layers": 1, "heads": 2, "width": 16, "context": 16, "attention": "metric"},
+            "training": {"steps": 4, "evaluate_every": 2, "warmup_steps": 1},
+        }
+    )
+    training = Training(recipe, recipe_corpus(recipe))
+    list(training.evaluations())
+    training.save(folder / "last")
+    return folder / "last"
+
+
+@pytest.fixture
+def registry(tmp_path, monkeypatch) -> Registry:
+    monkeypatch.setattr(registry_module, "settings", lambda: Settings(home=tmp_path))
+    return Registry()
+
+
+def record(registry, checkpoint, run_name="a"):
+    history = [{"step": 2, "validation_loss": 2.0}, {"step": 4, "validation_loss": 1.5}]
+    return registry.record("my-sweep", run_name, {"training.learning_rate": 0.1}, history, checkpoint)
+
+
+def test_a_recorded_trial_is_a_run_and_a_version(registry, checkpoint):
+    version = record(registry, checkpoint)
+    assert str(version) == "romeo@1"
+    assert (version.attention, version.origin, version.is_champion) == ("metric", "my-sweep/a", False)
+    source = registry.client.get_model_version("romeo", "1")
+    run = registry.client.get_run(source.run_id)
+    assert run.data.params == {"training.learning_rate": "0.1"}
+    curve = registry.client.get_metric_history(source.run_id, "validation_loss")
+    assert [(point.step, point.value) for point in curve] == [(2, 2.0), (4, 1.5)]
+    model, _ = load_checkpoint(version.checkpoint())
+    expected, _ = load_checkpoint(checkpoint)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
+
+
+def test_recording_a_trial_again_changes_nothing(registry, checkpoint):
+    assert record(registry, checkpoint) == record(registry, checkpoint)
+    assert len(registry.versions()) == 1
+
+
+def test_one_version_is_the_champion(registry, checkpoint):
+    first, second = record(registry, checkpoint, "a"), record(registry, checkpoint, "b")
+    assert registry.champions() == []
+    registry.promote(first)
+    registry.promote(second)
+    assert [str(version) for version in registry.champions()] == ["romeo@2"]
+    assert find_checkpoint("romeo") == second.checkpoint()
+    assert find_checkpoint("romeo@1") == first.checkpoint()
+
+
+def test_what_is_not_there_is_said(registry, checkpoint):
+    record(registry, checkpoint)
+    with pytest.raises(InputError, match=r"no model version romeo@7; there are: romeo@1"):
+        registry.version("romeo", 7)
+    with pytest.raises(InputError, match="neither a folder nor a model with a champion"):
+        find_checkpoint("juliet")
+
+
+@pytest.mark.parametrize("text", ["romeo", "romeo@", "@3", "romeo@x"])
+def test_a_version_is_written_name_at_number(text):
+    assert parse_version("romeo@3") == ("romeo", 3)
+    with pytest.raises(InputError, match="NAME@NUMBER"):
+        parse_version(text)

