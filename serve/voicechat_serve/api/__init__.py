@@ -1,0 +1,1 @@
+"""The HTTP API, OpenAI's: one router for each family of endpoints."""

@@ -1,0 +1,85 @@
+"""Errors in OpenAI's form, whatever went wrong: {"error": {"message", "type", "param", "code"}}."""
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError
+from starlette.exceptions import HTTPException
+
+from voicechat_platform.errors import InputError
+from voicechat_serve.engines.interface import OverloadedError, PromptTooLongError
+
+log = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 1
+
+
+class APIError(HTTPException):
+    """An error that says all that OpenAI's form holds.
+
+    Args:
+        status: the HTTP status.
+        message: for a person: what is wrong, and what would be right.
+        param: the request's field at fault.
+        code: for a program.
+    """
+
+    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None):
+        super().__init__(status, message, headers={"Retry-After": str(RETRY_AFTER_S)} if status == 503 else None)
+        self.param, self.code = param, code
+
+    def body(self) -> dict[str, Any]:
+        kind = "invalid_request_error" if self.status_code < 500 else "server_error"
+        return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
+
+
+def api_error(error: Exception) -> APIError:
+    """Any exception as the error that the client is told."""
+    if isinstance(error, RayTaskError):  # raised in a replica; str() of it would be a stack trace
+        error = error.cause
+    if isinstance(error, APIError):
+        return error
+    if isinstance(error, RequestValidationError):
+        return validation_error(error)
+    if isinstance(error, HTTPException):
+        return APIError(error.status_code, str(error.detail), code="not_found" if error.status_code == 404 else None)
+    if isinstance(error, PromptTooLongError):
+        return APIError(400, str(error), code="context_length_exceeded")
+    if isinstance(error, InputError):
+        return APIError(400, str(error))
+    if isinstance(error, OverloadedError | BackPressureError):
+        return APIError(503, "the server is busy; try again in a moment", code="overloaded")
+    if isinstance(error, RayError):
+        log.error("a deployment failed", exc_info=error)
+        return APIError(503, "a part of the server failed and is being replaced; try again", code="unavailable")
+    log.error("unexpected error", exc_info=error)
+    return APIError(500, "the server failed unexpectedly; its log says why")
+
+
+def validation_error(error: RequestValidationError) -> APIError:
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return APIError(400, f"the body is not valid JSON: {first['ctx']['error']}", code="invalid_json")
+    # The first part only says where FastAPI looked: body, query, path.
+    param = ".".join(str(part) for part in first["loc"][1:]) or None
+    message = f"{param}: {first['msg']}" if param else f"the body is wrong: {first['msg']}"
+    return APIError(400, message, param=param, code="invalid_value")
+
+
+def answer_errors_in_openai_form(app: FastAPI) -> None:
+    async def answer(request: Request, error: Exception) -> JSONResponse:
+        told = api_error(error)
+        if isinstance(error, HTTPException) and error.status_code in (404, 405) and error is not told:
+            told.detail = f"invalid URL ({request.method} {request.url.path})"  # no route, no method
+        headers = dict(told.headers or {})
+        if isinstance(error, HTTPException):
+            headers |= error.headers or {}  # 405 names the methods that are allowed
+        return JSONResponse(told.body(), told.status_code, headers=headers)
+
+    for kind in (HTTPException, RequestValidationError, InputError, OverloadedError, BackPressureError, RayError):
+        app.add_exception_handler(kind, answer)
+    app.add_exception_handler(Exception, answer)

@@ -1,0 +1,59 @@
+"""What the routers work with: handles of the deployments, and which of them a model's name means."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from ray.serve.handle import DeploymentHandle
+
+from voicechat_serve.api.errors import APIError
+from voicechat_serve.language_model import ServedModel
+
+TRANSCRIPTION_ALIASES = ("whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe")
+SYNTHESIS_MODEL = "hibari"
+SYNTHESIS_ALIASES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    models: dict[str, ServedModel]
+    language_models: dict[str, DeploymentHandle]
+    """By model id; each a `LanguageModel`."""
+    transcription: DeploymentHandle
+    """A `Transcription`."""
+    transcription_model: str
+    synthesis: DeploymentHandle
+    """A `Synthesis`."""
+
+    def language_model(self, name: str) -> DeploymentHandle:
+        """
+        Raises:
+            APIError: 404, there is no such language model.
+        """
+        if name not in self.language_models:
+            raise unknown_model(name, self.language_models)
+        return self.language_models[name]
+
+    def require_transcription(self, name: str) -> None:
+        if name not in (self.transcription_model, *TRANSCRIPTION_ALIASES):
+            raise unknown_model(name, (self.transcription_model, *TRANSCRIPTION_ALIASES))
+
+    def require_synthesis(self, name: str) -> None:
+        if name not in (SYNTHESIS_MODEL, *SYNTHESIS_ALIASES):
+            raise unknown_model(name, (SYNTHESIS_MODEL, *SYNTHESIS_ALIASES))
+
+
+def unknown_model(name: str, available) -> APIError:
+    message = f"the model {name!r} does not exist here; there are {', '.join(available)}"
+    return APIError(404, message, param="model", code="model_not_found")
+
+
+@contextlib.asynccontextmanager
+async def streamed(handle: DeploymentHandle, method: str, *arguments: Any) -> AsyncIterator[AsyncIterator[Any]]:
+    """The stream of a replica's method; leaving the block early cancels what the replica is doing."""
+    stream = getattr(handle.options(stream=True), method).remote(*arguments)
+    try:
+        yield stream
+    finally:
+        stream.cancel()

@@ -1,0 +1,170 @@
+"""Sound in and out: any file to 16 kHz mono within limits, and samples to any of OpenAI's speech formats.
+
+Letters: n samples, c channels.
+"""
+
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import av
+import numpy as np
+from av.audio.resampler import AudioResampler
+from numpy.typing import NDArray
+
+from voicechat_platform.errors import InputError
+
+Samples = NDArray[np.float32]
+"""(n,) mono, between -1 and 1."""
+
+HEARING_RATE = 16_000
+"""Samples a second that transcription works with."""
+
+
+LOWEST_RATE = 1_000
+"""A forged rate below it would turn one frame into gigabytes when resampled."""
+
+
+class AudioError(InputError):
+    """What was sent cannot be decoded, or is larger than allowed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingLimits:
+    """Checked while decoding: a small file can hold many hours, and its header may lie."""
+
+    upload_bytes: int = 25 * 1024 * 1024
+    """OpenAI's own limit."""
+    seconds: float = 30 * 60
+    """Of decoded sound, as counted after resampling."""
+    samples: int = 400_000_000
+    """Decoded before resampling, over all channels: what a forged sample rate would make endless work."""
+
+
+def decode(upload: bytes, limits: DecodingLimits = DecodingLimits()) -> Samples:
+    """The sound of a file in any container and codec that FFmpeg knows, at 16 kHz.
+
+    Raises:
+        AudioError: empty, not a sound file, corrupt, or beyond the limits.
+    """
+    if not upload:
+        raise AudioError("the audio file is empty")
+    if len(upload) > limits.upload_bytes:
+        raise AudioError(f"the audio file has more than {limits.upload_bytes // 2**20} MB")
+    try:
+        with av.open(io.BytesIO(upload), metadata_errors="ignore") as container:
+            if not container.streams.audio:
+                raise AudioError("the file holds no audio")
+            parts_n = list(decoded_parts(container, limits))
+    except (av.FFmpegError, ValueError, EOFError) as error:
+        if isinstance(error, AudioError):
+            raise
+        raise AudioError(f"the audio file cannot be decoded: {getattr(error, 'strerror', error)}") from error
+    samples_n = np.concatenate(parts_n) if parts_n else np.zeros(0, np.float32)
+    if not len(samples_n):
+        raise AudioError("the audio file holds no sound at all")
+    return samples_n
+
+
+def decoded_parts(container, limits: DecodingLimits) -> Iterator[Samples]:
+    resampler = AudioResampler(format="fltp", layout="mono", rate=HEARING_RATE)
+    read = given = 0
+    for frame in container.decode(audio=0):
+        if frame.sample_rate < LOWEST_RATE:
+            raise AudioError(
+                f"the audio file claims {frame.sample_rate} samples a second; sound has {LOWEST_RATE} or more"
+            )
+        read += frame.samples * frame.layout.nb_channels
+        if read > limits.samples:
+            raise AudioError("the audio file decodes to more samples than allowed")
+        for resampled in resampler.resample(frame):
+            given += resampled.samples
+            if given > limits.seconds * HEARING_RATE:
+                raise AudioError(f"the audio is longer than {limits.seconds / 60:g} minutes")
+            yield resampled.to_ndarray()[0]
+    for resampled in resampler.resample(None):
+        yield resampled.to_ndarray()[0]
+
+
+@dataclass(frozen=True)
+class SpeechFormat:
+    media_type: str
+    container: str
+    codec: str
+    rate: int | None = None
+    """Where the codec does not take any rate."""
+    bit_rate: int | None = None
+
+
+SPEECH_FORMATS = {
+    "mp3": SpeechFormat("audio/mpeg", "mp3", "libmp3lame", bit_rate=96_000),
+    "opus": SpeechFormat("audio/ogg", "ogg", "libopus", rate=48_000, bit_rate=48_000),
+    "aac": SpeechFormat("audio/aac", "adts", "aac", bit_rate=96_000),
+    "flac": SpeechFormat("audio/flac", "flac", "flac"),
+    "wav": SpeechFormat("audio/wav", "wav", "pcm_s16le"),
+    "pcm": SpeechFormat("audio/pcm", "s16le", "pcm_s16le"),
+}
+
+
+class Sink(io.RawIOBase):
+    """Where the muxer writes: a pipe without seeking, emptied after every chunk."""
+
+    def __init__(self):
+        self.pending = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data) -> int:
+        self.pending += data
+        return len(data)
+
+    def take(self) -> bytes:
+        taken = bytes(self.pending)
+        self.pending.clear()
+        return taken
+
+
+class SpeechEncoder:
+    """Encodes speech as it is made.
+
+    Args:
+        name: one of `SPEECH_FORMATS`; "pcm" is raw 16-bit little-endian at the given rate, as OpenAI's.
+        rate: samples a second of what is given to `encode`.
+    """
+
+    def __init__(self, name: str, rate: int):
+        self.format = SPEECH_FORMATS[name]
+        self.rate = rate
+        self.sink = Sink()
+        # Metadata would hold the encoder's version; a WAV header cannot know the length of what is yet to be said.
+        self.container = av.open(self.sink, "w", format=self.format.container, options={"fflags": "+bitexact"})
+        stream = self.container.add_stream(self.format.codec, rate=self.format.rate or rate, layout="mono")
+        if self.format.bit_rate:
+            stream.bit_rate = self.format.bit_rate
+        self.stream = stream
+        self.written = 0
+
+    def encode(self, samples_n: Samples) -> bytes:
+        """The bytes that are ready after this chunk; the codec may keep a frame back."""
+        pcm_1n = (np.clip(samples_n, -1, 1) * 32767).astype(np.int16)[None]
+        frame = av.AudioFrame.from_ndarray(pcm_1n, format="s16", layout="mono")
+        frame.sample_rate = self.rate
+        frame.pts = self.written
+        self.written += len(samples_n)
+        self.container.mux(self.stream.encode(frame))
+        return self.sink.take()
+
+    def finish(self) -> bytes:
+        """The rest of the file."""
+        self.container.mux(self.stream.encode(None))
+        self.container.close()
+        return self.sink.take()
+
+
+def encode(chunks: Iterable[Samples], name: str, rate: int) -> Iterator[bytes]:
+    """Speech, chunk by chunk, as the bytes of one file."""
+    encoder = SpeechEncoder(name, rate)
+    for samples_n in chunks:
+        yield encoder.encode(samples_n)
+    yield encoder.finish()

@@ -1,0 +1,106 @@
+"""A model directory's tokenizer and chat template, without transformers: importing it would cost two seconds.
+
+Reads what `save_pretrained` writes: tokenizer.json, chat_template.jinja (or `chat_template` in tokenizer_config.json),
+config.json and generation_config.json.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from voicechat_platform.errors import InputError
+
+Message = dict[str, str]
+"""{"role": ..., "content": ...}"""
+
+
+class ChatTokenizer:
+    """
+    Args:
+        folder: the model directory.
+
+    Raises:
+        InputError: the directory has no tokenizer.json.
+    """
+
+    def __init__(self, folder: Path):
+        if not (folder / "tokenizer.json").exists():
+            raise InputError(f"{folder} has no tokenizer.json: it is not a whole model directory")
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        # A saved tokenizer may still pad or cut as it did in training.
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        self.config = read_json(folder / "tokenizer_config.json")
+        self.generation = read_json(folder / "generation_config.json")
+        self.model_config = read_json(folder / "config.json")
+        template = folder / "chat_template.jinja"
+        source = template.read_text() if template.exists() else self.config.get("chat_template")
+        self.template = chat_environment().from_string(source) if source else None
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Tokens that end an answer."""
+        ids = self.generation.get("eos_token_id")
+        if ids is None:
+            token = special_token(self.config.get("eos_token"))
+            ids = self.tokenizer.token_to_id(token) if token else None
+        return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+
+    @property
+    def chat_stop(self) -> tuple[str, ...]:
+        """Strings that end the model's turn in a chat, besides the end tokens."""
+        return tuple(self.model_config.get("reply_stops") or ())
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """The prompt after which the model writes the next turn.
+
+        Raises:
+            InputError: the model has no chat template, or the template refuses these messages.
+        """
+        if self.template is None:
+            raise InputError("this model has no chat template; ask it for completions instead")
+        special = {name: special_token(self.config.get(name)) or "" for name in ("bos_token", "eos_token", "unk_token")}
+        try:
+            text = self.template.render(messages=messages, add_generation_prompt=True, **special)
+        except TemplateError as error:
+            raise InputError(f"the model's chat template refuses these messages: {error}") from error
+        # The template has written the special tokens itself.
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text).ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(token_ids)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def special_token(entry: str | dict | None) -> str | None:
+    """Saved either as text or with its flags."""
+    return entry["content"] if isinstance(entry, dict) else entry
+
+
+def chat_environment() -> ImmutableSandboxedEnvironment:
+    """The environment that chat templates are written for: the same as in transformers."""
+
+    def raise_exception(message: str):
+        raise TemplateError(message)
+
+    def tojson(value, ensure_ascii=False, indent=None):
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment

@@ -1,0 +1,1 @@
+"""Engines: each turns requests for text into streams of tokens (see `interface`)."""

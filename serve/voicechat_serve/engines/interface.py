@@ -1,0 +1,86 @@
+"""What an engine is: requests in, streams of tokens out, many at once, each one cancellable."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from voicechat_platform.errors import InputError
+
+FinishReason = Literal["stop", "length"]
+
+
+class OverloadedError(RuntimeError):
+    """The engine's queue is full: the request was not taken, and may be tried again later."""
+
+
+class PromptTooLongError(InputError):
+    """The prompt leaves no room for an answer in the model's context."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are chosen, and when to stop."""
+
+    max_tokens: int | None = None
+    """Most tokens to generate; the rest of the context when not given."""
+    temperature: float = 1.0
+    """What logits are divided by; 0 is greedy."""
+    top_p: float = 1.0
+    """Choose among the likeliest tokens whose probabilities add up to this much."""
+    top_k: int = 0
+    """Choose among so many of the likeliest tokens; 0 for all."""
+    stop: tuple[str, ...] = ()
+    """The text ends before the first of these."""
+    seed: int | None = None
+    """The same seed and prompt give the same tokens, whatever else is running (where the engine can)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    prompt_ids: list[int]
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token. There is one for every token that the model made, so counting them counts usage."""
+
+    text: str
+    """What the token adds to the text: empty while a character or a possible stop string is incomplete."""
+    id: int
+    finish_reason: FinishReason | None = None
+    """Set on the last token: "stop" for an end token or a stop string, "length" for a limit."""
+
+
+class Engine(Protocol):
+    context: int
+    """Most tokens that a prompt and its answer may have together."""
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Token, None]:
+        """Streams the request's tokens. Closing the iterator cancels the request within one decode step.
+
+        Raises (at the first token):
+            OverloadedError: too many requests are waiting.
+            PromptTooLongError: the prompt fills the context.
+        """
+        ...
+
+    def check(self) -> None:
+        """Raises when the engine can no longer serve."""
+        ...
+
+
+def room_for(request: GenerationRequest, context: int) -> int:
+    """How many tokens the request may generate.
+
+    Raises:
+        PromptTooLongError: none.
+    """
+    prompt = len(request.prompt_ids)
+    if prompt >= context:
+        raise PromptTooLongError(
+            f"the prompt has {prompt} tokens, but the model's context is {context} tokens and must hold the answer too"
+        )
+    room = context - prompt
+    limit = request.sampling.max_tokens
+    return room if limit is None else min(room, limit)

@@ -1,0 +1,310 @@
+"""The API as clients meet it: the real openai client, and the raw JSON that it would coerce."""
+
+import asyncio
+import io
+import json
+import re
+import time
+import wave
+
+import httpx
+import jiwer
+import numpy as np
+import openai
+import pytest
+
+from voicechat_serve.audio import HEARING_RATE, decode
+
+SMOLLM2 = "smollm2-135m-instruct"
+SAY_HELLO = [{"role": "user", "content": "Say hello."}]
+
+
+def plain(text: str) -> str:
+    return re.sub(r"[^a-z ]", "", text.lower().replace("-", " "))
+
+
+def wav(samples_n: np.ndarray, rate: int = HEARING_RATE) -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setparams((1, 2, rate, 0, "NONE", ""))
+        writer.writeframes((samples_n * 32767).astype("<i2").tobytes())
+    return file.getvalue()
+
+
+def test_models(client):
+    names = [model.id for model in client.models.list()]
+    assert names == ["shakespeare", SMOLLM2, "whisper-tiny.en", "hibari"]
+    assert client.models.retrieve("shakespeare").object == "model"
+    assert client.models.retrieve("whisper-1").id == "whisper-1"
+    with pytest.raises(openai.NotFoundError, match="shakespeare"):
+        client.models.retrieve("with/slash")
+
+
+def test_whole_chat(http):
+    body = {"model": SMOLLM2, "messages": SAY_HELLO, "max_tokens": 24, "temperature": 0}
+    answer = http.post("/v1/chat/completions", json=body).json()
+    assert set(answer) == {"id", "object", "created", "model", "choices", "usage"}
+    assert answer["object"] == "chat.completion"
+    assert isinstance(answer["created"], int)
+    (choice,) = answer["choices"]
+    assert choice["index"] == 0
+    assert choice["finish_reason"] in ("stop", "length")
+    assert choice["message"]["role"] == "assistant"
+    assert "hello" in choice["message"]["content"].lower()
+    usage = answer["usage"]
+    assert 0 < usage["completion_tokens"] <= 24
+    assert usage["prompt_tokens"] > 10
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+def test_streamed_chat_is_the_whole_chat(client):
+    request = {"model": SMOLLM2, "messages": SAY_HELLO, "max_completion_tokens": 24, "temperature": 0}
+    whole = client.chat.completions.create(**request)
+    stream = client.chat.completions.create(**request, stream=True, stream_options={"include_usage": True})
+    *chunks, last = list(stream)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == whole.choices[0].message.content
+    reasons = [c.choices[0].finish_reason for c in chunks]
+    assert reasons == [None] * (len(chunks) - 1) + [whole.choices[0].finish_reason]
+    assert last.choices == []
+    assert last.usage == whole.usage
+    assert len(chunks) > 5  # and not all at once
+
+
+def test_raw_event_stream(http):
+    body = {"model": "shakespeare", "messages": SAY_HELLO, "max_tokens": 5, "stream": True, "seed": 1}
+    response = http.post("/v1/chat/completions", json=body)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    events = response.text.split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    assert all(event.startswith("data: {") for event in events[:-2])
+
+
+def test_completions(client):
+    request = {"model": "shakespeare", "prompt": "To be", "max_tokens": 12, "temperature": 1, "seed": 7}
+    whole = client.completions.create(**request)
+    assert whole.object == "text_completion"
+    assert len(whole.choices[0].text) == whole.usage.completion_tokens == 12
+    assert whole.choices[0].finish_reason == "length"
+    assert (
+        "".join(c.choices[0].text for c in client.completions.create(**request, stream=True)) == whole.choices[0].text
+    )
+
+
+def test_a_seed_gives_the_same_text_in_any_company(client):
+    request = {"model": "shakespeare", "messages": SAY_HELLO, "max_tokens": 40, "seed": 3, "stream": True}
+    streams = [client.chat.completions.create(**request) for _ in range(8)]
+    texts = {"".join(c.choices[0].delta.content or "" for c in stream) for stream in streams}
+    assert len(texts) == 1
+
+
+def test_stop_strings(client):
+    request = {"model": "shakespeare", "prompt": "To be", "max_tokens": 30, "temperature": 1, "seed": 7}
+    free = client.completions.create(**request).choices[0].text
+    stopped = client.completions.create(**request, stop=[free[8:11]]).choices[0]
+    assert stopped.text == free.split(free[8:11])[0]
+    assert stopped.finish_reason == "stop"
+
+
+def test_a_conversation_beyond_the_context(client):
+    messages = [{"role": "user", "content": "x" * 90} for _ in range(5)]
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model="shakespeare", messages=messages)
+    assert refused.value.code == "context_length_exceeded"
+    answer = client.chat.completions.create(
+        model="shakespeare", messages=messages, max_tokens=4, extra_body={"truncation": "auto"}
+    )
+    assert answer.usage.prompt_tokens < 200
+
+
+def test_transcription_of_real_speech(client, clips):
+    said, heard = [], []
+    for clip, text in clips:
+        with clip.open("rb") as file:
+            transcription = client.audio.transcriptions.create(model="whisper-1", file=file)
+        said.append(plain(text))
+        heard.append(plain(transcription.text))
+        assert transcription.usage.type == "duration"
+        assert transcription.usage.seconds > 1
+    assert jiwer.wer(said, heard) <= 0.10
+
+
+def test_transcription_as_text(http, clips):
+    clip, text = clips[4]
+    response = http.post(
+        "/v1/audio/transcriptions",
+        data={"model": "whisper-1", "response_format": "text"},
+        files={"file": ("clip.wav", clip.read_bytes())},
+    )
+    assert response.headers["content-type"].startswith("text/plain")
+    assert jiwer.wer(plain(text), plain(response.text)) <= 0.1
+
+
+@pytest.mark.parametrize("level", [0, 0.003, 0.1], ids=["silence", "hiss", "noise"])
+def test_nothing_is_invented_where_nothing_is_said(client, level):
+    noise_n = np.random.default_rng(0).normal(0, 1, 3 * HEARING_RATE).clip(-3, 3) / 3 * level
+    assert client.audio.transcriptions.create(model="whisper-1", file=("quiet.wav", wav(noise_n))).text == ""
+
+
+@pytest.mark.parametrize("form", ["mp3", "opus", "aac", "flac", "wav"])
+def test_speech_is_heard_as_its_text(client, form):
+    text = "The quick brown fox jumps over the lazy dog."
+    speech = client.audio.speech.create(model="tts-1", voice="alloy", input=text, response_format=form)
+    transcription = client.audio.transcriptions.create(
+        model="gpt-4o-mini-transcribe", file=(f"speech.{form}", speech.content)
+    )
+    assert plain(transcription.text) == plain(text)
+
+
+def test_speech_comes_sentence_by_sentence(client):
+    text = " ".join(f"This is sentence number {number}, and it goes on for a while." for number in range(12))
+    began = time.monotonic()
+    with client.audio.speech.with_streaming_response.create(
+        model="tts-1", voice="nova", input=text, response_format="pcm"
+    ) as response:
+        arrivals = [time.monotonic() - began for _ in response.iter_bytes(4096)]
+    assert arrivals[0] < arrivals[-1] / 2
+
+
+def test_speed_changes_the_length_of_speech(client):
+    def seconds(speed):
+        speech = client.audio.speech.create(
+            model="tts-1", voice="echo", input="How long is this sentence?", speed=speed, response_format="wav"
+        )
+        return len(decode(speech.content)) / HEARING_RATE
+
+    assert seconds(0.5) > 1.5 * seconds(1) > 2.2 * seconds(2)
+
+
+CHAT = "/v1/chat/completions"
+TRANSCRIBE = "/v1/audio/transcriptions"
+GOOD_CHAT = {"model": "shakespeare", "messages": SAY_HELLO}
+GOOD_SPEECH = {"model": "tts-1", "input": "Hello.", "voice": "alloy"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "param"),
+    [
+        (CHAT, GOOD_CHAT | {"model": "gpt-9"}, 404, "model"),
+        (CHAT, GOOD_CHAT | {"model": 5}, 400, "model"),
+        (CHAT, GOOD_CHAT | {"messages": "hello"}, 400, "messages"),
+        (CHAT, GOOD_CHAT | {"messages": []}, 400, "messages"),
+        (CHAT, GOOD_CHAT | {"messages": [{"role": "cat", "content": "meow"}]}, 400, "messages.0.role"),
+        (CHAT, GOOD_CHAT | {"messages": [{"role": "user"}]}, 400, "messages.0.content"),
+        (CHAT, GOOD_CHAT | {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, None),
+        (CHAT, GOOD_CHAT | {"temperature": "hot"}, 400, "temperature"),
+        (CHAT, GOOD_CHAT | {"temperature": 9}, 400, "temperature"),
+        (CHAT, GOOD_CHAT | {"max_tokens": 0}, 400, "max_tokens"),
+        (CHAT, GOOD_CHAT | {"n": 2}, 400, "n"),
+        (CHAT, GOOD_CHAT | {"frequency_penalty": 0.5}, 400, "frequency_penalty"),
+        (CHAT, GOOD_CHAT | {"tools": [{"type": "function"}]}, 400, "tools"),
+        (CHAT, GOOD_CHAT | {"messages": [{"role": "user", "content": "\ud800"}]}, 400, None),
+        (CHAT, ["not", "an", "object"], 400, None),
+        ("/v1/completions", {"model": "shakespeare", "prompt": ["a", "b"]}, 400, "prompt"),
+        ("/v1/completions", {"model": "shakespeare"}, 400, "prompt"),
+        ("/v1/audio/speech", GOOD_SPEECH | {"voice": "bob"}, 400, "voice"),
+        ("/v1/audio/speech", GOOD_SPEECH | {"input": ""}, 400, "input"),
+        ("/v1/audio/speech", GOOD_SPEECH | {"input": "a" * 4097}, 400, "input"),
+        ("/v1/audio/speech", GOOD_SPEECH | {"response_format": "ogg"}, 400, "response_format"),
+        ("/v1/audio/speech", GOOD_SPEECH | {"model": "shakespeare"}, 404, "model"),
+        ("/v1/embeddings", {}, 404, None),
+        ("/nowhere", {}, 404, None),
+    ],
+)
+def test_errors_have_openais_form(http, path, body, status, param):
+    content = json.dumps(body)  # httpx would refuse half a surrogate pair itself
+    response = http.post(path, content=content, headers={"content-type": "application/json"})
+    assert response.status_code == status
+    assert list(response.json()) == ["error"]
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert error["message"]
+    assert param is None or error["param"] == param
+    assert response.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("upload", "fields", "param"),
+    [
+        (b"", {}, "file"),
+        (b"this is no sound", {}, "file"),
+        (wav(np.zeros(100))[:30], {}, "file"),
+        (wav(np.zeros(100)), {"response_format": "srt"}, "response_format"),
+        (wav(np.zeros(100)), {"temperature": "hot"}, "temperature"),
+        (None, {}, "file"),
+    ],
+)
+def test_bad_transcription_requests(http, upload, fields, param):
+    files = {"file": ("clip.wav", upload)} if upload is not None else None
+    response = http.post(TRANSCRIBE, data={"model": "whisper-1"} | fields, files=files)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+
+
+def test_bodies_beyond_the_limit(http):
+    response = http.post(TRANSCRIBE, data={"model": "whisper-1"}, files={"file": ("a.wav", bytes(26 * 2**20))})
+    assert response.status_code == 413
+    assert response.json()["error"]["code"] == "too_large"
+    response = http.post(CHAT, json=GOOD_CHAT | {"user": "u" * 3 * 2**20})
+    assert response.status_code == 413
+
+
+@pytest.mark.parametrize("content", [b'{"model": ', b"[" * 100_000, b"\xff\xfe", b""])
+def test_invalid_json(http, content):
+    response = http.post(CHAT, content=content, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert list(response.json()) == ["error"]
+
+
+def test_unknown_fields_and_neutral_values_are_accepted(http):
+    body = GOOD_CHAT | {"max_tokens": 2, "user": "u", "novel": [1], "n": 1, "presence_penalty": 0, "logit_bias": None}
+    assert http.post(CHAT, json=body).status_code == 200
+
+
+def test_one_port_for_the_page_the_health_and_the_api(http):
+    assert http.get("/").text == "<h1>the page</h1>"
+    health = http.get("/health")
+    assert health.status_code == 200
+    assert health.json()["status"] == "ok"
+    assert http.get("/v1/models").status_code == 200
+    assert http.get("/v1").status_code == 404
+    assert http.get("/v1/health").status_code == 404
+
+
+async def test_overload_is_refused_and_passes(server, client):
+    request = {"model": SMOLLM2, "messages": [{"role": "user", "content": "Write a long story."}], "max_tokens": 800}
+    async with openai.AsyncOpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0) as crowd:
+        tasks = [asyncio.create_task(crowd.chat.completions.create(**request)) for _ in range(40)]
+        done, waiting = await asyncio.wait(tasks, timeout=3)
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(tasks)
+    refused = [task.exception() for task in done if task.exception()]
+    assert refused
+    for error in refused:
+        assert isinstance(error, openai.InternalServerError)
+        assert (error.status_code, error.code) == (503, "overloaded")
+        assert error.response.headers["retry-after"]
+    assert client.chat.completions.create(**request | {"max_tokens": 2}).choices
+
+
+def test_leaving_ends_the_work(http, server):
+    """Two long answers take both of SmolLM2's workers; once their clients have left, the next starts at once."""
+    long = {"model": SMOLLM2, "messages": [{"role": "user", "content": "Write a very long story."}], "max_tokens": 1500}
+
+    def first_token_s() -> float:
+        began = time.monotonic()
+        with http.stream("POST", CHAT, json=long | {"stream": True}) as response:
+            lines = response.iter_lines()
+            next(lines)
+            return time.monotonic() - began
+
+    # A client that leaves in mid-stream, which `first_token_s` itself is, and one that waits for the whole answer.
+    first_token_s()
+    first_token_s()
+    assert first_token_s() < 4
+    for _ in range(2):
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{server}{CHAT}", json=long, timeout=0.5)
+    assert first_token_s() < 4

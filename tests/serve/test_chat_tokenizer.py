@@ -1,0 +1,65 @@
+"""Prompts are those of transformers, without transformers."""
+
+import json
+
+import pytest
+from transformers import AutoTokenizer
+
+from voicechat_platform.assets import locate
+from voicechat_platform.errors import InputError
+from voicechat_serve.chat_tokenizer import ChatTokenizer
+
+CONVERSATION = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Héllo <|im_end|> 👋"},
+    {"role": "assistant", "content": "Hi!"},
+    {"role": "user", "content": "And\nnow?"},
+]
+
+
+@pytest.mark.parametrize("kind", ["smollm2", "ours"])
+@pytest.mark.parametrize("messages", [CONVERSATION, CONVERSATION[1:2]])
+def test_the_same_prompt_as_transformers(kind, messages, tiny_model):
+    folder = tiny_model if kind == "ours" else locate("smollm2-135m-instruct-int8")
+    peer = AutoTokenizer.from_pretrained(folder)
+    expected = peer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    ours = ChatTokenizer(folder)
+    assert ours.encode_chat(messages) == expected
+    assert ours.encode("To be, or not") == peer("To be, or not")["input_ids"]
+    assert ours.decode(expected) == peer.decode(expected, skip_special_tokens=True)
+
+
+def test_ends_and_stops(tiny_model):
+    smollm2 = ChatTokenizer(locate("smollm2-135m-instruct-int8"))
+    assert smollm2.end_ids == [smollm2.tokenizer.token_to_id("<|im_end|>")]
+    assert smollm2.chat_stop == ()
+    assert ChatTokenizer(tiny_model).end_ids == []
+    assert ChatTokenizer(tiny_model).chat_stop == ("\n\n",)
+
+
+def test_a_folder_that_is_no_model(tmp_path):
+    with pytest.raises(InputError, match="no tokenizer"):
+        ChatTokenizer(tmp_path)
+
+
+def copy_with_template(tiny_model, folder, template: str | None) -> ChatTokenizer:
+    (folder / "tokenizer.json").write_bytes((tiny_model / "tokenizer.json").read_bytes())
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template} if template else {}))
+    return ChatTokenizer(folder)
+
+
+def test_templates_in_the_older_place_and_their_refusals(tiny_model, tmp_path):
+    tokenizer = copy_with_template(tiny_model, tmp_path, "{{ raise_exception('users only') }}")
+    with pytest.raises(InputError, match="users only"):
+        tokenizer.encode_chat(CONVERSATION)
+
+
+def test_a_template_cannot_reach_out(tiny_model, tmp_path):
+    tokenizer = copy_with_template(tiny_model, tmp_path, "{{ messages.__class__.__mro__[1].__subclasses__() }}")
+    with pytest.raises(InputError):
+        tokenizer.encode_chat(CONVERSATION)
+
+
+def test_no_template(tiny_model, tmp_path):
+    with pytest.raises(InputError, match="completions"):
+        copy_with_template(tiny_model, tmp_path, None).encode_chat(CONVERSATION)

@@ -1,0 +1,75 @@
+"""The CTranslate2 engine over the real SmolLM2."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from voicechat_platform.assets import locate
+from voicechat_serve.chat_tokenizer import ChatTokenizer
+from voicechat_serve.engines.ctranslate2_engine import CTranslate2Engine
+from voicechat_serve.engines.interface import GenerationRequest, OverloadedError, PromptTooLongError, Sampling
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return locate("smollm2-135m-instruct-int8")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder) -> ChatTokenizer:
+    return ChatTokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def engine(folder, tokenizer) -> CTranslate2Engine:
+    return CTranslate2Engine(folder, tokenizer.tokenizer, tokenizer.end_ids, parallel=2, max_waiting=1)
+
+
+def request(tokenizer, text="Say hello.", **sampling) -> GenerationRequest:
+    prompt_ids = tokenizer.encode_chat([{"role": "user", "content": text}])
+    return GenerationRequest(prompt_ids=prompt_ids, sampling=Sampling(**({"temperature": 0} | sampling)))
+
+
+async def test_text_and_end(engine, tokenizer):
+    tokens = [token async for token in engine.generate(request(tokenizer))]
+    assert "ello" in "".join(token.text for token in tokens)
+    assert (tokens[-1].id, tokens[-1].finish_reason) == (tokenizer.end_ids[0], "stop")
+    assert "<|im_end|>" not in "".join(token.text for token in tokens)
+
+
+async def test_limits(engine, tokenizer):
+    tokens = [token async for token in engine.generate(request(tokenizer, max_tokens=3))]
+    assert [token.finish_reason for token in tokens] == [None, None, "length"]
+    with pytest.raises(PromptTooLongError):
+        await anext(engine.generate(request(tokenizer, "word " * 9000)))
+
+
+async def test_a_stop_string_ends_the_decoding(engine, tokenizer):
+    free = "".join([token.text async for token in engine.generate(request(tokenizer))])
+    stop = free[4:7]
+    stopped = [token async for token in engine.generate(request(tokenizer, stop=(stop,)))]
+    assert "".join(token.text for token in stopped) == free.split(stop)[0]
+    assert stopped[-1].finish_reason == "stop"
+
+
+async def test_a_full_queue_refuses_and_leaving_makes_room(engine, tokenizer):
+    streams = [engine.generate(request(tokenizer, "Write a very long story.", max_tokens=1500)) for _ in range(3)]
+    # Two decode, the third waits: asking for its first token only queues it.
+    await asyncio.gather(*(anext(stream) for stream in streams[:2]))
+    third = asyncio.create_task(anext(streams[2]))
+    await asyncio.sleep(0)
+    with pytest.raises(OverloadedError):
+        await anext(engine.generate(request(tokenizer)))
+    for stream in streams[:2]:
+        await stream.aclose()
+    began = time.monotonic()
+    await third
+    assert time.monotonic() - began < 3
+    await streams[2].aclose()
+
+
+async def test_what_fails_in_the_library_fails_the_request(engine):
+    with pytest.raises(TypeError):
+        await anext(engine.generate(GenerationRequest(prompt_ids=[10**6])))

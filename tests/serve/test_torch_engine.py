@@ -1,0 +1,166 @@
+"""Continuous batching changes nothing but the speed: against a request alone, and against transformers' generate."""
+
+import asyncio
+import random
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from voicechat_platform.models import GPTConfig, GPTForCausalLM
+from voicechat_serve.engines.interface import GenerationRequest, OverloadedError, PromptTooLongError, Sampling
+from voicechat_serve.engines.torch_engine import TorchEngine
+
+CONTEXT = 96
+
+torch.set_num_threads(1)  # models this small only wait for a second thread
+
+
+def model_of(kind: str):
+    torch.manual_seed(0)
+    if kind == "llama":  # grouped queries: fewer key heads than query heads
+        config = LlamaConfig(
+            vocab_size=64,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=CONTEXT,
+        )
+        return LlamaForCausalLM(config).eval()
+    config = GPTConfig(
+        attention=kind, vocab_size=64, hidden_size=64, num_hidden_layers=2, max_position_embeddings=CONTEXT
+    )
+    config.initializer_range = 0.2  # livelier than a fresh model, whose greedy text is one token repeated
+    return GPTForCausalLM(config).eval()
+
+
+def letters(token_ids) -> str:
+    return "".join(chr(64 + i) for i in token_ids)
+
+
+def engine_of(kind: str, **options) -> TorchEngine:
+    return TorchEngine(model_of(kind), letters, end_ids=[], **options)
+
+
+def request(prompt_ids, max_tokens=24, **sampling) -> GenerationRequest:
+    sampling = {"temperature": 0} | sampling
+    return GenerationRequest(prompt_ids=list(prompt_ids), sampling=Sampling(max_tokens=max_tokens, **sampling))
+
+
+async def ids_of(engine, wanted) -> list[int]:
+    return [token.id async for token in engine.generate(wanted)]
+
+
+def mixed_requests(count: int) -> list[GenerationRequest]:
+    rng = random.Random(1)
+    requests = []
+    for i in range(count):
+        prompt = [rng.randrange(64) for _ in range(rng.randint(1, 40))]
+        rules = {} if i % 2 == 0 else {"temperature": 1.0, "seed": i, "top_p": rng.choice([1, 0.8])}
+        requests.append(request(prompt, max_tokens=rng.randint(5, 50), **rules))
+    return requests
+
+
+@pytest.mark.parametrize("kind", ["standard", "metric", "llama"])
+async def test_tokens_do_not_depend_on_company(kind):
+    engine = engine_of(kind, slots=8)
+    requests = mixed_requests(16)
+    alone = [await ids_of(engine, wanted) for wanted in requests]
+
+    async def later(wanted, delay):
+        await asyncio.sleep(delay)
+        return await ids_of(engine, wanted)
+
+    together = await asyncio.gather(*(later(wanted, i * 0.004) for i, wanted in enumerate(requests)))
+    assert together == alone
+    assert len({tuple(tokens) for tokens in alone}) == len(alone)
+    engine.close()
+
+
+@pytest.mark.parametrize("kind", ["standard", "metric", "llama"])
+async def test_greedy_tokens_are_those_of_transformers(kind):
+    engine = engine_of(kind)
+    prompt_ids = [random.Random(2).randrange(64) for _ in range(20)]
+    reference = model_of(kind).generate(
+        torch.tensor([prompt_ids]), max_new_tokens=60, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    assert await ids_of(engine, request(prompt_ids, 60)) == reference[0, 20:].tolist()
+    engine.close()
+
+
+async def test_metric_attention_caches_one_tensor():
+    engine = engine_of("metric")
+    await ids_of(engine, request([1, 2, 3]))
+    assert engine.cache.layers[0].values.numel() == 0
+    engine.close()
+
+
+async def test_the_context_bounds_prompt_and_answer():
+    engine = engine_of("standard")
+    tokens = [token async for token in engine.generate(request([1] * 90, max_tokens=None))]
+    assert len(tokens) == CONTEXT - 90
+    assert tokens[-1].finish_reason == "length"
+    with pytest.raises(PromptTooLongError, match="96 tokens"):
+        await ids_of(engine, request([1] * CONTEXT))
+    engine.close()
+
+
+async def test_end_tokens_and_stop_strings():
+    engine = engine_of("standard")
+    free = await ids_of(engine, request([5, 6, 7]))
+    stop = letters(free[9:11])
+    tokens = [token async for token in engine.generate(request([5, 6, 7], stop=(stop,)))]
+    assert tokens[-1].finish_reason == "stop"
+    assert "".join(token.text for token in tokens) == letters(free).split(stop)[0]
+    engine.close()
+
+    ending = TorchEngine(model_of("standard"), letters, end_ids=[free[9]])
+    first = free.index(free[9])
+    tokens = [token async for token in ending.generate(request([5, 6, 7]))]
+    assert (len(tokens), tokens[-1].finish_reason) == (first + 1, "stop")
+    assert "".join(token.text for token in tokens) == letters(free[:first])
+    ending.close()
+
+
+async def test_cancelling_frees_the_slot():
+    engine = engine_of("standard", slots=1)
+    stream = engine.generate(request([1], max_tokens=90))
+    await anext(stream)
+    other = asyncio.create_task(ids_of(engine, request([2], max_tokens=3)))
+    await stream.aclose()
+    assert len(await asyncio.wait_for(other, 5)) == 3
+    assert not engine.flights
+    engine.close()
+
+
+async def test_a_full_queue_refuses():
+    engine = engine_of("standard", slots=1, max_waiting=2)
+    first = engine.generate(request([1], max_tokens=95))
+    await anext(first)
+    tasks = [asyncio.create_task(ids_of(engine, request([i], max_tokens=2))) for i in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(OverloadedError):
+        await ids_of(engine, request([3]))
+    await first.aclose()
+    assert [len(tokens) for tokens in await asyncio.gather(*tasks)] == [2, 2]
+    engine.close()
+
+
+async def test_a_prompt_that_fails_hurts_no_neighbour():
+    engine = engine_of("standard")
+    neighbour = asyncio.create_task(ids_of(engine, request([1], max_tokens=40)))
+    with pytest.raises(IndexError):
+        await ids_of(engine, request([10**6]))
+    assert len(await neighbour) == 40
+    engine.close()
+
+
+async def test_sampling_obeys_top_k_and_top_p():
+    engine = engine_of("standard")
+    greedy = await ids_of(engine, request([9, 9]))
+    assert await ids_of(engine, request([9, 9], temperature=5.0, top_k=1)) == greedy
+    assert await ids_of(engine, request([9, 9], temperature=5.0, top_p=1e-9)) == greedy
+    assert await ids_of(engine, request([9, 9], temperature=5.0)) != greedy
+    engine.close()
