@@ -66,6 +66,7 @@ def deploy(models: Sequence[ServedModel], whisper: str, port: int, page: Page | 
         serve.RunTarget(api_application(models, whisper), name=API, route_prefix="/v1"),
         serve.RunTarget(front_application(page), name=FRONT, route_prefix="/"),
     ]
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's; replicas keep theirs
     serve.start(proxy_location="HeadOnly", http_options={"host": HOST, "port": port})
     serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 

@@ -74,7 +74,7 @@ def wait_for(condition, seconds: float = 120) -> None:
 
 def trial_processes(driver: subprocess.Popen) -> list[psutil.Process]:
     processes = psutil.Process(driver.pid).children(recursive=True)
-    return [process for process in processes if process.is_running() and "run_trial" in process.name()]
+    return [process for process in processes if process.is_running() and process.name() == "ray::ImplicitFunc.train"]
 
 
 def test_a_sweep_ends_in_the_registry_with_a_champion(sweep_file, voicechat):
@@ -93,14 +93,14 @@ def test_a_sweep_ends_in_the_registry_with_a_champion(sweep_file, voicechat):
 
 
 def test_a_killed_trial_goes_on_from_its_checkpoint(sweep_file, voicechat, tmp_path):
-    run = voicechat("sweep", sweep_file(600, 100), "--json")
+    run = voicechat("sweep", sweep_file(3000, 500), "--json")
     wait_for(lambda: finished_steps(tmp_path) and trial_processes(run))
     victim = trial_processes(run)[0]
     victim.kill()
     stdout, stderr = run.communicate(timeout=240)
     assert run.returncode == 0, stderr
     assert len(json.loads(stdout)) == 4
-    assert max(finished_steps(tmp_path)) == 600
+    assert max(finished_steps(tmp_path)) == 3000
     failures = list((tmp_path / "home" / "sweeps" / "small").glob("*/error.txt"))
     assert failures, "the kill must have been noticed"
 

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import shutil
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,12 @@ def run_sweep(sweep: SweepFile, fresh: bool = False) -> Outcome:
                 verbose=0,
             ),
         )
-    return keep(sweep, tuner.fit())
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        results = tuner.fit()
+    finally:
+        signal.signal(signal.SIGINT, interrupt)  # Tune leaves a handler behind that only sets a flag of its own
+    return keep(sweep, results)
 
 
 def check_same_file(sweep: SweepFile, folder: Path) -> bool:

@@ -1,0 +1,1 @@
+"""What people touch: the `voicechat` command and the page. Knows everything below."""

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -43,7 +44,8 @@ def up(
 
     Example: voicechat up --port 8080 --whisper tiny.en
     """
-    from voicechat_ui.services import run_everything
+    with console.status("loading"):
+        from voicechat_ui.services import run_everything
 
     run_everything(chosen_settings(port, whisper))
 
@@ -57,7 +59,8 @@ def serve(
 
     Example: voicechat serve --port 8080
     """
-    from voicechat_ui.services import run_services
+    with console.status("loading"):
+        from voicechat_ui.services import run_services
 
     run_services(chosen_settings(port, whisper), with_page=False)
 
@@ -71,7 +74,8 @@ def page(
 
     Example: voicechat page --api http://127.0.0.1:8000/v1 --port 8001
     """
-    from voicechat_ui.services import run_page
+    with console.status("loading"):
+        from voicechat_ui.services import run_page
 
     run_page(api, port)
 
@@ -142,13 +146,15 @@ def sweep(
     from voicechat_tune.run import run_sweep
     from voicechat_tune.sweep_file import read_sweep
 
-    try:
-        outcome = run_sweep(read_sweep(file), fresh)
-    finally:
-        stop_ray()
-    if promote_best and outcome.complete and outcome.best:
-        Registry().promote(outcome.best)
-    emit([version.facts() for version in outcome.finished], as_json, versions_table(outcome.finished))
+    with redirect_stdout(sys.stderr):  # Ray tells of a lost process on stdout, which is the result's
+        try:
+            outcome = run_sweep(read_sweep(file), fresh)
+        finally:
+            stop_ray()
+    finished = outcome.finished
+    if promote_best and outcome.complete and finished:
+        finished = [Registry().promote(finished[0]), *finished[1:]]
+    emit([version.facts() for version in finished], as_json, versions_table(finished))
     if not outcome.complete:
         console.print("Interrupted: what is finished is kept. The same command goes on from there.")
         raise typer.Exit(130)
@@ -240,6 +246,7 @@ def main() -> None:
     logging.getLogger("voicechat").setLevel(logging.INFO)
     for area in ("voicechat_platform", "voicechat_tune", "voicechat_serve", "voicechat_ui"):
         logging.getLogger(area).setLevel(logging.INFO)
+    logging.getLogger("ray").setLevel(logging.ERROR)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop is a Ctrl-C

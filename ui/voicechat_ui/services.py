@@ -6,7 +6,7 @@ import sys
 import time
 import webbrowser
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -90,7 +90,7 @@ def run_services(settings: Settings, with_page: bool) -> None:
     address = f"http://127.0.0.1:{settings.port}"
     api = f"{address}/v1"
     started = time.monotonic()
-    with console.status("starting Ray") as status, torn_down():
+    with console.status("starting Ray") as status, torn_down(settings):
         start_ray()
         status.update("starting the services")
         deploy(models, settings.whisper, settings.port, partial(mount_page, api_base_url=api) if with_page else None)
@@ -106,21 +106,21 @@ def run_services(settings: Settings, with_page: bool) -> None:
         wait_until_ready(show)
         status.stop()
         announce(address if with_page else None, api, models[0].id)
-        while True:
-            time.sleep(1)
+        with suppress(KeyboardInterrupt):  # how a service is meant to end
+            while True:
+                time.sleep(1)
 
 
 @contextmanager
-def torn_down() -> Iterator[None]:
-    """Stops Serve and Ray however the block ends."""
+def torn_down(settings: Settings) -> Iterator[None]:
+    """Stops what was started however the block ends."""
     try:
         yield
     finally:
         console.print("stopping")
-        try:
-            stop()
-        finally:
-            stop_ray()
+        if settings.ray_address != "local":
+            stop()  # a Ray of our own takes Serve down with it, and sooner
+        stop_ray()
 
 
 def announce(page: str | None, api: str, model: str) -> None:
@@ -143,7 +143,9 @@ def run_page(api: str, port: int) -> None:
 
     require_free(port)
     console.print(f"Talk:  http://127.0.0.1:{port} (the API is {api})")
-    uvicorn.run(mount_page(FastAPI(), api_base_url=api), host="127.0.0.1", port=port, log_level="warning")
+    app = mount_page(FastAPI(), api_base_url=api)
+    # An open page holds a connection for good: do not wait for it to close.
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=1)
 
 
 def shown(path: Path) -> Path:

@@ -19,7 +19,10 @@ def router(services: Services) -> APIRouter:
     names = [*created, services.transcription_model, SYNTHESIS_MODEL]
 
     def card(name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": created.get(name, 0), "owned_by": "llm-voice-chat"}
+        is_synthesis = name in (SYNTHESIS_MODEL, *SYNTHESIS_ALIASES)
+        kind = "language" if name in created else "synthesis" if is_synthesis else "transcription"
+        card = {"id": name, "object": "model", "created": created.get(name, 0), "owned_by": "llm-voice-chat"}
+        return card | {"type": kind}  # not OpenAI's: for clients that offer a choice of models
 
     @routes.get("/models")
     async def list_models() -> dict[str, Any]:

@@ -1,0 +1,134 @@
+"""The `voicechat` command: help, exit codes, training, sampling, and what it says to bad input."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+RECIPE = """\
+name: tiny
+corpus: {{source: {play}}}
+model: {{attention: metric, layers: 1, heads: 2, width: 16, context: 32}}
+training: {{steps: 20, batch_size: 4, evaluate_every: 10, warmup_steps: 2}}
+"""
+
+
+@pytest.fixture
+def voicechat(tmp_path):
+    def run(*arguments, **environment) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "voicechat_ui.cli", *map(str, arguments)],
+            env={**os.environ, "VOICECHAT_HOME": str(tmp_path / "home"), **environment},
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "play.txt").write_text("".join(f"SPEAKER {n % 7}:\nLine {n * n} of the play.\n\n" for n in range(500)))
+    path = tmp_path / "tiny.yaml"
+    path.write_text(RECIPE.format(play=tmp_path / "play.txt"))
+    return path
+
+
+COMMANDS = ["up", "train", "evaluate", "generate", "sweep", "promote", "models", "serve", "page", "doctor"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(voicechat, command):
+    result = voicechat(command, "--help")
+    assert result.returncode == 0
+    assert f"Example: voicechat {command}" in result.stdout
+
+
+def test_train_evaluate_generate_promote(voicechat, recipe, tmp_path):
+    result = voicechat("train", recipe)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("tiny@1: validation ")
+    assert "step 10: validation" in result.stderr
+
+    evaluation = json.loads(voicechat("evaluate", "tiny@1", "--json").stdout)
+    assert 0 < evaluation["nats_per_character"] < 5
+    assert f"validation {evaluation['nats_per_token']:.4f} nats/token" in result.stdout
+
+    texts = {voicechat("generate", "tiny@1", "--prompt", "SPEAKER", "--seed", "1").stdout for _ in range(2)}
+    assert len(texts) == 1
+    assert texts.pop().startswith("SPEAKER")
+
+    assert "tiny@1 is the champion" in voicechat("promote", "tiny@1").stdout
+    listed = json.loads(voicechat("models", "--json").stdout)
+    assert [(version["version"], version["is_champion"]) for version in listed] == [("tiny@1", True)]
+
+    again = voicechat("train", recipe)
+    assert again.returncode == 2
+    assert "holds a run already: go on with it with --resume" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "none.yaml"), "none.yaml: there is no such file"),
+        (("sweep", "none.yaml"), "none.yaml: there is no such file"),
+        (("promote", "tiny"), "write NAME@NUMBER"),
+        (("promote", "tiny@1"), "no model version tiny@1; there are: none yet"),
+        (("generate", "tiny"), "neither a folder nor a model with a champion"),
+        (("evaluate", "."), "is not a checkpoint"),
+        (("up", "--whisper", "huge"), "Invalid value for '--whisper'"),
+        (("nonsense",), "No such command"),
+    ],
+)
+def test_bad_input_exits_with_2_and_says_what_to_do(voicechat, arguments, message):
+    result = voicechat(*arguments)
+    assert result.returncode == 2
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+
+
+def test_a_wrong_recipe_is_refused_before_any_work(voicechat, recipe):
+    recipe.write_text(recipe.read_text().replace("steps: 20", "stepps: 20"))
+    result = voicechat("train", recipe)
+    assert result.returncode == 2
+    assert "tiny.yaml:4: training.stepps: unknown field; did you mean steps?" in result.stderr
+
+
+def test_a_wrong_setting_names_its_variable(voicechat):
+    result = voicechat("up", VOICECHAT_PORT="high")
+    assert result.returncode == 2
+    assert "VOICECHAT_PORT" in result.stderr
+
+
+def test_a_port_in_use_is_said_before_anything_is_tuned(voicechat):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = voicechat("up", "--port", port)
+        examined = voicechat("doctor", "--port", port)
+    assert result.returncode == 2
+    assert f"port {port} is in use; choose another with --port" in result.stderr
+    assert examined.returncode == 1
+    assert f"FAIL port {port} is in use" in examined.stderr
+    assert "→ give another: voicechat up --port 8080" in examined.stderr
+
+
+def test_doctor_finds_this_machine_sound(voicechat):
+    result = voicechat("doctor", "--port", "18765")
+    assert result.returncode == 0, result.stderr
+    for finding in (
+        "Python 3.",
+        "packages",
+        "Whisper base",
+        "hibari-tts",
+        "home folder",
+        "memory",
+        "port 18765 is free",
+    ):
+        assert finding in result.stderr
