@@ -154,9 +154,9 @@ def convert_smollm2(files: list[Path], folder: Path) -> None:
 def quantise_smollm2(folders: list[Path], folder: Path) -> None:
     """A Hugging Face directory -> CTranslate2 int8, smoothed first, with its tokenizer."""
     import torch
-    from ctranslate2.converters import TransformersConverter
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from voicechat_platform.models.ctranslate2_conversion import convert_to_ctranslate2
     from voicechat_platform.models.smoothing import smooth_for_int8
 
     model = AutoModelForCausalLM.from_pretrained(folders[0])
@@ -167,12 +167,7 @@ def quantise_smollm2(folders: list[Path], folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as smoothed:
         model.save_pretrained(smoothed)
         tokenizer.save_pretrained(smoothed)
-        TransformersConverter(smoothed).convert(str(folder), quantization="int8", force=True)
-        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-            shutil.copy(Path(smoothed) / name, folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["max_position_embeddings"] = model.config.max_position_embeddings  # CTranslate2 leaves it out
-    (folder / "config.json").write_text(json.dumps(config))
+        convert_to_ctranslate2(Path(smoothed), folder, "int8")
     # What the model's card recommends.
     sampling = {"eos_token_id": model.config.eos_token_id, "do_sample": True, "temperature": 0.2, "top_p": 0.9}
     (folder / "generation_config.json").write_text(json.dumps(sampling))

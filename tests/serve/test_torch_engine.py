@@ -13,6 +13,16 @@ from voicechat_serve.engines.torch_engine import TorchEngine
 
 CONTEXT = 96
 
+# Each way of caching: keys and values, one tensor, one vector for all heads, one vector for all heads and its value.
+VARIANTS = {
+    "standard": {},
+    "standard, K=V": {"values": "tied"},
+    "metric": {"attention": "metric"},
+    "shared projection": {"attention": "metric", "projection": "shared"},
+    "shared projection, separate values": {"attention": "metric", "projection": "shared", "values": "separate"},
+    "learned positions": {"attention": "metric", "positions": "learned"},
+}
+
 torch.set_num_threads(1)  # models this small only wait for a second thread
 
 
@@ -30,7 +40,7 @@ def model_of(kind: str):
         )
         return LlamaForCausalLM(config).eval()
     config = GPTConfig(
-        attention=kind, vocab_size=64, hidden_size=64, num_hidden_layers=2, max_position_embeddings=CONTEXT
+        **VARIANTS[kind], vocab_size=64, hidden_size=64, num_hidden_layers=2, max_position_embeddings=CONTEXT
     )
     config.initializer_range = 0.2  # livelier than a fresh model, whose greedy text is one token repeated
     return GPTForCausalLM(config).eval()
@@ -63,7 +73,7 @@ def mixed_requests(count: int) -> list[GenerationRequest]:
     return requests
 
 
-@pytest.mark.parametrize("kind", ["standard", "metric", "llama"])
+@pytest.mark.parametrize("kind", [*VARIANTS, "llama"])
 async def test_tokens_do_not_depend_on_company(kind):
     engine = engine_of(kind, slots=8)
     requests = mixed_requests(16)
@@ -79,7 +89,7 @@ async def test_tokens_do_not_depend_on_company(kind):
     engine.close()
 
 
-@pytest.mark.parametrize("kind", ["standard", "metric", "llama"])
+@pytest.mark.parametrize("kind", [*VARIANTS, "llama"])
 async def test_greedy_tokens_are_those_of_transformers(kind):
     engine = engine_of(kind)
     prompt_ids = [random.Random(2).randrange(64) for _ in range(20)]

@@ -167,6 +167,39 @@ def sweep(
 
 
 @app.command()
+def fold(checkpoint: Reference, out: Annotated[Path, typer.Argument(help="a new folder")]) -> None:
+    """Write a checkpoint as a stock Llama with the same logits, which any inference engine runs.
+
+    Example: voicechat fold shakespeare@3 folded
+    """
+    from voicechat_ui.training import fold_checkpoint
+
+    print(f"{fold_checkpoint(checkpoint, out)}: a LlamaForCausalLM with the same logits")
+
+
+@app.command()
+def heads(
+    checkpoint: Reference,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for the figures  [default: heads/ in the checkpoint]")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What each head has learned: spectra, token distances, what it attends to; figures, data and a table.
+
+    Example: voicechat heads shakespeare --out heads
+    """
+    from voicechat_ui.heads import show_heads
+
+    folder, rows = show_heads(checkpoint, out)
+    table = Table(*(name.replace("_", " ") for name in rows[0]))
+    for row in rows:
+        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
+    emit(rows, as_json, table)
+    console.print(f"figures and heads.json are in {folder}")
+
+
+@app.command()
 def promote(version: Annotated[str, typer.Argument(help="NAME@NUMBER, as `voicechat models` lists them")]) -> None:
     """Make a version the champion of its model: the one that is served.
 

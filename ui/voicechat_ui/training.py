@@ -14,6 +14,8 @@ from voicechat_platform.checkpoints import load_checkpoint, read_run
 from voicechat_platform.corpora.corpus import encode
 from voicechat_platform.corpora.texts import read_text
 from voicechat_platform.errors import InputError
+from voicechat_platform.models import GPTForCausalLM
+from voicechat_platform.models.folding import fold
 from voicechat_platform.registry import Registry, find_checkpoint
 from voicechat_platform.settings import settings
 from voicechat_platform.strict_yaml import read_yaml
@@ -114,3 +116,19 @@ def sample(reference: str, prompt: str, tokens: int, temperature: float, seed: i
         torch.manual_seed(seed)
     how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     return tokenizer.decode(model.generate(prompt_ids, max_new_tokens=min(tokens, room), **how)[0])
+
+
+def fold_checkpoint(reference: str, out: Path) -> Path:
+    """Write the folded model and the tokenizer into a new folder.
+
+    Raises:
+        InputError: the folder is not empty, or the model cannot be folded.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty: name a new folder")
+    model, tokenizer = load_checkpoint(find_checkpoint(reference))
+    if not isinstance(model, GPTForCausalLM):
+        raise InputError(f"{reference} is a {type(model).__name__}: there is nothing to fold")
+    fold(model).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return out

@@ -1,7 +1,6 @@
 """Causal self-attention: the standard one, and one whose scores are a learned metric.
 
-Letters: b batch, t query position, s key position, d model width, h head, k head width,
-p packed entry of a symmetric k x k matrix (k(k+1)/2 of them).
+Letters: b batch, t query position, s key position, d model width, h head, g key-value head, k head width.
 
 Both classes end in the same call of transformers' attention interface (`ALL_ATTENTION_FUNCTIONS`), so every fused
 kernel that serves the one serves the other.
@@ -14,6 +13,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from voicechat_platform.models.configuration import GPTConfig
+from voicechat_platform.models.metrics import METRICS, Metric
+
+Rotation = tuple[Tensor, Tensor] | None
+"""Cosines and sines (b, 1, t, k) of positions; None where positions are learned embeddings."""
 
 
 class Rotary(nn.Module):
@@ -27,45 +30,84 @@ class Rotary(nn.Module):
     def compute_frequencies(self) -> Tensor:
         return self.theta ** -(torch.arange(0, self.width, 2, dtype=torch.float32) / self.width)
 
-    def forward(self, positions_bt: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, each (b, 1, t, k), of the given positions."""
+    def forward(self, positions_bt: Tensor, dtype: torch.dtype) -> Rotation:
         angles = positions_bt[:, None, :, None].float() * self.frequencies
         angles = torch.cat((angles, angles), dim=-1)
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def rotate(x_bhtk: Tensor, cosines_b1tk: Tensor, sines_b1tk: Tensor) -> Tensor:
+def rotate(x_bhtk: Tensor, rotation: Rotation) -> Tensor:
+    if rotation is None:
+        return x_bhtk
+    cosines_b1tk, sines_b1tk = rotation
     first, second = x_bhtk.chunk(2, dim=-1)
     return x_bhtk * cosines_b1tk + torch.cat((-second, first), dim=-1) * sines_b1tk
 
 
+class FusedLinear(nn.Linear):
+    """Several projections of one input in one product, side by side in the rows; no biases."""
+
+    def __init__(self, in_features: int, *out_features: int):
+        super().__init__(in_features, sum(out_features), bias=False)
+        self.sizes = out_features
+
+    def forward(self, x_btd: Tensor) -> tuple[Tensor, ...]:
+        return super().forward(x_btd).split(self.sizes, dim=-1)
+
+
 class CausalAttention(nn.Module):
-    """What both attentions share: the heads' geometry, the interface to the kernels, the output projection."""
+    """What both attentions share: rotation, cache, kernel, output projection."""
 
     is_causal = True  # read by transformers' attention interface
-    num_key_value_groups = 1
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
         self.config = config
         self.layer = layer
-        self.heads = config.num_attention_heads
         self.head_width = config.head_dim
+        self.key_value_width = config.num_key_value_heads * config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def split_heads(self, x_btd: Tensor) -> Tensor:
-        """(b, t, n·d) -> (b, n·h, t, k)."""
+        """(b, t, h·k) -> (b, h, t, k)."""
         return x_btd.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
 
-    def attend(self, q_bhtk: Tensor, k_bhsk: Tensor, v_bhsk: Tensor, mask: Tensor | None, **kwargs) -> Tensor:
+    def attend(
+        self,
+        q_bhtk: Tensor,
+        k_bgtk: Tensor,
+        v_bgtk: Tensor | None,
+        query_rotation: Rotation,
+        key_rotation: Rotation,
+        mask: Tensor | None,
+        cache: Cache | None,
+        **kwargs,
+    ) -> Tensor:
+        """Attention of unrotated queries to unrotated keys, projected out: (b, t, d).
+
+        Without `v_bgtk` the keys are the values. Then the cache holds them alone, unrotated, and they are rotated when
+        read: half of a standard cache.
+        """
+        q_bhtk = rotate(q_bhtk, query_rotation)
+        if v_bgtk is None:
+            v_bgsk = k_bgtk
+            if cache is not None:
+                # An empty second tensor: transformers' caches want two.
+                v_bgsk, _ = cache.update(k_bgtk, k_bgtk[..., :0], self.layer, kwargs=kwargs)
+            k_bgsk = rotate(v_bgsk, key_rotation)
+        else:
+            k_bgsk, v_bgsk = rotate(k_bgtk, query_rotation), v_bgtk
+            if cache is not None:
+                k_bgsk, v_bgsk = cache.update(k_bgsk, v_bgsk, self.layer, kwargs=kwargs)
         attention_function = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         y_bthk, _ = attention_function(
             self,
             q_bhtk,
-            k_bhsk,
-            v_bhsk,
+            k_bgsk,
+            v_bgsk,
             mask,
             dropout=self.config.dropout if self.training else 0.0,
             scaling=self.head_width**-0.5,
@@ -75,56 +117,43 @@ class CausalAttention(nn.Module):
 
 
 class StandardAttention(CausalAttention):
-    """Multi-head attention (arXiv 1706.03762) with rotary positions and one fused projection for q, k and v."""
+    """Multi-head attention (arXiv 1706.03762) with one fused projection for q, k and v; tied values are v = k."""
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__(config, layer)
-        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        width = config.hidden_size
+        self.qkv_proj = FusedLinear(width, *([width] * (2 if config.values == "tied" else 3)))
 
-    def forward(self, x_btd: Tensor, query_rotation, key_rotation, mask, cache: Cache | None, **kwargs) -> Tensor:
-        q_bhtk, k_bhtk, v_bhtk = self.split_heads(self.qkv_proj(x_btd)).chunk(3, dim=1)
-        q_bhtk, k_bhtk = rotate(q_bhtk, *query_rotation), rotate(k_bhtk, *query_rotation)
-        if cache is not None:
-            k_bhtk, v_bhtk = cache.update(k_bhtk, v_bhtk, self.layer, kwargs=kwargs)
-        return self.attend(q_bhtk, k_bhtk, v_bhtk, mask, **kwargs)
+    def forward(self, x_btd: Tensor, shared_metric: Metric | None, *positions_mask_cache, **kwargs) -> Tensor:
+        q_bhtk, k_bhtk, *v_bhtk = map(self.split_heads, self.qkv_proj(x_btd))
+        return self.attend(q_bhtk, k_bhtk, v_bhtk[0] if v_bhtk else None, *positions_mask_cache, **kwargs)
 
 
 class MetricAttention(CausalAttention):
-    """Attention whose scores are a learned symmetric metric of one projection, which is also the value.
+    """Attention whose scores are a learned metric of one projection: scores_bhts = (p_bhtk M_hkk) · p_bhsk / sqrt(k).
 
-    p = x P;  scores_bhts = (p_bhtk M_hkk) · p_bhsk / sqrt(k);  values = p.
-
-    Rotary positions go after the metric, q = R_t(M p_t) and k = R_s p_s: before it, the scores would depend on the
-    absolute positions. The cache holds p alone, unrotated, and keys are rotated when read: half of a standard cache.
-    A layer has 2d² + h k(k+1)/2 parameters where a standard one has 4d².
+    The projection may be each head's own or one for all heads, the values p itself (tied) or a projection of their
+    own, the metric the layer's or the whole model's. Rotary positions go after the metric, q = R_t(M p_t) and
+    k = R_s p_s: before it, the scores would depend on the absolute positions.
     """
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__(config, layer)
-        self.p_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        width = self.head_width
-        self.metric_hp = nn.Parameter(torch.empty(self.heads, width * (width + 1) // 2))
-        self.register_buffer("entry_kk", self.compute_entries(), persistent=False)
+        parts = 1 if config.values == "tied" else 2
+        self.pv_proj = FusedLinear(config.hidden_size, *([self.key_value_width] * parts))
+        self.norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.metric = None if config.metric_sharing == "model" else make_metric(config)
 
-    def compute_entries(self) -> Tensor:
-        """(k, k): which packed entry stands at each place of a symmetric matrix."""
-        rows, columns = torch.tril_indices(self.head_width, self.head_width)
-        entry_kk = torch.empty(self.head_width, self.head_width, dtype=torch.long)
-        entry_kk[rows, columns] = entry_kk[columns, rows] = torch.arange(len(rows))
-        return entry_kk
+    def forward(self, x_btd: Tensor, shared_metric: Metric | None, *positions_mask_cache, **kwargs) -> Tensor:
+        p_bgtk, *v_bgtk = map(self.split_heads, self.pv_proj(x_btd))
+        p_bgtk = self.norm(p_bgtk)
+        metric = shared_metric if self.metric is None else self.metric
+        assert metric is not None
+        return self.attend(metric(p_bgtk), p_bgtk, v_bgtk[0] if v_bgtk else None, *positions_mask_cache, **kwargs)
 
-    def metric_hkk(self) -> Tensor:
-        """M, one symmetric matrix a head: symmetric by construction, because both triangles read the same entry."""
-        return self.metric_hp[:, self.entry_kk]
 
-    def forward(self, x_btd: Tensor, query_rotation, key_rotation, mask, cache: Cache | None, **kwargs) -> Tensor:
-        p_bhtk = self.split_heads(self.p_proj(x_btd))
-        q_bhtk = rotate(p_bhtk @ self.metric_hkk(), *query_rotation)
-        p_bhsk = p_bhtk
-        if cache is not None:
-            # An empty second tensor: transformers' caches want two, and this one has nothing else to remember.
-            p_bhsk, _ = cache.update(p_bhtk, p_bhtk[..., :0], self.layer, kwargs=kwargs)
-        return self.attend(q_bhtk, rotate(p_bhsk, *key_rotation), p_bhsk, mask, **kwargs)
+def make_metric(config: GPTConfig) -> Metric:
+    return METRICS[config.metric](config.num_attention_heads, config.head_dim)
 
 
 ATTENTION_CLASSES: dict[str, type[StandardAttention] | type[MetricAttention]] = {

@@ -1,10 +1,27 @@
 """What a GPT of this family is made of: one config class for the standard transformer and every metric variant."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 
-ATTENTIONS = ("standard", "metric")
+CHOICES = {
+    "attention": ("standard", "metric"),
+    "metric": ("symmetric", "signed_diagonal", "positive_definite", "general", "low_rank", "identity"),
+    "values": ("tied", "separate"),
+    "projection": ("per_head", "shared"),
+    "metric_sharing": ("layer", "model"),
+    "positions": ("rotary", "learned"),
+    "mlp": ("swiglu", "relu_squared"),
+}
+# Of metric attention only.
+METRIC_DEFAULTS: dict[str, Any] = {
+    "metric": "symmetric",
+    "projection": "per_head",
+    "metric_sharing": "layer",
+    "qk_norm": False,
+}
 
 
 @strict
@@ -12,11 +29,18 @@ class GPTConfig(PreTrainedConfig):
     """Configuration of `GPTForCausalLM`.
 
     Args:
-        attention: "standard" (separate queries, keys and values) or "metric" (one projection P per head, scored with
-            a learned symmetric metric M, whose output is also the value).
+        attention: "standard" (queries, keys and values) or "metric" (one projection P, scored with a learned metric M).
+        metric: what matrix M is (see metrics.py); of metric attention only, as the three that follow.
+        projection: "per_head", or "shared": one P for all heads, each with its own M.
+        metric_sharing: each "layer" has its metrics, or the whole "model" shares them.
+        qk_norm: normalise p before it is scored (and used as value).
+        values: "tied" to what is scored (P's output, or the keys) or "separate"; when not given, tied in metric
+            attention and separate in the standard one.
+        positions: "rotary", or "learned" embeddings.
+        mlp: "swiglu" or "relu_squared".
         vocab_size: v, number of tokens.
         hidden_size: d, model width.
-        intermediate_size: f, width of the gated MLP; 8d/3 rounded up to a multiple of 8 when not given.
+        intermediate_size: f, width of the MLP; when 0, 8d/3 rounded up to a multiple of 8 for swiglu, else 4d.
         num_hidden_layers: l, number of blocks.
         num_attention_heads: h; each head is d/h wide.
         max_position_embeddings: the longest context the model was trained on, in tokens.
@@ -25,12 +49,20 @@ class GPTConfig(PreTrainedConfig):
         reply_stops: what ends a reply in a conversation (a play's next speaker); the service stops there.
 
     Raises:
-        ValueError: the width is not a multiple of the heads, the head width is odd, or the attention is unknown.
+        ValueError: the width is not a multiple of the heads, a rotary head's width is odd, a choice is unknown, or a
+            field of metric attention is set for the standard one.
     """
 
     model_type = "voicechat_gpt"
 
     attention: str = "standard"
+    metric: str = METRIC_DEFAULTS["metric"]
+    projection: str = METRIC_DEFAULTS["projection"]
+    metric_sharing: str = METRIC_DEFAULTS["metric_sharing"]
+    qk_norm: bool = METRIC_DEFAULTS["qk_norm"]
+    values: str = ""
+    positions: str = "rotary"
+    mlp: str = "swiglu"
     vocab_size: int = 256
     hidden_size: int = 128
     intermediate_size: int = 0
@@ -50,8 +82,12 @@ class GPTConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs):
+        if not self.values:
+            self.values = "tied" if self.attention == "metric" else "separate"
         if not self.intermediate_size:
-            self.intermediate_size = -(-self.hidden_size * 8 // 3 // 8) * 8
+            self.intermediate_size = (
+                -(-self.hidden_size * 8 // 3 // 8) * 8 if self.mlp == "swiglu" else 4 * self.hidden_size
+            )
         super().__post_init__(**kwargs)
 
     @property
@@ -59,15 +95,25 @@ class GPTConfig(PreTrainedConfig):
         """k, the width of one head."""
         return self.hidden_size // self.num_attention_heads
 
+    @property
+    def num_key_value_heads(self) -> int:
+        """g: 1 where one projection serves all heads."""
+        return 1 if self.projection == "shared" else self.num_attention_heads
+
     def validate_architecture(self):
-        if self.attention not in ATTENTIONS:
-            raise ValueError(f"attention is {self.attention!r}; it must be one of {', '.join(ATTENTIONS)}")
+        for field, allowed in CHOICES.items():
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"{field} is {getattr(self, field)!r}; it must be one of {', '.join(allowed)}")
+        if self.attention == "standard":
+            for field, default in METRIC_DEFAULTS.items():
+                if getattr(self, field) != default:
+                    raise ValueError(f"{field} belongs to metric attention; with the standard one leave it out")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"the width ({self.hidden_size}) is not a multiple of the number of heads "
                 f"({self.num_attention_heads}): choose a width that the heads divide"
             )
-        if self.head_dim % 2:
+        if self.positions == "rotary" and self.head_dim % 2:
             raise ValueError(
                 f"rotary positions turn pairs of numbers, so a head must be an even number wide; width "
                 f"{self.hidden_size} over {self.num_attention_heads} heads gives {self.head_dim}"

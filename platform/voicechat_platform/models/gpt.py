@@ -18,8 +18,9 @@ from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from voicechat_platform.models.attention import ATTENTION_CLASSES, MetricAttention, Rotary
+from voicechat_platform.models.attention import ATTENTION_CLASSES, FusedLinear, Rotary, make_metric
 from voicechat_platform.models.configuration import GPTConfig
+from voicechat_platform.models.metrics import Metric
 
 
 class GatedMLP(nn.Module):
@@ -27,12 +28,24 @@ class GatedMLP(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.gate_up_proj = FusedLinear(config.hidden_size, config.intermediate_size, config.intermediate_size)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x_btd: Tensor) -> Tensor:
-        gate_btf, up_btf = self.gate_up_proj(x_btd).chunk(2, dim=-1)
+        gate_btf, up_btf = self.gate_up_proj(x_btd)
         return self.down_proj(F.silu(gate_btf) * up_btf)
+
+
+class SquaredReluMLP(nn.Module):
+    """down(relu(up x)²) (Primer, arXiv 2109.08668)."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x_btd: Tensor) -> Tensor:
+        return self.down_proj(F.relu(self.up_proj(x_btd)).square())
 
 
 class Block(nn.Module):
@@ -41,13 +54,11 @@ class Block(nn.Module):
         self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.attention = ATTENTION_CLASSES[config.attention](config, layer)
         self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = GatedMLP(config)
+        self.mlp = GatedMLP(config) if config.mlp == "swiglu" else SquaredReluMLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_btd: Tensor, query_rotation, key_rotation, mask, cache: Cache | None, **kwargs) -> Tensor:
-        x_btd = x_btd + self.dropout(
-            self.attention(self.attention_norm(x_btd), query_rotation, key_rotation, mask, cache, **kwargs)
-        )
+    def forward(self, x_btd: Tensor, *attention_arguments, **kwargs) -> Tensor:
+        x_btd = x_btd + self.dropout(self.attention(self.attention_norm(x_btd), *attention_arguments, **kwargs))
         return x_btd + self.dropout(self.mlp(self.mlp_norm(x_btd)))
 
 
@@ -63,7 +74,11 @@ class GPTForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: GPTConfig):
         super().__init__(config)
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.rotary = Rotary(config)
+        if config.positions == "rotary":
+            self.rotary = Rotary(config)
+        else:
+            self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.shared_metric = make_metric(config) if config.metric_sharing == "model" else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -72,9 +87,8 @@ class GPTForCausalLM(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         """GPT-2's initialisation: normal(0.02), projections into the residual stream smaller by sqrt(2l).
 
-        A metric begins as a random symmetric matrix with entries of about 1/sqrt(k), so that no token starts out
-        attending to itself. `init` leaves alone what a checkpoint has filled, and `from_pretrained` counts on it
-        to fill the buffers that no checkpoint holds.
+        `init` leaves alone what a checkpoint has filled, and `from_pretrained` counts on this method to fill the
+        buffers that no checkpoint holds.
         """
         std = self.config.initializer_range
         if isinstance(module, nn.Embedding | nn.Linear):
@@ -83,9 +97,8 @@ class GPTForCausalLM(PreTrainedModel, GenerationMixin):
             init.ones_(module.weight)
         elif isinstance(module, Rotary):
             init.copy_(module.frequencies, module.compute_frequencies())
-        elif isinstance(module, MetricAttention):
-            init.normal_(module.metric_hp, std=1 / math.sqrt(module.head_width))
-            init.copy_(module.entry_kk, module.compute_entries())
+        elif isinstance(module, Metric):
+            module.initialise()
         elif isinstance(module, Block):
             residual_std = std / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(module.attention.o_proj.weight, std=residual_std)
@@ -131,7 +144,7 @@ class GPTForCausalLM(PreTrainedModel, GenerationMixin):
             cache = DynamicCache()
         past = cache.get_seq_length() if cache is not None else 0
 
-        if attention_mask is None and past == 0 and (cache is None or cache.is_compileable is False):
+        if attention_mask is None and past == 0 and (cache is None or not cache.is_compileable):
             mask = None  # the kernels' own causal mask
         else:
             mask = create_causal_mask(self.config, x_btd, attention_mask, cache, position_ids)
@@ -139,13 +152,16 @@ class GPTForCausalLM(PreTrainedModel, GenerationMixin):
         key_positions_bs = key_positions(attention_mask, mask, past + length, x_btd.device)
         if position_ids is None:
             position_ids = key_positions_bs[:, -length:]
-        query_rotation = self.rotary(position_ids, x_btd.dtype)
-        # Only a cache that holds unrotated keys (the metric attention's) needs the rotation of every key.
-        same = cache is None or self.config.attention == "standard"
-        key_rotation = query_rotation if same else self.rotary(key_positions_bs, x_btd.dtype)
+        query_rotation = key_rotation = None
+        if self.config.positions == "rotary":
+            query_rotation = key_rotation = self.rotary(position_ids, x_btd.dtype)
+            if cache is not None and self.config.values == "tied":  # it holds unrotated keys
+                key_rotation = self.rotary(key_positions_bs, x_btd.dtype)
+        else:
+            x_btd = x_btd + self.position_embedding(position_ids)
 
         for block in self.blocks:
-            x_btd = block(x_btd, query_rotation, key_rotation, mask, cache, **kwargs)
+            x_btd = block(x_btd, self.shared_metric, query_rotation, key_rotation, mask, cache, **kwargs)
         x_btd = self.norm(x_btd)
         logits_btv = self.lm_head(x_btd[:, -logits_to_keep:] if logits_to_keep else x_btd)
         loss = None

@@ -50,13 +50,8 @@ def make_model(recipe: Recipe, corpus: Corpus) -> GPTForCausalLM:
     torch.manual_seed(recipe.seed)
     model = GPTForCausalLM(
         GPTConfig(
-            attention=recipe.model.attention,
+            **recipe.model.shape(),
             vocab_size=len(corpus.tokenizer),
-            hidden_size=recipe.model.width,
-            num_hidden_layers=recipe.model.layers,
-            num_attention_heads=recipe.model.heads,
-            max_position_embeddings=recipe.model.context,
-            dropout=recipe.model.dropout,
             reply_stops=corpus.reply_stops,
         )
     )

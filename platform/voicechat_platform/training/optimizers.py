@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-# Projections that are several matrices in one, side by side in their rows: each is orthogonalised alone.
-FUSED_MATRICES = {"qkv_proj": 3, "gate_up_proj": 2}
+from voicechat_platform.models.attention import FusedLinear
 
 
 class Muon(torch.optim.Optimizer):
@@ -22,7 +22,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": 1})
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
@@ -37,7 +37,9 @@ class Muon(torch.optim.Optimizer):
                 momentum = state["momentum"]
                 momentum.lerp_(weight.grad, 1 - group["momentum"])
                 nesterov = weight.grad.lerp(momentum, group["momentum"])
-                for part, update in zip(weight.chunk(group["parts"]), nesterov.chunk(group["parts"]), strict=True):
+                # Each of several matrices in one is orthogonalised alone.
+                sizes = group["rows"] or weight.shape[0]
+                for part, update in zip(weight.split(sizes), nesterov.split(sizes), strict=True):
                     by_shape[tuple(part.shape)].append((part, update, group))
         for shape, entries in by_shape.items():
             updates_nij = orthogonalise(torch.stack([update for _, update, _ in entries]))
@@ -66,18 +68,16 @@ def orthogonalise(matrices_nij: Tensor) -> Tensor:
 
 
 def make_optimizers(
-    model: nn.Module, kind: str, learning_rate: float, weight_decay: float
+    model: PreTrainedModel, kind: str, learning_rate: float, weight_decay: float
 ) -> list[torch.optim.Optimizer]:
     """One AdamW, and with kind "muon" a Muon before it that takes the blocks' matrices."""
-    matrices: dict[int, list[Tensor]] = defaultdict(list)
-    others: list[Tensor] = []
-    for name, weight in model.named_parameters():
-        module = name.removesuffix(".weight").rpartition(".")[2]
-        if name.startswith("blocks.") and module.endswith("_proj"):
-            matrices[FUSED_MATRICES.get(module, 1)].append(weight)
-        else:
-            others.append(weight)
-    groups = [{"params": weights, "parts": parts} for parts, weights in matrices.items()]
+    matrices: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module is not model.get_output_embeddings():
+            matrices[module.sizes if isinstance(module, FusedLinear) else ()].append(module.weight)
+    taken = {id(weight) for weights in matrices.values() for weight in weights}
+    others = [weight for weight in model.parameters() if id(weight) not in taken]
+    groups = [{"params": weights, "rows": rows} for rows, weights in matrices.items()]
     plain = {"params": others, "weight_decay": 0.0}
     if kind == "muon":
         return [

@@ -1,6 +1,6 @@
 """A recipe: everything that determines a training run, read from YAML, checked before any work starts."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -8,7 +8,7 @@ from voicechat_platform.corpora.texts import PLAYS
 from voicechat_platform.corpora.tokenizers import TokenizerKind
 from voicechat_platform.strict_yaml import Strict
 
-AttentionKind = Literal["standard", "metric"]
+MetricKind = Literal["symmetric", "signed_diagonal", "positive_definite", "general", "low_rank", "identity"]
 
 
 class CorpusRecipe(Strict):
@@ -23,8 +23,26 @@ class CorpusRecipe(Strict):
 
 
 class ModelRecipe(Strict):
-    attention: AttentionKind = "standard"
-    """standard, or metric: scores from a learned symmetric metric, values tied to the scored projection."""
+    """The fields of GPTConfig (models/configuration.py) under shorter names; docs/models.md explains the family."""
+
+    attention: Literal["standard", "metric"] = "standard"
+    """standard, or metric: scores from a learned metric of one projection."""
+    metric: Literal["symmetric", "signed_diagonal", "positive_definite", "general", "low_rank", "identity"] | None = (
+        None
+    )
+    """Of metric attention: what matrix M is; symmetric by default."""
+    projection: Literal["per_head", "shared"] | None = None
+    """Of metric attention: each head has its own projection (the default), or all share one."""
+    metric_sharing: Literal["layer", "model"] | None = None
+    """Of metric attention: each layer has its metrics (the default), or the whole model shares them."""
+    qk_norm: bool | None = None
+    """Of metric attention: normalise what is scored."""
+    values: Literal["tied", "separate"] | None = None
+    """Whether values are what is scored (metric attention's default) or a projection of their own (the standard's)."""
+    positions: Literal["rotary", "learned"] = "rotary"
+    mlp: Literal["swiglu", "relu_squared"] = "swiglu"
+    mlp_width: int | None = Field(default=None, ge=1)
+    """8/3 of the width for swiglu and 4 times the width for relu_squared by default."""
     layers: int = Field(default=4, ge=1)
     heads: int = Field(default=4, ge=1)
     width: int = Field(default=128, ge=2)
@@ -33,13 +51,28 @@ class ModelRecipe(Strict):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
-    def heads_must_fit(self) -> "ModelRecipe":
+    def must_be_a_possible_model(self) -> "ModelRecipe":
         if self.width % self.heads or self.width // self.heads % 2:
             raise ValueError(
                 f"width must be a multiple of heads, and a head an even number wide; "
                 f"got width {self.width} over {self.heads} heads"
             )
+        if self.attention == "standard":
+            for field in ("metric", "projection", "metric_sharing", "qk_norm"):
+                if getattr(self, field) is not None:
+                    raise ValueError(f"{field} belongs to metric attention; leave it out or set attention: metric")
         return self
+
+    def shape(self) -> dict[str, Any]:
+        """The arguments of GPTConfig that are given; its own defaults stand for the others."""
+        names = {
+            "layers": "num_hidden_layers",
+            "heads": "num_attention_heads",
+            "width": "hidden_size",
+            "mlp_width": "intermediate_size",
+            "context": "max_position_embeddings",
+        }
+        return {names.get(field, field): value for field, value in self.model_dump(exclude_none=True).items()}
 
 
 class TrainingRecipe(Strict):

@@ -1,0 +1,89 @@
+"""Folding: any rotary model of the family as a stock Llama with the same logits, which every inference engine runs.
+
+Letters: h head, g key-value head, k head width, d model width.
+
+Rotary positions after the metric are exactly Llama's order, so a metric layer is a Llama layer with q_proj = Mᵀ P,
+k_proj = P and v_proj = P or its own; a projection shared by the heads becomes grouped-query attention with one
+key-value head. What is lost is the smaller cache: a stock engine keeps keys and values apart.
+"""
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from voicechat_platform.errors import InputError
+from voicechat_platform.models.attention import MetricAttention
+from voicechat_platform.models.gpt import GPTForCausalLM, SquaredReluMLP
+
+
+@torch.no_grad()
+def fold(model: GPTForCausalLM) -> LlamaForCausalLM:
+    """A Llama with the model's logits.
+
+    Raises:
+        InputError: the model cannot be written as a Llama; says why.
+    """
+    config = model.config
+    if config.positions != "rotary":
+        raise InputError("a model with learned positions cannot be folded: Llama has rotary ones only")
+    if config.qk_norm:
+        raise InputError("a model with qk_norm cannot be folded: Llama has no norm between projection and metric")
+    folded = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            # relu(z)² = relu(z) z: a gated MLP whose gate is its up projection.
+            hidden_act="silu" if config.mlp == "swiglu" else "relu",
+            max_position_embeddings=config.max_position_embeddings,
+            rms_norm_eps=config.rms_norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            tie_word_embeddings=config.tie_word_embeddings,
+            bos_token_id=config.bos_token_id,
+            eos_token_id=config.eos_token_id,
+            pad_token_id=config.pad_token_id,
+            reply_stops=config.reply_stops,
+        )
+    ).to(model.dtype)
+    weights = {"model.embed_tokens.weight": model.embedding.weight, "model.norm.weight": model.norm.weight}
+    weights["lm_head.weight"] = model.lm_head.weight
+    for layer, block in enumerate(model.blocks):
+        q, k, v = projections(block.attention, model)
+        if isinstance(block.mlp, SquaredReluMLP):
+            gate = up = block.mlp.up_proj.weight
+        else:
+            gate, up = block.mlp.gate_up_proj.weight.split(block.mlp.gate_up_proj.sizes)
+        weights |= {
+            f"model.layers.{layer}.{name}.weight": weight
+            for name, weight in {
+                "input_layernorm": block.attention_norm.weight,
+                "self_attn.q_proj": q,
+                "self_attn.k_proj": k,
+                "self_attn.v_proj": v,
+                "self_attn.o_proj": block.attention.o_proj.weight,
+                "post_attention_layernorm": block.mlp_norm.weight,
+                "mlp.gate_proj": gate,
+                "mlp.up_proj": up,
+                "mlp.down_proj": block.mlp.down_proj.weight,
+            }.items()
+        }
+    folded.load_state_dict(weights)
+    folded.generation_config = model.generation_config
+    return folded.eval()
+
+
+def projections(attention, model: GPTForCausalLM) -> tuple[Tensor, Tensor, Tensor]:
+    """q (h·k, d), k and v (g·k, d) of the equivalent standard layer."""
+    if not isinstance(attention, MetricAttention):
+        q, k, *v = attention.qkv_proj.weight.split(attention.qkv_proj.sizes)
+        return q, k, v[0] if v else k
+    p, *v = attention.pv_proj.weight.split(attention.pv_proj.sizes)
+    metric = model.shared_metric if attention.metric is None else attention.metric
+    assert metric is not None
+    p_gkd = p.unflatten(0, (-1, attention.head_width))
+    q_hkd = metric.matrix().to(p.dtype).mT @ p_gkd
+    return q_hkd.flatten(0, 1), p, v[0] if v else p

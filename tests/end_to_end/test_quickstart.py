@@ -1,0 +1,45 @@
+"""The first `voicechat up` on an empty home: the packaged sweep, whole, and what it promotes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+PORT = 18766
+
+
+@pytest.mark.nightly
+def test_the_first_start_tunes_promotes_and_serves_a_good_model(tmp_path: Path):
+    environment = {**os.environ, "VOICECHAT_HOME": str(tmp_path), "VOICECHAT_CPUS": "2"}
+    command = [sys.executable, "-m", "voicechat_ui.cli"]
+    with (tmp_path / "log").open("w") as log:
+        up = subprocess.Popen([*command, "up", "--port", str(PORT)], env=environment, stderr=log)
+        try:
+            deadline = time.monotonic() + 900
+            while True:
+                assert up.poll() is None, (tmp_path / "log").read_text()
+                assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+                time.sleep(1)
+                try:
+                    if httpx.get(f"http://127.0.0.1:{PORT}/health", timeout=5).status_code == 200:
+                        break
+                except httpx.TransportError:
+                    continue
+        finally:
+            up.send_signal(signal.SIGINT)
+            up.wait(timeout=60)
+    listed = subprocess.run([*command, "models", "--json"], env=environment, capture_output=True, check=True)
+    versions = json.loads(listed.stdout)
+    assert len(versions) >= 4
+    assert {version["attention"] for version in versions} == {"standard", "metric"}
+    (champion,) = (version for version in versions if version["is_champion"])
+    assert champion["nats_per_character"] == min(version["nats_per_character"] for version in versions)
+    # A character bigram has 2.48; below 1.75 samples are words and lines.
+    assert champion["nats_per_character"] < 1.75
+    assert "promoted to champion" in (tmp_path / "log").read_text()

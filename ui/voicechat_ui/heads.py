@@ -1,0 +1,149 @@
+"""`voicechat heads`: a checkpoint's heads as figures, as data and as a table.
+
+Letters: h head, k head width, n tokens shown, t query position, s key position.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+
+from voicechat_platform.checkpoints import load_checkpoint, read_run
+from voicechat_platform.errors import InputError
+from voicechat_platform.models import GPTForCausalLM
+from voicechat_platform.models.readouts import HeadReadout, attention_weights, read_heads, token_distances
+from voicechat_platform.registry import find_checkpoint
+from voicechat_platform.training.loop import recipe_corpus
+from voicechat_platform.training.recipe import Recipe
+
+TOKENS_SHOWN = 24
+SCORES = ("symmetry", "self_weight", "previous_token", "induction")
+
+
+def show_heads(reference: str, out: Path | None) -> tuple[Path, list[dict[str, Any]]]:
+    """Read every head and write the figures.
+
+    Args:
+        reference: a checkpoint of ours.
+        out: folder for the figures and heads.json; "heads" in the checkpoint's own by default.
+
+    Returns:
+        The folder, and a row of read-outs for each head.
+
+    Raises:
+        InputError: the checkpoint is not of our family.
+    """
+    folder = find_checkpoint(reference)
+    model, tokenizer = load_checkpoint(folder)
+    if not isinstance(model, GPTForCausalLM):
+        raise InputError(f"{reference} is a {type(model).__name__}; heads are read of this project's own models")
+    corpus = recipe_corpus(Recipe.model_validate(read_run(folder)["recipe"]))
+    context = min(model.config.max_position_embeddings, 128)
+    tokens = corpus.validation_tokens[: 8 * context].long()
+    tokens_bt = tokens[: len(tokens) // context * context].view(-1, context)
+    if not len(tokens_bt):
+        raise InputError(f"the validation part of {corpus.source} is shorter than {context} tokens")
+    readouts = read_heads(model, tokens_bt)
+    commonest_n = corpus.validation_tokens.bincount(minlength=model.config.vocab_size).argsort(descending=True)
+    commonest_n = commonest_n[:TOKENS_SHOWN].sort().values
+    labels = [repr(tokenizer.decode([token]))[1:-1] for token in commonest_n.tolist()]
+    distances = [token_distances(model, readout, commonest_n) for readout in readouts]
+
+    out = out or folder / "heads"
+    out.mkdir(parents=True, exist_ok=True)
+    weights = attention_weights(model, tokens_bt[:1, :48])
+    save(out / "spectra.png", spectra(readouts))
+    save(out / "scores.png", score_maps(readouts))
+    save(out / "eigenbasis.png", maps(readouts, [loadings(model, r, commonest_n) for r in readouts], labels, None))
+    save(out / "distances.png", maps(readouts, distances, labels, labels))
+    save(out / "attention.png", maps(readouts, [weights[r.layer][0, r.head] for r in readouts], None, None))
+    rows = [row(readout) for readout in readouts]
+    data = [
+        row(readout) | {"eigenvalues": readout.eigenvalues_k.tolist(), "token_distances": table.tolist()}
+        for readout, table in zip(readouts, distances, strict=True)
+    ]
+    (out / "heads.json").write_text(json.dumps({"tokens": labels, "heads": data}, indent=1))
+    return out, rows
+
+
+def row(readout: HeadReadout) -> dict[str, Any]:
+    """The scalars of a head."""
+    return {name: value for name, value in asdict(readout).items() if not isinstance(value, torch.Tensor)}
+
+
+def loadings(model: GPTForCausalLM, readout: HeadReadout, tokens_n: torch.Tensor) -> torch.Tensor:
+    """(n, k): each token's embedding along the head's directions, stretched by what each direction counts."""
+    coordinates_nk = model.embedding.weight[tokens_n].detach().double() @ readout.eigenvectors_dk
+    return coordinates_nk * readout.eigenvalues_k.abs().sqrt() * readout.eigenvalues_k.sign()
+
+
+def grid(readouts: list[HeadReadout], size: float) -> tuple[Figure, Any]:
+    rows, columns = readouts[-1].layer + 1, readouts[-1].head + 1
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(size * columns, size * rows), squeeze=False, layout="constrained"
+    )
+    for readout in readouts:
+        axes[readout.layer, readout.head].set_title(f"layer {readout.layer} head {readout.head}", fontsize=8)
+    return figure, axes
+
+
+def spectra(readouts: list[HeadReadout]) -> Figure:
+    figure, axes = grid(readouts, 2.2)
+    for readout in readouts:
+        values = readout.eigenvalues_k.sort(descending=True).values
+        axis = axes[readout.layer, readout.head]
+        axis.bar(range(len(values)), values, color=["#0f766e" if value > 0 else "#dc2626" for value in values])
+        axis.set_xlabel(f"+{readout.positive} −{readout.negative}, rank {readout.effective_rank:.1f}", fontsize=7)
+        axis.tick_params(labelsize=6)
+    figure.suptitle("Eigenvalues of each head's form", fontsize=10)
+    return figure
+
+
+def score_maps(readouts: list[HeadReadout]) -> Figure:
+    figure, axes = plt.subplots(1, len(SCORES), figsize=(3 * len(SCORES), 3), layout="constrained")
+    for axis, name in zip(axes, SCORES, strict=True):
+        table = torch.zeros(readouts[-1].layer + 1, readouts[-1].head + 1)
+        for readout in readouts:
+            table[readout.layer, readout.head] = getattr(readout, name)
+            axis.text(
+                readout.head, readout.layer, f"{getattr(readout, name):.2f}", ha="center", va="center", fontsize=8
+            )
+        axis.imshow(table, cmap="YlGnBu", vmin=0, vmax=1)
+        axis.set_title(name.replace("_", " "), fontsize=9)
+        axis.set_xlabel("head", fontsize=8)
+        axis.set_ylabel("layer", fontsize=8)
+        axis.set_xticks(range(table.shape[1]))
+        axis.set_yticks(range(table.shape[0]))
+    return figure
+
+
+def maps(
+    readouts: list[HeadReadout], tables: list[torch.Tensor], rows: list[str] | None, columns: list[str] | None
+) -> Figure:
+    """A heat map for each head, zero in the middle of the colours where there are negative values."""
+    figure, axes = grid(readouts, 3)
+    for readout, table in zip(readouts, tables, strict=True):
+        axis = axes[readout.layer, readout.head]
+        largest = table.abs().max().item()
+        signed = bool((table < 0).any())
+        axis.imshow(
+            table, cmap="RdBu" if signed else "viridis", vmin=-largest if signed else 0, vmax=largest, aspect="auto"
+        )
+        for labels, place in ((rows, axis.set_yticks), (columns, axis.set_xticks)):
+            if labels:
+                place(range(len(labels)), labels, fontsize=5)
+            else:
+                place([])
+    return figure
+
+
+def save(path: Path, figure: Figure) -> None:
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
