@@ -117,13 +117,19 @@ def sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def appearing_whole(folder: Path) -> Iterator[Path]:
-    """A new folder that appears under its name only when the block has ended well, never half made."""
+    """A new folder that appears under its name only when the block has ended well, never half made.
+
+    One that is there already stays, and the new one is dropped: another process was faster.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         yield partial
-        with contextlib.suppress(OSError):  # another process may have been faster
+        try:
             os.replace(partial, folder)
+        except OSError:
+            if not folder.exists():
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -32,14 +32,31 @@ def save_checkpoint(
     training_state: dict[str, Any],
     run: dict[str, Any],
 ) -> None:
-    """Write a whole checkpoint; a folder of that name is replaced only when the new one is complete."""
-    with appearing_whole(folder.with_name(f"{folder.name}.new")) as partial:
+    """Write a whole checkpoint; a folder of that name is replaced only when the new one is complete.
+
+    A kill at any moment leaves the old or the new one whole: under the folder's name, or between two renames under the
+    name that `recover` looks for.
+    """
+    new, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
+    recover(folder)
+    with appearing_whole(new) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         torch.save(training_state, partial / "training_state.pt")
         (partial / "run.json").write_text(json.dumps({**run, **provenance()}, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.with_name(f"{folder.name}.new").rename(folder)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Finish or undo what a killed `save_checkpoint` left."""
+    new, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
+    if new.exists() and not folder.exists():
+        new.rename(folder)  # it appeared whole
+    for rest in (new, old):
+        shutil.rmtree(rest, ignore_errors=True)
 
 
 def load_checkpoint(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -76,6 +93,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def check_is_checkpoint(folder: Path) -> None:
+    recover(folder)
     if not (folder / "config.json").exists():
         raise InputError(
             f"{folder} is not a checkpoint: it has no config.json; `voicechat models` lists the checkpoints that exist"
@@ -85,6 +103,16 @@ def check_is_checkpoint(folder: Path) -> None:
 @cache
 def provenance() -> dict[str, Any]:
     """The code's commit and the versions of the libraries that decide a result."""
+    try:
+        described = git_describe()
+    except OSError:
+        described = ""  # no git here
+    packages = ("llm-voice-chat", "torch", "transformers", "tokenizers", "ray", "optuna", "numpy")
+    return {"commit": described or None, "versions": {name: version(name) for name in packages}}
+
+
+def git_describe() -> str:
+    """This code's commit; empty when it does not lie in a repository."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=Path(__file__).parent,
@@ -92,5 +120,4 @@ def provenance() -> dict[str, Any]:
         text=True,
         check=False,
     )
-    packages = ("llm-voice-chat", "torch", "transformers", "tokenizers", "ray", "optuna", "numpy")
-    return {"commit": commit.stdout.strip() or None, "versions": {name: version(name) for name in packages}}
+    return commit.stdout.strip()

@@ -44,7 +44,17 @@ class Version:
     def checkpoint(self) -> Path:
         """The checkpoint's folder on this machine; fetched first where the registry is a remote one."""
         from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
 
+        try:
+            return self._fetched(download_artifacts)
+        except (MlflowException, OSError) as error:
+            raise InputError(
+                f"the files of {self} are not at {self.source} any more ({error}); the registry remembers absolute "
+                f"paths, so put the home folder back where it was, or tune anew with another VOICECHAT_HOME"
+            ) from error
+
+    def _fetched(self, download_artifacts: Any) -> Path:
         if self.source.startswith("file:"):
             return Path(download_artifacts(artifact_uri=self.source))
         folder = settings().folder("registry") / f"{self.name}-{self.number}"
@@ -52,17 +62,13 @@ class Version:
 
 
 class Registry:
-    """A connection to the registry.
+    """A connection to the registry: the MLflow server of the settings, or SQLite in the home folder."""
 
-    Args:
-        uri: an MLflow tracking URI; SQLite in the home folder when empty.
-    """
-
-    def __init__(self, uri: str = ""):
+    def __init__(self):
         from mlflow import MlflowClient
 
         home = settings().folder("registry")
-        uri = uri or settings().registry_uri or f"sqlite:///{home}/mlflow.db"
+        uri = settings().registry_uri or f"sqlite:///{home}/mlflow.db"
         self.artifacts = (home / "artifacts").as_uri() if uri.startswith("sqlite") else None
         self.client = MlflowClient(uri, uri)
 
@@ -72,9 +78,9 @@ class Registry:
         run_name: str,
         parameters: dict[str, Any],
         history: list[dict[str, float]],
-        checkpoint: Path | None,
+        checkpoint: Path,
         status: str = "FINISHED",
-    ) -> Version | None:
+    ) -> Version:
         """Keep a run for good; recording it again changes nothing.
 
         Args:
@@ -83,10 +89,7 @@ class Registry:
             parameters: what was chosen, flat.
             history: metrics at each evaluation, each with its "step".
             checkpoint: becomes a version of the model that its recipe names.
-            status: FINISHED, KILLED (stopped early) or FAILED.
-
-        Returns:
-            The version, when there was a checkpoint.
+            status: FINISHED, or KILLED for one that was stopped early.
         """
         from mlflow.entities import Metric, Param
 
@@ -96,10 +99,11 @@ class Registry:
             if experiment
             else self.client.create_experiment(group, self.artifacts and f"{self.artifacts}/{group}")
         )
-        known = self.client.search_runs([experiment_id], f"tags.run_name = '{run_name}'")
-        if known:
-            found = self.client.search_model_versions(f"run_id = '{known[0].info.run_id}'")
-            return self.version(found[0].name, int(found[0].version)) if found else None
+        for known in self.client.search_runs([experiment_id], f"tags.run_name = '{run_name}'"):
+            found = self.client.search_model_versions(f"run_id = '{known.info.run_id}'")
+            if found:
+                return self.version(found[0].name, int(found[0].version))
+            self.client.delete_run(known.info.run_id)  # it was broken off while being recorded
         run = self.client.create_run(experiment_id, run_name=run_name, tags={"run_name": run_name})
         now = int(time.time() * 1000)
         metrics = [
@@ -110,9 +114,7 @@ class Registry:
         ]
         params = [Param(key, str(value)) for key, value in parameters.items()]
         self.client.log_batch(run.info.run_id, metrics=metrics, params=params)
-        version = None
-        if checkpoint is not None:
-            version = self.register(run.info.run_id, run.info.artifact_uri, f"{group}/{run_name}", checkpoint)
+        version = self.register(run.info.run_id, run.info.artifact_uri, f"{group}/{run_name}", checkpoint)
         self.client.set_terminated(run.info.run_id, status)
         return version
 

@@ -17,7 +17,7 @@ from ray.serve.schema import ApplicationStatus, DeploymentStatus
 from voicechat_platform.assets import locate
 from voicechat_platform.errors import InputError
 from voicechat_serve.api.ingress import APIIngress
-from voicechat_serve.api.services import Services
+from voicechat_serve.api.services import RESERVED_NAMES, Services
 from voicechat_serve.front import FrontIngress, Page
 from voicechat_serve.language_model import LanguageModel, ServedModel
 from voicechat_serve.synthesis import Synthesis
@@ -56,9 +56,12 @@ def deploy(models: Sequence[ServedModel], whisper: str, port: int, page: Page | 
         page: mounts the page at /; must be importable in the replica.
 
     Raises:
-        InputError: the port is in use, a model's folder is not there, or an asset is missing.
+        InputError: two models of one name, the port is in use, a model's folder is not there, or an asset is missing.
     """
     require_free(port)
+    ids = [model.id for model in models]
+    if len(set(ids)) < len(ids) or set(ids) & RESERVED_NAMES:
+        raise InputError(f"models must have names of their own, and none of {', '.join(sorted(RESERVED_NAMES))}: {ids}")
     for model in models:
         if not model.folder.is_dir():
             raise InputError(f"the model {model.id!r} has no folder {model.folder}")

@@ -21,6 +21,9 @@ HEARING_RATE = 16_000
 """Samples a second that transcription works with."""
 
 
+CONTAINERS = "wav,mp3,ogg,flac,aac,mov,matroska,webm,aiff,au,caf,amr,w64,asf"
+"""Formats that are sound. FFmpeg also knows playlists and session descriptions, which open other files and sockets."""
+
 LOWEST_RATE = 1_000
 """A forged rate below it would turn one frame into gigabytes when resampled."""
 
@@ -52,7 +55,8 @@ def decode(upload: bytes, limits: DecodingLimits = DecodingLimits()) -> Samples:
     if len(upload) > limits.upload_bytes:
         raise AudioError(f"the audio file has more than {limits.upload_bytes // 2**20} MB")
     try:
-        with av.open(io.BytesIO(upload), metadata_errors="ignore") as container:
+        options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
+        with av.open(io.BytesIO(upload), metadata_errors="ignore", options=options) as container:
             if not container.streams.audio:
                 raise AudioError("the file holds no audio")
             parts_n = list(decoded_parts(container, limits))

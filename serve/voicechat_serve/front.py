@@ -10,6 +10,7 @@ from ray import serve
 from ray.serve.schema import ApplicationStatus
 
 from voicechat_serve.api.errors import answer_errors_in_openai_form
+from voicechat_serve.api.origins import LoopbackOnly
 
 Page = Callable[[FastAPI], FastAPI]
 """Mounts a page on the front's application and returns what is to be served; called inside the replica."""
@@ -22,6 +23,7 @@ class FrontIngress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = FastAPI(title="llm-voice-chat", docs_url=None, redoc_url=None, openapi_url=None)
+        app.add_middleware(LoopbackOnly)
         answer_errors_in_openai_form(app)
 
         @app.get("/health")

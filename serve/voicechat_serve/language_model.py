@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from bisect import bisect_left
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -54,7 +55,8 @@ class LanguageModel:
             thread.submit(asyncio.run, self.warm_up()).result()
 
     async def warm_up(self) -> None:
-        async for _ in self.complete("Once", {"max_tokens": 2}):
+        # A token, not a text: a model of characters may know none of the text's.
+        async for _ in self.write([0], Sampling(max_tokens=2)):
             pass
 
     async def chat(
@@ -72,19 +74,33 @@ class LanguageModel:
         """
         sampling = replace(self.defaults, **wishes)
         sampling = replace(sampling, stop=(*sampling.stop, *self.tokenizer.chat_stop))
-        prompt_ids = self.tokenizer.encode_chat(messages)
-        if truncation == "auto":
-            limit = self.engine.context * (1 - ANSWER_SHARE)
-            while len(prompt_ids) > limit and (shorter := without_oldest(messages)):
-                messages = shorter
-                prompt_ids = self.tokenizer.encode_chat(messages)
+        # Not on the event loop: a long conversation takes seconds, and the others' answers would wait.
+        prompt_ids = await asyncio.to_thread(self.tokenizer.encode_chat, messages)
+        limit = int(self.engine.context * (1 - ANSWER_SHARE))
+        if truncation == "auto" and len(prompt_ids) > limit:
+            prompt_ids = await asyncio.to_thread(self.shortened, messages, limit)
         async with aclosing(self.write(prompt_ids, sampling)) as deltas:
             async for delta in deltas:
                 yield delta
 
+    def shortened(self, messages: Sequence[Message], limit: int) -> list[int]:
+        """The longest prompt within the limit that leaves out the oldest messages, but never the system's.
+
+        Where the last message alone is too long, its beginning is left out too.
+        """
+        system = [message for message in messages[:1] if message["role"] == "system"]
+        rest = messages[len(system) :]
+
+        def prompt_of(num_left_out: int) -> list[int]:
+            return self.tokenizer.encode_chat([*system, *rest[num_left_out:]])
+
+        num_left_out = bisect_left(range(len(rest) - 1), True, key=lambda number: len(prompt_of(number)) <= limit)
+        return prompt_of(num_left_out)[-limit:]
+
     async def complete(self, prompt: str, wishes: dict[str, Any]) -> AsyncGenerator[Delta, None]:
         """What follows the prompt; arguments and errors as in `chat`."""
-        async with aclosing(self.write(self.tokenizer.encode(prompt), replace(self.defaults, **wishes))) as deltas:
+        prompt_ids = await asyncio.to_thread(self.tokenizer.encode, prompt)
+        async with aclosing(self.write(prompt_ids, replace(self.defaults, **wishes))) as deltas:
             async for delta in deltas:
                 yield delta
 
@@ -104,12 +120,6 @@ class LanguageModel:
     def check_health(self) -> None:
         """Called by Serve, which replaces the replica when this raises."""
         self.engine.check()
-
-
-def without_oldest(messages: Sequence[Message]) -> Sequence[Message]:
-    """Without the first message that is neither the system's nor the last; empty when there is none."""
-    first = 1 if messages[0]["role"] == "system" else 0
-    return [*messages[:first], *messages[first + 1 :]] if len(messages) > first + 1 else []
 
 
 def engine_for(folder: Path, tokenizer: ChatTokenizer) -> Engine:

@@ -1,8 +1,10 @@
 """The transcription deployment: faster-whisper, which hears nothing where nothing is said."""
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +41,9 @@ class Transcription:
         # One at a time: a second would only take the first one's cores.
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="transcription")
         silence_n = np.zeros(HEARING_RATE, np.float32)
-        self.hear(silence_n, None, None, 0.0)  # loads the voice activity detector, which then finds nothing
+        self.hear(
+            silence_n, None, None, 0.0, threading.Event()
+        )  # loads the voice activity detector, which then finds nothing
         list(self.model.transcribe(silence_n, language="en", without_timestamps=True, max_new_tokens=1)[0])
 
     async def transcribe(
@@ -60,10 +64,23 @@ class Transcription:
             known = self.model.supported_languages
             if language not in known:
                 raise InputError(f"unknown language {language!r}; known are {', '.join(known)}")
+        abandoned = threading.Event()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.worker, self.hear, samples_n, language, prompt, temperature)
+        try:
+            return await loop.run_in_executor(
+                self.worker, self.hear, samples_n, language, prompt, temperature, abandoned
+            )
+        finally:
+            abandoned.set()
 
-    def hear(self, samples_n: Samples, language: str | None, prompt: str | None, temperature: float) -> Transcript:
+    def hear(
+        self,
+        samples_n: Samples,
+        language: str | None,
+        prompt: str | None,
+        temperature: float,
+        abandoned: threading.Event,
+    ) -> Transcript:
         segments, information = self.model.transcribe(
             samples_n,
             language=language,
@@ -74,5 +91,6 @@ class Transcription:
             condition_on_previous_text=False,
             **({"temperature": temperature} if temperature else {}),
         )
-        text = "".join(segment.text for segment in segments).strip()
+        # Segments are transcribed as they are asked for: nobody waits for those of a client that has gone.
+        text = "".join(segment.text for segment in takewhile(lambda _: not abandoned.is_set(), segments)).strip()
         return Transcript(text, information.language, len(samples_n) / HEARING_RATE)

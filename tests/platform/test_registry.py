@@ -60,6 +60,25 @@ def test_recording_a_trial_again_changes_nothing(registry, checkpoint):
     assert len(registry.versions()) == 1
 
 
+def test_a_recording_that_was_broken_off_is_done_again(registry, checkpoint, monkeypatch):
+    def break_off(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry.client, "log_artifacts", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            record(registry, checkpoint)
+    assert registry.versions() == []
+    assert str(record(registry, checkpoint)) == "romeo@1"
+
+
+def test_a_moved_home_is_explained(registry, checkpoint, tmp_path):
+    version = record(registry, checkpoint)
+    (tmp_path / "registry" / "artifacts").rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="put the home folder back where it was"):
+        version.checkpoint()
+
+
 def test_one_version_is_the_champion(registry, checkpoint):
     first, second = record(registry, checkpoint, "a"), record(registry, checkpoint, "b")
     assert registry.champions() == []

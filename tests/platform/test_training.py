@@ -1,13 +1,20 @@
 """The training loop: determinism, exact resume, evaluation, the optimizer, and what a checkpoint holds."""
 
 import json
+import shutil
 
 import pytest
 import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from voicechat_platform.checkpoints import load_checkpoint, load_training_state, read_run, save_checkpoint
+from voicechat_platform.checkpoints import (
+    load_checkpoint,
+    load_training_state,
+    provenance,
+    read_run,
+    save_checkpoint,
+)
 from voicechat_platform.errors import InputError
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
 from voicechat_platform.training.evaluation import mean_loss
@@ -84,6 +91,24 @@ def test_a_loss_that_is_not_a_number_stops_the_run(play):
         next(training.evaluations())
 
 
+def test_another_text_is_refused_on_resume(play, tmp_path):
+    settings = recipe(play)
+    training = Training(settings, recipe_corpus(settings))
+    training.save(tmp_path / "last")
+    text = play.read_text()
+    try:
+        play.write_text(text.replace("Line", "Verse"))
+        with pytest.raises(InputError, match="is not the one that .* was trained on"):
+            Training(settings, recipe_corpus(settings), resume_from=tmp_path / "last")
+    finally:
+        play.write_text(text)
+
+
+def test_a_text_shorter_than_a_context_has_a_loss_too():
+    model = GPTForCausalLM(GPTConfig(vocab_size=20, hidden_size=16, num_attention_heads=2, num_hidden_layers=1))
+    assert 0 < mean_loss(model, torch.tensor([1, 2, 3]), context=10) < 10
+
+
 def test_mean_loss_is_that_of_an_explicit_loop():
     torch.manual_seed(0)
     model = GPTForCausalLM(
@@ -146,6 +171,27 @@ def test_a_training_state_is_never_unpickled(checkpoint):
 def test_a_folder_without_a_model_is_no_checkpoint(tmp_path):
     with pytest.raises(InputError, match="is not a checkpoint"):
         load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("moment", ["before the first rename", "between the renames", "before the old one is removed"])
+def test_a_kill_while_saving_leaves_a_whole_checkpoint(checkpoint, moment):
+    new, old = checkpoint.with_name("checkpoint.new"), checkpoint.with_name("checkpoint.old")
+    shutil.copytree(checkpoint, new)
+    if moment != "before the first rename":
+        checkpoint.rename(old)
+    if moment == "before the old one is removed":
+        new.rename(checkpoint)
+    load_checkpoint(checkpoint)
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["checkpoint"]
+
+
+def test_a_checkpoint_is_written_where_there_is_no_git(checkpoint, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    provenance.cache_clear()
+    try:
+        assert provenance()["commit"] is None
+    finally:
+        provenance.cache_clear()
 
 
 def test_a_failed_save_leaves_the_earlier_checkpoint(checkpoint, monkeypatch):

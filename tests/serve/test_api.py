@@ -117,6 +117,22 @@ def test_a_conversation_beyond_the_context(client):
     assert answer.usage.prompt_tokens < 200
 
 
+def test_a_single_message_beyond_the_context_loses_its_beginning(client):
+    messages = [{"role": "user", "content": "x" * 2000}]
+    answer = client.chat.completions.create(
+        model="shakespeare", messages=messages, max_tokens=4, extra_body={"truncation": "auto"}
+    )
+    assert answer.usage.prompt_tokens == 192  # three quarters of the context: the answer needs room
+
+
+def test_a_huge_conversation_holds_nobody_up(client):
+    messages = [{"role": "user", "content": "word " * 150} for _ in range(2000)]
+    answer = client.chat.completions.create(
+        model="smollm2-135m-instruct", messages=messages, max_tokens=2, extra_body={"truncation": "auto"}
+    )
+    assert answer.usage.completion_tokens == 2
+
+
 def test_transcription_of_real_speech(client, clips):
     said, heard = [], []
     for clip, text in clips:
@@ -195,6 +211,7 @@ GOOD_SPEECH = {"model": "tts-1", "input": "Hello.", "voice": "alloy"}
         (CHAT, GOOD_CHAT | {"temperature": "hot"}, 400, "temperature"),
         (CHAT, GOOD_CHAT | {"temperature": 9}, 400, "temperature"),
         (CHAT, GOOD_CHAT | {"max_tokens": 0}, 400, "max_tokens"),
+        (CHAT, GOOD_CHAT | {"top_k": 10**23}, 400, "top_k"),
         (CHAT, GOOD_CHAT | {"n": 2}, 400, "n"),
         (CHAT, GOOD_CHAT | {"frequency_penalty": 0.5}, 400, "frequency_penalty"),
         (CHAT, GOOD_CHAT | {"tools": [{"type": "function"}]}, 400, "tools"),
@@ -202,6 +219,7 @@ GOOD_SPEECH = {"model": "tts-1", "input": "Hello.", "voice": "alloy"}
         (CHAT, ["not", "an", "object"], 400, None),
         ("/v1/completions", {"model": "shakespeare", "prompt": ["a", "b"]}, 400, "prompt"),
         ("/v1/completions", {"model": "shakespeare"}, 400, "prompt"),
+        ("/v1/completions", {"model": "shakespeare", "prompt": ""}, 400, None),
         ("/v1/audio/speech", GOOD_SPEECH | {"voice": "bob"}, 400, "voice"),
         ("/v1/audio/speech", GOOD_SPEECH | {"input": ""}, 400, "input"),
         ("/v1/audio/speech", GOOD_SPEECH | {"input": "a" * 4097}, 400, "input"),
@@ -270,6 +288,27 @@ def test_one_port_for_the_page_the_health_and_the_api(http):
     assert http.get("/v1/models").status_code == 200
     assert http.get("/v1").status_code == 404
     assert http.get("/v1/health").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "evil.example"},
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"host": "127.0.0.1.evil.example"},
+    ],
+)
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/models"])
+def test_other_pages_of_the_browser_may_not_ask(http, path, headers):
+    refused = http.get(path, headers=headers)
+    assert refused.status_code == 403
+    assert refused.json()["error"]["code"] == "forbidden_origin"
+
+
+def test_this_machines_own_names_may_ask(http):
+    for name in ("localhost:8000", "127.0.0.1", "[::1]:1"):
+        assert http.get("/v1/models", headers={"host": name, "origin": f"http://{name}"}).status_code == 200
 
 
 async def test_overload_is_refused_and_passes(server, client):

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import shutil
 import wave
 
 import numpy as np
@@ -99,3 +100,18 @@ def test_forged_sample_rates_are_work_of_bounded_size():
         writer.writeframes(bytes(200_000))
     with pytest.raises(AudioError):
         decode(file.getvalue())
+
+
+@pytest.mark.parametrize(
+    "upload",
+    [
+        b"ffconcat version 1.0\nfile clip.wav\n",
+        b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 18460 RTP/AVP 0\n",
+        b"#EXTM3U\n#EXTINF:1,\nclip.wav\n#EXT-X-ENDLIST\n",
+    ],
+)
+def test_an_upload_never_opens_another_file_or_a_socket(upload, clips, tmp_path, monkeypatch):
+    shutil.copy(clips[0][0], tmp_path / "clip.wav")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AudioError, match="cannot be decoded"):
+        decode(upload)

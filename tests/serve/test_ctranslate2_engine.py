@@ -70,6 +70,25 @@ async def test_a_full_queue_refuses_and_leaving_makes_room(engine, tokenizer):
     await streams[2].aclose()
 
 
+async def test_who_leaves_while_waiting_makes_room_at_once(engine, tokenizer):
+    running = [engine.generate(request(tokenizer, "Write a very long story.", max_tokens=1500)) for _ in range(2)]
+    await asyncio.gather(*(anext(stream) for stream in running))
+    waiting = asyncio.create_task(anext(engine.generate(request(tokenizer))))
+    await asyncio.sleep(0.05)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert len(engine.decodings) == 2
+    for stream in running:
+        await stream.aclose()
+
+
+async def test_extreme_sampling_is_greedy_or_harmless(engine, tokenizer):
+    greedy = [token.id async for token in engine.generate(request(tokenizer, max_tokens=5))]
+    almost = [token.id async for token in engine.generate(request(tokenizer, max_tokens=5, temperature=1e-46))]
+    assert almost == greedy
+    assert [token async for token in engine.generate(request(tokenizer, max_tokens=2, temperature=1, top_k=10**6))]
+
+
 async def test_what_fails_in_the_library_fails_the_request(engine):
     with pytest.raises(TypeError):
         await anext(engine.generate(GenerationRequest(prompt_ids=[10**6])))

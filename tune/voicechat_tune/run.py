@@ -135,7 +135,7 @@ def register_trial(registry: Registry, sweep: SweepFile, result: Any) -> Version
     columns = ["step", METRIC, "train_loss", "nats_per_character", "tokens_per_second"]
     history = result.metrics_dataframe[columns].drop_duplicates("step", keep="last").to_dict("records")
     step = result.metrics["step"]
-    version = registry.record(
+    return registry.record(
         group=f"{sweep.name}-{fingerprint(sweep)}",
         run_name=result.metrics["trial_id"],
         parameters=result.config,
@@ -143,8 +143,6 @@ def register_trial(registry: Registry, sweep: SweepFile, result: Any) -> Version
         checkpoint=Path(result.checkpoint.path),
         status="FINISHED" if step >= sweep.recipe.training.steps else "KILLED",
     )
-    assert version is not None  # it had a checkpoint
-    return version
 
 
 def fingerprint(sweep: SweepFile) -> str:

@@ -282,7 +282,8 @@ def main() -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop is a Ctrl-C
+    for stop in (signal.SIGTERM, signal.SIGHUP):  # a service manager's stop and a closed terminal are a Ctrl-C
+        signal.signal(stop, signal.default_int_handler)
     from voicechat_platform.errors import InputError
 
     try:

@@ -134,6 +134,7 @@ class PageSession:
             system_prompt=SYSTEM_PROMPT,
         )
         self._changed = asyncio.Event()
+        self._one_at_a_time = asyncio.Lock()  # of start, stop and clear: clicks come faster than turns end
 
     def show(self, state: State, problem: str = "") -> None:
         """What is going on now; for "failed" also what went wrong and what to do."""
@@ -159,33 +160,39 @@ class PageSession:
 
     async def start(self, *, model: str, audio: bytes | None = None, text: str | None = None) -> None:
         """Begin a turn; one that is still going on is stopped first."""
-        await self.stop()
-        self._forget(self.turn)
-        self._model = model
-        self.timings = None
-        turn = self.turn = Turn()
-        self._speeches[turn.id] = turn
-        if text is not None:
-            self.messages.append({"role": "user", "content": text})
-        turn.task = asyncio.create_task(self._run(turn, audio, text))
-        turn.task.add_done_callback(partial(self._ended, turn))
-        self.show("transcribing" if text is None else "thinking")
+        async with self._one_at_a_time:
+            await self._stop()
+            self._forget(self.turn)
+            self._model = model
+            self.timings = None
+            turn = self.turn = Turn()
+            self._speeches[turn.id] = turn
+            if text is not None:
+                self.messages.append({"role": "user", "content": text})
+            turn.task = asyncio.create_task(self._run(turn, audio, text))
+            turn.task.add_done_callback(partial(self._ended, turn))
+            self.show("transcribing" if text is None else "thinking")
 
     async def stop(self) -> None:
         """End the turn that is going on, if one is; returns when none of its stages is at work any more."""
+        async with self._one_at_a_time:
+            await self._stop()
+
+    async def _stop(self) -> None:
         if self.turn is not None and self.turn.task is not None and not self.turn.task.done():
             self.turn.cancel()
             await asyncio.wait([self.turn.task])
 
     async def clear(self) -> None:
         """Stop, and forget everything that was said."""
-        await self.stop()
-        self._forget(self.turn)
-        self.turn = None
-        self.timings = None
-        self.messages = []
-        self._conversation.clear()
-        self.show("ready")
+        async with self._one_at_a_time:
+            await self._stop()
+            self._forget(self.turn)
+            self.turn = None
+            self.timings = None
+            self.messages = []
+            self._conversation.clear()
+            self.show("ready")
 
     async def _run(self, turn: Turn, audio: bytes | None, text: str | None) -> None:
         async with contextlib.aclosing(self._conversation.turn(audio=audio, text=text)) as events:

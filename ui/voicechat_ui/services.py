@@ -18,6 +18,7 @@ from voicechat_platform.assets import locate
 from voicechat_platform.cluster import start_ray, stop_ray
 from voicechat_platform.registry import Registry, Version
 from voicechat_platform.settings import Settings
+from voicechat_serve.api.origins import LoopbackOnly
 from voicechat_serve.application import DeploymentState, deploy, require_free, stop, wait_until_ready
 from voicechat_serve.language_model import ServedModel
 from voicechat_tune.run import run_sweep
@@ -143,7 +144,9 @@ def run_page(api: str, port: int) -> None:
 
     require_free(port)
     console.print(f"Talk:  http://127.0.0.1:{port} (the API is {api})")
-    app = mount_page(FastAPI(), api_base_url=api)
+    app = FastAPI()
+    app.add_middleware(LoopbackOnly)
+    mount_page(app, api_base_url=api)
     # An open page holds a connection for good: do not wait for it to close.
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=1)
 

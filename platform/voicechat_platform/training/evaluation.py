@@ -27,7 +27,7 @@ def mean_loss(
     if windows is not None and windows < len(starts):
         starts = starts[torch.linspace(0, len(starts) - 2, windows).long()]
     full = starts[starts + context <= targets]
-    batches = [(starts_b, context) for starts_b in full.split(batch_size)]
+    batches = [(starts_b, context) for starts_b in full.split(batch_size) if len(starts_b)]
     if len(full) < len(starts):
         batches.append((starts[-1:], targets - int(starts[-1])))
     was_training = model.training

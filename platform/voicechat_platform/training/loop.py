@@ -13,7 +13,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from transformers import GenerationConfig
 
-from voicechat_platform.checkpoints import load_checkpoint, load_training_state, save_checkpoint
+from voicechat_platform.checkpoints import load_checkpoint, load_training_state, read_run, save_checkpoint
 from voicechat_platform.corpora.corpus import Batches, Corpus, load_corpus
 from voicechat_platform.corpora.tokenizers import tokenizer_sha256
 from voicechat_platform.errors import InputError
@@ -60,6 +60,19 @@ def make_model(recipe: Recipe, corpus: Corpus) -> GPTForCausalLM:
     return model
 
 
+def check_same_text(checkpoint: Path, corpus: Corpus) -> None:
+    """
+    Raises:
+        InputError: the corpus or its tokenizer is not what the checkpoint was trained on.
+    """
+    run = read_run(checkpoint)
+    if run["corpus"]["sha256"] != corpus.sha256 or run["tokenizer_sha256"] != tokenizer_sha256(corpus.tokenizer):
+        raise InputError(
+            f"the text of {corpus.source} is not the one that {checkpoint} was trained on: bring that text back, "
+            f"or start a new run"
+        )
+
+
 class Training:
     """A run in progress. Iterate `evaluations()`, and `save()` at any of them.
 
@@ -77,6 +90,8 @@ class Training:
         self.batches = Batches(corpus.train_tokens, settings.batch_size, recipe.model.context, recipe.seed)
         self.step = 0
         self.latest: Evaluation | None = None
+        if resume_from is not None:
+            check_same_text(resume_from, corpus)
         if resume_from is None:
             self.model = make_model(recipe, corpus).to(self.device)
         else:

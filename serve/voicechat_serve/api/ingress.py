@@ -6,6 +6,7 @@ from ray import serve
 from voicechat_serve.api import chat, completions, models, speech, transcriptions
 from voicechat_serve.api.errors import answer_errors_in_openai_form
 from voicechat_serve.api.limits import BodyLimit
+from voicechat_serve.api.origins import LoopbackOnly
 from voicechat_serve.api.services import Services
 from voicechat_serve.audio import DecodingLimits
 
@@ -19,6 +20,7 @@ def build(services: Services) -> FastAPI:
     """The API without its /v1: Serve's route prefix, or whoever mounts it, gives that."""
     app = FastAPI(title="llm-voice-chat", docs_url=None, redoc_url=None)
     app.add_middleware(BodyLimit, upload_bytes=DecodingLimits().upload_bytes + FORM_BYTES, json_bytes=JSON_BYTES)
+    app.add_middleware(LoopbackOnly)
     answer_errors_in_openai_form(app)
     for family in (models, chat, completions, transcriptions, speech):
         app.include_router(family.router(services))

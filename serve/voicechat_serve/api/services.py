@@ -15,6 +15,10 @@ SYNTHESIS_MODEL = "hibari"
 SYNTHESIS_ALIASES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
 
 
+RESERVED_NAMES = {*TRANSCRIPTION_ALIASES, SYNTHESIS_MODEL, *SYNTHESIS_ALIASES}
+"""Names that mean an audio model."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Services:
     models: dict[str, ServedModel]

@@ -52,7 +52,7 @@ class TextRequest(BaseModel):
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=0)
+    top_k: int | None = Field(None, ge=0, le=1_000_000)
     stop: Text | list[Text] | None = Field(None, max_length=256)
     seed: int | None = None
 

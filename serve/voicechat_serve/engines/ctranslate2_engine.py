@@ -94,6 +94,8 @@ class CTranslate2Engine:
                 yield Token(new, token_id, "length" if count == room else None)
         finally:
             decoding.cancelled = True
+            if finished.cancel():  # it was still waiting for a worker, and leaves its place to others
+                self.decodings.discard(decoding)
 
     def decode(self, request: GenerationRequest, room: int, decoding: Decoding) -> None:
         """Runs one request to its end; blocks."""
@@ -104,9 +106,9 @@ class CTranslate2Engine:
             self.generator.generate_batch(
                 [[self.tokenizer.id_to_token(token_id) for token_id in request.prompt_ids]],
                 max_length=room,
-                sampling_topk=1 if sampling.temperature == 0 else sampling.top_k,
+                sampling_topk=1 if sampling.greedy else min(sampling.top_k, self.tokenizer.get_vocab_size()),
                 sampling_topp=max(sampling.top_p, 1e-6),
-                sampling_temperature=sampling.temperature or 1.0,
+                sampling_temperature=1.0 if sampling.greedy else sampling.temperature,
                 end_token=self.end_ids,
                 return_end_token=True,
                 include_prompt_in_result=False,

@@ -8,9 +8,16 @@ from voicechat_platform.errors import InputError
 
 FinishReason = Literal["stop", "length"]
 
+LEAST_TEMPERATURE = 1e-3
+"""Dividing by less would overflow, and the likeliest token is certain anyway."""
+
 
 class OverloadedError(RuntimeError):
     """The engine's queue is full: the request was not taken, and may be tried again later."""
+
+
+class EmptyPromptError(InputError):
+    """The prompt has no token: a model needs one to go on from."""
 
 
 class PromptTooLongError(InputError):
@@ -24,7 +31,7 @@ class Sampling:
     max_tokens: int | None = None
     """Most tokens to generate; the rest of the context when not given."""
     temperature: float = 1.0
-    """What logits are divided by; 0 is greedy."""
+    """What logits are divided by; below LEAST_TEMPERATURE it is greedy."""
     top_p: float = 1.0
     """Choose among the likeliest tokens whose probabilities add up to this much."""
     top_k: int = 0
@@ -33,6 +40,10 @@ class Sampling:
     """The text ends before the first of these."""
     seed: int | None = None
     """The same seed and prompt give the same tokens, whatever else is running (where the engine can)."""
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < LEAST_TEMPERATURE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +72,7 @@ class Engine(Protocol):
 
         Raises (at the first token):
             OverloadedError: too many requests are waiting.
+            EmptyPromptError: the prompt has no token.
             PromptTooLongError: the prompt fills the context.
         """
         ...
@@ -74,9 +86,12 @@ def room_for(request: GenerationRequest, context: int) -> int:
     """How many tokens the request may generate.
 
     Raises:
+        EmptyPromptError: there is nothing to go on from.
         PromptTooLongError: none.
     """
     prompt = len(request.prompt_ids)
+    if not prompt:
+        raise EmptyPromptError("the prompt is empty, or the model knows none of its characters")
     if prompt >= context:
         raise PromptTooLongError(
             f"the prompt has {prompt} tokens, but the model's context is {context} tokens and must hold the answer too"

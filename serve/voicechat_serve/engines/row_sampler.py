@@ -21,14 +21,14 @@ class RowSampler:
 
     def __init__(self, rows: Sequence[tuple[Sampling, random.Random]]):
         self.generators = [generator for _, generator in rows]
-        self.greedy = all(sampling.temperature == 0 for sampling, _ in rows)
+        self.greedy = all(sampling.greedy for sampling, _ in rows)
         self.truncated = any(sampling.top_p < 1 or sampling.top_k > 0 for sampling, _ in rows)
 
         def column(values: list[float]) -> Tensor:
             return torch.tensor(values)[:, None]
 
-        self.greedy_b = torch.tensor([sampling.temperature == 0 for sampling, _ in rows])
-        self.temperature_b1 = column([sampling.temperature or 1.0 for sampling, _ in rows])
+        self.greedy_b = torch.tensor([sampling.greedy for sampling, _ in rows])
+        self.temperature_b1 = column([1.0 if sampling.greedy else sampling.temperature for sampling, _ in rows])
         self.top_p_b1 = column([sampling.top_p for sampling, _ in rows])
         self.top_k_b1 = column([sampling.top_k or float("inf") for sampling, _ in rows])
 
