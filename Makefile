@@ -1,11 +1,12 @@
 # make up    install, tune a first model if there is none, start the services, open the page
 # make test  check and test everything, installing what that needs
+# make nightly  the tests that are too slow for every day
 
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: up install test nightly check clean
+.PHONY: up install test nightly check
 
 up: install
 	@$(BIN)/voicechat up $(ARGS)
@@ -37,6 +38,3 @@ test: check
 
 nightly: check
 	$(BIN)/pytest -m nightly $(ARGS)
-
-clean:
-	rm -rf .venv .voicechat .mypy_cache .pytest_cache .ruff_cache

@@ -9,20 +9,31 @@ from voicechat_platform.settings import settings
 # Read by Ray when it is imported and when its processes start.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 def start_ray() -> None:
     """Join the cluster that the settings name, or start a Ray of our own; nothing if that has been done."""
     import ray
+    from ray._private import services
 
-    if not ray.is_initialized():
+    if ray.is_initialized():
+        return
+    address = settings().ray_address
+    if address != "local":
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        # Ray puts the machine's address on the network in the place of 127.0.0.1, and would listen there.
+        services.resolve_ip_for_localhost = lambda host: host
         terminate = signal.getsignal(signal.SIGTERM)
         ray.init(
-            address=settings().ray_address,
-            **({"num_cpus": settings().cpus, "include_dashboard": False} if settings().ray_address == "local" else {}),
+            address="local",
+            num_cpus=settings().cpus,
+            include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
         )
         signal.signal(signal.SIGTERM, terminate)  # Ray puts one of its own, which leaves Serve running
 

@@ -11,6 +11,7 @@ from ray.serve.schema import ApplicationStatus
 
 from voicechat_serve.api.errors import answer_errors_in_openai_form
 from voicechat_serve.api.origins import LoopbackOnly
+from voicechat_serve.loopback import listen_where_ray_listens
 
 Page = Callable[[FastAPI], FastAPI]
 """Mounts a page on the front's application and returns what is to be served; called inside the replica."""
@@ -19,6 +20,7 @@ Page = Callable[[FastAPI], FastAPI]
 @serve.ingress()
 class FrontIngress:
     def __init__(self, page: Page | None):
+        listen_where_ray_listens()
         self.page = page
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from voicechat_serve.chat_tokenizer import ChatTokenizer, Message
 from voicechat_serve.engines.interface import Engine, FinishReason, GenerationRequest, Sampling
+from voicechat_serve.loopback import listen_where_ray_listens
 
 Truncation = Literal["disabled", "auto"]
 """Whether a conversation that outgrows the context is refused, or loses its oldest messages."""
@@ -45,6 +46,7 @@ class Delta:
 
 class LanguageModel:
     def __init__(self, served: ServedModel):
+        listen_where_ray_listens()
         folder = Path(served.folder)
         self.tokenizer = ChatTokenizer(folder)
         self.engine = engine_for(folder, self.tokenizer)

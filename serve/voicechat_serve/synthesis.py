@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from voicechat_serve.audio import Samples
+from voicechat_serve.loopback import listen_where_ray_listens
 
 SPEECH_RATE = 24_000
 """Samples a second of what `speak` yields."""
@@ -14,6 +15,7 @@ VOICE = "heart"
 
 class Synthesis:
     def __init__(self):
+        listen_where_ray_listens()
         from hibari import Hibari
 
         self.model = Hibari(voice=VOICE, threads=1)

@@ -11,6 +11,7 @@ import numpy as np
 
 from voicechat_platform.errors import InputError
 from voicechat_serve.audio import HEARING_RATE, Samples
+from voicechat_serve.loopback import listen_where_ray_listens
 
 BEAM_SIZE = 5
 """Fewer wrong words than greedy on our clips (tiny.en: 4.3% against 7.5%). Most of an utterance's time goes into
@@ -34,6 +35,7 @@ class Transcription:
     """
 
     def __init__(self, folder: Path, threads: int = 2):
+        listen_where_ray_listens()
         # Imported here, because the driver and the API import this module for its types alone.
         from faster_whisper import WhisperModel
 

@@ -84,9 +84,9 @@ def test_up_serves_page_and_api_and_leaves_no_process_behind(home: Path):
             connection.laddr.ip
             for process in [psutil.Process(up.pid), *children]
             for connection in process.net_connections("tcp")
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+            if connection.status == psutil.CONN_LISTEN
         }
-        assert listening == {"127.0.0.1"}
+        assert listening <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
     finally:
         up.send_signal(signal.SIGINT)
         _, stderr = up.communicate(timeout=60)

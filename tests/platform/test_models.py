@@ -241,6 +241,17 @@ def test_generate_of_transformers_equals_a_greedy_loop(variant, tokens_bt):
 
 
 @every_variant
+def test_a_cache_of_fixed_size_gives_the_same_tokens(variant, tokens_bt):
+    model = make_model(variant)
+    padded = torch.cat([torch.zeros(3, 4, dtype=torch.long), tokens_bt[:, :6]], dim=1)
+    mask = torch.cat([torch.zeros(3, 4), torch.ones(3, 6)], dim=1).long()
+    settings = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False}
+    growing = model.generate(padded, **settings)
+    fixed = model.generate(padded, **settings, cache_implementation="static", disable_compile=True)
+    assert torch.equal(growing, fixed)
+
+
+@every_variant
 def test_a_later_token_never_changes_an_earlier_logit(variant, tokens_bt):
     model = make_model(variant)
     changed = tokens_bt.clone()

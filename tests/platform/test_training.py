@@ -98,7 +98,7 @@ def test_another_text_is_refused_on_resume(play, tmp_path):
     text = play.read_text()
     try:
         play.write_text(text.replace("Line", "Verse"))
-        with pytest.raises(InputError, match="is not the one that .* was trained on"):
+        with pytest.raises(InputError, match=r"is not the one that .* was trained on"):
             Training(settings, recipe_corpus(settings), resume_from=tmp_path / "last")
     finally:
         play.write_text(text)

@@ -101,8 +101,11 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(sweep_file, voicechat, tmp_p
     assert run.returncode == 0, stderr
     assert len(json.loads(stdout)) == 4
     assert max(finished_steps(tmp_path)) == 3000
-    failures = list((tmp_path / "home" / "sweeps" / "small").glob("*/error.txt"))
-    assert failures, "the kill must have been noticed"
+    killed = list((tmp_path / "home" / "sweeps" / "small").glob("*/error.txt"))
+    assert killed, "the kill must have been noticed"
+    for error in killed:
+        steps = [json.loads(line)["step"] for line in (error.parent / "result.json").read_text().splitlines()]
+        assert steps == sorted(set(steps)), "no step that was reported is trained again"
 
 
 def test_an_interrupted_sweep_keeps_its_trials_and_goes_on(sweep_file, voicechat, tmp_path):
@@ -122,6 +125,15 @@ def test_an_interrupted_sweep_keeps_its_trials_and_goes_on(sweep_file, voicechat
     versions = {version["version"] for version in json.loads(stdout)}
     assert len(versions) == 4
     assert {version["version"] for version in kept} <= versions
+
+
+def test_what_the_machine_can_never_give_is_said_at_once(sweep_file, voicechat):
+    path = sweep_file(20, 10)
+    path.write_text(path.read_text() + "cpus_per_trial: 64\n")
+    run = voicechat("sweep", path)
+    _, stderr = run.communicate(timeout=60)
+    assert run.returncode == 2
+    assert "cpus_per_trial is 64, but this machine has 2 CPUs" in stderr
 
 
 def test_another_file_under_the_same_name_is_refused(sweep_file, voicechat):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 
 from voicechat_platform.cluster import start_ray
@@ -65,6 +66,7 @@ def run_sweep(sweep: SweepFile, fresh: bool = False) -> Outcome:
     corpus = recipe_corpus(sweep.recipe)
     log.info("starting Ray")
     start_ray()
+    check_resources(sweep)
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, sweep=sweep, corpus=corpus),
         {"CPU": sweep.cpus_per_trial, "GPU": sweep.gpus_per_trial},
@@ -99,6 +101,23 @@ def run_sweep(sweep: SweepFile, fresh: bool = False) -> Outcome:
     finally:
         signal.signal(signal.SIGINT, interrupt)  # Tune leaves a handler behind that only sets a flag of its own
     return keep(sweep, results)
+
+
+def check_resources(sweep: SweepFile) -> None:
+    """
+    Raises:
+        InputError: a Ray of our own can never give a trial what it asks for; Tune would wait for ever. A cluster may
+            grow, and says itself what it waits for.
+    """
+    if settings().ray_address != "local":
+        return
+    has = ray.cluster_resources()
+    for kind, wanted in (("CPU", sweep.cpus_per_trial), ("GPU", sweep.gpus_per_trial)):
+        if wanted > has.get(kind, 0):
+            raise InputError(
+                f"{kind.lower()}s_per_trial is {wanted:g}, but this machine has {has.get(kind, 0):g} {kind}s: "
+                f"lower it, or join a cluster with VOICECHAT_RAY_ADDRESS"
+            )
 
 
 def check_same_file(sweep: SweepFile, folder: Path) -> bool:
@@ -146,5 +165,5 @@ def register_trial(registry: Registry, sweep: SweepFile, result: Any) -> Version
 
 
 def fingerprint(sweep: SweepFile) -> str:
-    """Tells two sweeps of one name apart, so that a fresh one gets an experiment of its own."""
+    """Tells sweeps of one name but different files apart, so that each has an experiment of its own."""
     return hashlib.sha256(sweep.model_dump_json().encode()).hexdigest()[:6]

@@ -30,6 +30,8 @@ def suggest(sweep: SweepFile, trial: optuna.Trial) -> None:
     for field, distribution in sweep.search.items():
         if distribution.choice is not None:
             trial.suggest_categorical(field, distribution.choice)
+        elif distribution.integer is not None:
+            trial.suggest_int(field, *distribution.integer)
         else:
             low, high = distribution.uniform or distribution.loguniform or (0.0, 0.0)
             trial.suggest_float(field, low, high, log=distribution.loguniform is not None)

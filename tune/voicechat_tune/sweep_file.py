@@ -1,6 +1,5 @@
 """The sweep file: a recipe, what to vary in it, and how to search. Checked whole before Ray starts."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,12 @@ from voicechat_platform.training.recipe import Recipe
 
 
 class Distribution(Strict):
-    """What one parameter may be: exactly one of the three."""
+    """What one parameter may be: exactly one of the four."""
 
     choice: list[str | int | float | bool] | None = Field(default=None, min_length=1)
     """One of these values."""
+    integer: tuple[int, int] | None = None
+    """A whole number from the first to the second, both included."""
     uniform: tuple[float, float] | None = None
     """Any number between the two."""
     loguniform: tuple[float, float] | None = None
@@ -25,17 +26,27 @@ class Distribution(Strict):
     def exactly_one(self) -> "Distribution":
         given = [name for name in type(self).model_fields if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of choice, uniform and loguniform; got {', '.join(given) or 'none'}")
-        bounds = self.uniform or self.loguniform
+            names = ", ".join(type(self).model_fields)
+            raise ValueError(f"give exactly one of {names}; got {', '.join(given) or 'none'}")
+        bounds = self.integer or self.uniform or self.loguniform
         if bounds and not bounds[0] < bounds[1]:
             raise ValueError(f"the first bound must be less than the second; got {bounds[0]} and {bounds[1]}")
         if self.loguniform and self.loguniform[0] <= 0:
             raise ValueError("the bounds of loguniform must be positive")
         return self
 
-    def extremes(self) -> list[Any]:
-        """Values that must all be possible for the distribution to be."""
-        return list(self.choice or self.uniform or self.loguniform or ())
+    def examples(self) -> list[Any]:
+        """Values that must all be possible for the distribution to be: its bounds, and one that is no whole number."""
+        if self.choice or self.integer:
+            return list(self.choice or self.integer or ())
+        low, high = self.uniform or self.loguniform or (0.0, 0.0)
+        return [low, high, low + (high - low) / 3.7]
+
+    def allows(self, value: Any) -> bool:
+        if self.choice is not None:
+            return value in self.choice
+        low, high = self.integer or self.uniform or self.loguniform or (0.0, 0.0)
+        return isinstance(value, int if self.integer else int | float) and low <= value <= high
 
 
 class Asha(Strict):
@@ -53,7 +64,7 @@ class SweepFile(Strict):
     recipe: Recipe = Recipe()
     """What every trial shares."""
     search: dict[str, Distribution] = Field(min_length=1)
-    """Dotted fields of the recipe, such as training.learning_rate, and what each may be."""
+    """Dotted fields of the recipe's model and training, such as training.learning_rate, and what each may be."""
     first: list[dict[str, Any]] = Field(default=[])
     """Points to begin with; a parameter that is left out is drawn."""
     trials: int = Field(ge=1)
@@ -67,26 +78,29 @@ class SweepFile(Strict):
     @model_validator(mode="after")
     def search_must_fit_the_recipe(self) -> "SweepFile":
         for field, distribution in self.search.items():
-            for value in distribution.extremes():
+            if not field.startswith(("model.", "training.")):
+                raise ValueError(f"search.{field}: only fields of model and training can be searched")
+            if field == "training.steps":
+                raise ValueError("search.training.steps: all trials have the same steps; the scheduler stops the worse")
+            for value in distribution.examples():
                 check_fits(self.recipe, {field: value}, f"search.{field}")
         for index, point in enumerate(self.first):
-            for field in point:
+            for field, value in point.items():
                 if field not in self.search:
                     raise ValueError(f"first.{index}: {field} is not searched; searched are {', '.join(self.search)}")
+                if not self.search[field].allows(value):
+                    raise ValueError(f"first.{index}: {field} = {value} is not among what search.{field} allows")
             check_fits(self.recipe, point, f"first.{index}")
+        if self.scheduler and self.scheduler.grace_steps > self.recipe.training.steps:
+            raise ValueError(
+                f"scheduler.grace_steps ({self.scheduler.grace_steps}) must not exceed recipe.training.steps "
+                f"({self.recipe.training.steps})"
+            )
         return self
 
     def recipe_for(self, point: dict[str, Any]) -> Recipe:
         """The recipe with a point of the search space filled in."""
         return with_fields(self.recipe, point)
-
-    def rungs(self) -> list[int]:
-        """Steps at which a trial may be stopped."""
-        if self.scheduler is None:
-            return []
-        grace, factor = self.scheduler.grace_steps, self.scheduler.reduction_factor
-        count = int(math.log(self.recipe.training.steps / grace, factor) + 1)
-        return [round(grace * factor**level) for level in range(count)]
 
 
 def check_fits(recipe: Recipe, point: dict[str, Any], where: str) -> None:

@@ -25,7 +25,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 console = Console(stderr=True, highlight=False)
-log = logging.getLogger("voicechat")
 
 Reference = Annotated[str, typer.Argument(help="a checkpoint's folder, NAME@NUMBER, or NAME for its champion")]
 Port = Annotated[int | None, typer.Option(min=1, max=65535, help="where to listen, on loopback  [default: 8000]")]
@@ -276,7 +275,6 @@ def emit(result: Any, as_json: bool, for_people: Table | str) -> None:
 
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("voicechat").setLevel(logging.INFO)
     for area in ("voicechat_platform", "voicechat_tune", "voicechat_serve", "voicechat_ui"):
         logging.getLogger(area).setLevel(logging.INFO)
     logging.getLogger("ray").setLevel(logging.ERROR)

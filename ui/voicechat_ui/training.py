@@ -1,8 +1,10 @@
 """The commands about one model: train it, evaluate it, let it write."""
 
+import hashlib
 import logging
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from voicechat_platform.registry import Registry, find_checkpoint
 from voicechat_platform.settings import settings
 from voicechat_platform.strict_yaml import read_yaml
 from voicechat_platform.training.evaluation import mean_loss
-from voicechat_platform.training.loop import Evaluation, Training, recipe_corpus
+from voicechat_platform.training.loop import Evaluation, Training, check_same_text, recipe_corpus
 from voicechat_platform.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -44,27 +46,35 @@ def train_recipe(path: Path, out: Path | None, resume: bool) -> None:
         raise InputError(f"{path} differs from the recipe of the run in {folder}: choose another --out")
     training = Training(recipe, recipe_corpus(recipe), last if resume else None, parent=None)
     log.info("%s: %s parameters", recipe.name, f"{training.model.num_parameters():,}")
-    history: list[dict[str, float]] = []
     columns = (TextColumn("{task.fields[status]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=recipe.training.steps, completed=training.step, status="training")
         for evaluation in interruptible(training):
             training.save(last)
-            history.append(vars(evaluation))
             progress.update(task, completed=evaluation.step, status=describe(evaluation))
             if not console.is_terminal:
                 log.info("step %d: %s", evaluation.step, describe(evaluation))
-    run_name = f"{recipe.name}-{training.corpus.sha256[:6]}-{recipe.seed}-{training.step}"
-    version = Registry().record("train", run_name, recipe.model_dump(mode="json"), history, last)
+    choices = flat(recipe.model_dump(mode="json"))
+    run_name = hashlib.sha256(f"{choices} {training.corpus.sha256}".encode()).hexdigest()[:12]
+    version = Registry().record("train", run_name, choices, [asdict(point) for point in training.history], last)
     shutil.copy(path, folder / "recipe.yaml")
-    print(f"{version}: {describe(evaluation)}\ncheckpoint: {last}\nserve it: voicechat promote {version}")
+    print(f"{version}: {describe(training.history[-1])}\ncheckpoint: {last}\nserve it: voicechat promote {version}")
+
+
+def flat(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Dotted fields, as sweep files write them."""
+    fields: dict[str, Any] = {}
+    for name, value in recipe.items():
+        inner = value.items() if isinstance(value, dict) else ()
+        fields |= {f"{name}.{field}": choice for field, choice in inner} or {name: value}
+    return fields
 
 
 def interruptible(training: Training) -> Iterator[Evaluation]:
     try:
         yield from training.evaluations()
     except KeyboardInterrupt:
-        step = training.latest.step if training.latest else 0
+        step = training.history[-1].step if training.history else 0
         log.info("stopped at step %d; the last checkpoint is of step %d: go on with --resume", training.step, step)
         raise
 
@@ -83,11 +93,15 @@ def evaluate_checkpoint(reference: str, source: str | None) -> dict[str, Any]:
     if source is None:
         recipe = Recipe.model_validate(read_run(folder)["recipe"])
         corpus = recipe_corpus(recipe)
+        check_same_text(folder, corpus)
         tokens, characters = corpus.validation_tokens, len(corpus.validation_tokens) * corpus.characters_per_token
         source = f"the validation part of {corpus.source}"
     else:
         text = read_text(source).characters
-        tokens, characters = encode(tokenizer, text), len(text)
+        tokens = encode(tokenizer, text)
+        characters = len(tokenizer.decode(tokens.tolist()))
+        if characters < len(text):
+            log.info("%d characters that the tokenizer does not know are left out", len(text) - characters)
         if len(tokens) < 2:
             raise InputError(f"{source} has no two characters that the checkpoint's tokenizer knows")
     loss = mean_loss(model, tokens, model.config.max_position_embeddings)

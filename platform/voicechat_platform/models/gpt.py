@@ -149,9 +149,9 @@ class GPTForCausalLM(PreTrainedModel, GenerationMixin):
         else:
             mask = create_causal_mask(self.config, x_btd, attention_mask, cache, position_ids)
 
-        key_positions_bs = key_positions(attention_mask, mask, past + length, x_btd.device)
+        key_positions_bs = key_positions(mask, past + length, x_btd.device)
         if position_ids is None:
-            position_ids = key_positions_bs[:, -length:]
+            position_ids = key_positions_bs[:, past : past + length]
         query_rotation = key_rotation = None
         if self.config.positions == "rotary":
             query_rotation = key_rotation = self.rotary(position_ids, x_btd.dtype)
@@ -170,10 +170,16 @@ class GPTForCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(loss=loss, logits=logits_btv, cache=cache)
 
 
-def key_positions(attention_mask: Tensor | None, mask: Tensor | None, length: int, device: torch.device) -> Tensor:
-    """(b or 1, s) position of every key: padding on the left does not count."""
-    if attention_mask is not None and attention_mask.dim() == 2:
-        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-    if mask is not None:
-        length = mask.shape[-1]  # a cache of fixed size: keys that are not there yet are masked
-    return torch.arange(length, device=device)[None]
+def key_positions(mask: Tensor | None, length: int, device: torch.device) -> Tensor:
+    """(b or 1, s) position of every key that the last query sees: padding on the left does not count.
+
+    Args:
+        mask: (b, 1, t, s), boolean or added to the scores, or (b, s); None where nothing is padding.
+        length: s, where there is no mask.
+    """
+    if mask is None:
+        return torch.arange(length, device=device)[None]
+    seen_bs = mask if mask.dim() == 2 else mask[:, 0, -1]
+    if seen_bs.is_floating_point():
+        seen_bs = seen_bs == 0
+    return (seen_bs.long().cumsum(-1) - 1).clamp(min=0)

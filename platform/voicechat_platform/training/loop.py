@@ -89,7 +89,7 @@ class Training:
         settings = recipe.training
         self.batches = Batches(corpus.train_tokens, settings.batch_size, recipe.model.context, recipe.seed)
         self.step = 0
-        self.latest: Evaluation | None = None
+        self.history: list[Evaluation] = []
         if resume_from is not None:
             check_same_text(resume_from, corpus)
         if resume_from is None:
@@ -124,7 +124,7 @@ class Training:
             tokens = len(losses) * settings.batch_size * self.recipe.model.context
             windows = None if self.step == settings.steps else settings.evaluation_windows
             loss = mean_loss(self.model, self.corpus.validation_tokens, self.recipe.model.context, windows)
-            self.latest = Evaluation(
+            evaluation = Evaluation(
                 step=self.step,
                 train_loss=train_loss,
                 validation_loss=loss,
@@ -132,7 +132,8 @@ class Training:
                 tokens_per_second=tokens / seconds,
                 seconds=time.perf_counter() - started,
             )
-            yield self.latest
+            self.history.append(evaluation)
+            yield evaluation
             losses, mark = [], time.perf_counter()
 
     def take_step(self) -> torch.Tensor:
@@ -165,7 +166,8 @@ class Training:
             "corpus": {"source": self.corpus.source, "sha256": self.corpus.sha256},
             "tokenizer_sha256": tokenizer_sha256(self.corpus.tokenizer),
             "parameters": self.model.num_parameters(),
-            "metrics": asdict(self.latest) if self.latest else {},
+            "metrics": asdict(self.history[-1]) if self.history else {},
+            "history": [asdict(evaluation) for evaluation in self.history],
             "parent": self.parent,
         }
         save_checkpoint(folder, self.model, self.corpus.tokenizer, state, run)
@@ -173,6 +175,7 @@ class Training:
     def restore(self, folder: Path) -> None:
         state = load_training_state(folder)
         self.step = state["step"]
+        self.history = [Evaluation(**evaluation) for evaluation in read_run(folder)["history"]]
         self.batches.load_state_dict(state["batches"])
         for optimizer, optimizer_state in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(optimizer_state)

@@ -9,6 +9,7 @@ from voicechat_serve.api.limits import BodyLimit
 from voicechat_serve.api.origins import LoopbackOnly
 from voicechat_serve.api.services import Services
 from voicechat_serve.audio import DecodingLimits
+from voicechat_serve.loopback import listen_where_ray_listens
 
 FORM_BYTES = 64 * 1024
 """What a multipart body may have besides its file."""
@@ -30,6 +31,7 @@ def build(services: Services) -> FastAPI:
 @serve.ingress()
 class APIIngress:
     def __init__(self, services: Services):
+        listen_where_ray_listens()
         self.services = services
 
     def __serve_build_asgi_app__(self) -> FastAPI:
