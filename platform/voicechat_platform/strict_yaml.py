@@ -53,7 +53,7 @@ def validate(values: dict[str, Any], model: type[Model], where: str, root: yaml.
         lines = []
         for problem in error.errors():
             location = [part for part in problem["loc"] if not (isinstance(part, str) and "[" in part)]
-            line = line_of(root, location)
+            line = line_of(root, location) if location else None
             place = f"{where}:{line}" if line else where
             field = ".".join(str(part) for part in location)
             lines.append(": ".join(part for part in (place, field, explain(problem, location, model)) if part))

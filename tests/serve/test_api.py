@@ -222,6 +222,8 @@ GOOD_SPEECH = {"model": "tts-1", "input": "Hello.", "voice": "alloy"}
         ("/v1/completions", {"model": "shakespeare", "prompt": ""}, 400, None),
         ("/v1/audio/speech", GOOD_SPEECH | {"voice": "bob"}, 400, "voice"),
         ("/v1/audio/speech", GOOD_SPEECH | {"input": ""}, 400, "input"),
+        ("/v1/audio/speech", GOOD_SPEECH | {"input": "  ... "}, 400, "input"),
+        (CHAT, GOOD_CHAT | {"messages": [{"role": "user", "content": 5}]}, 400, "messages.0.content"),
         ("/v1/audio/speech", GOOD_SPEECH | {"input": "a" * 4097}, 400, "input"),
         ("/v1/audio/speech", GOOD_SPEECH | {"response_format": "ogg"}, 400, "response_format"),
         ("/v1/audio/speech", GOOD_SPEECH | {"model": "shakespeare"}, 404, "model"),

@@ -39,7 +39,10 @@ def recipe(tmp_path):
     return path
 
 
-COMMANDS = ["up", "train", "evaluate", "generate", "sweep", "promote", "models", "serve", "page", "doctor"]
+COMMANDS = [
+    *("up", "train", "evaluate", "generate", "sweep", "fold", "heads", "promote"),
+    *("models", "serve", "page", "doctor"),
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -66,6 +69,16 @@ def test_train_evaluate_generate_promote(voicechat, recipe, tmp_path):
     assert "tiny@1 is the champion" in voicechat("promote", "tiny@1").stdout
     listed = json.loads(voicechat("models", "--json").stdout)
     assert [(version["version"], version["is_champion"]) for version in listed] == [("tiny@1", True)]
+
+    folded = tmp_path / "folded"
+    assert voicechat("fold", "tiny@1", folded).returncode == 0
+    assert json.loads((folded / "config.json").read_text())["model_type"] == "llama"
+    assert "is not empty" in voicechat("fold", "tiny@1", folded).stderr
+    rows = json.loads(voicechat("heads", "tiny@1", "--out", tmp_path / "heads", "--json").stdout)
+    assert [(row["layer"], row["head"]) for row in rows] == [(0, 0), (0, 1)]
+    pictures = {path.stem for path in (tmp_path / "heads").glob("*.png") if path.stat().st_size > 5000}
+    assert pictures == {"spectra", "scores", "eigenbasis", "distances", "attention"}
+    assert len(json.loads((tmp_path / "heads" / "heads.json").read_text())["heads"]) == 2
 
     again = voicechat("train", recipe)
     assert again.returncode == 2

@@ -259,6 +259,16 @@ def test_typing_shows_the_reply_word_by_word_and_speaks_it_meanwhile(page: Page)
     expect(page.get_by_label("Your message")).to_have_value("")
 
 
+def test_markup_is_shown_as_words_and_fetches_nothing(page: Page) -> None:
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    message = "if a<b & c>d then <img src=picture> <b>bold</b>"
+    type_message(page, message)
+    wait_for_status(page, "done")
+    assert said(page, "user")[-1] == message
+    assert not any("picture" in url for url in requests)
+
+
 def test_speaking_shows_what_was_heard_and_is_answered(page: Page) -> None:
     record(page)
     wait_for_status(page, "speaking")

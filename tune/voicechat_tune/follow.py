@@ -24,7 +24,6 @@ class Follower(tune.Callback):
         self.steps = sweep.recipe.training.steps
         self.trials: list[Any] = []
         self.reports: dict[str, dict[str, Any]] = {}
-        self.finished_at: dict[str, float] = {}
         self.started = time.monotonic()
         self.console = Console(stderr=True)
         self.live: Live | None = None
@@ -76,7 +75,7 @@ class Follower(tune.Callback):
             self.live = None
 
     def table(self) -> Table:
-        done = sum(trial.status in ("TERMINATED", "ERROR") for trial in self.trials)
+        done = sum(has_ended(trial) for trial in self.trials)
         elapsed = minutes(time.monotonic() - self.started)
         table = Table(title=f"sweep {self.sweep.name}: {done} of {self.sweep.trials} trials done, {elapsed} passed")
         table.add_column("trial", justify="right")
@@ -84,9 +83,9 @@ class Follower(tune.Callback):
             table.add_column(column)
         for column in ("learning rate", "step", "validation loss", "time left"):
             table.add_column(column, justify="right")
-        best = min((report.get("validation_loss", 1e9) for report in self.reports.values()), default=None)
+        best = min((self.report(trial).get("validation_loss", 1e9) for trial in self.trials), default=None)
         for trial in self.trials:
-            report = self.reports.get(trial.trial_id, {})
+            report = self.report(trial)
             loss = report.get("validation_loss")
             table.add_row(
                 self.number(trial),
@@ -105,12 +104,18 @@ class Follower(tune.Callback):
         return str(self.trials.index(trial) + 1)
 
     def state(self, trial: Any) -> str:
+        if trial.status == "TERMINATED" and not has_ended(trial):
+            return "interrupted"
         if trial.status == "TERMINATED" and self.is_short(trial):
             return "stopped early"
         return STATES.get(trial.status, trial.status.lower())
 
     def is_short(self, trial: Any) -> bool:
-        return self.reports.get(trial.trial_id, {}).get("step", 0) < self.steps
+        return self.report(trial).get("step", 0) < self.steps
+
+    def report(self, trial: Any) -> dict[str, Any]:
+        """The trial's last report: what this process has seen, or what a restored sweep remembers."""
+        return self.reports.get(trial.trial_id) or trial.last_result or {}
 
     def seconds_left(self, trial: Any) -> float | None:
         """At the trial's own pace so far; None before its first report."""
@@ -120,6 +125,11 @@ class Follower(tune.Callback):
         pace = report["time_total_s"] / report["step"]
         since = time.monotonic() - report["at"]
         return max(0.0, (self.steps - report["step"]) * pace - since)
+
+
+def has_ended(trial: Any) -> bool:
+    """Whether it came to its end, by itself, by the scheduler or by an error; Ctrl-C only breaks it off."""
+    return trial.status == "ERROR" or bool(trial.status == "TERMINATED" and (trial.last_result or {}).get("done"))
 
 
 def variant(trial: Any, sweep: SweepFile) -> str:

@@ -98,7 +98,9 @@ def train(
 
 @app.command()
 def evaluate(
-    checkpoint: Reference, corpus: Annotated[str | None, typer.Option()] = None, as_json: Json = False
+    checkpoint: Reference,
+    corpus: Annotated[str | None, typer.Option(help="another text: a file, or a corpus by name")] = None,
+    as_json: Json = False,
 ) -> None:
     """The loss of a checkpoint over a whole validation text: its own, or another corpus.
 

@@ -56,7 +56,11 @@ def packages() -> Iterator[Finding]:
         if not requirement.specifier.contains(found, prereleases=True):
             wrong.append(f"{requirement.name} is {found}, not {requirement.specifier}")
     if wrong:
-        yield Finding("fault", f"packages: {'; '.join(wrong)}", "run `make install`, which installs the tested pins")
+        yield Finding(
+            "fault",
+            f"packages: {'; '.join(wrong)}",
+            "install the pins again: rm .venv/installed && make install",
+        )
     else:
         yield Finding("fine", "packages")
 

@@ -210,6 +210,11 @@
       tell("No microphone: this browser does not offer one to pages. Typing works.");
       return;
     }
+    const devices = await navigator.mediaDevices.enumerateDevices();
+    if (!devices.some((device) => device.kind === "audioinput")) {
+      tell("No microphone: none is connected to this machine. Connect one and reload the page. Typing works.");
+      return;
+    }
     try {
       const permission = await navigator.permissions.query({ name: "microphone" });
       permission.onchange = () =>

@@ -6,10 +6,12 @@ turn has an id that cannot be guessed. The page's script (page.js) finds it in t
 listens any more.
 """
 
+import asyncio
 import contextlib
 import html
 import time
 from collections.abc import AsyncGenerator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import openai
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import StreamingResponse
 
-from voicechat_serve.conversation import Timings
+from voicechat_serve.conversation import Message, Timings
 from voicechat_ui.api_client import ApiClient
 from voicechat_ui.page_session import PageSession, Turn
 
@@ -31,8 +33,7 @@ THEME = gr.themes.Soft(primary_hue="teal", neutral_hue="slate", font=FONTS, font
 
 NO_MODEL = "No model is picked. Reload the page to list the server's models."
 
-# Recordings that Gradio keeps for the page's player are removed after an hour, looked for as often.
-RECORDINGS_KEPT_S = 3600
+RECORDINGS_KEPT_S = 60
 
 HEADER = f"""
 <h1>{TITLE}</h1>
@@ -75,7 +76,7 @@ def build_page(api_base_url: str, speeches: dict[str, Turn]) -> gr.Blocks:
         """
         async with contextlib.aclosing(session.changes()) as changes:
             async for is_new in changes:
-                messages = [dict(message) for message in session.messages] if is_new else gr.skip()
+                messages = [as_shown(message) for message in session.messages] if is_new else gr.skip()
                 yield messages, what_the_server_says(session)
 
     async def take_recording(session: PageSession, model: str | None, recording: str | None) -> None:
@@ -85,7 +86,10 @@ def build_page(api_base_url: str, speeches: dict[str, Turn]) -> gr.Blocks:
         elif recording is None:
             session.show("nothing heard")
         else:
-            await session.start(model=model, audio=Path(recording).read_bytes())
+            path = Path(recording)
+            # What a person says is not kept, but the recorder may still fetch it for its player.
+            asyncio.get_running_loop().call_later(RECORDINGS_KEPT_S, partial(path.unlink, missing_ok=True))
+            await session.start(model=model, audio=path.read_bytes())
 
     async def take_text(session: PageSession, model: str | None, text: str) -> str:
         """Answers a typed message; returns what is left in the text box."""
@@ -102,9 +106,7 @@ def build_page(api_base_url: str, speeches: dict[str, Turn]) -> gr.Blocks:
     async def clear(session: PageSession) -> None:
         await session.clear()
 
-    with gr.Blocks(
-        title=TITLE, analytics_enabled=False, fill_height=True, delete_cache=(RECORDINGS_KEPT_S, RECORDINGS_KEPT_S)
-    ) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_height=True) as page:
         session = gr.State(None)
         with gr.Row(elem_id="top", equal_height=True):
             gr.HTML(HEADER, elem_id="title")
@@ -169,6 +171,11 @@ def build_page(api_base_url: str, speeches: dict[str, Turn]) -> gr.Blocks:
         stop_button.click(stop, [session], None, **event)
         clear_button.click(clear, [session], None, **event)
     return page
+
+
+def as_shown(message: Message) -> dict[str, str]:
+    """The message as plain words: the chat would take them for HTML, and fetch pictures that a reply names."""
+    return {**message, "content": html.escape(message["content"], quote=False)}
 
 
 def what_the_server_says(session: PageSession) -> str:

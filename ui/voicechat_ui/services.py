@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import sys
 import time
 import webbrowser
@@ -57,7 +58,7 @@ def tune_first_model() -> None:
     try:
         outcome = run_sweep(read_sweep(path))
         if not outcome.complete:
-            console.print(f"Interrupted: {len(outcome.finished)} finished trials are kept; the next start goes on.")
+            console.print(f"Interrupted. Finished trials are kept ({len(outcome.finished)}); the next start goes on.")
             raise typer.Exit(130)
         if outcome.best is None:
             console.print(f"All {outcome.failed} trials failed; their errors are below the sweeps folder.", style="red")
@@ -90,6 +91,7 @@ def run_services(settings: Settings, with_page: bool) -> None:
     models.append(ServedModel(id=CHAT_MODEL, folder=locate(f"{CHAT_MODEL}-int8")))
     address = f"http://127.0.0.1:{settings.port}"
     api = f"{address}/v1"
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(settings.folder("recordings")))  # read in the page's replica
     started = time.monotonic()
     with console.status("starting Ray") as status, torn_down(settings):
         start_ray()
@@ -122,6 +124,7 @@ def torn_down(settings: Settings) -> Iterator[None]:
         if settings.ray_address != "local":
             stop()  # a Ray of our own takes Serve down with it, and sooner
         stop_ray()
+        shutil.rmtree(settings.folder("recordings"), ignore_errors=True)
 
 
 def announce(page: str | None, api: str, model: str) -> None:

@@ -43,6 +43,8 @@ def router(services: Services) -> APIRouter:
     @routes.post("/audio/speech")
     async def create_speech(request: SpeechRequest) -> Any:
         services.require_synthesis(request.model)
+        if not any(character.isalnum() for character in request.input):
+            raise APIError(400, "the input has no word to speak", param="input", code="invalid_value")
         voice = request.voice if isinstance(request.voice, str) else request.voice.id
         if voice not in (VOICE, *OPENAI_VOICES):
             message = f"unknown voice {voice!r}; there are {', '.join((VOICE, *OPENAI_VOICES))}"

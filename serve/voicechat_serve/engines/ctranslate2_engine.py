@@ -18,8 +18,9 @@ from tokenizers import Tokenizer
 from voicechat_serve.engines.interface import GenerationRequest, OverloadedError, Token, room_for
 from voicechat_serve.engines.text_stream import TextStream
 
-DEFAULT_CONTEXT = 2048
-"""Where config.json does not say (CTranslate2's converter drops it)."""
+LONGEST_CONTEXT = 2048
+"""A prompt is read in one go that cannot be cancelled: SmolLM2 reads about 100 tokens a second on two busy cores, and
+its own 8,192 would hold one of the workers for over a minute."""
 
 
 @dataclass(eq=False)
@@ -62,9 +63,8 @@ class CTranslate2Engine:
         self.workers = ThreadPoolExecutor(parallel, thread_name_prefix="ctranslate2-engine")
         self.tokenizer = tokenizer
         self.end_ids = list(end_ids)
-        self.context: int = json.loads((folder / "config.json").read_text()).get(
-            "max_position_embeddings", DEFAULT_CONTEXT
-        )
+        config = json.loads((folder / "config.json").read_text())
+        self.context: int = min(config.get("max_position_embeddings", LONGEST_CONTEXT), LONGEST_CONTEXT)
         self.capacity = parallel + max_waiting
         self.decodings: set[Decoding] = set()
 
