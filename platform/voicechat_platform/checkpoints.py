@@ -37,7 +37,7 @@ def save_checkpoint(
     A kill at any moment leaves the old or the new one whole: under the folder's name, or between two renames under the
     name that `recover` looks for.
     """
-    new, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
+    new, old = replacement_names(folder)
     recover(folder)
     with appearing_whole(new) as partial:
         model.save_pretrained(partial)
@@ -52,11 +52,17 @@ def save_checkpoint(
 
 def recover(folder: Path) -> None:
     """Finish or undo what a killed `save_checkpoint` left."""
-    new, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
+    new, old = replacement_names(folder)
     if new.exists() and not folder.exists():
         new.rename(folder)  # it appeared whole
     for rest in (new, old):
         shutil.rmtree(rest, ignore_errors=True)
+
+
+def replacement_names(folder: Path) -> tuple[Path, Path]:
+    """Where the new checkpoint waits, and where the old one goes, while one replaces the other."""
+    folder = folder.absolute()
+    return folder.with_name(f".{folder.name}.replacing"), folder.with_name(f".{folder.name}.replaced")
 
 
 def load_checkpoint(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:

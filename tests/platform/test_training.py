@@ -175,7 +175,7 @@ def test_a_folder_without_a_model_is_no_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("moment", ["before the first rename", "between the renames", "before the old one is removed"])
 def test_a_kill_while_saving_leaves_a_whole_checkpoint(checkpoint, moment):
-    new, old = checkpoint.with_name("checkpoint.new"), checkpoint.with_name("checkpoint.old")
+    new, old = checkpoint.with_name(".checkpoint.replacing"), checkpoint.with_name(".checkpoint.replaced")
     shutil.copytree(checkpoint, new)
     if moment != "before the first rename":
         checkpoint.rename(old)
