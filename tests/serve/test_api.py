@@ -130,7 +130,8 @@ def test_a_huge_conversation_holds_nobody_up(client):
     answer = client.chat.completions.create(
         model="smollm2-135m-instruct", messages=messages, max_tokens=2, extra_body={"truncation": "auto"}
     )
-    assert answer.usage.completion_tokens == 2
+    assert 1 <= answer.usage.completion_tokens <= 2
+    assert 1000 < answer.usage.prompt_tokens <= 1536  # as much of it as leaves the answer room
 
 
 def test_transcription_of_real_speech(client, clips):
