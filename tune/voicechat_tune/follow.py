@@ -133,7 +133,9 @@ def has_ended(trial: Any) -> bool:
 
 
 def variant(trial: Any, sweep: SweepFile) -> str:
-    return str(trial.config.get("model.attention", sweep.recipe.model.attention))
+    attention = trial.config.get("model.attention", sweep.recipe.model.attention)
+    metric = trial.config.get("model.metric", sweep.recipe.model.metric)
+    return f"{attention} ({metric})" if metric else attention
 
 
 def learning_rate(trial: Any, sweep: SweepFile) -> float:

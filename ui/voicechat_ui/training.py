@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from voicechat_platform.checkpoints import load_checkpoint, read_run
+from voicechat_platform.checkpoints import load_checkpoint, read_run, recover
 from voicechat_platform.corpora.corpus import encode
 from voicechat_platform.corpora.texts import read_text
 from voicechat_platform.errors import InputError
@@ -38,6 +38,7 @@ def train_recipe(path: Path, out: Path | None, resume: bool) -> None:
     recipe = read_yaml(path, Recipe)
     folder = out or settings().folder("runs") / recipe.name
     last = folder / "last"
+    recover(last)
     if last.exists() and not resume:
         raise InputError(f"{folder} holds a run already: go on with it with --resume, or choose another --out")
     if resume and not last.exists():
