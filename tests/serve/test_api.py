@@ -332,7 +332,7 @@ async def test_overload_is_refused_and_passes(server, client):
 
 
 def test_leaving_ends_the_work(http, server):
-    """Two long answers take both of SmolLM2's workers; once their clients have left, the next starts at once."""
+    """Two long answers take both of SmolLM2's workers for half a minute, unless they end when their clients leave."""
     long = {"model": SMOLLM2, "messages": [{"role": "user", "content": "Write a very long story."}], "max_tokens": 1500}
 
     def first_token_s() -> float:
@@ -345,8 +345,8 @@ def test_leaving_ends_the_work(http, server):
     # A client that leaves in mid-stream, which `first_token_s` itself is, and one that waits for the whole answer.
     first_token_s()
     first_token_s()
-    assert first_token_s() < 4
+    assert first_token_s() < 12
     for _ in range(2):
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{server}{CHAT}", json=long, timeout=0.5)
-    assert first_token_s() < 4
+    assert first_token_s() < 12

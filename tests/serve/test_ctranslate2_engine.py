@@ -1,7 +1,6 @@
 """The CTranslate2 engine over the real SmolLM2."""
 
 import asyncio
-import time
 from pathlib import Path
 
 import pytest
@@ -64,9 +63,7 @@ async def test_a_full_queue_refuses_and_leaving_makes_room(engine, tokenizer):
         await anext(engine.generate(request(tokenizer)))
     for stream in streams[:2]:
         await stream.aclose()
-    began = time.monotonic()
-    await third
-    assert time.monotonic() - began < 3
+    await third  # were the others still decoding, its turn would come only after their 1500 tokens
     await streams[2].aclose()
 
 
