@@ -40,8 +40,8 @@ def run_everything(settings: Settings) -> None:
         InputError: the port is in use or an asset is missing; found before anything is tuned.
     """
     require_free(settings.port)
-    prepare_assets(settings)
     if not Registry().champions():
+        prepare_assets(settings)
         tune_first_model()
     run_services(settings, with_page=True)
 
