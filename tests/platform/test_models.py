@@ -111,7 +111,7 @@ def test_attention_equals_an_explicit_einsum(variant):
     expected_btd = torch.einsum("bthk,dhk->btd", y_bthk, layer.o_proj.weight.view(WIDTH, HEADS, K))
     # Metrics are built in float32 and cast.
     torch.testing.assert_close(
-        layer(x_btd, shared_metric, rotation, rotation, None, None), expected_btd, rtol=1e-6, atol=1e-6
+        layer(x_btd, shared_metric, rotation, rotation, (None, None)), expected_btd, rtol=1e-6, atol=1e-6
     )
 
 
@@ -175,8 +175,8 @@ def test_a_metric_layer_is_a_standard_layer_with_folded_projections(variant):
     standard.o_proj.weight.data = layer.o_proj.weight.detach().clone()
     rotation = rotation_of(variant, 9)
     x_btd = torch.randn(2, 9, WIDTH, dtype=torch.double, requires_grad=True)
-    ours = layer(x_btd, shared_metric, rotation, rotation, None, None)
-    theirs = standard(x_btd, None, rotation, rotation, None, None)
+    ours = layer(x_btd, shared_metric, rotation, rotation, (None, None))
+    theirs = standard(x_btd, None, rotation, rotation, (None, None))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     (gradient_ours,) = torch.autograd.grad(ours.square().sum(), x_btd)
     (gradient_theirs,) = torch.autograd.grad(theirs.square().sum(), x_btd)
@@ -308,7 +308,7 @@ def test_gradients_are_those_of_finite_differences(name):
     layer, shared_metric = make_layer(VARIANTS[name])
     rotation = rotation_of(VARIANTS[name], 4)
     x_btd = torch.randn(1, 4, WIDTH, dtype=torch.double, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: layer(x, shared_metric, rotation, rotation, None, None), x_btd)
+    assert torch.autograd.gradcheck(lambda x: layer(x, shared_metric, rotation, rotation, (None, None)), x_btd)
 
 
 @every_variant

@@ -13,10 +13,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from voicechat_platform.models.configuration import GPTConfig
+from voicechat_platform.models.fused import RootMeanSquareNorm, split_turn, turn
 from voicechat_platform.models.metrics import METRICS, Metric
 
 Rotation = tuple[Tensor, Tensor] | None
 """Cosines and sines (b, 1, t, k) of positions; None where positions are learned embeddings."""
+
+
+MaskAndCache = tuple[Tensor | None, Cache | None]
 
 
 class Rotary(nn.Module):
@@ -39,20 +43,15 @@ class Rotary(nn.Module):
 def rotate(x_bhtk: Tensor, rotation: Rotation) -> Tensor:
     if rotation is None:
         return x_bhtk
-    cosines_b1tk, sines_b1tk = rotation
-    first, second = x_bhtk.chunk(2, dim=-1)
-    return x_bhtk * cosines_b1tk + torch.cat((-second, first), dim=-1) * sines_b1tk
+    return turn(x_bhtk, *rotation)
 
 
 class FusedLinear(nn.Linear):
-    """Several projections of one input in one product, side by side in the rows; no biases."""
+    """Several projections of one input in one product, their matrices below each other; no biases."""
 
     def __init__(self, in_features: int, *out_features: int):
         super().__init__(in_features, sum(out_features), bias=False)
         self.sizes = out_features
-
-    def forward(self, x_btd: Tensor) -> tuple[Tensor, ...]:
-        return super().forward(x_btd).split(self.sizes, dim=-1)
 
 
 class CausalAttention(nn.Module):
@@ -69,27 +68,25 @@ class CausalAttention(nn.Module):
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def split_heads(self, x_btd: Tensor) -> Tensor:
-        """(b, t, h·k) -> (b, h, t, k)."""
-        return x_btd.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+    def split_heads(self, projections_btd: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """(b, t, parts·h·k) -> (b, h, t, k) for each part."""
+        return projections_btd.unflatten(-1, (-1, self.head_width)).transpose(1, 2).chunk(parts, dim=1)
 
     def attend(
         self,
         q_bhtk: Tensor,
         k_bgtk: Tensor,
         v_bgtk: Tensor | None,
-        query_rotation: Rotation,
         key_rotation: Rotation,
         mask: Tensor | None,
         cache: Cache | None,
         **kwargs,
     ) -> Tensor:
-        """Attention of unrotated queries to unrotated keys, projected out: (b, t, d).
+        """Attention of rotated queries to keys, projected out: (b, t, d).
 
-        Without `v_bgtk` the keys are the values. Then the cache holds them alone, unrotated, and they are rotated when
-        read: half of a standard cache.
+        Keys come rotated, too. Without `v_bgtk` they come unrotated and are the values: then the cache holds them
+        alone, and they are rotated when read, which makes half of a standard cache.
         """
-        q_bhtk = rotate(q_bhtk, query_rotation)
         if v_bgtk is None:
             v_bgsk = k_bgtk
             if cache is not None:
@@ -97,7 +94,7 @@ class CausalAttention(nn.Module):
                 v_bgsk, _ = cache.update(k_bgtk, k_bgtk[..., :0], self.layer, kwargs=kwargs)
             k_bgsk = rotate(v_bgsk, key_rotation)
         else:
-            k_bgsk, v_bgsk = rotate(k_bgtk, query_rotation), v_bgtk
+            k_bgsk, v_bgsk = k_bgtk, v_bgtk
             if cache is not None:
                 k_bgsk, v_bgsk = cache.update(k_bgsk, v_bgsk, self.layer, kwargs=kwargs)
         attention_function = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -124,9 +121,21 @@ class StandardAttention(CausalAttention):
         width = config.hidden_size
         self.qkv_proj = FusedLinear(width, *([width] * (2 if config.values == "tied" else 3)))
 
-    def forward(self, x_btd: Tensor, shared_metric: Metric | None, *positions_mask_cache, **kwargs) -> Tensor:
-        q_bhtk, k_bhtk, *v_bhtk = map(self.split_heads, self.qkv_proj(x_btd))
-        return self.attend(q_bhtk, k_bhtk, v_bhtk[0] if v_bhtk else None, *positions_mask_cache, **kwargs)
+    def forward(
+        self,
+        x_btd: Tensor,
+        shared_metric: Metric | None,
+        rotation: Rotation,
+        key_rotation: Rotation,
+        mask_cache: MaskAndCache,
+        **kwargs,
+    ) -> Tensor:
+        if self.config.values == "separate" and rotation is not None:
+            q_bhtk, k_bhtk, v_bhtk = split_turn(self.qkv_proj(x_btd), *rotation)
+            return self.attend(q_bhtk, k_bhtk, v_bhtk, None, *mask_cache, **kwargs)
+        q_bhtk, k_bhtk, *v_bhtk = self.split_heads(self.qkv_proj(x_btd), 2 if self.config.values == "tied" else 3)
+        v = v_bhtk[0] if v_bhtk else None
+        return self.attend(rotate(q_bhtk, rotation), k_bhtk, v, key_rotation, *mask_cache, **kwargs)
 
 
 class MetricAttention(CausalAttention):
@@ -141,15 +150,26 @@ class MetricAttention(CausalAttention):
         super().__init__(config, layer)
         parts = 1 if config.values == "tied" else 2
         self.pv_proj = FusedLinear(config.hidden_size, *([self.key_value_width] * parts))
-        self.norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.norm = RootMeanSquareNorm(config.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.metric = None if config.metric_sharing == "model" else make_metric(config)
 
-    def forward(self, x_btd: Tensor, shared_metric: Metric | None, *positions_mask_cache, **kwargs) -> Tensor:
-        p_bgtk, *v_bgtk = map(self.split_heads, self.pv_proj(x_btd))
+    def forward(
+        self,
+        x_btd: Tensor,
+        shared_metric: Metric | None,
+        rotation: Rotation,
+        key_rotation: Rotation,
+        mask_cache: MaskAndCache,
+        **kwargs,
+    ) -> Tensor:
+        p_bgtk, *v_bgtk = self.split_heads(self.pv_proj(x_btd), 1 if self.config.values == "tied" else 2)
         p_bgtk = self.norm(p_bgtk)
         metric = shared_metric if self.metric is None else self.metric
         assert metric is not None
-        return self.attend(metric(p_bgtk), p_bgtk, v_bgtk[0] if v_bgtk else None, *positions_mask_cache, **kwargs)
+        q_bhtk = rotate(metric(p_bgtk), rotation)
+        if v_bgtk:
+            return self.attend(q_bhtk, rotate(p_bgtk, rotation), v_bgtk[0], None, *mask_cache, **kwargs)
+        return self.attend(q_bhtk, p_bgtk, None, key_rotation, *mask_cache, **kwargs)
 
 
 def make_metric(config: GPTConfig) -> Metric:

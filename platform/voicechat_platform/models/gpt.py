@@ -20,6 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from voicechat_platform.models.attention import ATTENTION_CLASSES, FusedLinear, Rotary, make_metric
 from voicechat_platform.models.configuration import GPTConfig
+from voicechat_platform.models.fused import RootMeanSquareNorm, squared_relu, swiglu
 from voicechat_platform.models.metrics import Metric
 
 
@@ -32,8 +33,7 @@ class GatedMLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x_btd: Tensor) -> Tensor:
-        gate_btf, up_btf = self.gate_up_proj(x_btd)
-        return self.down_proj(F.silu(gate_btf) * up_btf)
+        return self.down_proj(swiglu(self.gate_up_proj(x_btd)))
 
 
 class SquaredReluMLP(nn.Module):
@@ -45,15 +45,15 @@ class SquaredReluMLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x_btd: Tensor) -> Tensor:
-        return self.down_proj(F.relu(self.up_proj(x_btd)).square())
+        return self.down_proj(squared_relu(self.up_proj(x_btd)))
 
 
 class Block(nn.Module):
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.attention_norm = RootMeanSquareNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.attention = ATTENTION_CLASSES[config.attention](config, layer)
-        self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp_norm = RootMeanSquareNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = GatedMLP(config) if config.mlp == "swiglu" else SquaredReluMLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -80,7 +80,7 @@ class GPTForCausalLM(PreTrainedModel, GenerationMixin):
             self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.shared_metric = make_metric(config) if config.metric_sharing == "model" else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RootMeanSquareNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
@@ -161,7 +161,7 @@ class GPTForCausalLM(PreTrainedModel, GenerationMixin):
             x_btd = x_btd + self.position_embedding(position_ids)
 
         for block in self.blocks:
-            x_btd = block(x_btd, self.shared_metric, query_rotation, key_rotation, mask, cache, **kwargs)
+            x_btd = block(x_btd, self.shared_metric, query_rotation, key_rotation, (mask, cache), **kwargs)
         x_btd = self.norm(x_btd)
         logits_btv = self.lm_head(x_btd[:, -logits_to_keep:] if logits_to_keep else x_btd)
         loss = None
