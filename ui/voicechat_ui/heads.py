@@ -20,8 +20,8 @@ from voicechat_platform.errors import InputError
 from voicechat_platform.models import GPTForCausalLM
 from voicechat_platform.models.readouts import HeadReadout, attention_weights, read_heads, token_distances
 from voicechat_platform.registry import find_checkpoint
-from voicechat_platform.training.loop import recipe_corpus
 from voicechat_platform.training.recipe import Recipe
+from voicechat_platform.training.starting_point import load_data
 
 TOKENS_SHOWN = 24
 SCORES = ("symmetry", "self_weight", "previous_token", "induction")
@@ -44,15 +44,15 @@ def show_heads(reference: str, out: Path | None) -> tuple[Path, list[dict[str, A
     model, tokenizer = load_checkpoint(folder)
     if not isinstance(model, GPTForCausalLM):
         raise InputError(f"{reference} is a {type(model).__name__}; heads are read of this project's own models")
-    corpus = recipe_corpus(Recipe.model_validate(read_run(folder)["recipe"]))
+    data = load_data(Recipe.model_validate(read_run(folder)["recipe"]))
     context = min(model.config.max_position_embeddings, 128)
-    tokens = corpus.validation_tokens[: 8 * context].long()
-    tokens_bt = tokens[: len(tokens) // context * context].view(-1, context)
-    if not len(tokens_bt):
-        raise InputError(f"the validation part of {corpus.source} is shorter than {context} tokens")
+    inputs = [inputs_bt for inputs_bt, _ in data.validation(context, None)]
+    tokens_bt = inputs[0][:8]
+    if tokens_bt.shape[1] < 2:
+        raise InputError(f"the validation part of {data.source} is too short to look at")
     readouts = read_heads(model, tokens_bt)
-    commonest_n = corpus.validation_tokens.bincount(minlength=model.config.vocab_size).argsort(descending=True)
-    commonest_n = commonest_n[:TOKENS_SHOWN].sort().values
+    counts_v = torch.cat([inputs_bt.flatten() for inputs_bt in inputs]).bincount(minlength=model.config.vocab_size)
+    commonest_n = counts_v.argsort(descending=True)[:TOKENS_SHOWN].sort().values
     labels = [repr(tokenizer.decode([token]))[1:-1] for token in commonest_n.tolist()]
     distances = [token_distances(model, readout, commonest_n) for readout in readouts]
 
@@ -65,11 +65,11 @@ def show_heads(reference: str, out: Path | None) -> tuple[Path, list[dict[str, A
     save(out / "distances.png", maps(readouts, distances, labels, labels))
     save(out / "attention.png", maps(readouts, [weights[r.layer][0, r.head] for r in readouts], None, None))
     rows = [row(readout) for readout in readouts]
-    data = [
+    heads = [
         row(readout) | {"eigenvalues": readout.eigenvalues_k.tolist(), "token_distances": table.tolist()}
         for readout, table in zip(readouts, distances, strict=True)
     ]
-    (out / "heads.json").write_text(json.dumps({"tokens": labels, "heads": data}, indent=1))
+    (out / "heads.json").write_text(json.dumps({"tokens": labels, "heads": heads}, indent=1))
     return out, rows
 
 

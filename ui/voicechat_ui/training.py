@@ -3,8 +3,9 @@
 import hashlib
 import logging
 import shutil
+import signal
 from collections.abc import Iterator
-from dataclasses import asdict
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from voicechat_platform.checkpoints import load_checkpoint, read_run, recover
-from voicechat_platform.corpora.corpus import encode
+from voicechat_platform.checkpoints import load_checkpoint, read_run
+from voicechat_platform.corpora.batches import TrainingData
+from voicechat_platform.corpora.corpus import encode, windows_of
+from voicechat_platform.corpora.sorting import Sorting
 from voicechat_platform.corpora.texts import read_text
 from voicechat_platform.errors import InputError
 from voicechat_platform.models import GPTForCausalLM
@@ -22,44 +25,84 @@ from voicechat_platform.registry import Registry, find_checkpoint
 from voicechat_platform.settings import settings
 from voicechat_platform.strict_yaml import read_yaml
 from voicechat_platform.training.evaluation import mean_loss
-from voicechat_platform.training.loop import Evaluation, Training, check_same_text, recipe_corpus
+from voicechat_platform.training.loop import Evaluation, Training
 from voicechat_platform.training.recipe import Recipe
+from voicechat_platform.training.run_folder import RunFolder
+from voicechat_platform.training.starting_point import check_same_data, load_data
 
 log = logging.getLogger(__name__)
 console = Console(stderr=True, highlight=False)
 
 
-def train_recipe(path: Path, out: Path | None, resume: bool) -> None:
-    """Train, checkpointing at every evaluation, and register the result.
+def train_recipe(path: Path, out: Path | None, resume: bool, workers: int = 1) -> None:
+    """Train, checkpointing at every evaluation and on Ctrl-C, and register the best checkpoint.
 
     Raises:
         InputError: the recipe is wrong, or the run's folder holds a run already and is not to be resumed.
     """
     recipe = read_yaml(path, Recipe)
     folder = out or settings().folder("runs") / recipe.name
-    last = folder / "last"
-    recover(last)
-    if last.exists() and not resume:
+    run = RunFolder(folder)
+    if run.holds_a_run() and not resume:
         raise InputError(f"{folder} holds a run already: go on with it with --resume, or choose another --out")
-    if resume and not last.exists():
+    if resume and not run.holds_a_run():
         raise InputError(f"{folder} holds no checkpoint to resume from; leave --resume away")
-    if resume and read_run(last)["recipe"] != recipe.model_dump(mode="json"):
-        raise InputError(f"{path} differs from the recipe of the run in {folder}: choose another --out")
-    training = Training(recipe, recipe_corpus(recipe), last if resume else None, parent=None)
-    log.info("%s: %s parameters", recipe.name, f"{training.model.num_parameters():,}")
+    resume_from = run.resume_from(recipe) if resume else None
+    data = load_data(recipe)
+    if workers == 1:
+        train_here(recipe, data, run, resume_from)
+    else:
+        from voicechat_tune.distributed import train_on_workers
+
+        train_on_workers(recipe, data, folder.absolute(), resume_from, workers)
+    best = run.finish(data)
+    facts = read_run(best)
+    choices = flat(recipe.model_dump(mode="json"))
+    run_name = hashlib.sha256(f"{choices} {data.sha256}".encode()).hexdigest()[:12]
+    version = Registry().record("train", run_name, choices, read_run(run.last)["history"], best)
+    shutil.copy(path, folder / "recipe.yaml")
+    evaluation = Evaluation(**facts["metrics"])
+    print(
+        f"{version}: step {evaluation.step}, {describe(evaluation)}\n"
+        f"checkpoint: {best}\nserve it: voicechat promote {version}"
+    )
+
+
+def train_here(recipe: Recipe, data: TrainingData, run: RunFolder, resume_from: Path | None) -> None:
+    training = Training(recipe, data, resume_from)
+    weights = list(training.model.parameters())
+    learning = sum(weight.numel() for weight in weights if weight.requires_grad)
+    of_all = "" if learning == (total := sum(weight.numel() for weight in weights)) else f" of {total:,}"
+    log.info("%s: %s%s parameters to train", recipe.name, f"{learning:,}", of_all)
     columns = (TextColumn("{task.fields[status]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console) as progress, stopping_at_interrupt(training):
         task = progress.add_task("", total=recipe.training.steps, completed=training.step, status="training")
-        for evaluation in interruptible(training):
-            training.save(last)
+        training.on_step = lambda: progress.update(task, completed=training.step)
+        for evaluation in run.train(training):
             progress.update(task, completed=evaluation.step, status=describe(evaluation))
             if not console.is_terminal:
                 log.info("step %d: %s", evaluation.step, describe(evaluation))
-    choices = flat(recipe.model_dump(mode="json"))
-    run_name = hashlib.sha256(f"{choices} {training.corpus.sha256}".encode()).hexdigest()[:12]
-    version = Registry().record("train", run_name, choices, [asdict(point) for point in training.history], last)
-    shutil.copy(path, folder / "recipe.yaml")
-    print(f"{version}: {describe(training.history[-1])}\ncheckpoint: {last}\nserve it: voicechat promote {version}")
+    if training.stopping:
+        log.info("stopped at step %d, which is kept: go on with --resume", training.step)
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def stopping_at_interrupt(training: Training) -> Iterator[None]:
+    """The first Ctrl-C lets the step end, so that its state can be kept; a second one breaks off."""
+
+    def stop(number: int, frame: Any) -> None:
+        if training.stopping:
+            raise KeyboardInterrupt
+        training.stop()
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def flat(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -71,47 +114,59 @@ def flat(recipe: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def interruptible(training: Training) -> Iterator[Evaluation]:
-    try:
-        yield from training.evaluations()
-    except KeyboardInterrupt:
-        step = training.history[-1].step if training.history else 0
-        log.info("stopped at step %d; the last checkpoint is of step %d: go on with --resume", training.step, step)
-        raise
-
-
 def describe(evaluation: Evaluation) -> str:
+    exact = "" if evaluation.exact_match is None else f"{evaluation.exact_match:.2%} sorted, "
     return (
         f"validation {evaluation.validation_loss:.4f} nats/token, {evaluation.nats_per_character:.4f} nats/character, "
-        f"training {evaluation.train_loss:.4f}, {evaluation.tokens_per_second:,.0f} tokens/s"
+        f"{exact}training {evaluation.train_loss:.4f}, {evaluation.tokens_per_second:,.0f} tokens/s "
+        f"({evaluation.flops_utilization:.0%} of peak), {evaluation.peak_memory_mib:,.0f} MiB"
     )
 
 
 def evaluate_checkpoint(reference: str, source: str | None) -> dict[str, Any]:
-    """Loss over the validation part of the checkpoint's own corpus, or over the whole of another text."""
+    """Loss over the validation part of the checkpoint's own data, or over the whole of another text."""
     folder = find_checkpoint(reference)
     model, tokenizer = load_checkpoint(folder)
     if source is None:
-        recipe = Recipe.model_validate(read_run(folder)["recipe"])
-        corpus = recipe_corpus(recipe)
-        check_same_text(folder, corpus)
-        tokens, characters = corpus.validation_tokens, len(corpus.validation_tokens) * corpus.characters_per_token
-        source = f"the validation part of {corpus.source}"
-    else:
-        text = read_text(source).characters
-        tokens = encode(tokenizer, text)
-        characters = len(tokenizer.decode(tokens.tolist()))
-        if characters < len(text):
-            log.info("%d characters that the tokenizer does not know are left out", len(text) - characters)
-        if len(tokens) < 2:
-            raise InputError(f"{source} has no two characters that the checkpoint's tokenizer knows")
-    loss = mean_loss(model, tokens, model.config.max_position_embeddings)
+        return evaluate_on_own_data(folder, model)
+    text = read_text(source).characters
+    tokens = encode(tokenizer, text)
+    characters = len(tokenizer.decode(tokens.tolist()))
+    if characters < len(text):
+        log.info("%d characters that the tokenizer does not know are left out", len(text) - characters)
+    if len(tokens) < 2:
+        raise InputError(f"{source} has no two characters that the checkpoint's tokenizer knows")
+    context = min(model.config.max_position_embeddings, LONGEST_WINDOW)
+    loss = mean_loss(model, windows_of(tokens, context))
     return {
         "checkpoint": str(folder),
         "corpus": source,
         "tokens": len(tokens),
         "nats_per_token": round(loss, 5),
         "nats_per_character": round(loss * len(tokens) / characters, 5),
+    }
+
+
+LONGEST_WINDOW = 1024
+"""Some pretrained models claim a hundred thousand positions."""
+
+
+def evaluate_on_own_data(folder: Path, model: Any) -> dict[str, Any]:
+    if not (folder / "run.json").exists():
+        raise InputError(f"{folder} was not trained here, so it has no text of its own: name one with --corpus")
+    recipe = Recipe.model_validate(read_run(folder)["recipe"])
+    data = load_data(recipe)
+    check_same_data(folder, data)
+    batches = list(data.validation(recipe.model.context, None))
+    loss = mean_loss(model, batches)
+    exact = {"exact_match": data.exact_match(model)} if isinstance(data, Sorting) else {}
+    return {
+        "checkpoint": str(folder),
+        "corpus": f"the validation part of {data.source}",
+        "tokens": sum(labels_bt.numel() for _, labels_bt in batches),
+        "nats_per_token": round(loss, 5),
+        "nats_per_character": round(loss / data.characters_per_token, 5),
+        **exact,
     }
 
 
@@ -133,8 +188,8 @@ def sample(reference: str, prompt: str, tokens: int, temperature: float, seed: i
     return tokenizer.decode(model.generate(prompt_ids, max_new_tokens=min(tokens, room), **how)[0])
 
 
-def fold_checkpoint(reference: str, out: Path) -> Path:
-    """Write the folded model and the tokenizer into a new folder.
+def fold_checkpoint(reference: str, out: Path) -> str:
+    """Write the folded model and the tokenizer into a new folder; the name of its architecture.
 
     Raises:
         InputError: the folder is not empty, or the model cannot be folded.
@@ -144,6 +199,7 @@ def fold_checkpoint(reference: str, out: Path) -> Path:
     model, tokenizer = load_checkpoint(find_checkpoint(reference))
     if not isinstance(model, GPTForCausalLM):
         raise InputError(f"{reference} is a {type(model).__name__}: there is nothing to fold")
-    fold(model).save_pretrained(out)
+    folded = fold(model)
+    folded.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    return out
+    return type(folded).__name__

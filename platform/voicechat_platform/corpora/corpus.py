@@ -1,8 +1,9 @@
-"""A corpus ready for training: tokens split in two, and the batches drawn from them.
+"""A text ready for training: tokens split in two, and the batches drawn from them.
 
 Letters: b batch, t position.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from voicechat_platform.corpora.texts import read_text
-from voicechat_platform.corpora.tokenizers import (
-    PLAY_STOPS,
-    PLAY_TEMPLATE,
-    PROSE_TEMPLATE,
-    TokenizerKind,
-    make_tokenizer,
-)
+from voicechat_platform.corpora.batches import Batch
+from voicechat_platform.corpora.texts import Text
+from voicechat_platform.corpora.tokenizers import PLAY_STOPS, PLAY_TEMPLATE, PROSE_TEMPLATE
 from voicechat_platform.errors import InputError
 
 
@@ -35,35 +31,41 @@ class Corpus:
     reply_stops: list[str] | None
     """What ends a reply when the text is a play."""
 
+    def batches(self, batch_size: int, context: int, seed: int) -> "Windows":
+        return Windows(self.train_tokens, batch_size, context, seed)
 
-def load_corpus(
-    source: str, tokenizer: TokenizerKind = "characters", vocabulary_size: int = 512, validation_fraction: float = 0.1
-) -> Corpus:
-    """Read, split by characters, tokenise.
+    def validation(self, context: int, windows: int | None) -> Iterator[Batch]:
+        return windows_of(self.validation_tokens, context, windows)
+
+
+def make_corpus(text: Text, tokenizer: PreTrainedTokenizerFast, validation_fraction: float) -> Corpus:
+    """Split by characters, tokenise.
+
+    Args:
+        tokenizer: a model's own, or a fresh one; without a chat template it is given one for the text.
 
     Raises:
-        InputError: the source cannot be read, or a part of it is empty.
+        InputError: a part of the text is empty.
     """
-    text = read_text(source)
-    split = int(len(text.characters) * (1 - validation_fraction))
-    train, validation = text.characters[:split], text.characters[split:]
-    # Characters are collected from all of the text, so that none in the validation part lacks a token;
-    # byte pairs can spell anything and learn from the training part alone.
-    encoder = make_tokenizer(tokenizer, vocabulary_size, text.characters if tokenizer == "characters" else train)
-    encoder.chat_template = PLAY_TEMPLATE if text.is_play else PROSE_TEMPLATE
-    train_tokens, validation_tokens = encode(encoder, train), encode(encoder, validation)
+    train, validation = text.split(validation_fraction)
+    reply_stops = None
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAY_TEMPLATE if text.is_play else PROSE_TEMPLATE
+        reply_stops = PLAY_STOPS if text.is_play else None
+    train_tokens, validation_tokens = encode(tokenizer, train), encode(tokenizer, validation)
     if min(len(train_tokens), len(validation_tokens)) < 2:
         raise InputError(
-            f"corpus {source!r} is too short: {len(train)} characters to train on, {len(validation)} to validate on"
+            f"corpus {text.source!r} is too short: {len(train)} characters to train on, {len(validation)} to "
+            f"validate on"
         )
     return Corpus(
-        source=source,
+        source=text.source,
         sha256=text.sha256,
-        tokenizer=encoder,
+        tokenizer=tokenizer,
         train_tokens=train_tokens,
         validation_tokens=validation_tokens,
         characters_per_token=len(validation) / len(validation_tokens),
-        reply_stops=PLAY_STOPS if text.is_play else None,
+        reply_stops=reply_stops,
     )
 
 
@@ -76,8 +78,32 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> Tensor:
     return torch.tensor([token for encoding in encodings for token in encoding.ids], dtype=torch.int32)
 
 
-class Batches:
-    """Random windows of the tokens, drawn by a generator of its own whose position can be saved and restored."""
+def windows_of(tokens: Tensor, context: int, windows: int | None = None, batch_size: int = 32) -> Iterator[Batch]:
+    """A text cut into windows of one context, each to be predicted on its own: always the same, nothing is drawn.
+
+    Args:
+        tokens: (n,) the text.
+        windows: how many, spread evenly over the text; all of them, and the shorter rest, when None.
+    """
+    targets = len(tokens) - 1
+    starts = torch.arange(0, targets, context)
+    if windows is not None and windows < len(starts):
+        starts = starts[torch.linspace(0, len(starts) - 2, windows).long()]
+    full = starts[starts + context <= targets]
+    batches = [(starts_b, context) for starts_b in full.split(batch_size) if len(starts_b)]
+    if len(full) < len(starts):
+        batches.append((starts[-1:], targets - int(starts[-1])))
+    for starts_b, length in batches:
+        window_bt = tokens[starts_b[:, None] + torch.arange(length + 1)].long()
+        yield window_bt[:, :-1], window_bt[:, 1:]
+
+
+class Windows:
+    """Windows of the tokens in random order, drawn by a generator of its own that can be saved and restored.
+
+    Each pass over the text begins at another offset and takes every window once: drawn with replacement, a run of one
+    and a half passes would never see a fifth of the text.
+    """
 
     def __init__(self, tokens: Tensor, batch_size: int, context: int, seed: int):
         if len(tokens) <= context:
@@ -89,15 +115,35 @@ class Batches:
         self.batch_size = batch_size
         self.context = context
         self.generator = torch.Generator().manual_seed(seed)
+        self.pass_began_at = self.generator.get_state()
+        self.order = torch.empty(0, dtype=torch.long)
+        self.drawn = 0
 
-    def draw(self) -> tuple[Tensor, Tensor]:
-        """Inputs and labels (the inputs moved by one), each (b, t) int64."""
-        starts_b = torch.randint(len(self.tokens) - self.context, (self.batch_size,), generator=self.generator)
-        windows = self.tokens[starts_b[:, None] + torch.arange(self.context + 1)].long()
+    def begin_pass(self) -> None:
+        self.pass_began_at = self.generator.get_state()
+        latest = min(self.context, len(self.tokens) - self.context)
+        offset = int(torch.randint(latest, (), generator=self.generator))
+        windows = (len(self.tokens) - 1 - offset) // self.context
+        self.order = torch.randperm(windows, generator=self.generator) * self.context + offset
+        self.drawn = 0
+
+    def draw(self) -> Batch:
+        """Inputs and labels (the inputs moved by one)."""
+        starts: list[int] = []
+        while len(starts) < self.batch_size:
+            if self.drawn == len(self.order):
+                self.begin_pass()
+            taken = self.order[self.drawn : self.drawn + self.batch_size - len(starts)].tolist()
+            starts += taken
+            self.drawn += len(taken)
+        windows = self.tokens[torch.tensor(starts)[:, None] + torch.arange(self.context + 1)].long()
         return windows[:, :-1], windows[:, 1:]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"generator": self.generator.get_state()}
+        return {"generator": self.pass_began_at, "drawn": self.drawn}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.generator.set_state(state["generator"])
+        if state["drawn"]:
+            self.begin_pass()
+        self.drawn = state["drawn"]

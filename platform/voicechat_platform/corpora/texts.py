@@ -15,6 +15,9 @@ TINY_SHAKESPEARE = "tiny-shakespeare"
 TINY_SHAKESPEARE_ADDRESS = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
+SPEAKER = r"(?m)^[A-Z][A-Za-z .']{1,30}:\n"
+"""The line before a speech."""
+
 
 @dataclass(frozen=True)
 class Text:
@@ -30,8 +33,12 @@ class Text:
     @property
     def is_play(self) -> bool:
         """Whether it is written as speeches under their speakers' names, so that a model can hold a dialogue."""
-        speeches = re.findall(r"(?m)^[A-Z][A-Za-z .']{1,30}:\n", self.characters)
-        return len(speeches) * 400 > len(self.characters)
+        return len(re.findall(SPEAKER, self.characters)) * 400 > len(self.characters)
+
+    def split(self, validation_fraction: float) -> tuple[str, str]:
+        """What to train on, and the end, never trained on."""
+        split = int(len(self.characters) * (1 - validation_fraction))
+        return self.characters[:split], self.characters[split:]
 
 
 def read_text(source: str) -> Text:

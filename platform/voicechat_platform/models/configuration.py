@@ -13,6 +13,7 @@ CHOICES = {
     "projection": ("per_head", "shared"),
     "metric_sharing": ("layer", "model"),
     "positions": ("rotary", "learned"),
+    "norm": ("rms", "layer"),
     "mlp": ("swiglu", "relu_squared"),
 }
 # Of metric attention only.
@@ -37,6 +38,7 @@ class GPTConfig(PreTrainedConfig):
         values: "tied" to what is scored (P's output, or the keys) or "separate"; when not given, tied in metric
             attention and separate in the standard one.
         positions: "rotary", or "learned" embeddings.
+        norm: "rms", or "layer": LayerNorm with a bias.
         mlp: "swiglu" or "relu_squared".
         vocab_size: v, number of tokens.
         hidden_size: d, model width.
@@ -62,6 +64,7 @@ class GPTConfig(PreTrainedConfig):
     qk_norm: bool = METRIC_DEFAULTS["qk_norm"]
     values: str = ""
     positions: str = "rotary"
+    norm: str = "rms"
     mlp: str = "swiglu"
     vocab_size: int = 256
     hidden_size: int = 128

@@ -1,15 +1,16 @@
-"""Folding: any rotary model of the family as a stock Llama with the same logits, which every inference engine runs.
+"""Folding: a model of the family as a stock Llama or GPT-2 with the same logits, which every inference engine runs.
 
-Letters: h head, g key-value head, k head width, d model width.
+Letters: h head, g key-value head, k head width, d model width, f feed-forward width.
 
 Rotary positions after the metric are exactly Llama's order, so a metric layer is a Llama layer with q_proj = Mᵀ P,
 k_proj = P and v_proj = P or its own; a projection shared by the heads becomes grouped-query attention with one
-key-value head. What is lost is the smaller cache: a stock engine keeps keys and values apart.
+key-value head. With learned positions and LayerNorm the same projections make a GPT-2. What is lost is the smaller
+cache: a stock engine keeps keys and values apart.
 """
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from voicechat_platform.errors import InputError
 from voicechat_platform.models.attention import MetricAttention
@@ -17,17 +18,26 @@ from voicechat_platform.models.gpt import GPTForCausalLM, SquaredReluMLP
 
 
 @torch.no_grad()
-def fold(model: GPTForCausalLM) -> LlamaForCausalLM:
-    """A Llama with the model's logits.
+def fold(model: GPTForCausalLM) -> LlamaForCausalLM | GPT2LMHeadModel:
+    """A Llama (rotary positions) or a GPT-2 (learned ones) with the model's logits.
 
     Raises:
-        InputError: the model cannot be written as a Llama; says why.
+        InputError: the model can be written as neither; says why.
     """
     config = model.config
-    if config.positions != "rotary":
-        raise InputError("a model with learned positions cannot be folded: Llama has rotary ones only")
     if config.qk_norm:
-        raise InputError("a model with qk_norm cannot be folded: Llama has no norm between projection and metric")
+        raise InputError(
+            "a model with qk_norm cannot be folded: neither Llama nor GPT-2 has a norm between projection and metric"
+        )
+    folded = fold_to_llama(model) if config.positions == "rotary" else fold_to_gpt2(model)
+    folded.generation_config = model.generation_config
+    return folded.eval()
+
+
+def fold_to_llama(model: GPTForCausalLM) -> LlamaForCausalLM:
+    config = model.config
+    if config.norm != "rms":
+        raise InputError("a model with rotary positions and LayerNorm cannot be folded: Llama has RMSNorm only")
     folded = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=config.vocab_size,
@@ -72,8 +82,60 @@ def fold(model: GPTForCausalLM) -> LlamaForCausalLM:
             }.items()
         }
     folded.load_state_dict(weights)
-    folded.generation_config = model.generation_config
-    return folded.eval()
+    return folded
+
+
+def fold_to_gpt2(model: GPTForCausalLM) -> GPT2LMHeadModel:
+    config = model.config
+    if config.norm != "layer" or config.mlp != "relu_squared":
+        raise InputError(
+            "a model with learned positions can be folded only with norm: layer and mlp: relu_squared, to a GPT-2, "
+            "which has LayerNorm and no gate; a Llama has rotary positions"
+        )
+    folded = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=config.vocab_size,
+            n_positions=config.max_position_embeddings,
+            n_embd=config.hidden_size,
+            n_layer=config.num_hidden_layers,
+            n_head=config.num_attention_heads,
+            n_inner=config.intermediate_size,
+            activation_function="relu2",
+            layer_norm_epsilon=config.rms_norm_eps,
+            tie_word_embeddings=config.tie_word_embeddings,
+            bos_token_id=config.bos_token_id,
+            eos_token_id=config.eos_token_id,
+            pad_token_id=config.pad_token_id,
+            reply_stops=config.reply_stops,
+        )
+    ).to(model.dtype)
+    weights = {
+        "transformer.wte.weight": model.embedding.weight,
+        "transformer.wpe.weight": model.position_embedding.weight,
+        "transformer.ln_f.weight": model.norm.weight,
+        "transformer.ln_f.bias": model.norm.bias,
+        "lm_head.weight": model.lm_head.weight,
+    }
+    for layer, block in enumerate(model.blocks):
+        q_hd, *kv_gd = projections(block.attention, model)
+        # GPT-2 knows no key-value heads that several query heads share: each gets a copy.
+        kv_hd = [
+            part.unflatten(0, (-1, config.head_dim)).expand(config.num_attention_heads, -1, -1).flatten(0, 1)
+            for part in kv_gd
+        ]
+        products = {
+            "attn.c_attn": torch.cat([q_hd, *kv_hd]),
+            "attn.c_proj": block.attention.o_proj.weight,
+            "mlp.c_fc": block.mlp.up_proj.weight,
+            "mlp.c_proj": block.mlp.down_proj.weight,
+        }
+        prefix = f"transformer.h.{layer}."
+        for name, norm in {"ln_1": block.attention_norm, "ln_2": block.mlp_norm}.items():
+            weights |= {f"{prefix}{name}.weight": norm.weight, f"{prefix}{name}.bias": norm.bias}
+        for name, weight in products.items():  # GPT-2 keeps them transposed, and has biases
+            weights |= {f"{prefix}{name}.weight": weight.mT, f"{prefix}{name}.bias": weight.new_zeros(weight.shape[0])}
+    folded.load_state_dict(weights)
+    return folded
 
 
 def projections(attention, model: GPTForCausalLM) -> tuple[Tensor, Tensor, Tensor]:

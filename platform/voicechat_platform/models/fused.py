@@ -121,8 +121,9 @@ class TurnFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient_bhtk: Tensor) -> tuple[Tensor, None, None]:
+        cosines_b1tk, sines_b1tk = ctx.saved_tensors
         result_bhtk = empty_heads(gradient_bhtk, gradient_bhtk.shape[1])
-        return turn_into(result_bhtk, gradient_bhtk, *ctx.saved_tensors, -1), None, None
+        return turn_into(result_bhtk, gradient_bhtk, cosines_b1tk, sines_b1tk, -1), None, None
 
 
 class SplitTurnFunction(torch.autograd.Function):
@@ -140,8 +141,9 @@ class SplitTurnFunction(torch.autograd.Function):
         heads = gradients_bhtk[0].shape[1]
         result_bhtk = empty_heads(gradients_bhtk[0], 3 * heads)
         for_q_bhtk, for_k_bhtk, for_v_bhtk = result_bhtk.split(heads, dim=1)
-        turn_into(for_q_bhtk, gradients_bhtk[0], *ctx.saved_tensors, -1)
-        turn_into(for_k_bhtk, gradients_bhtk[1], *ctx.saved_tensors, -1)
+        cosines_b1tk, sines_b1tk = ctx.saved_tensors
+        turn_into(for_q_bhtk, gradients_bhtk[0], cosines_b1tk, sines_b1tk, -1)
+        turn_into(for_k_bhtk, gradients_bhtk[1], cosines_b1tk, sines_b1tk, -1)
         for_v_bhtk.copy_(gradients_bhtk[2])
         return result_bhtk.transpose(1, 2).flatten(-2), None, None
 

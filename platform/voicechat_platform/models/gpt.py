@@ -1,8 +1,8 @@
-"""The decoder: pre-norm blocks of causal attention and a gated MLP, no biases, tied embeddings.
+"""The decoder: pre-norm blocks of causal attention and an MLP, no biases, tied embeddings.
 
 Letters: b batch, t query position, s key position, d model width, f feed-forward width, v vocabulary.
 
-It is Llama's architecture (RMSNorm, rotary positions, SwiGLU) with the attention picked by the config, as a
+By default it is Llama's architecture (RMSNorm, rotary positions, SwiGLU) with the attention picked by the config, as a
 transformers model: `save_pretrained`, `from_pretrained`, `generate` and the Auto classes all work.
 """
 
@@ -48,12 +48,17 @@ class SquaredReluMLP(nn.Module):
         return self.down_proj(squared_relu(self.up_proj(x_btd)))
 
 
+def make_norm(config: GPTConfig) -> nn.Module:
+    norm = RootMeanSquareNorm if config.norm == "rms" else nn.LayerNorm
+    return norm(config.hidden_size, eps=config.rms_norm_eps)
+
+
 class Block(nn.Module):
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
-        self.attention_norm = RootMeanSquareNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.attention_norm = make_norm(config)
         self.attention = ATTENTION_CLASSES[config.attention](config, layer)
-        self.mlp_norm = RootMeanSquareNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp_norm = make_norm(config)
         self.mlp = GatedMLP(config) if config.mlp == "swiglu" else SquaredReluMLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -80,7 +85,7 @@ class GPTForCausalLM(PreTrainedModel, GenerationMixin):
             self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.shared_metric = make_metric(config) if config.metric_sharing == "model" else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
-        self.norm = RootMeanSquareNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = make_norm(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
@@ -93,8 +98,10 @@ class GPTForCausalLM(PreTrainedModel, GenerationMixin):
         std = self.config.initializer_range
         if isinstance(module, nn.Embedding | nn.Linear):
             init.normal_(module.weight, std=std)
-        elif isinstance(module, nn.RMSNorm):
+        elif isinstance(module, nn.RMSNorm | nn.LayerNorm):
             init.ones_(module.weight)
+            if isinstance(module, nn.LayerNorm):
+                init.zeros_(module.bias)
         elif isinstance(module, Rotary):
             init.copy_(module.frequencies, module.compute_frequencies())
         elif isinstance(module, Metric):

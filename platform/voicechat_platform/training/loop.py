@@ -1,26 +1,33 @@
-"""The training loop: deterministic for a seed, resumable from any of its checkpoints.
+"""The training loop: deterministic for a seed, resumable from any of its checkpoints, the same on one worker or many.
 
 Letters: b batch, t position.
 """
 
-import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
-from transformers import GenerationConfig
+from transformers import PreTrainedModel
 
 from voicechat_platform.checkpoints import load_checkpoint, load_training_state, read_run, save_checkpoint
-from voicechat_platform.corpora.corpus import Batches, Corpus, load_corpus
+from voicechat_platform.corpora.batches import IGNORED, TrainingData
+from voicechat_platform.corpora.sorting import Sorting
 from voicechat_platform.corpora.tokenizers import tokenizer_sha256
 from voicechat_platform.errors import InputError
-from voicechat_platform.models import GPTConfig, GPTForCausalLM
-from voicechat_platform.training.evaluation import mean_loss
+from voicechat_platform.training.evaluation import loss_sum, mean_loss
 from voicechat_platform.training.optimizers import learning_rate_at, make_optimizers
 from voicechat_platform.training.recipe import Recipe
+from voicechat_platform.training.starting_point import check_same_data, make_model, merged, with_adapters
+from voicechat_platform.training.throughput import peak_flops, peak_memory, training_flops
 
 
 @dataclass(frozen=True)
@@ -32,150 +39,240 @@ class Evaluation:
     """Mean over the steps since the last evaluation, nats per token."""
     validation_loss: float
     """Nats per token."""
+    selection_loss: float
+    """The validation loss over the same sequences at every evaluation: what the best checkpoint is chosen by."""
     nats_per_character: float
     """The validation loss per character: comparable between tokenizers."""
+    learning_rate: float
+    """Of the last step."""
     tokens_per_second: float
-    """Training throughput since the last evaluation."""
+    """Training throughput since the last evaluation, over all workers."""
+    flops_utilization: float
+    """Model FLOPs a second, as a share of what the device reaches in large products."""
+    peak_memory_mib: float
     seconds: float
     """Spent in this process, evaluations included."""
-
-
-def recipe_corpus(recipe: Recipe) -> Corpus:
-    part = recipe.corpus
-    return load_corpus(part.source, part.tokenizer, part.vocabulary_size, part.validation_fraction)
-
-
-def make_model(recipe: Recipe, corpus: Corpus) -> GPTForCausalLM:
-    """A fresh model, initialised by the recipe's seed."""
-    torch.manual_seed(recipe.seed)
-    model = GPTForCausalLM(
-        GPTConfig(
-            **recipe.model.shape(),
-            vocab_size=len(corpus.tokenizer),
-            reply_stops=corpus.reply_stops,
-        )
-    )
-    # What the service samples with when a client does not say.
-    model.generation_config = GenerationConfig(do_sample=True, temperature=0.8)
-    return model
-
-
-def check_same_text(checkpoint: Path, corpus: Corpus) -> None:
-    """
-    Raises:
-        InputError: the corpus or its tokenizer is not what the checkpoint was trained on.
-    """
-    run = read_run(checkpoint)
-    if run["corpus"]["sha256"] != corpus.sha256 or run["tokenizer_sha256"] != tokenizer_sha256(corpus.tokenizer):
-        raise InputError(
-            f"the text of {corpus.source} is not the one that {checkpoint} was trained on: bring that text back, "
-            f"or start a new run"
-        )
+    exact_match: float | None = None
+    """Of the sorter: share of held-out lists put wholly in order."""
 
 
 class Training:
     """A run in progress. Iterate `evaluations()`, and `save()` at any of them.
 
+    Under torch.distributed each worker makes one of these, takes its share of every batch, and all end up with the
+    weights that one worker alone would have.
+
     Args:
         recipe: what to train and how.
-        corpus: the recipe's corpus, loaded.
+        data: the recipe's, loaded.
         resume_from: a checkpoint of the same run to go on from, bit for bit on a CPU.
         parent: what the run belongs to (a sweep and a trial), for the checkpoint's run.json.
+
+    Raises:
+        InputError: the checkpoint is damaged or of another text, or the batch cannot be shared evenly.
     """
 
-    def __init__(self, recipe: Recipe, corpus: Corpus, resume_from: Path | None = None, parent: str | None = None):
-        self.recipe, self.corpus, self.parent = recipe, corpus, parent
+    def __init__(self, recipe: Recipe, data: TrainingData, resume_from: Path | None = None, parent: str | None = None):
+        self.recipe, self.data, self.parent = recipe, data, parent
+        self.rank: int = dist.get_rank() if dist.is_initialized() else 0
+        self.workers: int = dist.get_world_size() if dist.is_initialized() else 1
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         settings = recipe.training
-        self.batches = Batches(corpus.train_tokens, settings.batch_size, recipe.model.context, recipe.seed)
+        if settings.batch_size % (settings.accumulate * self.workers):
+            raise InputError(
+                f"training.batch_size ({settings.batch_size}) must be a multiple of accumulate ({settings.accumulate}) "
+                f"times the workers ({self.workers})"
+            )
+        self.batches = data.batches(settings.batch_size, recipe.model.context, recipe.seed)
         self.step = 0
+        self.stopping = False
+        self.on_step: Callable[[], None] = lambda: None
+        """Called after every step, for a progress bar."""
         self.history: list[Evaluation] = []
+        self.losses: list[Tensor] = []
+        """Of the steps since the last evaluation."""
+        self.tokens = 0
+        """Trained on since the last evaluation, by all workers."""
+        self.flops_per_token = 0.0
+        state = None
         if resume_from is not None:
-            check_same_text(resume_from, corpus)
-        if resume_from is None:
-            self.model = make_model(recipe, corpus).to(self.device)
-        else:
-            self.model = load_checkpoint(resume_from)[0].to(self.device)
+            check_same_data(resume_from, data)
+            state = load_training_state(resume_from)
+        self.model = self.make_model(resume_from, state).to(self.device)
         self.optimizers = make_optimizers(self.model, settings.optimizer, settings.learning_rate, settings.weight_decay)
+        self.runner = self.make_runner()
+        torch.manual_seed(recipe.seed + self.rank)  # dropout: each worker has rows of its own
+        if resume_from is not None and state is not None:
+            self.history = [Evaluation(**evaluation) for evaluation in read_run(resume_from)["history"]]
+            self.restore(state)
+
+    def make_model(self, resume_from: Path | None, state: dict[str, Any] | None) -> Any:
+        """A PreTrainedModel, or a PeftModel around one."""
+        if self.recipe.lora is not None:
+            model = make_model(self.recipe, self.data.tokenizer, self.data.reply_stops)
+            adapted = with_adapters(model, self.recipe.lora)
+            if state is not None:
+                set_peft_model_state_dict(adapted, state["adapters"])
+            return adapted
         if resume_from is not None:
-            self.restore(resume_from)
+            return load_checkpoint(resume_from)[0]
+        return make_model(self.recipe, self.data.tokenizer, self.data.reply_stops)
+
+    def make_runner(self) -> torch.nn.Module:
+        """The model as it is called in a step: compiled, and averaging gradients over the workers."""
+        runner: Any = self.model
+        if self.recipe.training.compile:
+            runner = torch.compile(runner)
+        if self.workers > 1:
+            runner = DistributedDataParallel(runner)
+        return runner
 
     def evaluations(self) -> Iterator[Evaluation]:
-        """Train to the last step, yielding at each evaluation.
+        """Train to the last step, yielding at each evaluation. After `stop()` it ends early, between two steps.
 
         Raises:
             InputError: the loss is not a number any more; earlier checkpoints are untouched.
         """
         settings = self.recipe.training
         started = mark = time.perf_counter()
-        losses: list[torch.Tensor] = []
         self.model.train()
-        while self.step < settings.steps:
-            losses.append(self.take_step())
+        while self.step < settings.steps and not self.has_lost_patience():
+            if self.stopping:
+                return
+            self.losses.append(self.take_step())
+            self.on_step()
             if self.step % settings.evaluate_every and self.step < settings.steps:
                 continue
-            train_loss = torch.stack(losses).mean().item()
-            if not math.isfinite(train_loss):
-                raise InputError(
-                    f"the loss is {train_loss} before step {self.step} at a peak learning rate of "
-                    f"{settings.learning_rate:g}: lower training.learning_rate or lengthen training.warmup_steps"
-                )
+            train_loss = self.mean_train_loss()
             seconds = time.perf_counter() - mark
-            tokens = len(losses) * settings.batch_size * self.recipe.model.context
-            windows = None if self.step == settings.steps else settings.evaluation_windows
-            loss = mean_loss(self.model, self.corpus.validation_tokens, self.recipe.model.context, windows)
-            evaluation = Evaluation(
-                step=self.step,
-                train_loss=train_loss,
-                validation_loss=loss,
-                nats_per_character=loss / self.corpus.characters_per_token,
-                tokens_per_second=tokens / seconds,
-                seconds=time.perf_counter() - started,
-            )
-            self.history.append(evaluation)
-            yield evaluation
-            losses, mark = [], time.perf_counter()
+            yield self.evaluate(train_loss, seconds, started)
+            self.tokens, mark = 0, time.perf_counter()
 
-    def take_step(self) -> torch.Tensor:
-        """One step; its loss in nats per token, still on the device."""
+    def stop(self) -> None:
+        self.stopping = True
+
+    def has_lost_patience(self) -> bool:
+        patience = self.recipe.training.patience
+        return bool(patience and self.history and len(self.history) - 1 - self.best_index() >= patience)
+
+    def best_index(self) -> int:
+        """Which evaluation was the best, the first of equals."""
+        return min(range(len(self.history)), key=lambda index: self.history[index].selection_loss)
+
+    def is_best(self) -> bool:
+        """Whether the last evaluation is better than all before."""
+        return self.best_index() == len(self.history) - 1
+
+    def take_step(self) -> Tensor:
+        """One step; its loss in nats per token, still on the device (this worker's share of it)."""
         settings = self.recipe.training
-        rate = learning_rate_at(self.step, settings.learning_rate, settings.warmup_steps, settings.steps)
-        inputs_bt, labels_bt = (batch.to(self.device) for batch in self.batches.draw())
-        loss = self.model(inputs_bt, labels=labels_bt, use_cache=False).loss
-        loss.backward()
+        inputs_bt, labels_bt = self.batches.draw()
+        count = int((labels_bt != IGNORED).sum())
+        self.tokens += inputs_bt.numel()
+        if not self.flops_per_token:
+            self.flops_per_token = training_flops(self.model, inputs_bt.shape[1])
+        mine = slice(self.rank, None, self.workers)
+        parts = list(
+            zip(inputs_bt[mine].chunk(settings.accumulate), labels_bt[mine].chunk(settings.accumulate), strict=True)
+        )
+        total = torch.zeros((), device=self.device)
+        for number, (part_bt, part_labels_bt) in enumerate(parts, 1):
+            with self.precision(), self.gradients_shared(number == len(parts)):
+                loss = loss_sum(self.runner, part_bt.to(self.device), part_labels_bt.to(self.device)) / count
+                (loss * self.workers).backward()  # DistributedDataParallel takes the mean over workers
+            total += loss.detach()
         clip_grad_norm_(self.model.parameters(), settings.gradient_clip)
+        rate = learning_rate_at(self.step, settings)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
             optimizer.zero_grad()
         self.step += 1
-        return loss.detach()
+        return total
+
+    def precision(self) -> Any:
+        if self.recipe.training.precision == "bfloat16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def gradients_shared(self, is_last_part: bool) -> Any:
+        """Gradients travel between workers once a step, with its last part."""
+        if isinstance(self.runner, DistributedDataParallel) and not is_last_part:
+            return self.runner.no_sync()
+        return nullcontext()
+
+    def mean_train_loss(self) -> float:
+        losses = torch.stack(self.losses)
+        if self.workers > 1:
+            dist.all_reduce(losses)
+        self.losses = []
+        bad = (~losses.isfinite()).nonzero()
+        if len(bad):
+            step = self.step - len(losses) + int(bad[0])
+            rate = learning_rate_at(step, self.recipe.training)
+            raise InputError(
+                f"the loss became {losses[bad[0]].item()} at step {step + 1}, at a learning rate of {rate:g}; the last "
+                f"checkpoint is untouched: lower training.learning_rate ({self.recipe.training.learning_rate:g}) or "
+                f"lengthen training.warmup_steps ({self.recipe.training.warmup_steps})"
+            )
+        return losses.mean().item()
+
+    def evaluate(self, train_loss: float, seconds: float, started: float) -> Evaluation:
+        settings, context = self.recipe.training, self.recipe.model.context
+        windows = settings.evaluation_windows
+        selection_loss = loss = mean_loss(self.model, self.data.validation(context, windows))
+        is_last = self.step == settings.steps
+        if is_last and windows is not None:
+            loss = mean_loss(self.model, self.data.validation(context, None))
+        exact_match = None
+        if isinstance(self.data, Sorting):
+            exact_match = self.data.exact_match(self.model, None if is_last else windows)
+        tokens_per_second = self.tokens / seconds
+        dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
+        evaluation = Evaluation(
+            step=self.step,
+            train_loss=train_loss,
+            validation_loss=loss,
+            selection_loss=selection_loss,
+            nats_per_character=loss / self.data.characters_per_token,
+            learning_rate=learning_rate_at(self.step - 1, settings),
+            tokens_per_second=tokens_per_second,
+            flops_utilization=tokens_per_second * self.flops_per_token / self.workers / peak_flops(self.device, dtype),
+            peak_memory_mib=peak_memory(self.device),
+            seconds=time.perf_counter() - started,
+            exact_match=exact_match,
+        )
+        self.history.append(evaluation)
+        return evaluation
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint that `resume_from` accepts and `AutoModelForCausalLM` reads."""
+        """Write a checkpoint that `resume_from` accepts and `AutoModelForCausalLM` reads; adapters are merged in it."""
         state = {
             "step": self.step,
+            "losses": self.losses,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "batches": self.batches.state_dict(),
             "generator": torch.get_rng_state(),
             "cuda_generators": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
         }
+        if isinstance(self.model, PeftModel):
+            state["adapters"] = get_peft_model_state_dict(self.model)
+        whole: PreTrainedModel = merged(self.model) if isinstance(self.model, PeftModel) else self.model
         run = {
             "recipe": self.recipe.model_dump(mode="json"),
-            "corpus": {"source": self.corpus.source, "sha256": self.corpus.sha256},
-            "tokenizer_sha256": tokenizer_sha256(self.corpus.tokenizer),
-            "parameters": self.model.num_parameters(),
+            "corpus": {"source": self.data.source, "sha256": self.data.sha256},
+            "tokenizer_sha256": tokenizer_sha256(self.data.tokenizer),
+            "parameters": whole.num_parameters(),
             "metrics": asdict(self.history[-1]) if self.history else {},
             "history": [asdict(evaluation) for evaluation in self.history],
             "parent": self.parent,
         }
-        save_checkpoint(folder, self.model, self.corpus.tokenizer, state, run)
+        save_checkpoint(folder, whole, self.data.tokenizer, state, run)
 
-    def restore(self, folder: Path) -> None:
-        state = load_training_state(folder)
+    def restore(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
-        self.history = [Evaluation(**evaluation) for evaluation in read_run(folder)["history"]]
+        self.losses = state["losses"]
         self.batches.load_state_dict(state["batches"])
         for optimizer, optimizer_state in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(optimizer_state)

@@ -10,15 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from voicechat_platform.models.attention import FusedLinear
+from voicechat_platform.training.recipe import TrainingRecipe
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised (Jordan et al. 2024), with the update scaled to AdamW's size (arXiv 2502.16982).
 
-    torch.optim.Muon iterates in bfloat16, which is tens of times slower than float32 on a CPU without bfloat16
-    units; this one works in float32 there, and takes all matrices of one shape in one batched product.
+    torch.optim.Muon takes a matrix at a time, a fused projection as one, and iterates in bfloat16, which is tens of
+    times slower than float32 on a CPU without bfloat16 units. This one takes all matrices of one shape in a batched
+    product, in float32 on a CPU. A test holds the two together.
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
@@ -70,13 +73,14 @@ def orthogonalise(matrices_nij: Tensor) -> Tensor:
 def make_optimizers(
     model: PreTrainedModel, kind: str, learning_rate: float, weight_decay: float
 ) -> list[torch.optim.Optimizer]:
-    """One AdamW, and with kind "muon" a Muon before it that takes the blocks' matrices."""
+    """One AdamW, and with kind "muon" a Muon before it that takes the blocks' matrices; frozen weights are left out."""
     matrices: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
     for module in model.modules():
-        if isinstance(module, nn.Linear) and module is not model.get_output_embeddings():
+        is_matrix = isinstance(module, nn.Linear | Conv1D) and module.weight.requires_grad  # Conv1D: GPT-2's
+        if is_matrix and module is not model.get_output_embeddings():
             matrices[module.sizes if isinstance(module, FusedLinear) else ()].append(module.weight)
     taken = {id(weight) for weights in matrices.values() for weight in weights}
-    others = [weight for weight in model.parameters() if id(weight) not in taken]
+    others = [weight for weight in model.parameters() if weight.requires_grad and id(weight) not in taken]
     groups = [{"params": weights, "rows": rows} for rows, weights in matrices.items()]
     plain = {"params": others, "weight_decay": 0.0}
     if kind == "muon":
@@ -88,9 +92,13 @@ def make_optimizers(
     return [torch.optim.AdamW([decayed, plain], learning_rate, betas=(0.9, 0.99), fused=True)]
 
 
-def learning_rate_at(step: int, peak: float, warmup_steps: int, steps: int) -> float:
-    """Linear warm-up to the peak, then half a cosine down to zero, for the step counted from 0."""
-    if step < warmup_steps:
-        return peak * (step + 1) / (warmup_steps + 1)
-    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
-    return peak * 0.5 * (1 + math.cos(math.pi * progress))
+def learning_rate_at(step: int, recipe: TrainingRecipe) -> float:
+    """For the step counted from 0: a linear warm-up to the peak, then the recipe's schedule down to zero."""
+    peak, warmup, steps = recipe.learning_rate, recipe.warmup_steps, recipe.steps
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    if recipe.schedule == "cosine":
+        progress = (step - warmup) / max(1, steps - warmup)
+        return peak * 0.5 * (1 + math.cos(math.pi * progress))
+    decay_steps = min(recipe.decay_fraction * steps, steps - warmup)
+    return peak * min(1.0, (steps - step) / decay_steps)

@@ -16,10 +16,31 @@ class CorpusRecipe(Strict):
     """shakespeare-plays (packaged), tiny-shakespeare (fetched), or the path of a text file."""
     validation_fraction: float = Field(default=0.1, gt=0, lt=1)
     """The part of the text, at its end, that is never trained on."""
+    form: Literal["text", "dialogue"] = "text"
+    """text: as it stands. dialogue: a play's speeches as conversations in the chat template of `init_from`."""
     tokenizer: TokenizerKind = "characters"
-    """characters, byte_pairs (trained on the text) or gpt2."""
+    """characters, byte_pairs (trained on the text) or gpt2; with `init_from` it is the checkpoint's own instead."""
     vocabulary_size: int = Field(default=512, ge=256, le=65536)
     """Of byte_pairs only."""
+
+
+class SortingRecipe(Strict):
+    """Lists of digits to be sorted, in place of a text: a task on which a model can be perfect."""
+
+    length: int = Field(default=6, ge=2, le=30)
+    digits: int = Field(default=3, ge=2, le=10)
+    form: Literal["sequence", "positionwise"] = "sequence"
+    """sequence: the list, then the sorted list. positionwise: each position's label is the sorted digit there, which
+    a causal model cannot know: a loss below the Bayes loss proves a leak from the future."""
+
+
+class LoraRecipe(Strict):
+    """Low-rank adapters (arXiv 2106.09685) on every linear layer of the blocks; all else stays as it is."""
+
+    rank: int = Field(default=8, ge=1, le=1024)
+    alpha: int = Field(default=16, ge=1)
+    """The adapters' output is scaled by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
 class ModelRecipe(Strict):
@@ -40,6 +61,8 @@ class ModelRecipe(Strict):
     values: Literal["tied", "separate"] | None = None
     """Whether values are what is scored (metric attention's default) or a projection of their own (the standard's)."""
     positions: Literal["rotary", "learned"] = "rotary"
+    norm: Literal["rms", "layer"] = "rms"
+    """rms, or layer: LayerNorm, with which a model with learned positions and relu_squared folds to GPT-2."""
     mlp: Literal["swiglu", "relu_squared"] = "swiglu"
     mlp_width: int | None = Field(default=None, ge=1)
     """8/3 of the width for swiglu and 4 times the width for relu_squared by default."""
@@ -78,25 +101,39 @@ class ModelRecipe(Strict):
 class TrainingRecipe(Strict):
     steps: int = Field(default=2000, ge=1)
     batch_size: int = Field(default=12, ge=1)
-    """Sequences of one context a step."""
+    """Sequences a step, over all workers and all parts of an accumulated step."""
+    accumulate: int = Field(default=1, ge=1)
+    """In how many parts, one after the other, a step's gradient is computed: saves memory, changes nothing else."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """muon: orthogonalised momentum for the blocks' matrices, AdamW for the rest. adamw: AdamW for all."""
     learning_rate: float = Field(default=3e-3, gt=0, lt=1)
-    """The peak; reached after the warm-up, then a cosine down to zero."""
+    """The peak, reached after the warm-up."""
+    schedule: Literal["cosine", "warmup_stable_decay"] = "cosine"
+    """After the warm-up half a cosine down to zero, or the peak until a straight line to zero begins."""
+    decay_fraction: float = Field(default=0.2, gt=0, le=1)
+    """Of warmup_stable_decay: the last part of the steps, in which the rate falls."""
     warmup_steps: int = Field(default=100, ge=0)
     weight_decay: float = Field(default=0.1, ge=0)
     """Of matrices alone, never of norms, embeddings or metrics."""
     gradient_clip: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: products in bfloat16 under autocast, weights and optimizer in float32; for GPUs and newer CPUs."""
+    compile: bool = False
+    """torch.compile: takes a minute or more at first, and then steps are faster; needs a C++ compiler on a CPU."""
     evaluate_every: int = Field(default=200, ge=1)
     """Steps between evaluations; each is a report, and a checkpoint."""
-    evaluation_windows: int = Field(default=200, ge=1)
-    """Windows of one context that an evaluation in mid-run reads; the last one reads the whole validation part."""
+    evaluation_windows: int | None = Field(default=200, ge=1)
+    """Sequences that an evaluation in mid-run reads; null for all. The last one reads the whole validation part."""
+    patience: int | None = Field(default=None, ge=1)
+    """Early stopping: end after so many evaluations without a better one. The best checkpoint is kept in any case."""
 
     @model_validator(mode="after")
-    def warmup_must_end(self) -> "TrainingRecipe":
+    def must_be_possible(self) -> "TrainingRecipe":
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must be fewer than steps ({self.steps})")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of accumulate ({self.accumulate})")
         return self
 
 
@@ -104,6 +141,48 @@ class Recipe(Strict):
     name: str = Field(default="shakespeare", pattern=r"^[a-z0-9][a-z0-9-]*$")
     """What the model is called in the registry and in the API: lower case, digits, hyphens."""
     seed: int = Field(default=1, ge=0)
+    init_from: str | None = None
+    """A pretrained checkpoint to fine-tune: a folder, NAME@NUMBER or NAME of the registry, a packaged model such as
+    smollm2-135m-instruct, or a model of the Hugging Face hub such as openai-community/gpt2. Its shape and tokenizer
+    are kept."""
+    lora: LoraRecipe | None = None
+    """Of fine-tuning: train low-rank adapters instead of all weights; {} for the defaults."""
     corpus: CorpusRecipe = CorpusRecipe()
+    sorting: SortingRecipe | None = None
+    """In place of a corpus."""
     model: ModelRecipe = ModelRecipe()
     training: TrainingRecipe = TrainingRecipe()
+
+    @model_validator(mode="after")
+    def parts_must_fit_together(self) -> "Recipe":
+        if self.init_from is None:
+            if self.lora is not None:
+                raise ValueError("lora adapts a pretrained model: give init_from, or leave lora out")
+            if self.corpus.form == "dialogue":
+                raise ValueError("corpus.form dialogue needs a pretrained chat model: give init_from, or use form text")
+        else:
+            refuse_changes(self.model, ("context",), "model", "the shape comes from init_from")
+            refuse_changes(
+                self.corpus,
+                ("source", "validation_fraction", "form"),
+                "corpus",
+                "the tokenizer comes from init_from",
+            )
+            if self.sorting is not None:
+                raise ValueError("sorting trains a fresh model: leave init_from out")
+        if self.sorting is not None:
+            refuse_changes(self.corpus, (), "corpus", "sorting stands in place of a corpus")
+            longest = self.sorting.length * (2 if self.sorting.form == "sequence" else 1)
+            if self.model.context < longest:
+                raise ValueError(f"model.context ({self.model.context}) must be at least {longest} to sort such lists")
+        return self
+
+
+def refuse_changes(part: Strict, allowed: tuple[str, ...], where: str, why: str) -> None:
+    """
+    Raises:
+        ValueError: a field that has no say has another value than its default.
+    """
+    for field, info in type(part).model_fields.items():
+        if field not in allowed and getattr(part, field) != info.default:
+            raise ValueError(f"{where}.{field}: {why}; leave it out")

@@ -1,0 +1,99 @@
+"""What a run begins with: its data, and a fresh model or a pretrained one, whole or with adapters (LoRA)."""
+
+import copy
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from voicechat_platform.checkpoints import load_checkpoint, load_tokenizer, read_run
+from voicechat_platform.corpora.batches import TrainingData
+from voicechat_platform.corpora.corpus import make_corpus
+from voicechat_platform.corpora.dialogue import make_dialogue
+from voicechat_platform.corpora.sorting import Sorting
+from voicechat_platform.corpora.texts import read_text
+from voicechat_platform.corpora.tokenizers import make_tokenizer, tokenizer_sha256
+from voicechat_platform.errors import InputError
+from voicechat_platform.models import GPTConfig, GPTForCausalLM
+from voicechat_platform.registry import find_checkpoint
+from voicechat_platform.training.recipe import LoraRecipe, Recipe
+
+
+def load_data(recipe: Recipe) -> TrainingData:
+    """The recipe's text, dialogue or lists, tokenised: by the pretrained model's tokenizer if there is one.
+
+    Raises:
+        InputError: the text cannot be read or is too short, or `init_from` names nothing.
+    """
+    if recipe.sorting is not None:
+        digits = "".join(str(digit) for digit in range(recipe.sorting.digits))
+        tokenizer = make_tokenizer("characters", 0, digits)
+        return Sorting(recipe.sorting.length, recipe.sorting.digits, recipe.sorting.form, tokenizer)
+    part = recipe.corpus
+    text = read_text(part.source)
+    if recipe.init_from is not None:
+        tokenizer = load_tokenizer(find_checkpoint(recipe.init_from))
+    else:
+        # Characters are collected from all of the text, so that none in the validation part lacks a token; byte pairs
+        # can spell anything and learn from the training part alone.
+        learned_from = text.characters if part.tokenizer == "characters" else text.split(part.validation_fraction)[0]
+        tokenizer = make_tokenizer(part.tokenizer, part.vocabulary_size, learned_from)
+    make = make_dialogue if part.form == "dialogue" else make_corpus
+    return make(text, tokenizer, part.validation_fraction)
+
+
+def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, reply_stops: list[str] | None) -> PreTrainedModel:
+    """A fresh model initialised by the recipe's seed, or the pretrained one.
+
+    Raises:
+        InputError: the recipe's context is longer than the pretrained model's.
+    """
+    torch.manual_seed(recipe.seed)
+    if recipe.init_from is not None:
+        model, _ = load_checkpoint(find_checkpoint(recipe.init_from))
+        longest = model.config.max_position_embeddings
+        if recipe.model.context > longest:
+            raise InputError(
+                f"model.context is {recipe.model.context}, but {recipe.init_from} was made for {longest} tokens at "
+                f"most: lower it"
+            )
+        return model.float()
+    model = GPTForCausalLM(GPTConfig(**recipe.model.shape(), vocab_size=len(tokenizer), reply_stops=reply_stops))
+    # What the service samples with when a client does not say; sorted lists are not sampled.
+    if recipe.sorting is None:
+        model.generation_config = GenerationConfig(do_sample=True, temperature=0.8)
+    return model
+
+
+def with_adapters(model: PreTrainedModel, recipe: LoraRecipe) -> torch.nn.Module:
+    """The model with low-rank adapters to train, everything else frozen (a peft.PeftModel)."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(
+        model,
+        LoraConfig(
+            task_type="CAUSAL_LM",
+            r=recipe.rank,
+            lora_alpha=recipe.alpha,
+            lora_dropout=recipe.dropout,
+            target_modules="all-linear",
+        ),
+    )
+
+
+def merged(model: torch.nn.Module) -> PreTrainedModel:
+    """A copy whose adapters are added into the weights: a model as any other."""
+    return copy.deepcopy(model).merge_and_unload()
+
+
+def check_same_data(checkpoint: Path, data: TrainingData) -> None:
+    """
+    Raises:
+        InputError: the data or its tokenizer is not what the checkpoint was trained on.
+    """
+    run = read_run(checkpoint)
+    if run["corpus"]["sha256"] != data.sha256 or run["tokenizer_sha256"] != tokenizer_sha256(data.tokenizer):
+        raise InputError(
+            f"the text of {data.source} is not the one that {checkpoint} was trained on: bring that text back, "
+            f"or start a new run"
+        )

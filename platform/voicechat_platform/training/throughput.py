@@ -1,0 +1,48 @@
+"""How well a run uses its device: model FLOPs, the device's own peak, memory."""
+
+import resource
+import sys
+import time
+from functools import cache
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@torch.no_grad()
+def training_flops(model: nn.Module, context: int) -> float:
+    """Floating-point operations that one training token needs: three forward passes' products (arXiv 2204.02311).
+
+    Counted, not estimated: every product of a forward pass over one context, attention over all positions.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(input_ids=torch.zeros(1, context, dtype=torch.long, device=device), use_cache=False)
+    model.train(was_training)
+    return 3 * counter.get_total_flops() / context
+
+
+@cache
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """What this device reaches in large products, in operations a second: measured, so that it is its own."""
+    size = 1024 if device.type == "cpu" else 8192
+    left, right = (torch.full((size, size), 0.5, device=device, dtype=dtype) for _ in range(2))  # draws nothing
+    best = float("inf")
+    for _ in range(6):
+        started = time.perf_counter()
+        product = left @ right
+        product[0, 0].item()  # waits for a GPU
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def peak_memory(device: torch.device) -> float:
+    """MiB: on a GPU of tensors since the start, on a CPU the whole process's resident memory at its highest."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return highest / (2**20 if sys.platform == "darwin" else 2**10)
