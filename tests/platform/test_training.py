@@ -21,7 +21,7 @@ from voicechat_platform.errors import InputError
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
 from voicechat_platform.training.evaluation import mean_loss
 from voicechat_platform.training.loop import Training
-from voicechat_platform.training.optimizers import learning_rate_at, orthogonalise
+from voicechat_platform.training.optimizers import Muon, learning_rate_at, orthogonalise
 from voicechat_platform.training.recipe import Recipe, TrainingRecipe
 from voicechat_platform.training.starting_point import load_data
 
@@ -129,6 +129,124 @@ def test_mean_loss_is_that_of_an_explicit_loop():
     assert sum(len(inputs_bt) for inputs_bt, _ in some) == 3
 
 
+def trained_weights(settings: Recipe) -> list[torch.Tensor]:
+    training = Training(settings, load_data(settings))
+    list(training.evaluations())
+    return list(training.model.parameters())
+
+
+def test_a_step_in_parts_is_the_same_step(play):
+    plain = {"model": {**recipe(play).model.model_dump(), "dropout": 0.0}}
+    whole, parts = (
+        trained_weights(Recipe.model_validate(recipe(play, accumulate=n, optimizer="adamw").model_dump() | plain))
+        for n in (1, 4)
+    )
+    for ours, theirs in zip(whole, parts, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_bfloat16_keeps_the_weights_in_float32_and_learns_as_well(play):
+    training = Training(recipe(play, precision="bfloat16"), load_data(recipe(play)))
+    half = list(training.evaluations())
+    full = list(Training(recipe(play), load_data(recipe(play))).evaluations())
+    assert all(weight.dtype == torch.float32 for weight in training.model.parameters())
+    assert half[-1].train_loss != full[-1].train_loss
+    assert half[-1].validation_loss == pytest.approx(full[-1].validation_loss, rel=0.02)
+
+
+def test_a_compiled_model_trains_to_the_same_losses(play):
+    settings = recipe(play, steps=10, compile=True)
+    settings = settings.model_copy(update={"model": settings.model.model_copy(update={"dropout": 0.0})})
+    plain = settings.model_copy(update={"training": settings.training.model_copy(update={"compile": False})})
+    compiled_loss, plain_loss = (
+        list(Training(each, load_data(each)).evaluations())[-1].validation_loss for each in (settings, plain)
+    )
+    assert compiled_loss == pytest.approx(plain_loss, rel=1e-4)
+
+
+def test_a_run_tells_how_well_it_uses_its_device(play):
+    training = Training(recipe(play), load_data(recipe(play)))
+    evaluation = next(training.evaluations())
+    matrices = sum(module.weight.numel() for module in training.model.modules() if isinstance(module, torch.nn.Linear))
+    attention = 2 * 2 * 32 * 32  # two layers, scores and weighted values, over 32 positions, width 32
+    assert training.flops_per_token == pytest.approx(3 * 2 * (matrices + attention), rel=1e-6)
+    assert 0 < evaluation.flops_utilization < 1
+    assert 50 < evaluation.peak_memory_mib < 24_000
+
+
+GOLDEN = {
+    "standard": {},
+    "metric, symmetric": {"attention": "metric"},
+    "metric, positive definite": {"attention": "metric", "metric": "positive_definite", "values": "separate"},
+    "metric, shared projection": {"attention": "metric", "metric": "general", "projection": "shared"},
+}
+GOLDEN_LOSSES = {
+    "standard": [
+        2.177110, 2.161302, 2.185153, 2.101976, 2.080467, 2.161304, 2.107535, 2.031834,
+        1.944519, 2.046286, 2.059034, 1.967821, 1.962918, 1.700812, 1.826638, 1.766382,
+        1.912387, 1.883952, 1.800269, 1.758546,
+    ],
+    "metric, symmetric": [
+        2.196604, 2.150300, 2.201276, 2.149574, 2.083547, 2.186809, 2.136246, 2.016952,
+        1.930914, 2.057194, 2.065528, 1.929364, 1.965933, 1.709600, 1.834229, 1.742054,
+        1.935848, 1.854220, 1.790256, 1.755928,
+    ],
+    "metric, positive definite": [
+        2.234869, 2.160443, 2.224507, 2.145780, 2.104248, 2.137748, 2.105886, 2.028023,
+        1.947482, 2.037625, 2.060084, 1.945440, 1.981205, 1.714236, 1.830820, 1.764919,
+        1.938046, 1.869724, 1.810558, 1.758137,
+    ],
+    "metric, shared projection": [
+        2.230711, 2.180528, 2.227644, 2.151451, 2.102229, 2.168677, 2.126128, 2.039663,
+        1.949277, 2.073752, 2.083158, 1.962311, 1.947154, 1.706657, 1.837166, 1.768528,
+        1.908230, 1.876335, 1.811184, 1.773089,
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_twenty_steps_give_the_losses_they_always_gave(name):
+    """A change that moves these changes what every run learns: it belongs in the changelog."""
+    settings = Recipe.model_validate(
+        {
+            "sorting": {"digits": 10},
+            "model": {"layers": 2, "heads": 2, "width": 32, "context": 12, **GOLDEN[name]},
+            "training": {"steps": 20, "batch_size": 8, "evaluate_every": 20, "warmup_steps": 5, "learning_rate": 0.01},
+        }
+    )
+    training = Training(settings, load_data(settings))
+    training.model.double()  # so that six digits do not depend on the processor
+    losses = [training.take_step().item() for _ in range(20)]
+    assert losses == pytest.approx(GOLDEN_LOSSES[name], abs=5e-7)
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (24, 40), (40, 24)])
+def test_muon_is_torchs_muon(shape):
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(torch.randn(shape)) for _ in range(2))
+    theirs.data.copy_(ours.data)
+    mine = Muon([{"params": [ours], "rows": ()}], lr=0.02, weight_decay=0.1)
+    torchs = torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(5):
+        gradient = torch.randn(shape)
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        mine.step(), torchs.step()
+    torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.01)  # torch iterates in bfloat16
+
+
+def test_muon_takes_each_matrix_of_a_fused_one_by_itself():
+    torch.manual_seed(0)
+    fused = torch.nn.Parameter(torch.randn(24, 8))
+    parts = [torch.nn.Parameter(part.clone()) for part in fused.data.split((8, 16))]
+    gradient = torch.randn(24, 8)
+    fused.grad = gradient
+    for part, its_gradient in zip(parts, gradient.split((8, 16)), strict=True):
+        part.grad = its_gradient.clone()
+    Muon([{"params": [fused], "rows": (8, 16)}], lr=0.1).step()
+    Muon([{"params": parts, "rows": ()}], lr=0.1).step()
+    torch.testing.assert_close(fused.data, torch.cat([part.data for part in parts]))
+
+
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 8, 20), (2, 20, 8)])
 def test_orthogonalised_matrices_keep_their_directions_and_lose_their_sizes(shape):
     torch.manual_seed(0)
@@ -148,6 +266,16 @@ def test_the_learning_rate_warms_up_by_steps_and_falls_to_zero():
     assert rates[10] == 0.5
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[100] == pytest.approx(0)
+
+
+def test_the_learning_rate_stays_at_its_peak_until_it_decays():
+    recipe = TrainingRecipe(
+        learning_rate=0.5, warmup_steps=10, steps=100, schedule="warmup_stable_decay", decay_fraction=0.3
+    )
+    rates = [learning_rate_at(step, recipe) for step in range(101)]
+    assert rates[10:71] == [0.5] * 61
+    assert rates[85] == pytest.approx(0.25)
+    assert rates[100] == 0
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """How well a model predicts: the mean loss over fixed batches.
 
-Letters: b batch, t position, v vocabulary.
+Letters: b batch, t position, n = b·t, v vocabulary.
 """
 
 from collections.abc import Iterable
@@ -17,8 +17,9 @@ LARGEST_LOGITS = 2**25
 
 def loss_sum(model: nn.Module, inputs_bt: Tensor, labels_bt: Tensor) -> Tensor:
     """Sum of the losses of all labels that count, in nats."""
-    logits_btv = model(input_ids=inputs_bt, use_cache=False).logits
-    return F.cross_entropy(logits_btv.flatten(0, 1).float(), labels_bt.flatten(), ignore_index=IGNORED, reduction="sum")
+    logits_nv = model(input_ids=inputs_bt, use_cache=False).logits.flatten(0, 1)
+    precise_nv = logits_nv.to(torch.promote_types(logits_nv.dtype, torch.float32))
+    return F.cross_entropy(precise_nv, labels_bt.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 @torch.no_grad()

@@ -57,8 +57,7 @@ def orthogonalise(matrices_nij: Tensor) -> Tensor:
 
     Singular values end between about .7 and 1.2, which is as good as 1 for an update and much cheaper.
     """
-    dtype = torch.bfloat16 if matrices_nij.is_cuda else torch.float32
-    x_nij = matrices_nij.to(dtype)
+    x_nij = matrices_nij.bfloat16() if matrices_nij.is_cuda else matrices_nij
     tall = x_nij.shape[-2] > x_nij.shape[-1]
     if tall:
         x_nij = x_nij.mT

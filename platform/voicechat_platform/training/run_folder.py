@@ -11,6 +11,7 @@ from pathlib import Path
 
 from voicechat_platform.checkpoints import check_is_whole, load_checkpoint, load_training_state, read_run, recover
 from voicechat_platform.corpora.batches import TrainingData
+from voicechat_platform.corpora.sorting import Sorting
 from voicechat_platform.errors import InputError
 from voicechat_platform.training.evaluation import mean_loss
 from voicechat_platform.training.loop import Evaluation, Training
@@ -75,5 +76,7 @@ class RunFolder:
             model, _ = load_checkpoint(self.best)
             loss = mean_loss(model, data.validation(context, None))
             metrics |= {"validation_loss": loss, "nats_per_character": loss / data.characters_per_token}
+            if isinstance(data, Sorting):
+                metrics["exact_match"] = data.exact_match(model)
             (self.best / "run.json").write_text(json.dumps(run, indent=2) + "\n")
         return self.best

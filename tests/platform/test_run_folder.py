@@ -1,0 +1,118 @@
+"""A run's folder: what is kept, what a run goes on from after a kill or a damaged file, and early stopping."""
+
+import shutil
+
+import pytest
+
+from voicechat_platform.checkpoints import read_run
+from voicechat_platform.errors import InputError
+from voicechat_platform.training.evaluation import mean_loss
+from voicechat_platform.training.loop import Training
+from voicechat_platform.training.recipe import Recipe
+from voicechat_platform.training.run_folder import RunFolder
+from voicechat_platform.training.starting_point import load_data
+
+
+@pytest.fixture(scope="module")
+def play(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "play.txt"
+    path.write_text("".join(f"SPEAKER {n % 7}:\nLine {n * n} of the play.\n\n" for n in range(2000)))
+    return path
+
+
+def recipe(play, **training) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "corpus": {"source": str(play)},
+            "model": {"layers": 1, "heads": 2, "width": 16, "context": 16, "dropout": 0.1},
+            "training": {"steps": 30, "batch_size": 4, "evaluate_every": 10, "warmup_steps": 5, **training},
+        }
+    )
+
+
+def facts(training: Training) -> list[tuple[int, float, float]]:
+    return [(point.step, point.train_loss, point.validation_loss) for point in training.history]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(play) -> list[tuple[int, float, float]]:
+    training = Training(recipe(play), load_data(recipe(play)))
+    list(training.evaluations())
+    return facts(training)
+
+
+@pytest.mark.parametrize("step", [1, 9, 10, 11, 27])
+def test_a_run_stopped_at_any_step_goes_on_bit_for_bit(play, tmp_path, uninterrupted, step):
+    settings = recipe(play)
+    data = load_data(settings)
+    run = RunFolder(tmp_path / "run")
+    training = Training(settings, data)
+    training.on_step = lambda: training.stop() if training.step == step else None
+    list(run.train(training))
+    assert training.step == step
+    resumed = Training(settings, data, run.resume_from(settings))
+    assert resumed.step == step
+    list(run.train(resumed))
+    assert facts(resumed) == uninterrupted
+
+
+@pytest.mark.parametrize(
+    "damage", ["truncated weights", "truncated state", "missing run.json", "killed between renames"]
+)
+def test_a_damaged_last_checkpoint_is_named_and_the_one_before_taken(play, tmp_path, uninterrupted, caplog, damage):
+    settings = recipe(play)
+    data = load_data(settings)
+    run = RunFolder(tmp_path / "run")
+    evaluations = run.train(Training(settings, data))
+    next(evaluations), next(evaluations)
+    if damage == "killed between renames":
+        shutil.rmtree(run.last)
+    elif damage == "missing run.json":
+        (run.last / "run.json").write_text("{")
+    else:
+        path = run.last / ("model.safetensors" if damage == "truncated weights" else "training_state.pt")
+        path.write_bytes(path.read_bytes()[:-100])
+    resumed = Training(settings, data, run.resume_from(settings))
+    assert resumed.step == 10
+    if damage.startswith("truncated"):
+        assert f"{path} is missing or damaged" in caplog.text
+        assert "going on from the checkpoint before it" in caplog.text
+    list(run.train(resumed))
+    assert facts(resumed) == uninterrupted
+
+
+def test_a_run_of_another_recipe_is_not_gone_on_with(play, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    next(run.train(Training(recipe(play), load_data(recipe(play)))))
+    with pytest.raises(InputError, match="the recipe differs"):
+        run.resume_from(recipe(play, learning_rate=0.001))
+    with pytest.raises(InputError, match="holds no checkpoint"):
+        RunFolder(tmp_path / "none").resume_from(recipe(play))
+
+
+def test_a_run_without_progress_ends_early_and_its_best_checkpoint_is_kept(play, tmp_path):
+    settings = recipe(play, steps=400, learning_rate=0.9, optimizer="adamw", patience=2)  # it must get worse
+    data = load_data(settings)
+    run = RunFolder(tmp_path / "run")
+    training = Training(settings, data)
+    list(run.train(training))
+    assert training.step < 400
+    losses = [point.selection_loss for point in training.history]
+    assert losses.index(min(losses)) == len(losses) - 3
+    best = read_run(run.finish(data))
+    assert best["metrics"]["step"] == training.history[-3].step
+    # Measured over the whole validation part, not over some windows as in mid-run.
+    model = Training(settings, data, run.best).model
+    assert best["metrics"]["validation_loss"] == mean_loss(model, data.validation(16, None))
+
+
+def test_a_loss_that_is_not_a_number_leaves_the_last_good_checkpoint(play, tmp_path):
+    settings = recipe(play)
+    run = RunFolder(tmp_path / "run")
+    training = Training(settings, load_data(settings))
+    evaluations = run.train(training)
+    next(evaluations)
+    training.on_step = lambda: training.step == 13 and training.model.embedding.weight.data.fill_(float("nan"))
+    with pytest.raises(InputError, match=r"became nan at step 14, at a learning rate of 0\.00\d+; the last checkpoint"):
+        next(evaluations)
+    assert Training(settings, load_data(settings), run.resume_from(settings)).step == 10
