@@ -1,42 +1,47 @@
 """One run on several workers: the training loop under Ray Train, gradients averaged over gloo or nccl."""
 
-import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 
 import ray
 import torch
 from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from voicechat_platform.checkpoints import read_run
 from voicechat_platform.cluster import start_ray, stop_ray
 from voicechat_platform.corpora.batches import TrainingData
 from voicechat_platform.errors import InputError
 from voicechat_platform.settings import settings
-from voicechat_platform.training.loop import Training
+from voicechat_platform.training.loop import Evaluation, Training, check_shares
 from voicechat_platform.training.recipe import Recipe
 from voicechat_platform.training.run_folder import RunFolder
 
 
-def train_on_workers(recipe: Recipe, data: TrainingData, folder: Path, resume_from: Path | None, workers: int) -> None:
-    """Train as one process would, the batch shared by the workers; checkpoints go to the run's folder.
+def train_on_workers(
+    recipe: Recipe,
+    data: TrainingData,
+    folder: Path,
+    resume_from: Path | None,
+    workers: int,
+    on_evaluation: Callable[[Evaluation], None],
+) -> None:
+    """Train as one process would, the batch shared by the workers; the first of them keeps checkpoints in the folder.
 
     Args:
-        folder: the run's; on a cluster one that every machine shares.
-        workers: processes, each with one CPU core, or one GPU where the cluster has GPUs.
+        folder: the run's, absolute; on a cluster one that every machine shares.
+        workers: processes, each with one CPU core, or one GPU where there are enough.
+        on_evaluation: called at each, from a thread.
 
     Raises:
-        InputError: the batch cannot be shared evenly, Ray has too few CPUs or GPUs, or the loss became no number.
+        InputError: the batch cannot be shared evenly, Ray has too few CPUs, or the loss became no number.
     """
-    parts = recipe.training.accumulate * workers
-    if recipe.training.batch_size % parts:
-        raise InputError(
-            f"training.batch_size ({recipe.training.batch_size}) must be a multiple of accumulate "
-            f"({recipe.training.accumulate}) times the workers ({workers})"
-        )
+    check_shares(recipe, workers)
     start_ray()
     try:
         has = ray.cluster_resources()
@@ -50,18 +55,16 @@ def train_on_workers(recipe: Recipe, data: TrainingData, folder: Path, resume_fr
                 "data": ray.put(data),
                 "folder": str(folder),
                 "resume_from": str(resume_from) if resume_from else None,
-                "threads": max(1, int(has.get("CPU", 1)) // workers) if not use_gpu else 1,
             },
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
             scaling_config=train.ScalingConfig(
-                num_workers=workers,
-                use_gpu=use_gpu,
-                # A driver without a resource of its own would take a CPU from the workers.
-                resources_per_worker={"GPU": 1} if use_gpu else {"CPU": 1},
+                num_workers=workers, use_gpu=use_gpu, resources_per_worker={"GPU": 1} if use_gpu else {"CPU": 1}
             ),
-            run_config=train.RunConfig(name=f"{folder.name}-workers", storage_path=str(folder.parent.absolute())),
+            run_config=train.RunConfig(name=".ray-train", storage_path=str(folder)),
         )
-        trainer.fit()
+        with followed(RunFolder(folder), on_evaluation):
+            trainer.fit()
+        shutil.rmtree(folder / ".ray-train")  # its notes on a run that is over
     except train.v2.api.exceptions.WorkerGroupError as error:
         for failure in error.worker_failures.values():
             cause = getattr(failure, "cause", failure)
@@ -73,11 +76,40 @@ def train_on_workers(recipe: Recipe, data: TrainingData, folder: Path, resume_fr
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    torch.set_num_threads(config["threads"])
+    torch.set_num_threads(1)
     recipe = Recipe.model_validate(config["recipe"])
     resume_from = Path(config["resume_from"]) if config["resume_from"] else None
     training = Training(recipe, ray.get(config["data"]), resume_from)
     for evaluation in RunFolder(Path(config["folder"])).train(training):
-        if training.rank == 0:
-            print(f"step {evaluation.step}/{recipe.training.steps}: {evaluation}", flush=True)
         train.report(asdict(evaluation))
+
+
+@contextmanager
+def followed(run: RunFolder, on_evaluation: Callable[[Evaluation], None]) -> Iterator[None]:
+    """Tells of each evaluation once its checkpoint lies in the folder: Ray Train gives the driver no reports."""
+    ended = threading.Event()
+    seen = len(read_run(run.last)["history"]) if run.last.exists() else 0
+
+    def tell() -> None:
+        nonlocal seen
+        if (run.last / "run.json").exists():
+            history = read_run(run.last)["history"]
+            for evaluation in history[seen:]:
+                on_evaluation(Evaluation(**evaluation))
+            seen = len(history)
+
+    def follow() -> None:
+        while not ended.wait(1):
+            try:
+                tell()
+            except InputError:
+                continue  # it is just being replaced
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    tell()

@@ -54,7 +54,7 @@ def train_recipe(path: Path, out: Path | None, resume: bool, workers: int = 1) -
     else:
         from voicechat_tune.distributed import train_on_workers
 
-        train_on_workers(recipe, data, folder.absolute(), resume_from, workers)
+        train_on_workers(recipe, data, folder.absolute(), resume_from, workers, tell)
     best = run.finish(data)
     facts = read_run(best)
     choices = flat(recipe.model_dump(mode="json"))
@@ -81,7 +81,7 @@ def train_here(recipe: Recipe, data: TrainingData, run: RunFolder, resume_from: 
         for evaluation in run.train(training):
             progress.update(task, completed=evaluation.step, status=describe(evaluation))
             if not console.is_terminal:
-                log.info("step %d: %s", evaluation.step, describe(evaluation))
+                tell(evaluation)
     if training.stopping:
         log.info("stopped at step %d, which is kept: go on with --resume", training.step)
         raise KeyboardInterrupt
@@ -112,6 +112,10 @@ def flat(recipe: dict[str, Any]) -> dict[str, Any]:
         inner = value.items() if isinstance(value, dict) else ()
         fields |= {f"{name}.{field}": choice for field, choice in inner} or {name: value}
     return fields
+
+
+def tell(evaluation: Evaluation) -> None:
+    log.info("step %d: %s", evaluation.step, describe(evaluation))
 
 
 def describe(evaluation: Evaluation) -> str:

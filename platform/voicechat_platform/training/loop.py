@@ -56,6 +56,19 @@ class Evaluation:
     """Of the sorter: share of held-out lists put wholly in order."""
 
 
+def check_shares(recipe: Recipe, workers: int) -> None:
+    """
+    Raises:
+        InputError: a batch cannot be shared evenly by so many workers.
+    """
+    settings = recipe.training
+    if settings.batch_size % (settings.accumulate * workers):
+        raise InputError(
+            f"training.batch_size ({settings.batch_size}) must be a multiple of accumulate ({settings.accumulate}) "
+            f"times the workers ({workers})"
+        )
+
+
 class Training:
     """A run in progress. Iterate `evaluations()`, and `save()` at any of them.
 
@@ -78,11 +91,7 @@ class Training:
         self.workers: int = dist.get_world_size() if dist.is_initialized() else 1
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         settings = recipe.training
-        if settings.batch_size % (settings.accumulate * self.workers):
-            raise InputError(
-                f"training.batch_size ({settings.batch_size}) must be a multiple of accumulate ({settings.accumulate}) "
-                f"times the workers ({self.workers})"
-            )
+        check_shares(recipe, self.workers)
         self.batches = data.batches(settings.batch_size, recipe.model.context, recipe.seed)
         self.step = 0
         self.stopping = False

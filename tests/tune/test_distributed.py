@@ -1,0 +1,65 @@
+"""Several workers under Ray Train, with gloo, train what one worker trains."""
+
+import pytest
+import torch
+
+from voicechat_platform.checkpoints import load_checkpoint, read_run
+from voicechat_platform.errors import InputError
+from voicechat_platform.training.loop import Evaluation, Training
+from voicechat_platform.training.recipe import Recipe
+from voicechat_platform.training.run_folder import RunFolder
+from voicechat_platform.training.starting_point import load_data
+from voicechat_tune.distributed import train_on_workers
+
+
+def recipe(**training) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "sorting": {"digits": 10},
+            "model": {"attention": "metric", "layers": 2, "heads": 2, "width": 32, "context": 12},
+            "training": {"steps": 20, "batch_size": 16, "evaluate_every": 10, "warmup_steps": 2, **training},
+        }
+    )
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("VOICECHAT_HOME", str(tmp_path / "home"))
+
+
+def test_two_workers_equal_one_with_the_doubled_batch(tmp_path):
+    """Eight sequences for each of two workers, in two parts, and sixteen at once for one."""
+    shared, whole = recipe(accumulate=2), recipe()
+    told: list[Evaluation] = []
+    train_on_workers(shared, load_data(shared), tmp_path / "run", None, 2, told.append)
+    assert [evaluation.step for evaluation in told] == [10, 20]
+    alone = Training(whole, load_data(whole))
+    expected = list(alone.evaluations())
+    for ours, theirs in zip(told, expected, strict=True):
+        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-5)
+        assert ours.validation_loss == pytest.approx(theirs.validation_loss, rel=1e-5)
+    model, _ = load_checkpoint(tmp_path / "run" / "last")
+    for ours, theirs in zip(model.parameters(), alone.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+    assert read_run(tmp_path / "run" / "best")["recipe"] == shared.model_dump(mode="json")
+
+
+def test_workers_go_on_from_a_checkpoint_and_say_what_went_wrong(tmp_path):
+    settings = recipe()
+    data = load_data(settings)
+    run = RunFolder(tmp_path / "run")
+    evaluations = run.train(Training(settings, data))
+    next(evaluations)
+    told: list[Evaluation] = []
+    train_on_workers(settings, data, tmp_path / "run", run.last, 2, told.append)
+    assert [evaluation.step for evaluation in told] == [20]
+
+    diverging = recipe(learning_rate=0.99, gradient_clip=1e30, optimizer="adamw", weight_decay=1e30)
+    with pytest.raises(InputError, match=r"the loss became (nan|inf) at step \d+"):
+        train_on_workers(diverging, data, tmp_path / "diverging", None, 2, told.append)
+
+
+def test_a_batch_that_workers_cannot_share_is_refused_before_ray_starts(tmp_path):
+    settings = recipe(batch_size=15)
+    with pytest.raises(InputError, match=r"batch_size \(15\) must be a multiple of accumulate \(1\) times the workers"):
+        train_on_workers(settings, load_data(settings), tmp_path / "run", None, 2, print)
