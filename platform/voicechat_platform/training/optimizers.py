@@ -97,7 +97,7 @@ def learning_rate_at(step: int, recipe: TrainingRecipe) -> float:
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     if recipe.schedule == "cosine":
-        progress = (step - warmup) / max(1, steps - warmup)
-        return peak * 0.5 * (1 + math.cos(math.pi * progress))
-    decay_steps = min(recipe.decay_fraction * steps, steps - warmup)
+        return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+    is_linear = recipe.schedule == "linear"
+    decay_steps = steps - warmup if is_linear else min(recipe.decay_fraction * steps, steps - warmup)
     return peak * min(1.0, (steps - step) / decay_steps)

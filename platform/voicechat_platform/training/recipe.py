@@ -108,8 +108,8 @@ class TrainingRecipe(Strict):
     """muon: orthogonalised momentum for the blocks' matrices, AdamW for the rest. adamw: AdamW for all."""
     learning_rate: float = Field(default=3e-3, gt=0, lt=1)
     """The peak, reached after the warm-up."""
-    schedule: Literal["cosine", "warmup_stable_decay"] = "cosine"
-    """After the warm-up half a cosine down to zero, or the peak until a straight line to zero begins."""
+    schedule: Literal["linear", "cosine", "warmup_stable_decay"] = "linear"
+    """After the warm-up a straight line to zero, half a cosine to zero, or the peak until a straight line begins."""
     decay_fraction: float = Field(default=0.2, gt=0, le=1)
     """Of warmup_stable_decay: the last part of the steps, in which the rate falls."""
     warmup_steps: int = Field(default=100, ge=0)

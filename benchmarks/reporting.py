@@ -1,0 +1,47 @@
+"""How every benchmark ends: a table for people, then one line of JSON."""
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+
+def bar(name: str, value: float, limit: float) -> dict[str, Any]:
+    """A value that should be at most its bar."""
+    return {"name": name, "value": round(value, 4), "bar": limit, "holds": value <= limit}
+
+
+def report(benchmark: str, results: list[dict[str, Any]], bars: list[dict[str, Any]]) -> None:
+    """Print the results, one row each under the first row's keys, the bars, and the line of JSON."""
+    console = Console(width=max(120, Console().width), highlight=False)
+    table = Table(*results[0], title=benchmark)
+    for row in results:
+        table.add_row(*(f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key]) for key in results[0]))
+    console.print(table)
+    for each in bars:
+        console.print(
+            f"{'holds' if each['holds'] else 'MISSED'}: {each['name']} {each['value']} (at most {each['bar']})"
+        )
+    versions = {name: version(name) for name in ("llm-voice-chat", "torch", "transformers")}
+    facts = {"benchmark": benchmark, "machine": machine(), "versions": versions, "results": results, "bars": bars}
+    print(json.dumps(facts))
+
+
+def machine() -> dict[str, Any]:
+    facts = {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
+
+
+def cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
