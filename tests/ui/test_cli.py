@@ -2,11 +2,17 @@
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
+
+from voicechat_platform.settings import settings
+from voicechat_ui.cli import app
 
 RECIPE = """\
 name: tiny
@@ -55,7 +61,7 @@ def test_every_command_has_help_with_an_example(voicechat, command):
 def test_train_evaluate_generate_promote(voicechat, recipe, tmp_path):
     result = voicechat("train", recipe)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("tiny@1: validation ")
+    assert result.stdout.startswith("tiny@1: step ")
     assert "step 10: validation" in result.stderr
 
     evaluation = json.loads(voicechat("evaluate", "tiny@1", "--json").stdout)
@@ -83,6 +89,55 @@ def test_train_evaluate_generate_promote(voicechat, recipe, tmp_path):
     again = voicechat("train", recipe)
     assert again.returncode == 2
     assert "holds a run already: go on with it with --resume" in again.stderr
+
+
+def test_ctrl_c_keeps_the_step_and_resume_goes_on(recipe, voicechat, tmp_path):
+    recipe.write_text(recipe.read_text().replace("steps: 20", "steps: 3000").replace("every: 10", "every: 1500"))
+    command = [sys.executable, "-m", "voicechat_ui.cli", "train", str(recipe)]
+    environment = {**os.environ, "VOICECHAT_HOME": str(tmp_path / "home")}
+    run = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    told = run.stderr.readline()
+    assert "parameters to train" in told
+    run.send_signal(signal.SIGINT)
+    assert run.wait(60) == 130
+    step = int(re.search(r"stopped at step (\d+), which is kept: go on with --resume", run.stderr.read())[1])
+    assert step < 1500
+    result = voicechat("train", recipe, "--resume")
+    assert result.returncode == 0, result.stderr
+    assert f"going on from step {step}" in result.stderr
+    assert "step 3000: validation" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "attention: standard, values: tied",
+        "attention: metric, metric: signed_diagonal",
+        "attention: metric, projection: shared, values: separate",
+        "attention: metric, metric: low_rank, metric_sharing: model, mlp: relu_squared",
+        "positions: learned, norm: layer, mlp: relu_squared",
+    ],
+)
+def test_every_variant_trains_writes_folds_and_shows_its_heads(recipe, tmp_path, model, monkeypatch):
+    """In this process: each command as its own would take minutes to import libraries."""
+    monkeypatch.setenv("VOICECHAT_HOME", str(tmp_path / "home"))
+    settings.cache_clear()
+
+    def voicechat(*arguments) -> str:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    recipe.write_text(recipe.read_text().replace("attention: metric", model))
+    best, folded = tmp_path / "run" / "best", tmp_path / "folded"
+    assert voicechat("train", recipe, "--out", tmp_path / "run").startswith("tiny@1: step ")
+    assert "nats per character" in voicechat("evaluate", best)
+    voicechat("fold", best, folded)
+    texts = [voicechat("generate", each, "--prompt", "SPEAKER", "--temperature", 0) for each in (best, folded)]
+    assert texts[0] == texts[1]
+    assert texts[0].startswith("SPEAKER")
+    assert len(json.loads(voicechat("heads", best, "--json"))) == 2
+    settings.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -73,9 +73,12 @@ def train_here(recipe: Recipe, data: TrainingData, run: RunFolder, resume_from: 
     weights = list(training.model.parameters())
     learning = sum(weight.numel() for weight in weights if weight.requires_grad)
     of_all = "" if learning == (total := sum(weight.numel() for weight in weights)) else f" of {total:,}"
-    log.info("%s: %s%s parameters to train", recipe.name, f"{learning:,}", of_all)
     columns = (TextColumn("{task.fields[status]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress, stopping_at_interrupt(training):
+    progress = Progress(*columns, console=console, disable=not console.is_terminal)
+    with stopping_at_interrupt(training), progress:
+        log.info("%s: %s%s parameters to train", recipe.name, f"{learning:,}", of_all)
+        if resume_from is not None:
+            log.info("going on from step %d", training.step)
         task = progress.add_task("", total=recipe.training.steps, completed=training.step, status="training")
         training.on_step = lambda: progress.update(task, completed=training.step)
         for evaluation in run.train(training):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from voicechat_platform.corpora.batches import IGNORED, Batch
+from voicechat_platform.errors import InputError
 
 LARGEST_LOGITS = 2**25
 """Most logits computed at once: 128 MiB in float32."""
@@ -28,6 +29,9 @@ def mean_loss(model: nn.Module, batches: Iterable[Batch]) -> float:
 
     Args:
         batches: of any size; large ones are computed in parts.
+
+    Raises:
+        InputError: no label counts: the context ends before any reply.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -39,4 +43,6 @@ def mean_loss(model: nn.Module, batches: Iterable[Batch]) -> float:
             total += loss_sum(model, part_bt.to(device), part_labels_bt.to(device)).item()
         count += int((labels_bt != IGNORED).sum())
     model.train(was_training)
+    if not count:
+        raise InputError("nothing to predict within the context: lengthen model.context")
     return total / count

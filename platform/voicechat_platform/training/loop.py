@@ -24,7 +24,7 @@ from voicechat_platform.corpora.sorting import Sorting
 from voicechat_platform.corpora.tokenizers import tokenizer_sha256
 from voicechat_platform.errors import InputError
 from voicechat_platform.training.evaluation import loss_sum, mean_loss
-from voicechat_platform.training.optimizers import learning_rate_at, make_optimizers
+from voicechat_platform.training.optimizers import learning_rate_at, make_optimizers, set_rates
 from voicechat_platform.training.recipe import Recipe
 from voicechat_platform.training.starting_point import check_same_data, make_model, merged, with_adapters
 from voicechat_platform.training.throughput import peak_flops, peak_memory, training_flops
@@ -108,7 +108,7 @@ class Training:
             check_same_data(resume_from, data)
             state = load_training_state(resume_from)
         self.model = self.make_model(resume_from, state).to(self.device)
-        self.optimizers = make_optimizers(self.model, settings.optimizer, settings.learning_rate, settings.weight_decay)
+        self.optimizers = make_optimizers(self.model, settings)
         self.runner = self.make_runner()
         torch.manual_seed(recipe.seed + self.rank)  # dropout: each worker has rows of its own
         if resume_from is not None and state is not None:
@@ -176,7 +176,7 @@ class Training:
         """One step; its loss in nats per token, still on the device (this worker's share of it)."""
         settings = self.recipe.training
         inputs_bt, labels_bt = self.batches.draw()
-        count = int((labels_bt != IGNORED).sum())
+        count = max(1, int((labels_bt != IGNORED).sum()))
         self.tokens += inputs_bt.numel()
         if not self.flops_per_token:
             self.flops_per_token = training_flops(self.model, inputs_bt.shape[1])
@@ -191,10 +191,8 @@ class Training:
                 (loss * self.workers).backward()  # DistributedDataParallel takes the mean over workers
             total += loss.detach()
         clip_grad_norm_(self.model.parameters(), settings.gradient_clip)
-        rate = learning_rate_at(self.step, settings)
+        set_rates(self.optimizers, self.step, settings)
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
             optimizer.step()
             optimizer.zero_grad()
         self.step += 1

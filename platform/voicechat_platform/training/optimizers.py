@@ -69,10 +69,11 @@ def orthogonalise(matrices_nij: Tensor) -> Tensor:
     return (x_nij.mT if tall else x_nij).to(matrices_nij.dtype)
 
 
-def make_optimizers(
-    model: PreTrainedModel, kind: str, learning_rate: float, weight_decay: float
-) -> list[torch.optim.Optimizer]:
-    """One AdamW, and with kind "muon" a Muon before it that takes the blocks' matrices; frozen weights are left out."""
+def make_optimizers(model: PreTrainedModel, recipe: TrainingRecipe) -> list[torch.optim.Optimizer]:
+    """One AdamW, and with "muon" a Muon before it that takes the blocks' matrices; frozen weights are left out.
+
+    Each group has its "peak" rate; `set_rates` sets the rate of a step.
+    """
     matrices: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
     for module in model.modules():
         is_matrix = isinstance(module, nn.Linear | Conv1D) and module.weight.requires_grad  # Conv1D: GPT-2's
@@ -81,23 +82,39 @@ def make_optimizers(
     taken = {id(weight) for weights in matrices.values() for weight in weights}
     others = [weight for weight in model.parameters() if weight.requires_grad and id(weight) not in taken]
     groups = [{"params": weights, "rows": rows} for rows, weights in matrices.items()]
-    plain = {"params": others, "weight_decay": 0.0}
-    if kind == "muon":
+    peak, decay = recipe.learning_rate, recipe.weight_decay
+    if recipe.optimizer == "muon":
+        plain = {"params": others, "weight_decay": 0.0, "peak": recipe.adamw_learning_rate or peak}
         return [
-            Muon(groups, learning_rate, weight_decay=weight_decay),
-            torch.optim.AdamW([plain], learning_rate, betas=(0.9, 0.99), fused=True),
+            Muon([{**group, "peak": peak} for group in groups], peak, weight_decay=decay),
+            torch.optim.AdamW([plain], peak, betas=(0.9, 0.99), fused=True),
         ]
-    decayed = {"params": [weight for weights in matrices.values() for weight in weights], "weight_decay": weight_decay}
-    return [torch.optim.AdamW([decayed, plain], learning_rate, betas=(0.9, 0.99), fused=True)]
+    all_matrices = [weight for weights in matrices.values() for weight in weights]
+    parts = [
+        {"params": all_matrices, "weight_decay": decay, "peak": peak},
+        {"params": others, "weight_decay": 0.0, "peak": peak},
+    ]
+    return [torch.optim.AdamW(parts, peak, betas=(0.9, 0.99), fused=True)]
+
+
+def set_rates(optimizers: list[torch.optim.Optimizer], step: int, recipe: TrainingRecipe) -> None:
+    """For the step counted from 0."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * schedule_at(step, recipe)
 
 
 def learning_rate_at(step: int, recipe: TrainingRecipe) -> float:
-    """For the step counted from 0: a linear warm-up to the peak, then the recipe's schedule down to zero."""
-    peak, warmup, steps = recipe.learning_rate, recipe.warmup_steps, recipe.steps
+    return recipe.learning_rate * schedule_at(step, recipe)
+
+
+def schedule_at(step: int, recipe: TrainingRecipe) -> float:
+    """Share of the peak for the step counted from 0: a linear warm-up, then the recipe's schedule down to zero."""
+    warmup, steps = recipe.warmup_steps, recipe.steps
     if step < warmup:
-        return peak * (step + 1) / (warmup + 1)
+        return (step + 1) / (warmup + 1)
     if recipe.schedule == "cosine":
-        return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
     is_linear = recipe.schedule == "linear"
     decay_steps = steps - warmup if is_linear else min(recipe.decay_fraction * steps, steps - warmup)
-    return peak * min(1.0, (steps - step) / decay_steps)
+    return min(1.0, (steps - step) / decay_steps)

@@ -61,6 +61,8 @@ class ModelRecipe(Strict):
     values: Literal["tied", "separate"] | None = None
     """Whether values are what is scored (metric attention's default) or a projection of their own (the standard's)."""
     positions: Literal["rotary", "learned"] = "rotary"
+    rope_theta: float = Field(default=10000.0, gt=1)
+    """Of rotary positions: the slowest pair turns once in 2 pi times so many positions; short contexts want less."""
     norm: Literal["rms", "layer"] = "rms"
     """rms, or layer: LayerNorm, with which a model with learned positions and relu_squared folds to GPT-2."""
     mlp: Literal["swiglu", "relu_squared"] = "swiglu"
@@ -108,6 +110,8 @@ class TrainingRecipe(Strict):
     """muon: orthogonalised momentum for the blocks' matrices, AdamW for the rest. adamw: AdamW for all."""
     learning_rate: float = Field(default=3e-3, gt=0, lt=1)
     """The peak, reached after the warm-up."""
+    adamw_learning_rate: float | None = Field(default=None, gt=0, lt=1)
+    """Of muon: the peak for what AdamW takes, embeddings, norms and metrics; the same by default."""
     schedule: Literal["linear", "cosine", "warmup_stable_decay"] = "linear"
     """After the warm-up a straight line to zero, half a cosine to zero, or the peak until a straight line begins."""
     decay_fraction: float = Field(default=0.2, gt=0, le=1)
@@ -132,6 +136,8 @@ class TrainingRecipe(Strict):
     def must_be_possible(self) -> "TrainingRecipe":
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must be fewer than steps ({self.steps})")
+        if self.adamw_learning_rate is not None and self.optimizer != "muon":
+            raise ValueError("adamw_learning_rate belongs to optimizer: muon; with adamw give learning_rate alone")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of accumulate ({self.accumulate})")
         return self
