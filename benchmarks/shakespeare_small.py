@@ -55,6 +55,7 @@ VARIANTS |= {
 
 def recipe_for(name: str, equal_parameters: bool, corpus: str, seed: int, steps: int) -> Recipe:
     shape: dict[str, Any] = {"layers": 6, "heads": 4, "width": 104, "context": CONTEXT, "mlp": "relu_squared"}
+    shape["rope_theta"] = 200.0
     values = {
         "seed": seed,
         "corpus": {"source": corpus},
@@ -62,7 +63,8 @@ def recipe_for(name: str, equal_parameters: bool, corpus: str, seed: int, steps:
         "training": {
             "steps": steps,
             "batch_size": BATCH,
-            "learning_rate": 0.0035,
+            "learning_rate": 0.004,
+            "adamw_learning_rate": 0.008,
             "warmup_steps": 100,
             "evaluate_every": steps,
         },

@@ -1,4 +1,4 @@
-"""Optimizers: Muon for the matrices of the blocks, AdamW for everything else, and the learning-rate schedule.
+"""Optimizers: Muon or NorMuon for the blocks' matrices, AdamW for everything else, and the learning-rate schedule.
 
 Letters: n matrices of one shape, i rows, j columns.
 """
@@ -22,34 +22,69 @@ class Muon(torch.optim.Optimizer):
     torch.optim.Muon takes a matrix at a time, a fused projection as one, and iterates in bfloat16, which is tens of
     times slower than float32 on a CPU without bfloat16 units. This one takes all matrices of one shape in a batched
     product, in float32 on a CPU. A test holds the two together.
+
+    Args:
+        groups: each with its "rows": the heights of the matrices that its weights consist of, () for one.
+        row_decay: with NorMuon (arXiv 2510.05491), of the running mean of each row's squared update, by whose root the
+            row is divided, so that all neurons learn at one pace; None for plain Muon.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        row_decay: float | None = None,
+    ):
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.row_decay = row_decay
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
-        by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor, dict[str, Any]]]] = defaultdict(list)
+        by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor, Tensor, dict[str, Any]]]] = defaultdict(list)
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
                 state = self.state[weight]
-                if "momentum" not in state:
+                if not state:
                     state["momentum"] = torch.zeros_like(weight)
+                    state["row_squares"] = torch.zeros_like(weight[:, :1])
                 momentum = state["momentum"]
                 momentum.lerp_(weight.grad, 1 - group["momentum"])
                 nesterov = weight.grad.lerp(momentum, group["momentum"])
                 # Each of several matrices in one is orthogonalised alone.
                 sizes = group["rows"] or weight.shape[0]
-                for part, update in zip(weight.split(sizes), nesterov.split(sizes), strict=True):
-                    by_shape[tuple(part.shape)].append((part, update, group))
+                parts = zip(weight.split(sizes), nesterov.split(sizes), state["row_squares"].split(sizes), strict=True)
+                for part, update, row_squares in parts:
+                    by_shape[tuple(part.shape)].append((part, update, row_squares, group))
         for shape, entries in by_shape.items():
-            updates_nij = orthogonalise(torch.stack([update for _, update, _ in entries]))
+            updates_nij = orthogonalise(torch.stack([update for _, update, _, _ in entries]))
+            if self.row_decay is not None:
+                row_squares = [squares for _, _, squares, _ in entries]
+                updates_nij = even_out(updates_nij, row_squares, self.row_decay)
             scale = 0.2 * math.sqrt(max(shape))
-            for (part, _, group), update_ij in zip(entries, updates_nij, strict=True):
+            for (part, _, _, group), update_ij in zip(entries, updates_nij, strict=True):
                 part.mul_(1 - group["lr"] * group["weight_decay"])
                 part.add_(update_ij, alpha=-group["lr"] * scale)
+
+
+def even_out(updates_nij: Tensor, row_squares: list[Tensor], decay: float) -> Tensor:
+    """Each row over the root of its mean square, each matrix as large as before.
+
+    Args:
+        row_squares: the running means of each matrix, (i, 1); brought up to date.
+    """
+    means_ni1 = updates_nij.square().mean(-1, keepdim=True)
+    for kept_i1, mean_i1 in zip(row_squares, means_ni1, strict=True):
+        kept_i1.lerp_(mean_i1, 1 - decay)
+    even_nij = updates_nij / (torch.stack(row_squares).sqrt() + 1e-8)
+    return even_nij * (matrix_norm(updates_nij) / matrix_norm(even_nij))
+
+
+def matrix_norm(x_nij: Tensor) -> Tensor:
+    return torch.linalg.matrix_norm(x_nij, keepdim=True)
 
 
 def orthogonalise(matrices_nij: Tensor) -> Tensor:
@@ -61,7 +96,7 @@ def orthogonalise(matrices_nij: Tensor) -> Tensor:
     tall = x_nij.shape[-2] > x_nij.shape[-1]
     if tall:
         x_nij = x_nij.mT
-    x_nij = x_nij / (torch.linalg.matrix_norm(x_nij, keepdim=True) + 1e-7)
+    x_nij = x_nij / (matrix_norm(x_nij) + 1e-7)
     for _ in range(5):
         gram_nii = x_nij @ x_nij.mT
         correction_nii = torch.baddbmm(gram_nii, gram_nii, gram_nii, beta=-4.7750, alpha=2.0315)
@@ -70,7 +105,7 @@ def orthogonalise(matrices_nij: Tensor) -> Tensor:
 
 
 def make_optimizers(model: PreTrainedModel, recipe: TrainingRecipe) -> list[torch.optim.Optimizer]:
-    """One AdamW, and with "muon" a Muon before it that takes the blocks' matrices; frozen weights are left out.
+    """One AdamW, and before it, unless it takes all, a Muon for the blocks' matrices; frozen weights are left out.
 
     Each group has its "peak" rate; `set_rates` sets the rate of a step.
     """
@@ -83,10 +118,15 @@ def make_optimizers(model: PreTrainedModel, recipe: TrainingRecipe) -> list[torc
     others = [weight for weight in model.parameters() if weight.requires_grad and id(weight) not in taken]
     groups = [{"params": weights, "rows": rows} for rows, weights in matrices.items()]
     peak, decay = recipe.learning_rate, recipe.weight_decay
-    if recipe.optimizer == "muon":
+    if recipe.optimizer != "adamw":
         plain = {"params": others, "weight_decay": 0.0, "peak": recipe.adamw_learning_rate or peak}
         return [
-            Muon([{**group, "peak": peak} for group in groups], peak, weight_decay=decay),
+            Muon(
+                [{**group, "peak": peak} for group in groups],
+                peak,
+                weight_decay=decay,
+                row_decay=0.95 if recipe.optimizer == "normuon" else None,
+            ),
             torch.optim.AdamW([plain], peak, betas=(0.9, 0.99), fused=True),
         ]
     all_matrices = [weight for weights in matrices.values() for weight in weights]

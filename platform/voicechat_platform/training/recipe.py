@@ -106,12 +106,13 @@ class TrainingRecipe(Strict):
     """Sequences a step, over all workers and all parts of an accumulated step."""
     accumulate: int = Field(default=1, ge=1)
     """In how many parts, one after the other, a step's gradient is computed: saves memory, changes nothing else."""
-    optimizer: Literal["muon", "adamw"] = "muon"
-    """muon: orthogonalised momentum for the blocks' matrices, AdamW for the rest. adamw: AdamW for all."""
+    optimizer: Literal["normuon", "muon", "adamw"] = "normuon"
+    """muon: orthogonalised momentum for the blocks' matrices, AdamW for the rest. normuon: the same, all neurons at
+    one pace. adamw: AdamW for all."""
     learning_rate: float = Field(default=3e-3, gt=0, lt=1)
     """The peak, reached after the warm-up."""
     adamw_learning_rate: float | None = Field(default=None, gt=0, lt=1)
-    """Of muon: the peak for what AdamW takes, embeddings, norms and metrics; the same by default."""
+    """Of normuon and muon: the peak for what AdamW takes, embeddings, norms and metrics; the same by default."""
     schedule: Literal["linear", "cosine", "warmup_stable_decay"] = "linear"
     """After the warm-up a straight line to zero, half a cosine to zero, or the peak until a straight line begins."""
     decay_fraction: float = Field(default=0.2, gt=0, le=1)
@@ -136,8 +137,8 @@ class TrainingRecipe(Strict):
     def must_be_possible(self) -> "TrainingRecipe":
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must be fewer than steps ({self.steps})")
-        if self.adamw_learning_rate is not None and self.optimizer != "muon":
-            raise ValueError("adamw_learning_rate belongs to optimizer: muon; with adamw give learning_rate alone")
+        if self.adamw_learning_rate is not None and self.optimizer == "adamw":
+            raise ValueError("adamw_learning_rate belongs to muon and normuon; with adamw give learning_rate alone")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of accumulate ({self.accumulate})")
         return self
