@@ -11,7 +11,6 @@ Letters: b batch, t position.
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
 from voicechat_platform.training.evaluation import loss_sum
-from voicechat_platform.training.throughput import peak_flops, training_flops
+from voicechat_platform.training.throughput import peak_flops, peak_memory, training_flops
 
 VOCABULARY = 65
 PEER = "LlamaForCausalLM"
@@ -121,11 +120,11 @@ def memory(name: str, shape: str) -> float:
 
 
 def tell_memory(name: str, shape: str) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory(torch.device("cpu"))
     step = stepper(make(name, shape), shape)
     for _ in range(3):
         step()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(peak_memory(torch.device("cpu")) - before)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ A checkpoint is a Hugging Face model directory (config.json, model.safetensors, 
 never unpickles anything but tensors.
 """
 
+import contextlib
 import json
 import pickle
 import shutil
@@ -47,17 +48,27 @@ def save_checkpoint(
         (partial / "run.json").write_text(json.dumps({**run, **provenance(), "files": files}, indent=2) + "\n")
     if folder.exists():
         folder.rename(old)
-    new.rename(folder)
+    settle(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def recover(folder: Path) -> None:
-    """Finish or undo what a killed `save_checkpoint` left."""
-    new, old = replacement_names(folder)
-    if new.exists() and not folder.exists():
-        new.rename(folder)  # it appeared whole
-    for rest in (new, old):
+    """Finish what a killed `save_checkpoint` left; for the one process that writes there."""
+    settle(folder)
+    for rest in replacement_names(folder):
         shutil.rmtree(rest, ignore_errors=True)
+
+
+def settle(folder: Path) -> None:
+    """Where there is no checkpoint, but one that waits to become it, or one that it was to replace: put it there.
+
+    Readers may do so while the writer is just about to: whoever comes first renames, and the other finds it done.
+    """
+    for waiting in replacement_names(folder):
+        if folder.exists():
+            return
+        with contextlib.suppress(FileNotFoundError):
+            waiting.rename(folder)  # both are whole
 
 
 def replacement_names(folder: Path) -> tuple[Path, Path]:
@@ -131,7 +142,7 @@ def check_is_whole(folder: Path) -> None:
 
 
 def check_is_checkpoint(folder: Path) -> None:
-    recover(folder)
+    settle(folder)
     if not (folder / "config.json").exists():
         raise InputError(
             f"{folder} is not a checkpoint: it has no config.json; `voicechat models` lists the checkpoints that exist"

@@ -57,7 +57,7 @@ def test_a_run_stopped_at_any_step_goes_on_bit_for_bit(play, tmp_path, uninterru
 
 
 @pytest.mark.parametrize(
-    "damage", ["truncated weights", "truncated state", "missing run.json", "killed between renames"]
+    "damage", ["truncated weights", "truncated state", "missing run.json", "damaged run.json", "killed between renames"]
 )
 def test_a_damaged_last_checkpoint_is_named_and_the_one_before_taken(play, tmp_path, uninterrupted, caplog, damage):
     settings = recipe(play)
@@ -67,8 +67,10 @@ def test_a_damaged_last_checkpoint_is_named_and_the_one_before_taken(play, tmp_p
     next(evaluations), next(evaluations)
     if damage == "killed between renames":
         shutil.rmtree(run.last)
-    elif damage == "missing run.json":
+    elif damage == "damaged run.json":
         (run.last / "run.json").write_text("{")
+    elif damage == "missing run.json":
+        (run.last / "run.json").unlink()
     else:
         path = run.last / ("model.safetensors" if damage == "truncated weights" else "training_state.pt")
         path.write_bytes(path.read_bytes()[:-100])
@@ -76,7 +78,9 @@ def test_a_damaged_last_checkpoint_is_named_and_the_one_before_taken(play, tmp_p
     assert resumed.step == 10
     if damage.startswith("truncated"):
         assert f"{path} is missing or damaged" in caplog.text
-        assert "going on from the checkpoint before it" in caplog.text
+        assert "goes on from the checkpoint before it" in caplog.text
+        assert (run.folder / "damaged").exists()
+        assert not run.last.exists()  # it must not take the place of the good one before it
     list(run.train(resumed))
     assert facts(resumed) == uninterrupted
 
@@ -104,6 +108,38 @@ def test_a_run_without_progress_ends_early_and_its_best_checkpoint_is_kept(play,
     # Measured over the whole validation part, not over some windows as in mid-run.
     model = Training(settings, data, run.best).model
     assert best["metrics"]["validation_loss"] == mean_loss(model, data.validation(16, None))
+
+
+def test_a_kill_between_two_checkpoints_does_not_lose_the_best(play, tmp_path, monkeypatch):
+    settings = recipe(play)
+    data = load_data(settings)
+    run = RunFolder(tmp_path / "run")
+    training = Training(settings, data)
+    saved = []
+
+    def save_once_at_a_step(folder):
+        if training.step in saved and training.step == 30:
+            raise KeyboardInterrupt
+        Training.save(training, folder)
+        saved.append(training.step)
+
+    monkeypatch.setattr(training, "save", save_once_at_a_step)
+    with pytest.raises(KeyboardInterrupt):
+        list(run.train(training))
+    assert training.is_best()
+    resumed = Training(settings, data, run.resume_from(settings))
+    list(run.train(resumed))
+    assert read_run(run.best)["metrics"]["step"] == resumed.history[resumed.best_index()].step
+
+
+def test_weights_that_are_no_numbers_at_an_evaluation_are_not_kept(play, tmp_path):
+    settings = recipe(play)
+    run = RunFolder(tmp_path / "run")
+    training = Training(settings, load_data(settings))
+    training.on_step = lambda: training.step == 20 and training.model.embedding.weight.data.fill_(float("nan"))
+    with pytest.raises(InputError, match="became nan at step 20"):
+        list(run.train(training))
+    assert read_run(run.last)["metrics"]["step"] == 10
 
 
 def test_a_loss_that_is_not_a_number_leaves_the_last_good_checkpoint(play, tmp_path):

@@ -66,6 +66,7 @@ def test_gpt2_learns_from_a_users_folder(play, gpt2, tmp_path):
     assert last.validation_loss < first.validation_loss
     tuned = AutoModelForCausalLM.from_pretrained(run.best)
     assert type(tuned) is GPT2LMHeadModel
+    assert tuned.config.reply_stops == ["\n\n"]  # it speaks as a play now
     version = Registry().record("train", "tuned", {}, [], run.best)
     again = recipe(play, version)  # NAME@NUMBER
     before = Training(again, load_data(again)).model

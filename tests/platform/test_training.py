@@ -1,8 +1,10 @@
 """The training loop: determinism, exact resume, evaluation, the optimizer, and what a checkpoint holds."""
 
+import contextlib
 import json
 import math
 import shutil
+import threading
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from voicechat_platform.checkpoints import (
     load_training_state,
     provenance,
     read_run,
+    recover,
     save_checkpoint,
 )
 from voicechat_platform.corpora.corpus import windows_of
@@ -144,6 +147,13 @@ def test_a_step_in_parts_is_the_same_step(play):
     )
     for ours, theirs in zip(whole, parts, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_bfloat16_under_a_norm_of_what_is_scored(play):
+    settings = recipe(play, precision="bfloat16", steps=6)
+    model = settings.model.model_copy(update={"attention": "metric", "qk_norm": True})
+    settings = settings.model_copy(update={"model": model})
+    assert 0 < list(Training(settings, load_data(settings)).evaluations())[-1].validation_loss < 4
 
 
 def test_bfloat16_keeps_the_weights_in_float32_and_learns_as_well(play):
@@ -348,6 +358,29 @@ def test_a_kill_while_saving_leaves_a_whole_checkpoint(checkpoint, moment):
     if moment == "before the old one is removed":
         new.rename(checkpoint)
     load_checkpoint(checkpoint)
+    recover(checkpoint)  # what the next writer does first
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["checkpoint"]
+
+
+def test_a_reader_never_disturbs_a_writer(checkpoint):
+    """`voicechat evaluate` beside `voicechat train`."""
+    model, tokenizer = load_checkpoint(checkpoint)
+    reading = threading.Event()
+
+    def read() -> None:
+        while not reading.is_set():
+            with contextlib.suppress(InputError):  # it may come between two renames
+                read_run(checkpoint)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for number in range(100):
+            save_checkpoint(checkpoint, model, tokenizer, {}, {"number": number})
+    finally:
+        reading.set()
+        reader.join()
+    assert read_run(checkpoint)["number"] == 99
     assert [path.name for path in checkpoint.parent.iterdir()] == ["checkpoint"]
 
 

@@ -17,9 +17,10 @@ class RootMeanSquareNorm(nn.RMSNorm):
     """x / rms(x) * weight (arXiv 1910.07467): `nn.RMSNorm`, with a fused backward pass on the CPU."""
 
     def forward(self, x_btd: Tensor) -> Tensor:
-        if x_btd.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        is_plain = x_btd.device.type == "cpu" and x_btd.dtype == self.weight.dtype
+        if is_plain and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return NormFunction.apply(x_btd, self.weight, self.eps)
-        return super().forward(x_btd)
+        return super().forward(x_btd).to(x_btd.dtype)  # under autocast the weight is float32, and x perhaps not
 
 
 def swiglu(gate_up_btf: Tensor) -> Tensor:

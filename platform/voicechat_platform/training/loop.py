@@ -3,6 +3,7 @@
 Letters: b batch, t position.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -216,19 +217,23 @@ class Training:
         self.losses = []
         bad = (~losses.isfinite()).nonzero()
         if len(bad):
-            step = self.step - len(losses) + int(bad[0])
-            rate = learning_rate_at(step, self.recipe.training)
-            raise InputError(
-                f"the loss became {losses[bad[0]].item()} at step {step + 1}, at a learning rate of {rate:g}; the last "
-                f"checkpoint is untouched: lower training.learning_rate ({self.recipe.training.learning_rate:g}) or "
-                f"lengthen training.warmup_steps ({self.recipe.training.warmup_steps})"
-            )
+            self.give_up(losses[bad[0]].item(), self.step - len(losses) + int(bad[0]) + 1)
         return losses.mean().item()
+
+    def give_up(self, loss: float, step: int) -> None:
+        settings = self.recipe.training
+        raise InputError(
+            f"the loss became {loss} at step {step}, at a learning rate of {learning_rate_at(step - 1, settings):g}; "
+            f"the last checkpoint is untouched: lower training.learning_rate ({settings.learning_rate:g}) or lengthen "
+            f"training.warmup_steps ({settings.warmup_steps})"
+        )
 
     def evaluate(self, train_loss: float, seconds: float, started: float) -> Evaluation:
         settings, context = self.recipe.training, self.recipe.model.context
         windows = settings.evaluation_windows
         selection_loss = loss = mean_loss(self.model, self.data.validation(context, windows))
+        if not math.isfinite(loss):
+            self.give_up(loss, self.step)
         is_last = self.step == settings.steps
         if is_last and windows is not None:
             loss = mean_loss(self.model, self.data.validation(context, None))
@@ -279,10 +284,14 @@ class Training:
 
     def restore(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
-        self.losses = state["losses"]
         self.batches.load_state_dict(state["batches"])
         for optimizer, optimizer_state in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(optimizer_state)
+        if self.rank:  # what is saved is the first worker's
+            self.losses = [torch.zeros_like(loss) for loss in state["losses"]]
+            torch.manual_seed(self.recipe.seed + self.rank + self.workers * self.step)
+            return
+        self.losses = state["losses"]
         torch.set_rng_state(state["generator"])
         if state["cuda_generators"]:
             torch.cuda.set_rng_state_all(state["cuda_generators"])

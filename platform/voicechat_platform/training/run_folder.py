@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from voicechat_platform.checkpoints import check_is_whole, load_checkpoint, load_training_state, read_run, recover
+from voicechat_platform.checkpoints import load_checkpoint, load_training_state, read_run, recover
 from voicechat_platform.corpora.batches import TrainingData
 from voicechat_platform.corpora.sorting import Sorting
 from voicechat_platform.errors import InputError
@@ -40,12 +40,15 @@ class RunFolder:
             if not checkpoint.exists():
                 continue
             try:
-                check_is_whole(checkpoint)
+                run = read_run(checkpoint)
                 load_training_state(checkpoint)
             except InputError as error:
-                log.warning("%s; going on from the checkpoint before it", error)
+                log.warning("%s; it is set aside, and the run goes on from the checkpoint before it", error)
+                aside = self.folder / "damaged"
+                shutil.rmtree(aside, ignore_errors=True)
+                checkpoint.rename(aside)
                 continue
-            if read_run(checkpoint)["recipe"] != recipe.model_dump(mode="json"):
+            if run["recipe"] != recipe.model_dump(mode="json"):
                 raise InputError(f"the recipe differs from that of the run in {self.folder}: choose another --out")
             return checkpoint
         raise InputError(f"{self.folder} holds no checkpoint to resume from that is whole; leave --resume away")
@@ -54,9 +57,10 @@ class RunFolder:
         """Train to the end, or to `training.stop()`, keeping checkpoints; one worker writes them."""
         for evaluation in training.evaluations():
             if training.rank == 0:
-                self.keep(training)
+                # The best first: were the run killed between the two, it would not find that out again.
                 if training.is_best():
                     training.save(self.best)
+                self.keep(training)
             yield evaluation
         if training.stopping and training.rank == 0:
             self.keep(training)

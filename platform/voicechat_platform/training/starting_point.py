@@ -57,6 +57,8 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, reply_stops: 
                 f"model.context is {recipe.model.context}, but {recipe.init_from} was made for {longest} tokens at "
                 f"most: lower it"
             )
+        if reply_stops is not None:
+            model.config.reply_stops = reply_stops
         return model.float()
     model = GPTForCausalLM(GPTConfig(**recipe.model.shape(), vocab_size=len(tokenizer), reply_stops=reply_stops))
     # What the service samples with when a client does not say; sorted lists are not sampled.

@@ -1,9 +1,11 @@
 """How well a run uses its device: model FLOPs, the device's own peak, memory."""
 
+import re
 import resource
 import sys
 import time
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -13,9 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @torch.no_grad()
 def training_flops(model: nn.Module, context: int) -> float:
-    """Floating-point operations that one training token needs: three forward passes' products (arXiv 2204.02311).
+    """Floating-point operations that one training token needs (as in arXiv 2204.02311, but counted, not estimated).
 
-    Counted, not estimated: every product of a forward pass over one context, attention over all positions.
+    A forward pass's products over one context, attention over all positions, as often as training needs them: once
+    forward, once for the gradients of activations, once for those of the weights that learn.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -23,7 +26,10 @@ def training_flops(model: nn.Module, context: int) -> float:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(input_ids=torch.zeros(1, context, dtype=torch.long, device=device), use_cache=False)
     model.train(was_training)
-    return 3 * counter.get_total_flops() / context
+    weights = list(model.parameters())
+    learning = sum(weight.numel() for weight in weights if weight.requires_grad)
+    passes = 2 + learning / sum(weight.numel() for weight in weights)
+    return passes * counter.get_total_flops() / context
 
 
 @cache
@@ -44,5 +50,8 @@ def peak_memory(device: torch.device) -> float:
     """MiB: on a GPU of tensors since the start, on a CPU the whole process's resident memory at its highest."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return highest / (2**20 if sys.platform == "darwin" else 2**10)
+    try:  # getrusage would count what the process was forked from, too
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10  # type: ignore[index]
+    except (OSError, TypeError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
