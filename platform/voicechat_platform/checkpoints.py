@@ -85,7 +85,7 @@ def load_checkpoint(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerF
     """
     check_is_whole(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # safetensors, json and transformers each raise their own
         raise InputError(f"the checkpoint {folder} is damaged: its model cannot be read: {error}") from error
     tokenizer = load_tokenizer(folder)
@@ -104,7 +104,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """
     check_is_checkpoint(folder)
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise InputError(f"the checkpoint {folder} is damaged: its tokenizer cannot be read: {error}") from error
 
@@ -113,7 +113,7 @@ def load_training_state(folder: Path) -> dict[str, Any]:
     check_is_whole(folder)
     path = folder / "training_state.pt"
     try:
-        return torch.load(path, weights_only=True)
+        return torch.load(path, weights_only=True, map_location="cpu")
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(f"{path} is missing or damaged, so the run cannot go on from there: {error}") from error
 

@@ -1,5 +1,7 @@
 """Fine-tuning: from a folder, a registry version or a packaged model; all weights or adapters."""
 
+import shutil
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
@@ -105,6 +107,17 @@ def test_adapters_learn_alone_and_are_merged_into_the_checkpoint(play, gpt2, tmp
     torch.testing.assert_close(merged(tokens_bt).logits, training.model(input_ids=tokens_bt).logits)
     original = AutoModelForCausalLM.from_pretrained(gpt2)
     assert not torch.allclose(merged(tokens_bt).logits, original(tokens_bt).logits, atol=1e-4)
+
+
+def test_adapters_are_not_put_on_another_model(play, gpt2, tmp_path):
+    start = tmp_path / "start"
+    shutil.copytree(gpt2, start)
+    tuning = recipe(play, start, lora={})
+    Training(tuning, load_data(tuning)).save(tmp_path / "checkpoint")
+    torch.manual_seed(1)
+    GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=64)).save_pretrained(start)
+    with pytest.raises(InputError, match="is not the model any more that the adapters"):
+        Training(tuning, load_data(tuning), tmp_path / "checkpoint")
 
 
 def test_our_own_models_take_adapters_too(play, tmp_path):

@@ -44,6 +44,24 @@ def test_two_workers_equal_one_with_the_doubled_batch(tmp_path):
     assert read_run(tmp_path / "run" / "best")["recipe"] == shared.model_dump(mode="json")
 
 
+def test_workers_find_what_a_relative_folder_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = recipe(steps=10)
+    Training(base, load_data(base)).save(tmp_path / "base")
+    (tmp_path / "digits.txt").write_text("0123456789" * 100)
+    tuning = Recipe.model_validate(
+        {
+            "init_from": "./base",
+            "corpus": {"source": "digits.txt"},
+            "model": {"context": 12},
+            "training": {"steps": 10, "batch_size": 4, "evaluate_every": 10, "warmup_steps": 2},
+        }
+    )
+    told: list[Evaluation] = []
+    train_on_workers(tuning, load_data(tuning), tmp_path / "run", None, 2, told.append)
+    assert told[-1].step == 10
+
+
 def test_workers_go_on_from_a_checkpoint_and_say_what_went_wrong(tmp_path):
     settings = recipe()
     data = load_data(settings)

@@ -1,6 +1,8 @@
 """One run on several workers: the training loop under Ray Train, gradients averaged over gloo or nccl."""
 
+import os
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from voicechat_platform.settings import settings
 from voicechat_platform.training.loop import Evaluation, Training, check_shares
 from voicechat_platform.training.recipe import Recipe
 from voicechat_platform.training.run_folder import RunFolder
+from voicechat_platform.training.starting_point import find_start
 
 
 def train_on_workers(
@@ -42,7 +45,9 @@ def train_on_workers(
         InputError: the batch cannot be shared evenly, Ray has too few CPUs, or the loss became no number.
     """
     check_shares(recipe, workers)
+    start = find_start(recipe)
     start_ray()
+    interrupt = signal.getsignal(signal.SIGINT)
     try:
         has = ray.cluster_resources()
         use_gpu = has.get("GPU", 0) >= workers
@@ -55,6 +60,8 @@ def train_on_workers(
                 "data": ray.put(data),
                 "folder": str(folder),
                 "resume_from": str(resume_from) if resume_from else None,
+                "start": str(start) if start else None,
+                "use_gpu": use_gpu,
             },
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
             scaling_config=train.ScalingConfig(
@@ -62,9 +69,10 @@ def train_on_workers(
             ),
             run_config=train.RunConfig(name=".ray-train", storage_path=str(folder)),
         )
-        with followed(RunFolder(folder), on_evaluation):
+        with followed(RunFolder(folder), resume_from, on_evaluation):
             trainer.fit()
-        shutil.rmtree(folder / ".ray-train")  # its notes on a run that is over
+    except SystemExit:  # what Ray Train makes of Ctrl-C
+        raise KeyboardInterrupt from None
     except train.v2.api.exceptions.WorkerGroupError as error:
         for failure in error.worker_failures.values():
             cause = getattr(failure, "cause", failure)
@@ -72,23 +80,28 @@ def train_on_workers(
                 raise cause from None
         raise
     finally:
+        signal.signal(signal.SIGINT, interrupt)  # Ray Train leaves one of its own behind
         stop_ray()
+        shutil.rmtree(folder / ".ray-train", ignore_errors=True)  # its notes on a run that is over
 
 
 def train_worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(1)
+    if not config["use_gpu"]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides no GPU from who asked for none
     recipe = Recipe.model_validate(config["recipe"])
     resume_from = Path(config["resume_from"]) if config["resume_from"] else None
-    training = Training(recipe, ray.get(config["data"]), resume_from)
+    start = Path(config["start"]) if config["start"] else None
+    training = Training(recipe, ray.get(config["data"]), resume_from, start=start)
     for evaluation in RunFolder(Path(config["folder"])).train(training):
         train.report(asdict(evaluation))
 
 
 @contextmanager
-def followed(run: RunFolder, on_evaluation: Callable[[Evaluation], None]) -> Iterator[None]:
+def followed(run: RunFolder, resume_from: Path | None, on_evaluation: Callable[[Evaluation], None]) -> Iterator[None]:
     """Tells of each evaluation once its checkpoint lies in the folder: Ray Train gives the driver no reports."""
     ended = threading.Event()
-    seen = len(read_run(run.last)["history"]) if run.last.exists() else 0
+    seen = len(read_run(resume_from)["history"]) if resume_from else 0
 
     def tell() -> None:
         nonlocal seen

@@ -17,7 +17,7 @@ from voicechat_platform.errors import InputError
 from voicechat_platform.registry import Registry, Version
 from voicechat_platform.settings import settings
 from voicechat_platform.training.loop import Evaluation
-from voicechat_platform.training.starting_point import load_data
+from voicechat_platform.training.starting_point import find_start, load_data
 from voicechat_tune.follow import Follower
 from voicechat_tune.search import METRIC, MODE, make_scheduler, make_searcher
 from voicechat_tune.sweep_file import SweepFile
@@ -63,13 +63,13 @@ def run_sweep(sweep: SweepFile, fresh: bool = False) -> Outcome:
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
     resumes = check_same_file(sweep, folder)
-    log.info("reading the corpus %s", sweep.recipe.corpus.source)
+    log.info("reading the data")
     data = load_data(sweep.recipe)
     log.info("starting Ray")
     start_ray()
     check_resources(sweep)
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, sweep=sweep, data=data),
+        tune.with_parameters(run_trial, sweep=sweep, data=data, start=find_start(sweep.recipe)),
         {"CPU": sweep.cpus_per_trial, "GPU": sweep.gpus_per_trial},
     )
     if resumes:

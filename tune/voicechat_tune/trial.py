@@ -14,12 +14,13 @@ from voicechat_platform.training.loop import Training
 from voicechat_tune.sweep_file import SweepFile
 
 
-def run_trial(point: dict[str, Any], sweep: SweepFile, data: TrainingData) -> None:
+def run_trial(point: dict[str, Any], sweep: SweepFile, data: TrainingData, start: Path | None = None) -> None:
     """Train at a point of the search space; goes on from the trial's own last checkpoint if it has one.
 
     Args:
         point: dotted recipe fields and their values.
         sweep: the sweep it belongs to.
+        start: the folder of the pretrained model, if the sweep fine-tunes one.
         data: shared by all trials through Ray's object store.
     """
     torch.set_num_threads(max(1, int(sweep.cpus_per_trial)))
@@ -27,7 +28,7 @@ def run_trial(point: dict[str, Any], sweep: SweepFile, data: TrainingData) -> No
     with ExitStack() as stack:
         earlier = tune.get_checkpoint()
         resume_from = Path(stack.enter_context(earlier.as_directory())) if earlier else None
-        training = Training(sweep.recipe_for(point), data, resume_from, parent)
+        training = Training(sweep.recipe_for(point), data, resume_from, parent, start)
     for evaluation in training.evaluations():
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = Path(folder) / "checkpoint"

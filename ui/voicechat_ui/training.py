@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from voicechat_platform.checkpoints import load_checkpoint, read_run
-from voicechat_platform.corpora.batches import TrainingData
+from voicechat_platform.corpora.batches import IGNORED, TrainingData
 from voicechat_platform.corpora.corpus import encode, windows_of
 from voicechat_platform.corpora.sorting import Sorting
 from voicechat_platform.corpora.texts import read_text
@@ -58,7 +58,8 @@ def train_recipe(path: Path, out: Path | None, resume: bool, workers: int = 1) -
     best = run.finish(data)
     facts = read_run(best)
     choices = flat(recipe.model_dump(mode="json"))
-    run_name = hashlib.sha256(f"{choices} {data.sha256}".encode()).hexdigest()[:12]
+    # The weights belong to it: the same recipe may give others after a change of the code or of what it begins with.
+    run_name = hashlib.sha256(f"{choices} {data.sha256} {facts['files']}".encode()).hexdigest()[:12]
     version = Registry().record("train", run_name, choices, read_run(run.last)["history"], best)
     shutil.copy(path, folder / "recipe.yaml")
     evaluation = Evaluation(**facts["metrics"])
@@ -170,7 +171,7 @@ def evaluate_on_own_data(folder: Path, model: Any) -> dict[str, Any]:
     return {
         "checkpoint": str(folder),
         "corpus": f"the validation part of {data.source}",
-        "tokens": sum(labels_bt.numel() for _, labels_bt in batches),
+        "tokens": sum(int((labels_bt != IGNORED).sum()) for _, labels_bt in batches),
         "nats_per_token": round(loss, 5),
         "nats_per_character": round(loss / data.characters_per_token, 5),
         **exact,

@@ -72,8 +72,9 @@ def make_corpus(text: Text, tokenizer: PreTrainedTokenizerFast, validation_fract
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> Tensor:
     """(tokens,) int32."""
     backend = tokenizer.backend_tokenizer
-    # Characters have no pre-tokenizer, and a whole text as one word is slow; byte pairs may join over lines' ends.
-    pieces = text.splitlines(keepends=True) if backend.pre_tokenizer is None else [text]
+    # Our characters have no pre-tokenizer, and a whole text as one word is slow; others may join over lines' ends.
+    is_ours = backend.pre_tokenizer is None and backend.normalizer is None
+    pieces = text.splitlines(keepends=True) if is_ours else [text]
     encodings = backend.encode_batch(pieces, add_special_tokens=False)
     return torch.tensor([token for encoding in encodings for token in encoding.ids], dtype=torch.int32)
 

@@ -42,8 +42,8 @@ class Dialogue:
     def validation(self, context: int, windows: int | None) -> Iterator[Batch]:
         """In batches of 8; with `windows`, so many conversations, evenly spread."""
         examples = self.validation_examples
-        step = 1 if windows is None else max(1, len(examples) // windows)
-        chosen = examples[::step]
+        count = len(examples) if windows is None else min(windows, len(examples))
+        chosen = [examples[index] for index in torch.linspace(0, len(examples) - 1, count).long().tolist()]
         for start in range(0, len(chosen), 8):
             yield stack(chosen[start : start + 8], context)
 
@@ -121,7 +121,11 @@ class Conversations:
     """Conversations at random, drawn by a generator of its own that can be saved and restored."""
 
     def __init__(self, examples: list[Example], batch_size: int, context: int, seed: int):
-        self.examples, self.batch_size, self.context = examples, batch_size, context
+        # A long prompt may leave no room for a reply.
+        self.examples = [each for each in examples if any(label != IGNORED for label in each[1][:context])]
+        if not self.examples:
+            raise InputError(f"no conversation reaches a reply within model.context ({context}): lengthen it")
+        self.batch_size, self.context = batch_size, context
         self.generator = torch.Generator().manual_seed(seed)
 
     def draw(self) -> Batch:

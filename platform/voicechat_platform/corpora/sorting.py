@@ -38,11 +38,6 @@ class Sorting:
     def sha256(self) -> str:
         return hashlib.sha256(f"{self.length} {self.digits} {self.form}".encode()).hexdigest()
 
-    @property
-    def context(self) -> int:
-        """The longest sequence that occurs."""
-        return 2 * self.length - 1 if self.form == "sequence" else self.length
-
     def batches(self, batch_size: int, context: int, seed: int) -> "Lists":
         return Lists(self, batch_size, seed)
 

@@ -27,7 +27,14 @@ from voicechat_platform.errors import InputError
 from voicechat_platform.training.evaluation import loss_sum, mean_loss
 from voicechat_platform.training.optimizers import learning_rate_at, make_optimizers, set_rates
 from voicechat_platform.training.recipe import Recipe
-from voicechat_platform.training.starting_point import check_same_data, make_model, merged, with_adapters
+from voicechat_platform.training.starting_point import (
+    check_same_data,
+    find_start,
+    make_model,
+    merged,
+    weights_sha256,
+    with_adapters,
+)
 from voicechat_platform.training.throughput import peak_flops, peak_memory, training_flops
 
 
@@ -80,13 +87,21 @@ class Training:
         recipe: what to train and how.
         data: the recipe's, loaded.
         resume_from: a checkpoint of the same run to go on from, bit for bit on a CPU.
+        start: the folder of the recipe's `init_from`, where it has been found before.
         parent: what the run belongs to (a sweep and a trial), for the checkpoint's run.json.
 
     Raises:
         InputError: the checkpoint is damaged or of another text, or the batch cannot be shared evenly.
     """
 
-    def __init__(self, recipe: Recipe, data: TrainingData, resume_from: Path | None = None, parent: str | None = None):
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: TrainingData,
+        resume_from: Path | None = None,
+        parent: str | None = None,
+        start: Path | None = None,
+    ):
         self.recipe, self.data, self.parent = recipe, data, parent
         self.rank: int = dist.get_rank() if dist.is_initialized() else 0
         self.workers: int = dist.get_world_size() if dist.is_initialized() else 1
@@ -104,6 +119,8 @@ class Training:
         self.tokens = 0
         """Trained on since the last evaluation, by all workers."""
         self.flops_per_token = 0.0
+        self.start = start or find_start(recipe)
+        self.start_sha256 = weights_sha256(self.start)
         state = None
         if resume_from is not None:
             check_same_data(resume_from, data)
@@ -119,14 +136,19 @@ class Training:
     def make_model(self, resume_from: Path | None, state: dict[str, Any] | None) -> Any:
         """A PreTrainedModel, or a PeftModel around one."""
         if self.recipe.lora is not None:
-            model = make_model(self.recipe, self.data.tokenizer, self.data.reply_stops)
+            if resume_from is not None and read_run(resume_from).get("start_sha256") != self.start_sha256:
+                raise InputError(
+                    f"{self.recipe.init_from} is not the model any more that the adapters in {resume_from} were "
+                    f"trained on: bring that one back, or start a new run"
+                )
+            model = make_model(self.recipe, self.data.tokenizer, self.data.reply_stops, self.start)
             adapted = with_adapters(model, self.recipe.lora)
             if state is not None:
                 set_peft_model_state_dict(adapted, state["adapters"])
             return adapted
         if resume_from is not None:
             return load_checkpoint(resume_from)[0]
-        return make_model(self.recipe, self.data.tokenizer, self.data.reply_stops)
+        return make_model(self.recipe, self.data.tokenizer, self.data.reply_stops, self.start)
 
     def make_runner(self) -> torch.nn.Module:
         """The model as it is called in a step: compiled, and averaging gradients over the workers."""
@@ -232,11 +254,15 @@ class Training:
         settings, context = self.recipe.training, self.recipe.model.context
         windows = settings.evaluation_windows
         selection_loss = loss = mean_loss(self.model, self.data.validation(context, windows))
-        if not math.isfinite(loss):
-            self.give_up(loss, self.step)
         is_last = self.step == settings.steps
         if is_last and windows is not None:
             loss = mean_loss(self.model, self.data.validation(context, None))
+        if self.workers > 1:  # one rounding, or one worker might stop early and the others wait for it
+            losses = torch.tensor([selection_loss, loss], dtype=torch.float64, device=self.device)
+            dist.broadcast(losses, 0)
+            selection_loss, loss = losses.tolist()
+        if not math.isfinite(loss):
+            self.give_up(loss, self.step)
         exact_match = None
         if isinstance(self.data, Sorting):
             exact_match = self.data.exact_match(self.model, None if is_last else windows)
@@ -266,7 +292,7 @@ class Training:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "batches": self.batches.state_dict(),
             "generator": torch.get_rng_state(),
-            "cuda_generators": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "cuda_generator": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
         }
         if isinstance(self.model, PeftModel):
             state["adapters"] = get_peft_model_state_dict(self.model)
@@ -279,6 +305,7 @@ class Training:
             "metrics": asdict(self.history[-1]) if self.history else {},
             "history": [asdict(evaluation) for evaluation in self.history],
             "parent": self.parent,
+            "start_sha256": self.start_sha256,
         }
         save_checkpoint(folder, whole, self.data.tokenizer, state, run)
 
@@ -288,10 +315,10 @@ class Training:
         for optimizer, optimizer_state in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(optimizer_state)
         if self.rank:  # what is saved is the first worker's
-            self.losses = [torch.zeros_like(loss) for loss in state["losses"]]
+            self.losses = [torch.zeros_like(loss, device=self.device) for loss in state["losses"]]
             torch.manual_seed(self.recipe.seed + self.rank + self.workers * self.step)
             return
-        self.losses = state["losses"]
+        self.losses = [loss.to(self.device) for loss in state["losses"]]
         torch.set_rng_state(state["generator"])
-        if state["cuda_generators"]:
-            torch.cuda.set_rng_state_all(state["cuda_generators"])
+        if self.device.type == "cuda" and state["cuda_generator"] is not None:
+            torch.cuda.set_rng_state(state["cuda_generator"])

@@ -6,10 +6,11 @@ The one before is what a run goes on from when the last is found damaged.
 import json
 import logging
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from voicechat_platform.checkpoints import load_checkpoint, load_training_state, read_run, recover
+from voicechat_platform.checkpoints import check_is_whole, load_checkpoint, read_run, recover
 from voicechat_platform.corpora.batches import TrainingData
 from voicechat_platform.corpora.sorting import Sorting
 from voicechat_platform.errors import InputError
@@ -40,13 +41,11 @@ class RunFolder:
             if not checkpoint.exists():
                 continue
             try:
+                check_is_whole(checkpoint)
                 run = read_run(checkpoint)
-                load_training_state(checkpoint)
             except InputError as error:
                 log.warning("%s; it is set aside, and the run goes on from the checkpoint before it", error)
-                aside = self.folder / "damaged"
-                shutil.rmtree(aside, ignore_errors=True)
-                checkpoint.rename(aside)
+                checkpoint.rename(self.folder / f"damaged-{time.time_ns()}")
                 continue
             if run["recipe"] != recipe.model_dump(mode="json"):
                 raise InputError(f"the recipe differs from that of the run in {self.folder}: choose another --out")
@@ -82,5 +81,7 @@ class RunFolder:
             metrics |= {"validation_loss": loss, "nats_per_character": loss / data.characters_per_token}
             if isinstance(data, Sorting):
                 metrics["exact_match"] = data.exact_match(model)
-            (self.best / "run.json").write_text(json.dumps(run, indent=2) + "\n")
+            whole = self.best / ".run.json"
+            whole.write_text(json.dumps(run, indent=2) + "\n")
+            whole.replace(self.best / "run.json")
         return self.best

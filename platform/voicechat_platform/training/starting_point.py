@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from voicechat_platform.assets import sha256
 from voicechat_platform.checkpoints import load_checkpoint, load_tokenizer, read_run
 from voicechat_platform.corpora.batches import TrainingData
 from voicechat_platform.corpora.corpus import make_corpus
@@ -42,15 +43,21 @@ def load_data(recipe: Recipe) -> TrainingData:
     return make(text, tokenizer, part.validation_fraction)
 
 
-def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, reply_stops: list[str] | None) -> PreTrainedModel:
+def make_model(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, reply_stops: list[str] | None, start: Path | None = None
+) -> PreTrainedModel:
     """A fresh model initialised by the recipe's seed, or the pretrained one.
+
+    Args:
+        start: where the pretrained one lies, found before: on another machine or in another working directory
+            `init_from` may name nothing.
 
     Raises:
         InputError: the recipe's context is longer than the pretrained model's.
     """
     torch.manual_seed(recipe.seed)
     if recipe.init_from is not None:
-        model, _ = load_checkpoint(find_checkpoint(recipe.init_from))
+        model, _ = load_checkpoint(start or find_checkpoint(recipe.init_from))
         longest = model.config.max_position_embeddings
         if recipe.model.context > longest:
             raise InputError(
@@ -65,6 +72,21 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, reply_stops: 
     if recipe.sorting is None:
         model.generation_config = GenerationConfig(do_sample=True, temperature=0.8)
     return model
+
+
+def find_start(recipe: Recipe) -> Path | None:
+    """The absolute folder of the pretrained model that the recipe begins with, if any.
+
+    Raises:
+        InputError: `init_from` names nothing.
+    """
+    return None if recipe.init_from is None else find_checkpoint(recipe.init_from).absolute()
+
+
+def weights_sha256(folder: Path | None) -> str | None:
+    """Of a pretrained model's weights, where they are in one file."""
+    path = folder and folder / "model.safetensors"
+    return sha256(path) if path and path.exists() else None
 
 
 def with_adapters(model: PreTrainedModel, recipe: LoraRecipe) -> torch.nn.Module:
