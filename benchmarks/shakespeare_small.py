@@ -6,8 +6,9 @@
 
 At most .81 million parameters, context 64, batch 12, 2,000 steps; the loss over the whole validation split in
 non-overlapping windows of 64, in nats per character. The peer is transformers' GPT2LMHeadModel with nanoGPT's recipe
-for this task (AdamW 1e-3, cosine to 1e-4, no dropout). "equal width" leaves a variant its fewer parameters; "equal
-parameters" widens its MLP until it has the standard model's. Two runs go at a time, one thread each.
+for this task (AdamW 1e-3, cosine to 1e-4, no dropout, windows with replacement). "equal width" leaves a variant its
+fewer parameters; "equal parameters" widens its MLP until it has the standard model's. Two runs go at a time, one thread
+each.
 
 Letters: b batch, t position.
 """
