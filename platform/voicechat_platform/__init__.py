@@ -1,1 +1,9 @@
 """The floor that everything stands on: models, corpora, training, checkpoints, the registry. No Ray Tune, no Serve."""
+
+import os
+
+# Read by Ray when it is imported, by us or by a library of ours, and when its processes start.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

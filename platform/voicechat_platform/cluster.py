@@ -1,16 +1,9 @@
 """Joining or starting Ray."""
 
 import logging
-import os
 import signal
 
 from voicechat_platform.settings import settings
-
-# Read by Ray when it is imported and when its processes start.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-os.environ.setdefault("RAY_AUTH_MODE", "token")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 def start_ray() -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -144,6 +143,8 @@ class Training:
             model = make_model(self.recipe, self.data.tokenizer, self.data.reply_stops, self.start)
             adapted = with_adapters(model, self.recipe.lora)
             if state is not None:
+                from peft import set_peft_model_state_dict
+
                 set_peft_model_state_dict(adapted, state["adapters"])
             return adapted
         if resume_from is not None:
@@ -294,9 +295,12 @@ class Training:
             "generator": torch.get_rng_state(),
             "cuda_generator": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
         }
-        if isinstance(self.model, PeftModel):
+        whole: PreTrainedModel = self.model
+        if self.recipe.lora is not None:
+            from peft import get_peft_model_state_dict
+
             state["adapters"] = get_peft_model_state_dict(self.model)
-        whole: PreTrainedModel = merged(self.model) if isinstance(self.model, PeftModel) else self.model
+            whole = merged(self.model)
         run = {
             "recipe": self.recipe.model_dump(mode="json"),
             "corpus": {"source": self.data.source, "sha256": self.data.sha256},
