@@ -13,13 +13,6 @@ from voicechat_platform.training.run_folder import RunFolder
 from voicechat_platform.training.starting_point import load_data
 
 
-@pytest.fixture(scope="module")
-def play(tmp_path_factory):
-    path = tmp_path_factory.mktemp("corpus") / "play.txt"
-    path.write_text("".join(f"SPEAKER {n % 7}:\nLine {n * n} of the play.\n\n" for n in range(2000)))
-    return path
-
-
 def recipe(play, **training) -> Recipe:
     return Recipe.model_validate(
         {

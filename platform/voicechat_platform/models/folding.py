@@ -8,12 +8,15 @@ key-value head. With learned positions and LayerNorm the same projections make a
 cache: a stock engine keeps keys and values apart.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from voicechat_platform.errors import InputError
 from voicechat_platform.models.attention import MetricAttention
+from voicechat_platform.models.configuration import GPTConfig
 from voicechat_platform.models.gpt import GPTForCausalLM, SquaredReluMLP
 
 
@@ -40,7 +43,6 @@ def fold_to_llama(model: GPTForCausalLM) -> LlamaForCausalLM:
         raise InputError("a model with rotary positions and LayerNorm cannot be folded: Llama has RMSNorm only")
     folded = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
             num_hidden_layers=config.num_hidden_layers,
@@ -52,11 +54,7 @@ def fold_to_llama(model: GPTForCausalLM) -> LlamaForCausalLM:
             max_position_embeddings=config.max_position_embeddings,
             rms_norm_eps=config.rms_norm_eps,
             rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            tie_word_embeddings=config.tie_word_embeddings,
-            bos_token_id=config.bos_token_id,
-            eos_token_id=config.eos_token_id,
-            pad_token_id=config.pad_token_id,
-            reply_stops=config.reply_stops,
+            **kept_settings(config),
         )
     ).to(model.dtype)
     weights = {"model.embed_tokens.weight": model.embedding.weight, "model.norm.weight": model.norm.weight}
@@ -94,7 +92,6 @@ def fold_to_gpt2(model: GPTForCausalLM) -> GPT2LMHeadModel:
         )
     folded = GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=config.vocab_size,
             n_positions=config.max_position_embeddings,
             n_embd=config.hidden_size,
             n_layer=config.num_hidden_layers,
@@ -102,11 +99,7 @@ def fold_to_gpt2(model: GPTForCausalLM) -> GPT2LMHeadModel:
             n_inner=config.intermediate_size,
             activation_function="relu2",
             layer_norm_epsilon=config.rms_norm_eps,
-            tie_word_embeddings=config.tie_word_embeddings,
-            bos_token_id=config.bos_token_id,
-            eos_token_id=config.eos_token_id,
-            pad_token_id=config.pad_token_id,
-            reply_stops=config.reply_stops,
+            **kept_settings(config),
         )
     ).to(model.dtype)
     weights = {
@@ -136,6 +129,12 @@ def fold_to_gpt2(model: GPTForCausalLM) -> GPT2LMHeadModel:
             weights |= {f"{prefix}{name}.weight": weight.mT, f"{prefix}{name}.bias": weight.new_zeros(weight.shape[0])}
     folded.load_state_dict(weights)
     return folded
+
+
+def kept_settings(config: GPTConfig) -> dict[str, Any]:
+    """What every architecture calls by the same name."""
+    names = ("vocab_size", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "reply_stops")
+    return {name: getattr(config, name) for name in names}
 
 
 def projections(attention, model: GPTForCausalLM) -> tuple[Tensor, Tensor, Tensor]:

@@ -139,9 +139,10 @@ def make_optimizers(model: PreTrainedModel, recipe: TrainingRecipe) -> list[torc
 
 def set_rates(optimizers: list[torch.optim.Optimizer], step: int, recipe: TrainingRecipe) -> None:
     """For the step counted from 0."""
+    share = schedule_at(step, recipe)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * schedule_at(step, recipe)
+            group["lr"] = group["peak"] * share
 
 
 def learning_rate_at(step: int, recipe: TrainingRecipe) -> float:
@@ -155,6 +156,6 @@ def schedule_at(step: int, recipe: TrainingRecipe) -> float:
         return (step + 1) / (warmup + 1)
     if recipe.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
-    is_linear = recipe.schedule == "linear"
-    decay_steps = steps - warmup if is_linear else min(recipe.decay_fraction * steps, steps - warmup)
+    fraction = 1.0 if recipe.schedule == "linear" else recipe.decay_fraction
+    decay_steps = min(fraction * steps, steps - warmup)
     return min(1.0, (steps - step) / decay_steps)

@@ -125,7 +125,7 @@ class TrainingRecipe(Strict):
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: products in bfloat16 under autocast, weights and optimizer in float32; for GPUs and newer CPUs."""
     compile: bool = False
-    """torch.compile: takes a minute or more at first, and then steps are faster; needs a C++ compiler on a CPU."""
+    """torch.compile: the first step compiles, which a short run may never earn back; needs a C++ compiler on a CPU."""
     evaluate_every: int = Field(default=200, ge=1)
     """Steps between evaluations; each is a report, and a checkpoint."""
     evaluation_windows: int | None = Field(default=200, ge=1)

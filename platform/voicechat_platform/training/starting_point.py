@@ -49,15 +49,14 @@ def make_model(
     """A fresh model initialised by the recipe's seed, or the pretrained one.
 
     Args:
-        start: where the pretrained one lies, found before: on another machine or in another working directory
-            `init_from` may name nothing.
+        start: where the pretrained one lies (`find_start`); None for a fresh one.
 
     Raises:
         InputError: the recipe's context is longer than the pretrained model's.
     """
     torch.manual_seed(recipe.seed)
-    if recipe.init_from is not None:
-        model, _ = load_checkpoint(start or find_checkpoint(recipe.init_from))
+    if start is not None:
+        model, _ = load_checkpoint(start)
         longest = model.config.max_position_embeddings
         if recipe.model.context > longest:
             raise InputError(
