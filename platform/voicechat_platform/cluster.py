@@ -2,12 +2,21 @@
 
 import logging
 import signal
+from pathlib import Path
 
+from voicechat_platform.errors import InputError
 from voicechat_platform.settings import settings
 
 
-def start_ray() -> None:
-    """Join the cluster that the settings name, or start a Ray of our own; nothing if that has been done."""
+def start_ray(wheel: Path | None = None) -> None:
+    """Join the cluster that the settings name, or start a Ray of our own; nothing if that has been done.
+
+    Args:
+        wheel: this project's code, for the workers of a cluster; their machines have the libraries installed.
+
+    Raises:
+        InputError: there is no cluster at that address, or it refuses this user.
+    """
     import ray
     from ray._private import services
 
@@ -15,7 +24,14 @@ def start_ray() -> None:
         return
     address = settings().ray_address
     if address != "local":
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        code = {"py_modules": [str(wheel)]} if wheel else None
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=code)
+        except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+            raise InputError(
+                f"no Ray answers at {address!r} ({str(error).partition(chr(10))[0]}): start the cluster, run this on "
+                f"its head, and see that this user has the cluster's token (~/.ray/auth_token)"
+            ) from error
     else:
         # Ray puts the machine's address on the network in the place of 127.0.0.1, and would listen there.
         services.resolve_ip_for_localhost = lambda host: host

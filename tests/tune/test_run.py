@@ -1,4 +1,4 @@
-"""Sweeps on a real Ray: trials in the registry, a killed trial, an interrupted driver."""
+"""Sweeps on a real Ray: trials in the registry; a killed trial, a killed driver, an interrupted one; faults."""
 
 import json
 import os
@@ -11,6 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from voicechat_tune.study import JOURNAL, Study, Trial
+from voicechat_tune.sweep_file import SweepFile
+
 SWEEP = """\
 name: small
 recipe:
@@ -20,6 +23,7 @@ recipe:
   training: {{steps: {steps}, batch_size: 4, evaluate_every: {every}, warmup_steps: 5}}
 search:
   model.attention: {{choice: [standard, metric]}}
+  model.metric: {{choice: [symmetric, signed_diagonal], when: {{model.attention: metric}}}}
   training.learning_rate: {{loguniform: [0.001, 0.02]}}
 first:
   - {{model.attention: standard}}
@@ -34,9 +38,9 @@ def sweep_file(tmp_path):
     play = tmp_path / "play.txt"
     play.write_text("".join(f"SPEAKER {n % 7}:\nLine {n * n} of the play.\n\n" for n in range(2000)))
 
-    def write(steps: int, every: int) -> Path:
+    def write(steps: int, every: int, more: str = "") -> Path:
         path = tmp_path / "small.yaml"
-        path.write_text(SWEEP.format(play=play, steps=steps, every=every))
+        path.write_text(SWEEP.format(play=play, steps=steps, every=every) + more)
         return path
 
     return write
@@ -45,12 +49,11 @@ def sweep_file(tmp_path):
 @pytest.fixture
 def voicechat(tmp_path):
     """Starts the command in a home of its own."""
-    environment = {**os.environ, "VOICECHAT_HOME": str(tmp_path / "home"), "VOICECHAT_CPUS": "2"}
 
-    def start(*arguments) -> subprocess.Popen:
+    def start(*arguments, home: str = "home") -> subprocess.Popen:
         return subprocess.Popen(
             [sys.executable, "-m", "voicechat_ui.cli", *map(str, arguments)],
-            env=environment,
+            env={**os.environ, "VOICECHAT_HOME": str(tmp_path / home), "VOICECHAT_CPUS": "2"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -59,10 +62,16 @@ def voicechat(tmp_path):
     return start
 
 
-def finished_steps(tmp_path) -> list[int]:
-    """The last step that each trial of the sweep reported."""
-    results = (tmp_path / "home" / "sweeps" / "small").glob("*/result.json")
-    return [json.loads(path.read_text().splitlines()[-1])["step"] for path in results if path.read_text().strip()]
+def trials_in(tmp_path, home: str = "home") -> list[Trial]:
+    folder = tmp_path / home / "sweeps" / "small"
+    if not (folder / JOURNAL).exists():
+        return []
+    notes = json.loads((folder / "sweep.json").read_text())
+    return Study(folder, SweepFile.model_validate(notes["file"]), writable=False).trials()
+
+
+def steps_seen(tmp_path) -> list[int]:
+    return [run.step for trial in trials_in(tmp_path) for run in trial.runs]
 
 
 def wait_for(condition, seconds: float = 120) -> None:
@@ -77,68 +86,178 @@ def trial_processes(driver: subprocess.Popen) -> list[psutil.Process]:
     return [process for process in processes if process.is_running() and process.name() == "ray::ImplicitFunc.train"]
 
 
-def test_a_sweep_ends_in_the_registry_with_a_champion(sweep_file, voicechat):
-    run = voicechat("sweep", sweep_file(60, 20), "--promote", "--json")
+def kill_after(steps: int, driver: subprocess.Popen, tmp_path) -> None:
+    """Kill a sweep's driver once its runs have taken so many steps; Ray's processes follow it."""
+    wait_for(lambda: sum(steps_seen(tmp_path)) >= steps or driver.poll() is not None)
+    descendants = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.communicate()
+    psutil.wait_procs(descendants, timeout=30)
+
+
+def decisions(trials: list[Trial]) -> list[tuple]:
+    return [(trial.point, trial.state, trial.loss, [run.step for run in trial.runs]) for trial in trials]
+
+
+def test_a_sweep_ends_in_the_registry_with_a_champion(sweep_file, voicechat, tmp_path):
+    path = sweep_file(60, 20)
+    run = voicechat("sweep", path, "--promote", "--json", "--tensorboard")
     stdout, stderr = run.communicate(timeout=240)
     assert run.returncode == 0, stderr
+    trials = trials_in(tmp_path)
+    assert len(trials) == 4
+    assert {trial.state for trial in trials} <= {"finished", "stopped"}
+    finished = [trial for trial in trials if trial.state == "finished"]
     versions = json.loads(stdout)
-    assert len(versions) == 4
-    assert {version["attention"] for version in versions} == {"standard", "metric"}
-    losses = [version["nats_per_character"] for version in versions]
-    assert losses == sorted(losses)
+    assert len(versions) == len(finished) >= 1
+    assert versions[0]["nats_per_character"] == pytest.approx(min(trial.loss for trial in finished))
     assert "trial 1: attention standard, learning_rate" in stderr
     assert "validation loss" in stderr
     listed = json.loads(voicechat("models", "--json").communicate(timeout=60)[0])
     assert [version["version"] for version in listed if version["is_champion"]] == [versions[0]["version"]]
+    folder = tmp_path / "home" / "sweeps" / "small"
+    kept = {path.parent.name for path in folder.glob("runs/*/last")}
+    assert kept == {f"{trial.number:04}" for trial in finished}, "the checkpoints of stopped trials are deleted"
+    assert not list(folder.glob("runs/*/previous"))
+    assert len(list(folder.glob("tensorboard/*/events*"))) == 4
+    rows = json.loads(voicechat("trials", "small", "--json").communicate(timeout=60)[0])
+    assert [row["loss"] for row in rows] == [trial.loss for trial in trials]
+    shown = voicechat("trial", "small", "2").communicate(timeout=60)[0]
+    assert "model.attention: metric" in shown
+    assert "step 20: validation" in shown
+    assert "begins" in shown
+    run = voicechat("sweep", path, "--extend", "1", "--json")
+    stdout, stderr = run.communicate(timeout=240)
+    assert run.returncode == 0, stderr
+    assert decisions(trials_in(tmp_path)[:4]) == decisions(trials)
+    assert trials_in(tmp_path)[4].state in ("finished", "stopped")
 
 
 def test_a_killed_trial_goes_on_from_its_checkpoint(sweep_file, voicechat, tmp_path):
-    run = voicechat("sweep", sweep_file(3000, 500), "--json")
-    wait_for(lambda: finished_steps(tmp_path) and trial_processes(run))
-    victim = trial_processes(run)[0]
-    victim.kill()
+    run = voicechat("sweep", sweep_file(2000, 500), "--json")
+    wait_for(lambda: any(steps_seen(tmp_path)) and trial_processes(run))
+    trial_processes(run)[0].kill()
+    _, stderr = run.communicate(timeout=240)
+    assert run.returncode == 0, stderr
+    assert "broke off and goes on" in stderr
+    trials = trials_in(tmp_path)
+    assert len(trials) == 4
+    assert {trial.state for trial in trials} <= {"finished", "stopped"}
+    logs = [(path.read_text()) for path in (tmp_path / "home" / "sweeps" / "small").glob("runs/*/log.txt")]
+    assert any(log.count("begins") > 1 for log in logs), "the killed run began again"
+
+
+def test_a_sweep_whose_driver_is_killed_ends_as_one_that_was_not(sweep_file, voicechat, tmp_path):
+    path = sweep_file(300, 50, "concurrent: 1\n")
+    whole = voicechat("sweep", path, home="whole")
+    whole.communicate(timeout=300)
+    kill_after(100, voicechat("sweep", path), tmp_path)
+    kill_after(450, voicechat("sweep", path), tmp_path)
+    run = voicechat("sweep", path, "--resume", "--json")
     stdout, stderr = run.communicate(timeout=240)
     assert run.returncode == 0, stderr
-    assert len(json.loads(stdout)) == 4
-    assert max(finished_steps(tmp_path)) == 3000
-    killed = list((tmp_path / "home" / "sweeps" / "small").glob("*/error.txt"))
-    assert killed, "the kill must have been noticed"
-    for error in killed:
-        steps = [json.loads(line)["step"] for line in (error.parent / "result.json").read_text().splitlines()]
-        assert steps == sorted(set(steps)), "no step that was reported is trained again"
+    assert "going on with the sweep" in stderr
+    assert decisions(trials_in(tmp_path)) == decisions(trials_in(tmp_path, "whole"))
+    assert len(json.loads(stdout)) == sum(trial.state == "finished" for trial in trials_in(tmp_path))
 
 
 def test_an_interrupted_sweep_keeps_its_trials_and_goes_on(sweep_file, voicechat, tmp_path):
     path = sweep_file(400, 100)
     run = voicechat("sweep", path)
-    wait_for(lambda: 400 in finished_steps(tmp_path))
+    wait_for(lambda: any(trial.state == "finished" for trial in trials_in(tmp_path)))
     run.send_signal(signal.SIGINT)
-    stdout, stderr = run.communicate(timeout=120)
+    _, stderr = run.communicate(timeout=120)
     assert run.returncode == 130, stderr
     assert "what is finished is kept" in stderr
     kept = json.loads(voicechat("models", "--json").communicate(timeout=60)[0])
-    assert 1 <= len(kept) < 4
+    assert kept
     run = voicechat("sweep", path, "--json")
     stdout, stderr = run.communicate(timeout=240)
     assert run.returncode == 0, stderr
-    assert "going on with the sweep" in stderr
     versions = {version["version"] for version in json.loads(stdout)}
-    assert len(versions) == 4
     assert {version["version"] for version in kept} <= versions
+    assert all(trial.state in ("finished", "stopped") for trial in trials_in(tmp_path))
 
 
-def test_what_the_machine_can_never_give_is_said_at_once(sweep_file, voicechat):
-    path = sweep_file(20, 10)
-    path.write_text(path.read_text() + "cpus_per_trial: 64\n")
+def test_two_workers_three_seeds_and_a_limit(sweep_file, voicechat, tmp_path):
+    """One sweep of each: they share the slow start."""
+    path = sweep_file(20, 10, "workers_per_trial: 2\ncpus_per_trial: 1\n")
+    path.write_text(path.read_text().replace("trials: 4", "trials: 1"))
+    run = voicechat("sweep", path)
+    _, stderr = run.communicate(timeout=240)
+    assert run.returncode == 0, stderr
+    (trial,) = trials_in(tmp_path)
+    assert (trial.state, trial.runs[0].step) == ("finished", 20)
+
+    path = sweep_file(20, 10, "seeds: 3\n")
+    path.write_text(path.read_text().replace("trials: 4", "trials: 1"))
+    run = voicechat("sweep", path, home="seeds")
+    _, stderr = run.communicate(timeout=240)
+    assert run.returncode == 0, stderr
+    (trial,) = trials_in(tmp_path, "seeds")
+    assert [run.key.seed_index for run in trial.runs] == [0, 1, 2]
+    losses = [run.loss for run in trial.runs]
+    assert len(set(losses)) == 3
+    assert trial.loss == pytest.approx(sum(losses) / 3)
+
+    path = sweep_file(5000, 10, "limits: {cost: 1}\nprice: {cpu_hour: 500}\n")
+    run = voicechat("sweep", path, home="limits")
+    _, stderr = run.communicate(timeout=240)
+    assert run.returncode == 1, stderr
+    assert "limits.cost (1) is reached" in stderr
+    assert any(trial.state == "unfinished" and trial.runs for trial in trials_in(tmp_path, "limits"))
+
+
+def test_a_loss_that_is_no_number_fails_the_trial_and_not_the_sweep(sweep_file, voicechat, tmp_path):
+    path = sweep_file(40, 20)
+    text = path.read_text().replace("training: {", "training: {optimizer: adamw, gradient_clip: 1.0e+30, ")
+    search = "  training.weight_decay: {choice: [0.1, 1.0e+38]}\nfirst:\n  - {training.weight_decay: 1.0e+38}\n"
+    path.write_text(text.replace("first:\n", search).replace("trials: 4", "trials: 3"))
+    run = voicechat("sweep", path)
+    _, stderr = run.communicate(timeout=240)
+    assert run.returncode == 0, stderr
+    states = [trial.state for trial in trials_in(tmp_path)]
+    assert states[0] == "failed"
+    assert "finished" in states
+    assert "trial 1 failed: the loss became" in stderr
+    assert "the loss became" in voicechat("trial", "small", "1").communicate(timeout=60)[0]
+
+
+def test_faults_are_said_at_once(sweep_file, voicechat, tmp_path):
+    path = sweep_file(20, 10, "cpus_per_trial: 64\n")
     run = voicechat("sweep", path)
     _, stderr = run.communicate(timeout=60)
     assert run.returncode == 2
     assert "cpus_per_trial is 64, but this machine has 2 CPUs" in stderr
-
-
-def test_another_file_under_the_same_name_is_refused(sweep_file, voicechat):
-    assert voicechat("sweep", sweep_file(20, 10)).wait(timeout=240) == 0
     run = voicechat("sweep", sweep_file(30, 10))
     _, stderr = run.communicate(timeout=60)
     assert run.returncode == 2
     assert "from a different file" in stderr
+    assert "recipe.training.steps: 20 -> 30" in stderr
+    assert "cpus_per_trial: 64.0 -> 1.0" in stderr
+    run = voicechat("sweep", path, "--resume", home="elsewhere")
+    _, stderr = run.communicate(timeout=60)
+    assert run.returncode == 2
+    assert "has not begun" in stderr
+    run = voicechat(
+        "sweep", sweep_file(20, 10, "storage: s3://no-such-bucket/x?endpoint_override=127.0.0.1:9&scheme=http\n")
+    )
+    _, stderr = run.communicate(timeout=120)
+    assert run.returncode == 2
+    assert "cannot keep results" in stderr
+    run = voicechat("trials", "unheard-of")
+    _, stderr = run.communicate(timeout=60)
+    assert run.returncode == 2
+    assert "there is no sweep 'unheard-of'; there are: small" in stderr
+
+
+def test_only_one_process_drives_a_sweep(sweep_file, voicechat, tmp_path):
+    path = sweep_file(5000, 100)
+    first = voicechat("sweep", path)
+    wait_for(lambda: trials_in(tmp_path))
+    second = voicechat("sweep", path)
+    _, stderr = second.communicate(timeout=60)
+    assert second.returncode == 2
+    assert f"process {first.pid} runs the sweep" in stderr
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=60)

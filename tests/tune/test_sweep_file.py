@@ -4,8 +4,9 @@ import optuna
 import pytest
 
 from voicechat_platform.errors import InputError
-from voicechat_tune.search import suggest
-from voicechat_tune.sweep_file import Distribution, SweepFile, quickstart, read_sweep
+from voicechat_tune.search import listed_points
+from voicechat_tune.space import Parameter, draw_point
+from voicechat_tune.sweep_file import SweepFile, quickstart, read_sweep
 
 GOOD = """\
 name: try
@@ -21,10 +22,14 @@ scheduler: {grace_steps: 250, reduction_factor: 2}
 """
 
 
-def sweep(tmp_path, old="", new="") -> SweepFile:
+BRANCH = "  model.metric: {choice: [symmetric, signed_diagonal], when: {model.attention: metric}}\nfirst:"
+BRANCHED = GOOD.replace("first:", BRANCH)
+
+
+def sweep(tmp_path, old="", new="", text=GOOD) -> SweepFile:
     path = tmp_path / "s.yaml"
-    assert old in GOOD
-    path.write_text(GOOD.replace(old, new))
+    assert old in text
+    path.write_text(text.replace(old, new))
     return read_sweep(path)
 
 
@@ -39,12 +44,12 @@ def test_a_point_fills_the_recipe(tmp_path):
         ("trials: 4", "trails: 4", r"s\.yaml:9: trails: unknown field; did you mean trials\?"),
         ("trials: 4", "trials: 0", r"s\.yaml:9: trials: .*greater than or equal to 1"),
         ("width: 64", "widht: 64", r"s\.yaml:3: recipe\.model\.widht: unknown field; did you mean width"),
-        ("metric]", "metrics]", r"search\.model\.attention = metrics: .*'standard' or 'metric'"),
+        ("metric]", "metrics]", r"search\.model\.attention \(attention metrics\): .*'standard' or 'metric'"),
         ("model.attention: {choice", "model.attentoin: {choice", r"attentoin: unknown field; did you mean attention"),
         ("{loguniform: [0.001, 0.01]}", "{loguniform: [0, 0.01]}", r"s\.yaml:6: .*loguniform must be positive"),
         ("{loguniform: [0.001, 0.01]}", "{uniform: [2, 1]}", "first bound must be less than the second"),
-        ("{loguniform: [0.001, 0.01]}", "{uniform: [0.1, 2]}", r"learning_rate = 2.*less than 1"),
-        ("{loguniform: [0.001, 0.01]}", "{uniform: [0, 1], choice: [1]}", "give exactly one of choice, integer"),
+        ("{loguniform: [0.001, 0.01]}", "{uniform: [0.1, 2]}", r"learning_rate 2.*less than 1"),
+        ("{loguniform: [0.001, 0.01]}", "{uniform: [0, 1], choice: [1]}", "give exactly one of choice, int,"),
         ("{model.attention: metric}", "{model.heads: 2}", r"first\.0: model\.heads is not searched"),
         ("{model.attention: metric}", "{model.attention: cosine}", "model.attention = cosine is not among what search"),
         ("{model.attention: metric}", "{training.learning_rate: 0.5}", r"= 0.5 is not among what search"),
@@ -52,6 +57,26 @@ def test_a_point_fills_the_recipe(tmp_path):
         ("model.attention: {choice: [standard, metric]}", "corpus.source: {choice: [x]}", "only fields of model and"),
         ("model.attention: {choice: [standard, metric]}", "training.steps: {choice: [9]}", "all trials have the same"),
         ("model.attention: {choice: [standard, metric]}", "model.layers: {uniform: [1, 4]}", "valid integer"),
+        ("trials: 4", "seed: 4", "trials is missing"),
+        ("trials: 4", "trials: 4\nlimits: {cost: 3}", r"limits\.cost needs a price"),
+        ("trials: 4", "trials: 4\nlimits: {gpu_hours: 3}", r"limits\.gpu_hours never comes"),
+        (
+            "trials: 4",
+            "trials: 4\nworkers_per_trial: 5",
+            r"batch_size \(12\) must be a multiple of .* workers_per_trial",
+        ),
+        ("trials: 4", "trials: 4\nsampler: cma_es", "cma_es searches numbers without branches"),
+        ("trials: 4", "trials: 4\nsampler: grid", "a grid needs values that can be counted"),
+        ("trials: 4", "trials: 4\nobjectives: [validation_loss, parameters]", "several objectives go with"),
+        ("trials: 4", "trials: 4\nobjectives: [parameters]", "validation_loss first"),
+        ("trials: 4", "trials: 4\npoints: [{model.layers: 3}]", "give either search"),
+        ("{grace_steps: 250, reduction_factor: 2}", "{kind: pbt, population: 4}", "pbt needs interval_steps"),
+        ("{grace_steps: 250", "{population: 3, grace_steps: 250", "population does not belong to asha"),
+        (
+            "{grace_steps: 250, reduction_factor: 2}",
+            "{kind: pbt, population: 4, interval_steps: 200}",
+            r"pbt changes choices in mid-run, which fields of the model cannot: model\.attention",
+        ),
         ("{grace_steps: 250", "{grace_steps: 0", r"s\.yaml:10: scheduler\.grace_steps: "),
     ],
 )
@@ -60,15 +85,63 @@ def test_a_wrong_sweep_file_says_where_and_what(tmp_path, old, new, message):
         sweep(tmp_path, old, new)
 
 
-def test_whole_numbers_are_searched_as_such(tmp_path):
-    found = sweep(tmp_path, "first:\n  - {model.attention: metric}\n", "").model_copy(
-        update={"search": {"model.layers": Distribution(integer=(1, 3))}}
-    )
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "metric}}",
+            "metric, model.width: 64}}",
+            r"search\.model\.metric\.when: model\.width is not searched above it",
+        ),
+        ("when: {model.attention: metric}", "when: {model.attention: mtn}", r"model\.attention is never mtn"),
+        (
+            "  - {model.attention: metric}",
+            "  - {model.attention: standard, model.metric: symmetric}",
+            r"first\.0: model\.metric is outside its branch, which is where",
+        ),
+        ("  - {model.attention: metric}", "  - {model.metric: symmetric}", r"needs model\.attention beside it"),
+        (", when: {model.attention: metric}}", "}", r"search\.model\.metric .*belongs to metric attention"),
+    ],
+)
+def test_a_wrong_branch_says_what(tmp_path, old, new, message):
+    with pytest.raises(InputError, match=message):
+        sweep(tmp_path, old, new, BRANCHED)
+
+
+def test_a_branch_is_drawn_only_where_it_exists(tmp_path):
+    found, study, seen = sweep(tmp_path, text=BRANCHED), optuna.create_study(), set()
+    for _ in range(40):
+        point = draw_point(found.search, study.ask())
+        assert ("model.metric" in point) == (point["model.attention"] == "metric")
+        found.recipe_for(point)
+        seen.add(point.get("model.metric"))
+    assert seen == {None, "symmetric", "signed_diagonal"}
+
+
+def test_whole_numbers_are_searched_as_such():
     study = optuna.create_study()
-    for _ in range(20):
-        trial = study.ask()
-        suggest(found, trial)
-        assert trial.params["model.layers"] in (1, 2, 3)
+    layers = Parameter.model_validate({"int": [1, 3]})
+    assert {draw_point({"model.layers": layers}, study.ask())["model.layers"] for _ in range(30)} == {1, 2, 3}
+
+
+def test_a_grid_has_every_combination_once_and_no_branch_outside_its_own():
+    grid = SweepFile.model_validate(
+        {
+            "name": "g",
+            "sampler": "grid",
+            "search": {
+                "model.attention": {"choice": ["standard", "metric"]},
+                "model.metric": {"choice": ["symmetric", "general"], "when": {"model.attention": "metric"}},
+                "model.values": {"fixed": "separate", "when": {"model.attention": "metric"}},
+                "model.layers": {"int": [1, 2]},
+            },
+        }
+    )
+    points = listed_points(grid)
+    assert len(points) == 6
+    assert len({str(point) for point in points}) == 6
+    assert sum("model.metric" in point for point in points) == 4
+    assert all(("model.values" in point) == ("model.metric" in point) for point in points)
 
 
 def test_the_packaged_quickstart_tries_both_variants():

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from voicechat_platform.training.loop import Evaluation, Training, check_shares
 from voicechat_platform.training.recipe import Recipe
 from voicechat_platform.training.run_folder import RunFolder
 from voicechat_platform.training.starting_point import find_start
+from voicechat_tune.sweep_file import SweepFile
 
 
 def train_on_workers(
@@ -53,26 +55,73 @@ def train_on_workers(
         use_gpu = has.get("GPU", 0) >= workers
         if not use_gpu and settings().ray_address == "local" and has.get("CPU", 0) < workers:
             raise InputError(f"{workers} workers need as many CPUs; Ray has {has.get('CPU', 0):g}: ask for fewer")
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config={
-                "recipe": recipe.model_dump(mode="json"),
-                "data": ray.put(data),
-                "folder": str(folder),
-                "resume_from": str(resume_from) if resume_from else None,
-                "start": str(start) if start else None,
-                "use_gpu": use_gpu,
-            },
-            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-            scaling_config=train.ScalingConfig(
-                num_workers=workers, use_gpu=use_gpu, resources_per_worker={"GPU": 1} if use_gpu else {"CPU": 1}
-            ),
-            run_config=train.RunConfig(name=".ray-train", storage_path=str(folder)),
-        )
         with followed(RunFolder(folder), resume_from, on_evaluation):
-            trainer.fit()
+            fit(recipe, data, folder, resume_from, start, workers, {"GPU": 1} if use_gpu else {"CPU": 1})
     except SystemExit:  # what Ray Train makes of Ctrl-C
         raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, interrupt)  # Ray Train leaves one of its own behind
+        stop_ray()
+
+
+def train_in_trial(
+    recipe: Recipe, data: TrainingData, folder: Path, resume_from: Path | None, start: Path | None, sweep: SweepFile
+) -> Iterator[Evaluation]:
+    """The same inside a sweep's trial, whose process only waits: yields each evaluation once it is in the folder.
+
+    Raises:
+        InputError: as `train_on_workers`.
+    """
+    run, seen = RunFolder(folder), len(read_run(resume_from)["history"]) if resume_from else 0
+    resources = {"CPU": sweep.cpus_per_trial, "GPU": sweep.gpus_per_trial}
+    problems: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            fit(recipe, data, folder, resume_from, start, sweep.workers_per_trial, resources)
+        except BaseException as error:
+            problems.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while True:
+        is_over = not thread.is_alive()
+        fresh = evaluations_after(run, seen)
+        seen += len(fresh)
+        yield from fresh
+        if is_over:
+            break
+        time.sleep(0.5)
+    if problems:
+        raise problems[0]
+
+
+def fit(
+    recipe: Recipe,
+    data: TrainingData,
+    folder: Path,
+    resume_from: Path | None,
+    start: Path | None,
+    workers: int,
+    resources: dict[str, float],
+) -> None:
+    use_gpu = bool(resources.get("GPU"))
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "recipe": recipe.model_dump(mode="json"),
+            "data": ray.put(data),
+            "folder": str(folder),
+            "resume_from": str(resume_from) if resume_from else None,
+            "start": str(start) if start else None,
+            "use_gpu": use_gpu,
+        },
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=train.ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources),
+        run_config=train.RunConfig(name=".ray-train", storage_path=str(folder)),
+    )
+    try:
+        trainer.fit()
     except train.v2.api.exceptions.WorkerGroupError as error:
         for failure in error.worker_failures.values():
             cause = getattr(failure, "cause", failure)
@@ -80,8 +129,6 @@ def train_on_workers(
                 raise cause from None
         raise
     finally:
-        signal.signal(signal.SIGINT, interrupt)  # Ray Train leaves one of its own behind
-        stop_ray()
         shutil.rmtree(folder / ".ray-train", ignore_errors=True)  # its notes on a run that is over
 
 
@@ -105,18 +152,14 @@ def followed(run: RunFolder, resume_from: Path | None, on_evaluation: Callable[[
 
     def tell() -> None:
         nonlocal seen
-        if (run.last / "run.json").exists():
-            history = read_run(run.last)["history"]
-            for evaluation in history[seen:]:
-                on_evaluation(Evaluation(**evaluation))
-            seen = len(history)
+        fresh = evaluations_after(run, seen)
+        seen += len(fresh)
+        for evaluation in fresh:
+            on_evaluation(evaluation)
 
     def follow() -> None:
         while not ended.wait(1):
-            try:
-                tell()
-            except InputError:
-                continue  # it is just being replaced
+            tell()
 
     thread = threading.Thread(target=follow)
     thread.start()
@@ -126,3 +169,13 @@ def followed(run: RunFolder, resume_from: Path | None, on_evaluation: Callable[[
         ended.set()
         thread.join()
     tell()
+
+
+def evaluations_after(run: RunFolder, seen: int) -> list[Evaluation]:
+    """Those in the run's last checkpoint that come after so many."""
+    if not (run.last / "run.json").exists():
+        return []
+    try:
+        return [Evaluation(**evaluation) for evaluation in read_run(run.last)["history"][seen:]]
+    except InputError:
+        return []  # it is just being replaced

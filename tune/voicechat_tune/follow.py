@@ -1,154 +1,192 @@
 """Following a sweep: a live table in a terminal, plain lines elsewhere."""
 
 import time
-from typing import Any
+from collections.abc import Set
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from voicechat_tune.conductor import Conductor, cost_of
+from voicechat_tune.preemption import Preempted
+from voicechat_tune.study import Run, RunKey, Trial
 from voicechat_tune.sweep_file import SweepFile
 
-STATES = {"PENDING": "waiting", "RUNNING": "training", "TERMINATED": "finished", "ERROR": "failed", "PAUSED": "paused"}
+if TYPE_CHECKING:
+    from voicechat_tune.run import Keeper
+
+MOST_ROWS = 20
 
 
 class Follower(tune.Callback):
-    """Shows each trial's variant, learning rate, step, validation loss and time left.
+    """Shows each trial's choices, step, validation loss and time left; tells the conductor of what broke off."""
 
-    Ray pickles its callbacks with the experiment, and a restored one starts to follow anew.
-    """
-
-    def __init__(self, sweep: SweepFile):
-        self.sweep = sweep
-        self.steps = sweep.recipe.training.steps
-        self.trials: list[Any] = []
-        self.reports: dict[str, dict[str, Any]] = {}
-        self.started = time.monotonic()
+    def __init__(self, sweep: SweepFile, conductor: Conductor, keeper: "Keeper", tensorboard: Path | None = None):
+        self.sweep, self.conductor, self.keeper = sweep, conductor, keeper
         self.console = Console(stderr=True)
         self.live: Live | None = None
+        self.writers: dict[RunKey, Any] = {}
+        self.tensorboard = tensorboard
+        self.keys: dict[str, RunKey] = {}
+        """Of all that ran, by Ray's id: the conductor forgets those that ended."""
 
     def __reduce__(self):
-        return Follower, (self.sweep,)
+        return tune.Callback, ()  # Tune pickles it for a restore of its own, which is never asked for
 
     def setup(self, **info: Any) -> None:
-        self.started = time.monotonic()
         if self.console.is_terminal:
-            self.live = Live(get_renderable=self.table, console=self.console, refresh_per_second=2)
+            self.live = Live(get_renderable=self.table, console=self.console, refresh_per_second=1)
             self.live.start()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.trials = trials
-        if self.live is None:
-            self.console.print(f"trial {self.number(trial)}: {describe(trial)} begins", highlight=False, soft_wrap=True)
+        key = RunKey(trial.config["trial"], trial.config["seed_index"])
+        self.keys[trial.trial_id] = key
+        self.say(f"{name_of(key)}: {describe(trial.config['point'])} begins")
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict, **info: Any) -> None:
-        self.trials = trials
-        self.reports[trial.trial_id] = {**result, "at": time.monotonic()}
-        if self.live is None and "validation_loss" in result:
-            self.console.print(
-                f"trial {self.number(trial)}: {describe(trial)}, step {result['step']}/{self.steps}, "
-                f"validation loss {result['validation_loss']:.4f}, {minutes(self.seconds_left(trial))} left",
-                highlight=False,
-                soft_wrap=True,
+        if result.get("kind") != "evaluation":
+            return
+        key = self.keys[trial.trial_id]
+        if self.live is None:
+            left = minutes(seconds_left(self.run(key), self.steps_of(key)))
+            self.say(
+                f"{name_of(key)}: {describe(trial.config['point'])}, step {result['step']}/{self.steps_of(key)}, "
+                f"validation loss {result['validation_loss']:.4f}, {left} left"
             )
+        if self.tensorboard is not None:
+            self.write(self.tensorboard, key, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.trials = trials
-        if self.live is None:
-            ended = "stopped early" if self.is_short(trial) else "finished"
-            self.console.print(f"trial {self.number(trial)}: {ended}", highlight=False, soft_wrap=True)
+        run = self.run(self.keys[trial.trial_id])
+        if run.ending == "failed":
+            self.tell_failure(run.key, run.message)
+        elif run.ending is not None:
+            self.say(f"{name_of(run.key)}: {'stopped early' if run.ending == 'stopped' else 'finished'}")
+        self.keeper.soon()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.trials = trials
+        error = trial.get_pickled_error()
+        cause = getattr(error, "cause", None) or error
+        reason = f"{type(cause).__name__}: {cause}".strip()
+        key = self.keys.get(trial.trial_id)
+        self.conductor.broke_off(trial.trial_id, reason, is_fault=not isinstance(cause, Preempted))
+        if key is None:
+            return
+        if self.run(key).ending == "failed":
+            self.tell_failure(key, reason)
+        else:
+            self.console.print(f"{name_of(key)} broke off and goes on: {reason.splitlines()[0]}", highlight=False)
+
+    def tell_failure(self, key: RunKey, reason: str) -> None:
         self.console.print(
-            f"trial {self.number(trial)} failed; its error is in {trial.local_path}/error.txt", style="red"
+            f"{name_of(key)} failed: {reason.splitlines()[0]}; see `voicechat trial {self.sweep.name} {key.trial}`",
+            style="red",
+            highlight=False,
         )
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        self.close()
-
-    def close(self) -> None:
         """Leave the last table standing."""
         if self.live is not None:
             self.live.stop()
             self.live = None
+        for writer in self.writers.values():
+            writer.close()
+
+    def say(self, line: str) -> None:
+        if self.live is None:
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+    def write(self, folder: Path, key: RunKey, result: dict[str, Any]) -> None:
+        from tensorboardX import SummaryWriter
+
+        if key not in self.writers:
+            self.writers[key] = SummaryWriter(str(folder / str(key)))
+        for name in ("train_loss", "validation_loss", "learning_rate", "tokens_per_second"):
+            self.writers[key].add_scalar(name, result[name], result["step"])
+        self.writers[key].flush()
+
+    def steps_of(self, key: RunKey) -> int:
+        steps, lineage = self.sweep.recipe.training.steps, self.conductor.study.trials()[key.trial - 1].lineage
+        return min(steps, self.sweep.ends_at(lineage) or steps)
+
+    def run(self, key: RunKey) -> Run:
+        runs = self.conductor.study.trials()[key.trial - 1].runs
+        return next((run for run in runs if run.key == key), Run(key))
 
     def table(self) -> Table:
-        done = sum(has_ended(trial) for trial in self.trials)
-        elapsed = minutes(time.monotonic() - self.started)
-        table = Table(title=f"sweep {self.sweep.name}: {done} of {self.sweep.trials} trials done, {elapsed} passed")
-        table.add_column("trial", justify="right")
-        for column in ("variant", "state"):
-            table.add_column(column)
-        for column in ("learning rate", "step", "validation loss", "time left"):
-            table.add_column(column, justify="right")
-        best = min((self.report(trial).get("validation_loss", 1e9) for trial in self.trials), default=None)
-        for trial in self.trials:
-            report = self.report(trial)
-            loss = report.get("validation_loss")
-            table.add_row(
-                self.number(trial),
-                variant(trial, self.sweep),
-                self.state(trial),
-                f"{learning_rate(trial, self.sweep):.2e}",
-                f"{report.get('step', 0)}/{self.steps}",
-                "" if loss is None else f"{loss:.4f}",
-                minutes(self.seconds_left(trial)) if trial.status == "RUNNING" else "",
-                style="bold green" if loss is not None and loss == best else None,
-            )
-        return table
-
-    def number(self, trial: Any) -> str:
-        """Trials are called by the order in which they were drawn; Tune's own ids are random."""
-        return str(self.trials.index(trial) + 1)
-
-    def state(self, trial: Any) -> str:
-        if trial.status == "TERMINATED" and not has_ended(trial):
-            return "interrupted"
-        if trial.status == "TERMINATED" and self.is_short(trial):
-            return "stopped early"
-        return STATES.get(trial.status, trial.status.lower())
-
-    def is_short(self, trial: Any) -> bool:
-        return self.report(trial).get("step", 0) < self.steps
-
-    def report(self, trial: Any) -> dict[str, Any]:
-        """The trial's last report: what this process has seen, or what a restored sweep remembers."""
-        return self.reports.get(trial.trial_id) or trial.last_result or {}
-
-    def seconds_left(self, trial: Any) -> float | None:
-        """At the trial's own pace so far; None before its first report."""
-        report = self.reports.get(trial.trial_id)
-        if not report or not report.get("step"):
-            return None
-        pace = report["time_total_s"] / report["step"]
-        since = time.monotonic() - report["at"]
-        return max(0.0, (self.steps - report["step"]) * pace - since)
+        trials = self.conductor.study.trials()
+        done = sum(trial.state != "unfinished" for trial in trials)
+        clock = minutes(self.conductor.earlier_seconds + time.monotonic() - self.conductor.began)
+        cost = cost_of(self.sweep, trials)
+        spent = f", {cost:.2f} spent" if cost else ""
+        title = f"sweep {self.sweep.name}: {done} of {self.conductor.wanted} trials done, {clock} passed{spent}"
+        active = set(self.conductor.active.values())
+        return trials_table(title, worth_showing(trials, active), self.sweep, active)
 
 
-def has_ended(trial: Any) -> bool:
-    """Whether it came to its end, by itself, by the scheduler or by an error; Ctrl-C only breaks it off."""
-    return trial.status == "ERROR" or bool(trial.status == "TERMINATED" and (trial.last_result or {}).get("done"))
+def worth_showing(trials: list[Trial], active: set[RunKey]) -> list[Trial]:
+    """All, or where they are many those that run and the best."""
+    running = [trial for trial in trials if any(key.trial == trial.number for key in active)]
+    ranked = sorted(trials, key=lambda trial: (trial not in running, trial.loss is None, trial.loss))
+    return sorted(ranked[:MOST_ROWS], key=lambda trial: trial.number)
 
 
-def variant(trial: Any, sweep: SweepFile) -> str:
-    attention = trial.config.get("model.attention", sweep.recipe.model.attention)
-    metric = trial.config.get("model.metric", sweep.recipe.model.metric)
-    return f"{attention} ({metric})" if metric else attention
+def trials_table(title: str, trials: list[Trial], sweep: SweepFile, active: Set[RunKey] = frozenset()) -> Table:
+    """A row for each trial: what was chosen, how far it is, its loss, the best one marked."""
+    fields = list(dict.fromkeys(field for trial in trials for field in trial.point if varies(field, trials)))
+    table = Table(title=title)
+    table.add_column("trial", justify="right")
+    for field in fields:
+        table.add_column(field.rpartition(".")[2].replace("_", " "), justify="right")
+    table.add_column("state")
+    for column in ("step", "validation loss", "time left"):
+        table.add_column(column, justify="right")
+    best = min((trial.loss for trial in trials if trial.loss is not None), default=None)
+    for trial in trials:
+        runs = [run for run in trial.runs if run.key in active]
+        state = trial.state
+        if any(key.trial == trial.number for key in active):
+            state = "training" if sweep.seeds == 1 else f"training seed {max(1, len(trial.runs))} of {sweep.seeds}"
+        elif state == "unfinished":
+            state = "waiting"
+        left = seconds_left(runs[-1], sweep.recipe.training.steps) if runs else None
+        table.add_row(
+            str(trial.number),
+            *(shown(trial.point.get(field, "")) for field in fields),
+            {"stopped": "stopped early"}.get(state, state),
+            str(trial.runs[-1].step) if trial.runs else "0",
+            "" if trial.loss is None else f"{trial.loss:.4f}",
+            minutes(left),
+            style="bold green" if trial.loss is not None and trial.loss == best else None,
+        )
+    return table
 
 
-def learning_rate(trial: Any, sweep: SweepFile) -> float:
-    return float(trial.config.get("training.learning_rate", sweep.recipe.training.learning_rate))
+def varies(field: str, trials: list[Trial]) -> bool:
+    return len({str(trial.point.get(field)) for trial in trials}) > 1 or len(trials) == 1
 
 
-def describe(trial: Any) -> str:
-    """The trial's point, fields without their groups: "attention metric, learning_rate 0.0031"."""
-    parts = []
-    for field, value in trial.config.items():
-        shown = f"{value:.2e}" if isinstance(value, float) else value
-        parts.append(f"{field.rpartition('.')[2]} {shown}")
-    return ", ".join(parts)
+def seconds_left(run: Run, steps: int) -> float | None:
+    """At the run's own pace so far; None before its first report."""
+    if not run.step:
+        return None
+    return max(0.0, (steps - run.step) * run.evaluations[-1]["spent"] / run.step)
+
+
+def name_of(key: RunKey) -> str:
+    return f"trial {key.trial}" + (f", seed {key.seed_index + 1}" if key.seed_index else "")
+
+
+def describe(point: dict[str, Any]) -> str:
+    """Fields without their groups: "attention metric, learning_rate 0.0031"."""
+    return ", ".join(f"{field.rpartition('.')[2]} {shown(value)}" for field, value in point.items())
+
+
+def shown(value: Any) -> str:
+    return f"{value:.2e}" if isinstance(value, float) else str(value)
 
 
 def minutes(seconds: float | None) -> str:

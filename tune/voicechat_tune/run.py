@@ -1,15 +1,21 @@
-"""Running a sweep: launch it or go on with it, keep its trials in the registry, promote the best."""
+"""Running a sweep: launch it or go on with it, keep its trials in the registry."""
 
+import contextlib
+import fcntl
 import hashlib
+import json
 import logging
 import os
 import shutil
 import signal
+import tempfile
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 
 from voicechat_platform.cluster import start_ray
@@ -18,12 +24,18 @@ from voicechat_platform.registry import Registry, Version
 from voicechat_platform.settings import settings
 from voicechat_platform.training.loop import Evaluation
 from voicechat_platform.training.starting_point import find_start, load_data
+from voicechat_tune.conductor import ConductedScheduler, ConductedSearch, Conductor
 from voicechat_tune.follow import Follower
-from voicechat_tune.search import METRIC, MODE, make_scheduler, make_searcher
+from voicechat_tune.resources import check_resources, room_for
+from voicechat_tune.run_files import SweepFiles, object_store, sweep_folder
+from voicechat_tune.search import trials_of
+from voicechat_tune.study import JOURNAL, Run, RunKey, Study, Trial
 from voicechat_tune.sweep_file import SweepFile
 from voicechat_tune.trial import run_trial
+from voicechat_tune.wheel import build_wheel
 
 log = logging.getLogger(__name__)
+NOTES = "sweep.json"
 
 
 @dataclass(frozen=True)
@@ -31,140 +43,301 @@ class Outcome:
     """What came of a sweep."""
 
     finished: list[Version]
-    """Versions of the trials that ended, the best first."""
+    """Versions of the runs that came to their end, the best trial first."""
     failed: int
-    complete: bool
-    """False when it was interrupted: run it again to go on."""
+    unfinished: int
+    """Trials that wait to go on."""
+    reason: str
+    """Why it ended before its last trial: a limit, a full disk, Ctrl-C; empty when it did not."""
+    mebibytes: float
+    """What its folder and its storage hold."""
+
+    @property
+    def complete(self) -> bool:
+        return not self.reason
 
     @property
     def best(self) -> Version | None:
         return self.finished[0] if self.finished else None
 
 
-def run_sweep(sweep: SweepFile, fresh: bool = False) -> Outcome:
+def run_sweep(
+    sweep: SweepFile, fresh: bool = False, force: bool = False, extend: int = 0, tensorboard: bool = False
+) -> Outcome:
     """Run a sweep to its end, or go on with one that was interrupted, following it meanwhile.
 
     Ctrl-C ends it early: what is finished is kept, and the next call goes on.
 
     Args:
         sweep: the sweep.
-        fresh: throw away what an earlier sweep of that name left in its folder (its versions stay registered).
+        fresh: throw away what an earlier sweep of that name left (its versions stay registered).
+        force: go on although the file has changed; what has run stays as it is.
+        extend: trials beyond those that the file asks for.
+        tensorboard: write event files into the sweep's folder.
 
     Raises:
-        InputError: a sweep of that name exists that came from another file.
+        InputError: the sweep of that name came from another file or is running now, its storage cannot be written, or
+            it asks for what the machines can never give.
     """
-    # Tune would print its own tables, warn of every default, and keep 20 s between states saved for a restore.
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
-    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_SYNCER", "1")
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    folder = settings().folder("sweeps") / sweep.name
-    if fresh:
-        shutil.rmtree(folder, ignore_errors=True)
-    resumes = check_same_file(sweep, folder)
-    log.info("reading the data")
-    data = load_data(sweep.recipe)
-    log.info("starting Ray")
-    start_ray()
-    check_resources(sweep)
-    trainable = tune.with_resources(
-        tune.with_parameters(run_trial, sweep=sweep, data=data, start=find_start(sweep.recipe)),
-        {"CPU": sweep.cpus_per_trial, "GPU": sweep.gpus_per_trial},
+    folder = sweep_folder(sweep.name, sweep.storage)
+    with locked(folder):
+        store = object_store(sweep)
+        if store is not None:
+            store.check_writable()
+        if fresh:
+            throw_away(sweep, folder)
+        elif store is not None and not (folder / JOURNAL).exists():  # another head began it
+            for name in (JOURNAL, NOTES):
+                store.get_file(f"{sweep.name}/{name}", folder / name)
+        resumes = (folder / NOTES).exists()
+        wanted = note(sweep, folder, force, extend)
+        study = Study(folder, sweep)
+        if sweep.warm_start and not resumes:
+            warm(sweep, study)
+        log.info("reading the data")
+        data = load_data(sweep.recipe)
+        log.info("starting Ray")
+        with tempfile.TemporaryDirectory() as scratch:
+            start_ray(build_wheel(Path(scratch)) if settings().ray_address != "local" else None)
+        check_resources(sweep)
+        conductor = Conductor(sweep, study, wanted, sweep.concurrent or room_for(sweep))
+        if resumes:
+            log.info("going on with the sweep in %s", folder)
+        keeper = Keeper(sweep, study, folder)
+        if not conductor.is_over():
+            conduct(sweep, folder, conductor, keeper, data, tensorboard)
+        keeper.finish()
+        return outcome(sweep, conductor, keeper)
+
+
+def conduct(
+    sweep: SweepFile, folder: Path, conductor: Conductor, keeper: "Keeper", data: Any, tensorboard: bool
+) -> None:
+    """Let Ray Tune run what the conductor hands out."""
+    quiet_tune()
+    scratch = folder / ".ray-tune"  # its own notes, of which nothing is needed afterwards
+    shutil.rmtree(scratch, ignore_errors=True)
+    resources = {"CPU": sweep.cpus_per_trial, "GPU": sweep.gpus_per_trial}
+    if sweep.workers_per_trial > 1:
+        resources = {"CPU": 0, "memory": 2**20}  # its process waits for the workers, which ask for themselves
+    tuner = tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(run_trial, sweep=sweep, folder=folder, data=data, start=find_start(sweep.recipe)),
+            resources,
+        ),
+        tune_config=tune.TuneConfig(
+            num_samples=-1,
+            search_alg=ConductedSearch(conductor),
+            scheduler=ConductedScheduler(conductor),
+            reuse_actors=sweep.workers_per_trial == 1,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=scratch.name,
+            storage_path=str(folder),
+            callbacks=[Follower(sweep, conductor, keeper, folder / "tensorboard" if tensorboard else None)],
+            verbose=0,
+        ),
     )
-    if resumes:
-        log.info("going on with the sweep in %s", folder)
-        tuner = tune.Tuner.restore(str(folder), trainable, resume_unfinished=True, resume_errored=True)
-    else:
-        tuner = tune.Tuner(
-            trainable,
-            tune_config=tune.TuneConfig(
-                metric=METRIC,
-                mode=MODE,
-                num_samples=sweep.trials,
-                search_alg=make_searcher(sweep),
-                scheduler=make_scheduler(sweep),
-            ),
-            run_config=tune.RunConfig(
-                name=sweep.name,
-                storage_path=str(folder.parent),
-                callbacks=[Follower(sweep)],
-                checkpoint_config=tune.CheckpointConfig(
-                    num_to_keep=1, checkpoint_score_attribute=METRIC, checkpoint_score_order=MODE
-                ),
-                failure_config=tune.FailureConfig(max_failures=2),
-                verbose=0,
-            ),
-        )
     interrupt = signal.getsignal(signal.SIGINT)
     try:
-        results = tuner.fit()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tuner.fit()
     finally:
         signal.signal(signal.SIGINT, interrupt)  # Tune leaves a handler behind that only sets a flag of its own
-    return keep(sweep, results)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def check_resources(sweep: SweepFile) -> None:
-    """
+def is_begun(sweep: SweepFile) -> bool:
+    """Whether there is something of the sweep to go on with."""
+    store = object_store(sweep)
+    begun = (sweep_folder(sweep.name, sweep.storage) / JOURNAL).exists()
+    return begun or (store is not None and JOURNAL in store.names(sweep.name))
+
+
+def quiet_tune() -> None:
+    """Tune would print its own tables, warn of every default, log each trial three times, and save its state."""
+    for name, value in {
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_SYNCER": "1",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Only one process drives a sweep; a killed one holds it no more.
+
     Raises:
-        InputError: a Ray of our own can never give a trial what it asks for; Tune would wait for ever. A cluster may
-            grow, and says itself what it waits for.
+        InputError: another one does, or the folder cannot be written.
     """
-    if settings().ray_address != "local":
-        return
-    has = ray.cluster_resources()
-    for kind, wanted in (("CPU", sweep.cpus_per_trial), ("GPU", sweep.gpus_per_trial)):
-        if wanted > has.get(kind, 0):
-            raise InputError(
-                f"{kind.lower()}s_per_trial is {wanted:g}, but this machine has {has.get(kind, 0):g} {kind}s: "
-                f"lower it, or join a cluster with VOICECHAT_RAY_ADDRESS"
-            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("a+")
+    except OSError as error:
+        raise InputError(f"{folder} cannot keep results: {error}; give a folder that can be written") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise InputError(f"process {file.read().strip() or '?'} runs the sweep in {folder} now") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
-def check_same_file(sweep: SweepFile, folder: Path) -> bool:
-    """Whether there is a sweep to go on with; notes what the folder belongs to when there is none."""
-    mark = folder / "sweep.json"
-    if tune.Tuner.can_restore(str(folder)):
-        if mark.read_text() != sweep.model_dump_json(indent=2):
-            raise InputError(
-                f"{folder} holds a sweep {sweep.name!r} from a different file; give this one another name, "
-                f"or throw the old one away with --fresh"
-            )
+def note(sweep: SweepFile, folder: Path, force: bool, extend: int) -> int:
+    """Note what the folder belongs to; how many trials there are to be in all.
+
+    Raises:
+        InputError: it belongs to another file, and `force` was not given.
+    """
+    path = folder / NOTES
+    notes: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"extended": 0, "group": group_of(sweep)}
+    new, old = sweep.model_dump(mode="json", by_alias=True), notes.get("file")
+    if old is not None and old != new and not force:
+        raise InputError(
+            f"{folder} holds a sweep {sweep.name!r} from a different file:\n{differences(old, new)}\n"
+            f"go on with the new one with --force (what has run stays as it is), give this one another name, or throw "
+            f"the old one away with --fresh"
+        )
+    notes["extended"] += extend
+    if extend and (sweep.points or sweep.sampler == "grid" or sweep.generations() > 1):
+        raise InputError("--extend adds drawn trials; a grid, points and pbt have as many as they have")
+    whole = folder / f".{NOTES}"
+    whole.write_text(json.dumps({**notes, "file": new}, indent=2) + "\n")
+    whole.replace(path)
+    return trials_of(sweep) + notes["extended"]
+
+
+def differences(old: Any, new: Any, where: str = "") -> str:
+    """Each field that differs, as "  recipe.training.steps: 800 -> 900"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = [differences(old.get(k), new.get(k), f"{where}.{k}".lstrip(".")) for k in sorted({*old, *new})]
+        return "\n".join(line for line in found if line)
+    return "" if old == new else f"  {where}: {old} -> {new}"
+
+
+def throw_away(sweep: SweepFile, folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name != "lock":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    store = object_store(sweep)
+    if store is not None:
+        store.delete(sweep.name)
+
+
+def warm(sweep: SweepFile, study: Study) -> None:
+    assert sweep.warm_start is not None
+    earlier = open_study(sweep.warm_start)
+    known = study.warm(earlier)
+    log.info("%d finished trials of %s fit this space: the sampler knows them", known, earlier.sweep.name)
+
+
+def open_study(name: str) -> Study:
+    """The memory of a sweep, to read: by its name, by its folder, or by its file.
+
+    Raises:
+        InputError: there is none.
+    """
+    from voicechat_tune.sweep_file import read_sweep
+
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        sweep = read_sweep(path)
+        folder = sweep_folder(sweep.name, sweep.storage)
+    else:
+        folder = path if (path / NOTES).exists() else sweep_folder(name)
+    if not (folder / NOTES).exists() or not (folder / JOURNAL).exists():
+        others = sorted(found.parent.name for found in settings().home.absolute().glob(f"sweeps/*/{NOTES}"))
+        raise InputError(f"there is no sweep {name!r}; there are: {', '.join(others) or 'none yet'}")
+    notes = json.loads((folder / NOTES).read_text())
+    return Study(folder, SweepFile.model_validate(notes["file"]), writable=False)
+
+
+class Keeper:
+    """Puts each run that has ended into the registry, and deletes the files that nobody needs any more."""
+
+    def __init__(self, sweep: SweepFile, study: Study, folder: Path):
+        self.sweep, self.study, self.folder = sweep, study, folder
+        self.files = SweepFiles(sweep, folder)
+        self.store = object_store(sweep)
+        self.kept: dict[RunKey, Version] = {}
+        self.group = json.loads((folder / NOTES).read_text())["group"]
+        self.worker = ThreadPoolExecutor(1)  # the registry takes its time; training need not wait for it
+
+    def soon(self) -> None:
+        self.worker.submit(self.keep_all)
+
+    def finish(self) -> None:
+        self.worker.shutdown()
+        self.keep_all()
+
+    def keep_all(self) -> None:
+        """Register what has finished; recording it again changes nothing."""
+        registry = Registry()
+        for trial in self.study.trials():
+            for run in trial.runs:
+                if run.ending is not None and run.key not in self.kept:
+                    self.keep(registry, trial, run)
+        self.back_up()
+
+    def keep(self, registry: Registry, trial: Trial, run: Run) -> None:
+        if run.ending != "finished" or self.is_mere_interval(trial):
+            if run.ending != "finished":
+                self.files.discard(run.key)
+            return
+        columns = [field.name for field in fields(Evaluation)]
+        self.kept[run.key] = registry.record(
+            group=self.group,
+            run_name=str(run.key),
+            parameters=trial.point,
+            history=[{name: evaluation[name] for name in columns} for evaluation in run.evaluations],
+            checkpoint=self.files.best(run.key),
+        )
+        self.files.tidy(run.key)
+
+    def is_mere_interval(self, trial: Trial) -> bool:
+        """Of a population: not the last interval. What later ones no longer go on from is deleted."""
+        generation, generations = trial.lineage.get("generation"), self.sweep.generations()
+        if generation is None or generation == generations:
+            return False
+        newest = max(other.lineage["generation"] for other in self.study.trials())
+        if newest > generation + 1:
+            for run in trial.runs:
+                self.files.discard(run.key)
         return True
-    folder.mkdir(parents=True, exist_ok=True)
-    mark.write_text(sweep.model_dump_json(indent=2))
-    return False
+
+    def back_up(self) -> None:
+        """With an object store: the study goes there, so that another head can go on."""
+        if self.store is not None:
+            for name in (JOURNAL, NOTES):
+                self.store.put_file(self.folder / name, f"{self.sweep.name}/{name}")
 
 
-def keep(sweep: SweepFile, results: tune.ResultGrid) -> Outcome:
-    """Register every trial that ended; what is registered already stays as it is."""
-    registry = Registry()
-    versions: list[tuple[float, Version]] = []
-    failed = ended = 0
-    for result in results:
-        if result.error is not None:
-            failed, ended = failed + 1, ended + 1
-        elif result.metrics and result.metrics.get("done"):
-            ended += 1
-            versions.append((result.metrics[METRIC], register_trial(registry, sweep, result)))
-    versions.sort(key=lambda pair: pair[0])
-    return Outcome([version for _, version in versions], failed, complete=ended >= sweep.trials)
-
-
-def register_trial(registry: Registry, sweep: SweepFile, result: Any) -> Version:
-    columns = [field.name for field in fields(Evaluation) if field.name in result.metrics_dataframe]
-    history = result.metrics_dataframe[columns].drop_duplicates("step", keep="last").to_dict("records")
-    step = result.metrics["step"]
-    return registry.record(
-        group=f"{sweep.name}-{fingerprint(sweep)}",
-        run_name=result.metrics["trial_id"],
-        parameters=result.config,
-        history=history,
-        checkpoint=Path(result.checkpoint.path),
-        status="FINISHED" if step >= sweep.recipe.training.steps else "KILLED",
+def outcome(sweep: SweepFile, conductor: Conductor, keeper: Keeper) -> Outcome:
+    trials = conductor.study.trials()
+    ranked = sorted(
+        (trial for trial in trials if trial.state == "finished"), key=lambda trial: trial.loss or float("inf")
+    )
+    unfinished = conductor.wanted - sum(trial.state != "unfinished" for trial in trials)
+    reason = conductor.stopping or ("interrupted" if unfinished else "")
+    return Outcome(
+        finished=[keeper.kept[run.key] for trial in ranked for run in trial.runs if run.key in keeper.kept],
+        failed=sum(trial.state == "failed" for trial in trials),
+        unfinished=unfinished,
+        reason=reason,
+        mebibytes=keeper.files.mebibytes(),
     )
 
 
-def fingerprint(sweep: SweepFile) -> str:
-    """Tells sweeps of one name but different files apart, so that each has an experiment of its own."""
-    return hashlib.sha256(sweep.model_dump_json().encode()).hexdigest()[:6]
+def group_of(sweep: SweepFile) -> str:
+    """Its experiment in the registry: sweeps of one name but different files have one each."""
+    return f"{sweep.name}-{hashlib.sha256(sweep.model_dump_json().encode()).hexdigest()[:6]}"

@@ -1,49 +1,87 @@
-"""The sweep's search: Optuna's sampler over the sweep file's space, and the scheduler that stops trials."""
+"""What comes next: the points of a grid or a list, what Optuna's sampler draws, the next interval of a population."""
 
-import logging
-from functools import partial
+import warnings
+from typing import Any
 
+import numpy as np
 import optuna
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search.optuna import OptunaSearch
+from optuna.trial import FrozenTrial
 
+from voicechat_tune.population import next_member
+from voicechat_tune.space import draw_point
+from voicechat_tune.study import Study, Trial
 from voicechat_tune.sweep_file import SweepFile
 
-METRIC, MODE = "validation_loss", "min"
+
+def next_trial(sweep: SweepFile, study: Study, wanted: int) -> Trial | None:
+    """Begin the next trial; None where there are enough, or where a population waits for its slowest member.
+
+    Args:
+        wanted: how many trials there are to be in all (`trials_of`, or more where a sweep is extended).
+    """
+    trials = study.trials()
+    if len(trials) >= wanted:
+        return None
+    if sweep.scheduler and sweep.scheduler.population and len(trials) >= sweep.scheduler.population:
+        member = next_member(sweep, trials)
+        return study.begin(None, *member) if member else None
+    listed = listed_points(sweep)
+    if listed is not None:
+        return study.begin(None, listed[len(trials)])
+    drawn, point = draw(sweep, study, len(trials))
+    lineage = {"member": len(trials) + 1, "generation": 1} if sweep.scheduler and sweep.scheduler.population else {}
+    return study.begin(drawn, point, lineage)
 
 
-def make_searcher(sweep: SweepFile) -> OptunaSearch:
-    """TPE over the space; a trial's config is a flat point, {"training.learning_rate": 0.002, …}."""
-    logging.getLogger("optuna").setLevel(logging.ERROR)
-
-    return OptunaSearch(
-        space=partial(suggest, sweep),
-        metric=METRIC,
-        mode=MODE,
-        sampler=optuna.samplers.TPESampler(seed=sweep.seed),
-        points_to_evaluate=sweep.first,
-    )
+def trials_of(sweep: SweepFile) -> int:
+    """How many trials the sweep file asks for; a population's intervals count one each."""
+    listed = listed_points(sweep)
+    if listed is not None:
+        return min(len(listed), sweep.trials or len(listed))
+    return (sweep.trials or 0) * sweep.generations()
 
 
-def suggest(sweep: SweepFile, trial: optuna.Trial) -> None:
-    """Draw one point (a function of the module, so that Tune can save the searcher)."""
-    for field, distribution in sweep.search.items():
-        if distribution.choice is not None:
-            trial.suggest_categorical(field, distribution.choice)
-        elif distribution.integer is not None:
-            trial.suggest_int(field, *distribution.integer)
-        else:
-            low, high = distribution.uniform or distribution.loguniform or (0.0, 0.0)
-            trial.suggest_float(field, low, high, log=distribution.loguniform is not None)
+def listed_points(sweep: SweepFile) -> list[dict[str, Any]] | None:
+    """The points that are known from the start: those given, or a grid's."""
+    if sweep.points:
+        return sweep.points
+    if sweep.sampler != "grid":
+        return None
+    points: list[dict[str, Any]] = [{}]
+    for field, parameter in sweep.search.items():
+        values = range(parameter.integer[0], parameter.integer[1] + 1) if parameter.integer else parameter.examples()
+        points = [
+            extended
+            for point in points
+            for extended in ([{**point, field: value} for value in values] if parameter.exists_in(point) else [point])
+        ]
+    return points
 
 
-def make_scheduler(sweep: SweepFile) -> TrialScheduler:
-    """ASHA over optimizer steps, counted by the training loop: Ray's own iteration restarts when a trial does."""
-    if sweep.scheduler is None:
-        return FIFOScheduler()
-    return AsyncHyperBandScheduler(
-        time_attr="step",
-        max_t=sweep.recipe.training.steps,
-        grace_period=sweep.scheduler.grace_steps,
-        reduction_factor=sweep.scheduler.reduction_factor,
-    )
+def draw(sweep: SweepFile, study: Study, number: int) -> tuple[FrozenTrial, dict[str, Any]]:
+    """Let the sampler draw, from what the study knows and a seed of the trial's own: nothing else is remembered.
+
+    It draws in a copy in memory, so that the journal gets the trial in one piece.
+    """
+    copy = optuna.create_study(directions=study.optuna.directions, sampler=make_sampler(sweep, number))
+    copy.add_trials(study.frozen())
+    if number < len(sweep.first):
+        copy.enqueue_trial({f: v for f, v in sweep.first[number].items() if sweep.search[f].fixed is None})
+    trial = copy.ask()
+    point = draw_point(sweep.search, trial)
+    return copy.get_trials(deepcopy=False)[trial.number], point
+
+
+def make_sampler(sweep: SweepFile, number: int) -> optuna.samplers.BaseSampler:
+    seed = int(np.random.SeedSequence([sweep.seed, number]).generate_state(1)[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        match sweep.sampler:
+            case "gp":
+                return optuna.samplers.GPSampler(seed=seed)
+            case "cma_es":
+                return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+            case "random":
+                return optuna.samplers.RandomSampler(seed=seed)
+            case _:  # runs that are not finished yet count as bad ones, so that several at a time differ
+                return optuna.samplers.TPESampler(seed=seed, constant_liar=True)

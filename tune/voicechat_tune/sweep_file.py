@@ -1,61 +1,70 @@
 """The sweep file: a recipe, what to vary in it, and how to search. Checked whole before Ray starts."""
 
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from voicechat_platform.errors import InputError
 from voicechat_platform.strict_yaml import Strict, read_yaml, validate
 from voicechat_platform.training.recipe import Recipe
+from voicechat_tune.space import Space, check_branches, check_first
+
+Objective = Literal["validation_loss", "parameters", "tokens_per_second", "cache_bytes_per_token"]
+DIRECTIONS: dict[str, Literal["minimize", "maximize"]] = {
+    "validation_loss": "minimize",
+    "parameters": "minimize",
+    "tokens_per_second": "maximize",
+    "cache_bytes_per_token": "minimize",
+}
 
 
-class Distribution(Strict):
-    """What one parameter may be: exactly one of the four."""
+class Scheduler(Strict):
+    """What decides which runs go on."""
 
-    choice: list[str | int | float | bool] | None = Field(default=None, min_length=1)
-    """One of these values."""
-    integer: tuple[int, int] | None = None
-    """A whole number from the first to the second, both included."""
-    uniform: tuple[float, float] | None = None
-    """Any number between the two."""
-    loguniform: tuple[float, float] | None = None
-    """Any number between the two, each factor of ten as likely as another."""
+    kind: Literal["asha", "hyperband", "pbt"] = "asha"
+    """asha: successive halving without waiting (arXiv 1810.05934): a run that is behind at a rung is stopped.
+    hyperband: the same from several first rungs at once, for sweeps whose early losses mislead. pbt: population based
+    training (arXiv 1711.09846): every so many steps the worse members go on from the better ones' checkpoints, with
+    their choices changed a little."""
+    grace_steps: int | None = Field(default=None, ge=1)
+    """Of asha and hyperband: no run is stopped before this many steps, the first rung."""
+    reduction_factor: float = Field(default=3, gt=1)
+    """Of asha and hyperband: of the runs that reach a rung, one in so many goes on."""
+    population: int | None = Field(default=None, ge=2)
+    """Of pbt: how many members."""
+    interval_steps: int | None = Field(default=None, ge=1)
+    """Of pbt: steps between two looks at who is ahead."""
 
     @model_validator(mode="after")
-    def exactly_one(self) -> "Distribution":
-        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
-        if len(given) != 1:
-            names = ", ".join(type(self).model_fields)
-            raise ValueError(f"give exactly one of {names}; got {', '.join(given) or 'none'}")
-        bounds = self.integer or self.uniform or self.loguniform
-        if bounds and not bounds[0] < bounds[1]:
-            raise ValueError(f"the first bound must be less than the second; got {bounds[0]} and {bounds[1]}")
-        if self.loguniform and self.loguniform[0] <= 0:
-            raise ValueError("the bounds of loguniform must be positive")
+    def fields_of_its_kind(self) -> "Scheduler":
+        halving, population = ("grace_steps",), ("population", "interval_steps")
+        needed, foreign = (population, halving) if self.kind == "pbt" else (halving, population)
+        for field in needed:
+            if getattr(self, field) is None:
+                raise ValueError(f"{self.kind} needs {field}")
+        for field in foreign:
+            if getattr(self, field) is not None:
+                raise ValueError(f"{field} does not belong to {self.kind}: leave it out")
         return self
 
-    def examples(self) -> list[Any]:
-        """Values that must all be possible for the distribution to be: its bounds, and one that is no whole number."""
-        if self.choice or self.integer:
-            return list(self.choice or self.integer or ())
-        low, high = self.uniform or self.loguniform or (0.0, 0.0)
-        return [low, high, low + (high - low) / 3.7]
 
-    def allows(self, value: Any) -> bool:
-        if self.choice is not None:
-            return value in self.choice
-        low, high = self.integer or self.uniform or self.loguniform or (0.0, 0.0)
-        return isinstance(value, int if self.integer else int | float) and low <= value <= high
+class Limits(Strict):
+    """When to begin no more; over all sittings of the sweep. Running ones stop at their next evaluation, resumable."""
+
+    hours: float | None = Field(default=None, gt=0)
+    """Of the clock, while the sweep runs."""
+    gpu_hours: float | None = Field(default=None, gt=0)
+    cost: float | None = Field(default=None, gt=0)
+    """In the currency of `price`."""
 
 
-class Asha(Strict):
-    """Asynchronous successive halving (arXiv 1810.05934): stops trials that are behind at a rung."""
+class Price(Strict):
+    """What machines cost, for estimates, the report, and `limits.cost`."""
 
-    grace_steps: int = Field(ge=1)
-    """No trial is stopped before this many steps: the first rung."""
-    reduction_factor: float = Field(default=3, gt=1)
-    """Of the trials that reach a rung, one in so many goes on."""
+    cpu_hour: float = Field(default=0, ge=0)
+    gpu_hour: float = Field(default=0, ge=0)
 
 
 class SweepFile(Strict):
@@ -63,51 +72,142 @@ class SweepFile(Strict):
     """Lower case, digits, hyphens; the folder of the sweep and the experiment in the registry."""
     recipe: Recipe = Recipe()
     """What every trial shares."""
-    search: dict[str, Distribution] = Field(min_length=1)
+    search: Space = Field(default={})
     """Dotted fields of the recipe's model and training, such as training.learning_rate, and what each may be."""
     first: list[dict[str, Any]] = Field(default=[])
-    """Points to begin with; a parameter that is left out is drawn."""
-    trials: int = Field(ge=1)
-    scheduler: Asha | None = None
-    """None lets every trial run to its end."""
+    """Of a search: points to begin with; a parameter that is left out is drawn."""
+    points: list[dict[str, Any]] = Field(default=[])
+    """In place of a search: exactly these points, dotted fields and their values, in this order."""
+    sampler: Literal["tpe", "gp", "cma_es", "random", "grid"] = "tpe"
+    """tpe: tree-structured Parzen estimators. gp: Gaussian process. cma_es: numbers alone, no branches. grid: every
+    combination of choices, whole numbers and fixed values, once."""
+    trials: int | None = Field(default=None, ge=1)
+    """Points to try; of a grid or of `points` all of them by default."""
+    seeds: int = Field(default=1, ge=1)
+    """Runs of each point, from recipe.seed on; a trial's loss is their mean. The scheduler looks at the first: where
+    it is stopped, the others are spared."""
+    objectives: list[Objective] = Field(default=["validation_loss"], min_length=1)
+    """What is sought, the validation loss first; several give a Pareto set in place of one best trial."""
+    scheduler: Scheduler | None = None
+    """None lets every run come to its end."""
+    limits: Limits = Limits()
+    price: Price = Price()
     cpus_per_trial: float = Field(default=1, gt=0)
     gpus_per_trial: float = Field(default=0, ge=0)
+    """May be a fraction: .25 puts four runs on a GPU."""
+    workers_per_trial: int = Field(default=1, ge=1)
+    """Processes that share each batch of a run, each with the CPUs and GPUs above."""
+    concurrent: int | None = Field(default=None, ge=1)
+    """Runs at a time; by default as many as the machines have room for when the sweep begins."""
+    warm_start: str | None = None
+    """An earlier sweep's name: the sampler knows its finished trials from the start."""
+    storage: str | None = None
+    """Where results go: a folder that every machine shares, or a URI such as s3://bucket/sweeps; by default the
+    sweep's folder in the home."""
     seed: int = Field(default=1, ge=0)
     """Of the sampler."""
 
     @model_validator(mode="after")
     def search_must_fit_the_recipe(self) -> "SweepFile":
-        for field, distribution in self.search.items():
-            if not field.startswith(("model.", "training.")):
-                raise ValueError(f"search.{field}: only fields of model and training can be searched")
-            if field == "training.steps":
-                raise ValueError("search.training.steps: all trials have the same steps; the scheduler stops the worse")
-            for value in distribution.examples():
-                check_fits(self.recipe, {field: value}, f"search.{field}")
-        for index, point in enumerate(self.first):
-            for field, value in point.items():
-                if field not in self.search:
-                    raise ValueError(f"first.{index}: {field} is not searched; searched are {', '.join(self.search)}")
-                if not self.search[field].allows(value):
-                    raise ValueError(f"first.{index}: {field} = {value} is not among what search.{field} allows")
-            check_fits(self.recipe, point, f"first.{index}")
-        if self.scheduler and self.scheduler.grace_steps > self.recipe.training.steps:
-            raise ValueError(
-                f"scheduler.grace_steps ({self.scheduler.grace_steps}) must not exceed recipe.training.steps "
-                f"({self.recipe.training.steps})"
-            )
+        if bool(self.search) == bool(self.points):
+            raise ValueError("give either search, what to vary, or points, exactly what to run")
+        if self.points:
+            if self.first or self.warm_start or self.sampler != "tpe":
+                raise ValueError("points are run as they stand: first, warm_start and sampler belong to a search")
+            for index, point in enumerate(self.points):
+                check_fits(self.recipe, point, f"points.{index}")
+        else:
+            check_branches(self.search)
+            for field, parameter in self.search.items():
+                if not field.startswith(("model.", "training.")):
+                    raise ValueError(f"search.{field}: only fields of model and training can be searched")
+                if field == "training.steps":
+                    raise ValueError("search.training.steps: all trials have the same steps; see scheduler")
+                for value in parameter.examples():
+                    check_fits(self.recipe, {**parameter.settles(), field: value}, f"search.{field}")
+            check_first(self.search, self.first)
+            for index, point in enumerate(self.first):
+                check_fits(self.recipe, point, f"first.{index}")
         return self
 
-    def recipe_for(self, point: dict[str, Any]) -> Recipe:
-        """The recipe with a point of the search space filled in."""
-        return with_fields(self.recipe, point)
+    @model_validator(mode="after")
+    def parts_must_go_together(self) -> "SweepFile":
+        if len(set(self.objectives)) < len(self.objectives) or self.objectives[0] != "validation_loss":
+            raise ValueError(f"objectives: validation_loss first, and none twice; got {', '.join(self.objectives)}")
+        if len(self.objectives) > 1 and (self.scheduler or self.sampler == "cma_es"):
+            raise ValueError("several objectives go with tpe, gp, random or grid, and without a scheduler")
+        numeric = all(p.choice is None and not p.when for p in self.search.values())
+        if self.sampler == "cma_es" and not numeric:
+            raise ValueError("cma_es searches numbers without branches; for choices take tpe or gp")
+        if self.sampler == "grid":
+            if any(p.uniform or p.loguniform for p in self.search.values()):
+                raise ValueError("a grid needs values that can be counted: choice, int or fixed")
+            if self.first or self.warm_start:
+                raise ValueError("a grid tries everything once: leave first and warm_start out")
+        if self.trials is None and not self.points and self.sampler != "grid":
+            raise ValueError("trials is missing: how many points to try")
+        if self.limits.cost is not None and not (self.price.cpu_hour or self.price.gpu_hour):
+            raise ValueError("limits.cost needs a price: give price.cpu_hour or price.gpu_hour")
+        if self.limits.gpu_hours is not None and not self.gpus_per_trial:
+            raise ValueError("limits.gpu_hours never comes: gpus_per_trial is 0")
+        training = self.recipe.training
+        if training.batch_size % (training.accumulate * self.workers_per_trial):
+            raise ValueError(
+                f"recipe.training.batch_size ({training.batch_size}) must be a multiple of accumulate "
+                f"({training.accumulate}) times workers_per_trial ({self.workers_per_trial})"
+            )
+        if self.scheduler:
+            self.check_scheduler(self.scheduler)
+        return self
+
+    def check_scheduler(self, scheduler: Scheduler) -> None:
+        training = self.recipe.training
+        if scheduler.grace_steps and scheduler.grace_steps > training.steps:
+            raise ValueError(
+                f"scheduler.grace_steps ({scheduler.grace_steps}) must not exceed recipe.training.steps "
+                f"({training.steps})"
+            )
+        if scheduler.kind != "pbt":
+            return
+        if self.points or self.seeds > 1 or self.warm_start or self.sampler == "grid":
+            raise ValueError("pbt draws its own members: it goes without points, seeds, warm_start and grid")
+        shapes = [field for field in self.search if not field.startswith("training.")]
+        if shapes:
+            raise ValueError(f"pbt changes choices in mid-run, which fields of the model cannot: {', '.join(shapes)}")
+        if any(parameter.when for parameter in self.search.values()):
+            raise ValueError("pbt changes choices in mid-run, so its search has no branches (when)")
+        if scheduler.interval_steps and scheduler.interval_steps % training.evaluate_every:
+            raise ValueError(
+                f"scheduler.interval_steps ({scheduler.interval_steps}) must be a multiple of "
+                f"recipe.training.evaluate_every ({training.evaluate_every})"
+            )
+        if self.trials != scheduler.population:
+            raise ValueError(f"pbt tries one point for each member: trials must be {scheduler.population}")
+
+    def recipe_for(self, point: dict[str, Any], seed_index: int = 0) -> Recipe:
+        """The recipe with a point filled in, for the nth of its seeds."""
+        seed = point.get("seed", self.recipe.seed) + seed_index
+        return with_fields(self.recipe, {**point, "seed": seed})
+
+    def generations(self) -> int:
+        """Of pbt: how many intervals a run has; 1 for all others."""
+        if self.scheduler and self.scheduler.interval_steps:
+            return math.ceil(self.recipe.training.steps / self.scheduler.interval_steps)
+        return 1
+
+    def ends_at(self, lineage: dict[str, int]) -> int | None:
+        """Of pbt: the step at which an interval ends; None for all others."""
+        if self.scheduler is None or self.scheduler.interval_steps is None:
+            return None
+        return lineage["generation"] * self.scheduler.interval_steps
 
 
 def check_fits(recipe: Recipe, point: dict[str, Any], where: str) -> None:
     try:
         with_fields(recipe, point)
     except InputError as error:
-        raise ValueError(f"{where} = {', '.join(str(value) for value in point.values())}: {error}") from None
+        shown = ", ".join(f"{field.rpartition('.')[2]} {value}" for field, value in point.items())
+        raise ValueError(f"{where} ({shown}): {error}") from None
 
 
 def with_fields(recipe: Recipe, point: dict[str, Any]) -> Recipe:

@@ -1,7 +1,14 @@
-"""One trial: the training loop inside a Ray Tune process, reporting and checkpointing at every evaluation."""
+"""One run of a sweep: the training loop inside a Ray Tune process, or under Ray Train where it has several workers.
 
-import tempfile
-from contextlib import ExitStack
+A run keeps its checkpoints in a folder of its own, so it goes on from there on whichever machine it is handed to next.
+It tells its evaluations from the start again then, in case the driver did not hear of the last ones.
+"""
+
+import errno
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,28 +16,167 @@ from typing import Any
 import torch
 from ray import tune
 
+from voicechat_platform.checkpoints import load_checkpoint, read_run
 from voicechat_platform.corpora.batches import TrainingData
-from voicechat_platform.training.loop import Training
+from voicechat_platform.corpora.corpus import Corpus
+from voicechat_platform.errors import InputError
+from voicechat_platform.training.evaluation import mean_loss
+from voicechat_platform.training.loop import Evaluation, Training
+from voicechat_platform.training.recipe import Recipe
+from voicechat_platform.training.run_folder import RunFolder
+from voicechat_platform.training.throughput import cache_bytes_per_token, non_embedding_parameters, training_flops
+from voicechat_tune.preemption import Preempted, node_is_going
+from voicechat_tune.run_files import RunFiles
+from voicechat_tune.study import RunKey
 from voicechat_tune.sweep_file import SweepFile
 
+log = logging.getLogger(__name__)
+SECONDS_BETWEEN_LOOKS = 5
 
-def run_trial(point: dict[str, Any], sweep: SweepFile, data: TrainingData, start: Path | None = None) -> None:
-    """Train at a point of the search space; goes on from the trial's own last checkpoint if it has one.
+
+def run_trial(config: dict[str, Any], sweep: SweepFile, folder: Path, data: TrainingData, start: Path | None) -> None:
+    """Train one run to its end, or to the end of its interval, reporting every evaluation.
 
     Args:
-        point: dotted recipe fields and their values.
-        sweep: the sweep it belongs to.
+        config: what `ConductedSearch.suggest` handed out.
+        folder: the sweep's.
+        data: shared by all runs through Ray's object store.
         start: the folder of the pretrained model, if the sweep fine-tunes one.
-        data: shared by all trials through Ray's object store.
     """
-    torch.set_num_threads(max(1, int(sweep.cpus_per_trial)))
-    parent = f"{sweep.name}/{tune.get_context().get_trial_id()}"
-    with ExitStack() as stack:
-        earlier = tune.get_checkpoint()
-        resume_from = Path(stack.enter_context(earlier.as_directory())) if earlier else None
-        training = Training(sweep.recipe_for(point), data, resume_from, parent, start)
-    for evaluation in training.evaluations():
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint = Path(folder) / "checkpoint"
-            training.save(checkpoint)
-            tune.report(asdict(evaluation), checkpoint=tune.Checkpoint.from_directory(str(checkpoint)))
+    key = RunKey(config["trial"], config["seed_index"])
+    try:
+        with RunFiles(sweep, folder, key) as files, logged(files.folder / "log.txt"):
+            facts = train(config, sweep, files, data, start)
+        tune.report({"kind": "ending", "ending": "finished", "message": "", "facts": facts})
+    except InputError as error:  # it would come again
+        tune.report({"kind": "ending", "ending": "failed", "message": str(error), "facts": {}})
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        tune.report({"kind": "disk full", "message": f"the disk is full ({error}): make room"})
+
+
+def train(
+    config: dict[str, Any], sweep: SweepFile, files: "RunFiles", data: TrainingData, start: Path | None
+) -> dict[str, float]:
+    """Train, and measure the best checkpoint: what is known of it and of its model."""
+    recipe = sweep.recipe_for(config["point"], config["seed_index"])
+    run, until = files.run, config["until"]
+    resume_from = run.resume_from(recipe) if run.holds_a_run() else None
+    known = read_run(resume_from)["history"] if resume_from else []
+    begins_at = 0
+    if config["parent"]:
+        parent = files.fetch_parent(config["parent"])
+        begins_at = read_run(parent)["metrics"]["step"]
+        resume_from = resume_from or parent
+    for evaluation in known:
+        if evaluation["step"] > begins_at:
+            tell(Evaluation(**evaluation))
+    if sweep.workers_per_trial == 1:
+        torch.set_num_threads(max(1, int(sweep.cpus_per_trial)))
+        reset_peak_memory()
+        training = Training(recipe, data, resume_from, f"{sweep.name}/{files.key}", start)
+        if training.step:
+            log.info("going on from step %d", training.step)
+        if until is not None and training.step >= until:
+            training.stop()
+        with stopping_on_notice(training):
+            for evaluation in run.train(training):
+                files.put()
+                if until is not None and evaluation.step >= until:
+                    training.stop()
+                tell(evaluation)
+        if training.stopping and (until is None or training.step < until):
+            files.put()
+            raise Preempted("its machine is about to be taken away")
+    else:
+        from voicechat_tune.distributed import train_in_trial
+
+        for evaluation in train_in_trial(recipe, data, run.folder, resume_from, start, sweep):
+            files.put()
+            tell(evaluation)
+    facts = facts_of(recipe, run, data, is_whole=until is None or until >= recipe.training.steps)
+    files.put()
+    return facts
+
+
+def facts_of(recipe: Recipe, run: RunFolder, data: TrainingData, is_whole: bool) -> dict[str, float]:
+    """The losses of the best checkpoint (of an interval: of the last one), and its model's size and cost."""
+    checkpoint = run.finish(data) if is_whole and run.best.exists() else run.last
+    model, _ = load_checkpoint(checkpoint)
+    metrics = read_run(checkpoint)["metrics"]
+    speeds = [evaluation["tokens_per_second"] for evaluation in read_run(run.last)["history"]]
+    facts = {
+        "validation_loss": metrics["validation_loss"],
+        "nats_per_character": metrics["nats_per_character"],
+        "best_step": metrics["step"],
+        "parameters": model.num_parameters(),
+        "non_embedding_parameters": non_embedding_parameters(model),
+        "flops_per_token": training_flops(model, recipe.model.context),
+        "cache_bytes_per_token": cache_bytes_per_token(model.config),
+        "tokens_per_second": sorted(speeds)[len(speeds) // 2],
+        "peak_memory_mib": metrics["peak_memory_mib"],
+    }
+    if is_whole and isinstance(data, Corpus) and len(data.test_tokens):
+        facts["test_loss"] = mean_loss(model, data.test(recipe.model.context))
+    return facts
+
+
+def tell(evaluation: Evaluation) -> None:
+    log.info(
+        "step %d: validation %.4f, training %.4f nats/token, %.0f tokens/s",
+        evaluation.step, evaluation.validation_loss, evaluation.train_loss, evaluation.tokens_per_second,
+    )  # fmt: skip
+    tune.report({"kind": "evaluation", **asdict(evaluation)})
+
+
+@contextmanager
+def stopping_on_notice(training: Training) -> Iterator[None]:
+    """Let the run end with its step when its machine is about to be taken away, so that the step is kept."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(SECONDS_BETWEEN_LOOKS):
+            if node_is_going():
+                log.info("the machine is about to be taken away: keeping step %d", training.step)
+                training.stop()
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+@contextmanager
+def logged(path: Path) -> Iterator[None]:
+    """What this package logs goes to the run's own file, too; so does what broke it off."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    ours = [logging.getLogger(name) for name in ("voicechat_platform", "voicechat_tune")]
+    for logger in ours:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        log.info("begins")
+        yield
+    except Exception:
+        log.exception("broke off")
+        raise
+    finally:
+        for logger in ours:
+            logger.removeHandler(handler)
+        handler.close()
+
+
+def reset_peak_memory() -> None:
+    """Of a process that did another run before."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        log.debug("the peak is of all runs of this process: /proc/self/clear_refs cannot be written")

@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from voicechat_platform.errors import InputError
+
 app = typer.Typer(
     help="Tune small language models, serve them, and talk with them. Start with: voicechat up",
     no_args_is_help=True,
@@ -31,6 +33,10 @@ Port = Annotated[int | None, typer.Option(min=1, max=65535, help="where to liste
 Whisper = Annotated[
     Literal["base", "tiny.en"] | None, typer.Option(help="tiny.en is twice as fast, English only  [default: base]")
 ]
+Address = Annotated[
+    str | None, typer.Option(help="the Ray to join, auto on a cluster's head  [default: one of its own]")
+]
+SweepName = Annotated[str, typer.Argument(help="a sweep's name, its folder, or its file")]
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 
 
@@ -133,39 +139,151 @@ def generate(
 @app.command()
 def sweep(
     file: Annotated[Path, typer.Argument(help="a sweep file, such as tune/sweeps/quickstart.yaml")],
+    dry_run: Annotated[
+        bool, typer.Option(help="check everything, draw some trials, estimate memory, time and price; run nothing")
+    ] = False,
+    resume: Annotated[bool, typer.Option(help="go on; an error where there is nothing to go on with")] = False,
     fresh: Annotated[bool, typer.Option(help="throw away what an earlier sweep of that name left")] = False,
+    force: Annotated[bool, typer.Option(help="go on although the file has changed")] = False,
+    extend: Annotated[int, typer.Option(min=0, help="so many trials more than the file asks for")] = 0,
+    address: Address = None,
+    tensorboard: Annotated[bool, typer.Option(help="write event files into the sweep's folder")] = False,
     promote_best: Annotated[bool, typer.Option("--promote", help="promote the best trial at the end")] = False,
     as_json: Json = False,
 ) -> None:
-    """Search hyperparameters with Ray Tune; every trial ends in the registry.
+    """Search hyperparameters with Ray Tune; every trial that finishes goes to the registry.
 
-    Ctrl-C keeps what is finished; the same command goes on from there.
+    Ctrl-C keeps what is finished; the same command goes on from there, each run from its last evaluation.
 
     Example: voicechat sweep tune/sweeps/quickstart.yaml --promote
     """
     from voicechat_platform.cluster import stop_ray
     from voicechat_platform.registry import Registry
-    from voicechat_tune.run import run_sweep
+    from voicechat_tune.run import is_begun, run_sweep
     from voicechat_tune.sweep_file import read_sweep
 
+    wanted = read_sweep(file)
+    if dry_run:
+        from voicechat_tune.dry_run import estimate
+
+        facts, tables = estimate(wanted)
+        emit(facts, as_json, tables)
+        return
+    if resume and not is_begun(wanted):
+        raise InputError(f"the sweep {wanted.name!r} has not begun: leave --resume away")
+    join(address)
     with redirect_stdout(sys.stderr):  # Ray tells of a lost process on stdout, which is the result's
         try:
-            outcome = run_sweep(read_sweep(file), fresh)
+            outcome = run_sweep(wanted, fresh, force, extend, tensorboard)
         finally:
             stop_ray()
     finished = outcome.finished
     if promote_best and outcome.complete and finished:
         finished = [Registry().promote(finished[0]), *finished[1:]]
     emit([version.facts() for version in finished], as_json, versions_table(finished))
-    if not outcome.complete:
-        console.print("Interrupted: what is finished is kept. The same command goes on from there.")
-        raise typer.Exit(130)
+    console.print(f"{outcome.mebibytes:,.0f} MiB on disk. Trials: voicechat trials {wanted.name}")
     if outcome.failed:
         console.print(f"{outcome.failed} trials failed.", style="red")
+    if not outcome.complete:
+        console.print(
+            f"Ended early ({outcome.reason}): what is finished is kept, {outcome.unfinished} trials are left. "
+            f"The same command goes on from there."
+        )
+        raise typer.Exit(130 if outcome.reason == "interrupted" else 1)
     if outcome.best is None:
         raise typer.Exit(1)
     if not promote_best:
         console.print(f"Best: {outcome.best}. Serve it: voicechat promote {outcome.best}")
+
+
+@app.command()
+def trials(sweep: SweepName, as_json: Json = False) -> None:
+    """A sweep's trials: what was chosen, how far each is and how good; also while it runs.
+
+    Example: voicechat trials quickstart
+    """
+    from voicechat_tune.follow import trials_table
+    from voicechat_tune.run import open_study
+
+    study = open_study(sweep)
+    found = study.trials()
+    rows = [
+        {"trial": trial.number, "state": trial.state, "point": trial.point, "loss": trial.loss, "runs": len(trial.runs)}
+        for trial in found
+    ]
+    emit(rows, as_json, trials_table(f"sweep {study.sweep.name}", found, study.sweep))
+
+
+@app.command()
+def trial(
+    sweep: SweepName,
+    number: Annotated[int, typer.Argument(min=1, help="as `voicechat trials` lists them")],
+    as_json: Json = False,
+) -> None:
+    """All about one trial of a sweep: its choices, its evaluations, why it ended, and the end of its log.
+
+    Example: voicechat trial quickstart 3
+    """
+    from voicechat_tune.inspect import trial_facts, trial_text
+
+    facts = trial_facts(sweep, number)
+    emit(facts, as_json, trial_text(facts))
+
+
+@app.command()
+def report(
+    sweep: SweepName,
+    out: Annotated[Path | None, typer.Option(help="the report's folder  [default: report/ in the sweep's]")] = None,
+    prompt: Annotated[str, typer.Option(help="what the best model goes on from")] = "The meaning of life is",
+) -> None:
+    """Write a sweep up: curves, importances, the best model's heads and a sample; HTML, Markdown and raw numbers.
+
+    Example: voicechat report quickstart --out report
+    """
+    from voicechat_tune.report.document import write_report
+    from voicechat_tune.report.gather import sweep_findings
+    from voicechat_tune.run import open_study
+
+    study = open_study(sweep)
+    folder = out or study.folder / "report"
+    write_report(sweep_findings(study, prompt), folder)
+    print(folder / "report.html")
+
+
+@app.command()
+def compare(
+    file: Annotated[Path, typer.Argument(help="a comparison file, such as tune/comparisons/small.yaml")],
+    out: Annotated[Path | None, typer.Option(help="the report's folder  [default: HOME/reports/NAME]")] = None,
+    address: Address = None,
+    write: Annotated[bool, typer.Option("--write", help="run nothing: write up what is done so far")] = False,
+) -> None:
+    """Compare variants fairly and write it up: the same tuning for each, fresh seeds, intervals and tests.
+
+    Ctrl-C keeps what is finished; the same command goes on from there.
+
+    Example: voicechat compare tune/comparisons/small.yaml --out docs/report
+    """
+    from voicechat_platform.cluster import stop_ray
+    from voicechat_platform.settings import settings
+    from voicechat_tune.compare import findings, read_comparison, run_comparison
+    from voicechat_tune.report.document import write_report
+
+    comparison = read_comparison(file)
+    if not write:
+        join(address)
+        try:
+            outcome = run_comparison(comparison)
+        finally:
+            stop_ray()
+        if not outcome.complete:
+            console.print(
+                f"Ended early ({outcome.reason}): {outcome.unfinished} runs of this part are left. The same command "
+                f"goes on from there; with --write it writes up what there is."
+            )
+            raise typer.Exit(130 if outcome.reason == "interrupted" else 1)
+    folder = out or settings().folder("reports", comparison.name)
+    write_report(findings(comparison), folder)
+    print(folder / "report.html")
 
 
 @app.command()
@@ -191,7 +309,7 @@ def heads(
 
     Example: voicechat heads shakespeare --out heads
     """
-    from voicechat_ui.heads import show_heads
+    from voicechat_tune.report.heads import show_heads
 
     folder, rows = show_heads(checkpoint, out)
     table = Table(*(name.replace("_", " ") for name in rows[0]))
@@ -248,6 +366,12 @@ def chosen_settings(port: int | None, whisper: str | None) -> Any:
     return settings().model_copy(update={key: value for key, value in given.items() if value is not None})
 
 
+def join(address: str | None) -> None:
+    """Let the settings name the Ray to join, for this process and its children."""
+    if address is not None:
+        os.environ["VOICECHAT_RAY_ADDRESS"] = address
+
+
 def versions_table(versions: list[Any]) -> Table:
     table = Table()
     for column in ("version", "variant", "parameters", "nats/char", "from", ""):
@@ -266,14 +390,16 @@ def versions_table(versions: list[Any]) -> Table:
     return table
 
 
-def emit(result: Any, as_json: bool, for_people: Table | str) -> None:
+def emit(result: Any, as_json: bool, for_people: Table | list[Table] | str) -> None:
     """The result on stdout, as JSON for machines or in the form for people."""
     if as_json:
         print(json.dumps(result, indent=2))
     elif isinstance(for_people, str):
         print(for_people)
-    elif for_people.row_count:
-        Console().print(for_people)
+    else:
+        for table in for_people if isinstance(for_people, list) else [for_people]:
+            if table.row_count:
+                Console().print(table)
 
 
 def main() -> None:
@@ -285,8 +411,6 @@ def main() -> None:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     for stop in (signal.SIGTERM, signal.SIGHUP):  # a service manager's stop and a closed terminal are a Ctrl-C
         signal.signal(stop, signal.default_int_handler)
-    from voicechat_platform.errors import InputError
-
     try:
         app()
     except InputError as error:

@@ -1,4 +1,4 @@
-"""A text ready for training: tokens split in two, and the batches drawn from them.
+"""A text ready for training: tokens split in parts, and the batches drawn from them.
 
 Letters: b batch, t position.
 """
@@ -19,13 +19,15 @@ from voicechat_platform.errors import InputError
 
 @dataclass(frozen=True)
 class Corpus:
-    """A tokenised text. The validation part is the text's end."""
+    """A tokenised text. The validation part is the text's end, or stands before the test part."""
 
     source: str
     sha256: str
     tokenizer: PreTrainedTokenizerFast
     train_tokens: Tensor
     validation_tokens: Tensor
+    test_tokens: Tensor
+    """Empty unless a part was held out for the very end."""
     characters_per_token: float
     """Of the validation part: divides nats per token into nats per character."""
     reply_stops: list[str] | None
@@ -37,8 +39,13 @@ class Corpus:
     def validation(self, context: int, windows: int | None) -> Iterator[Batch]:
         return windows_of(self.validation_tokens, context, windows)
 
+    def test(self, context: int) -> Iterator[Batch]:
+        return windows_of(self.test_tokens, context)
 
-def make_corpus(text: Text, tokenizer: PreTrainedTokenizerFast, validation_fraction: float) -> Corpus:
+
+def make_corpus(
+    text: Text, tokenizer: PreTrainedTokenizerFast, validation_fraction: float, test_fraction: float = 0.0
+) -> Corpus:
     """Split by characters, tokenise.
 
     Args:
@@ -47,7 +54,7 @@ def make_corpus(text: Text, tokenizer: PreTrainedTokenizerFast, validation_fract
     Raises:
         InputError: a part of the text is empty.
     """
-    train, validation = text.split(validation_fraction)
+    train, validation, test = text.split(validation_fraction, test_fraction)
     reply_stops = None
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAY_TEMPLATE if text.is_play else PROSE_TEMPLATE
@@ -64,6 +71,7 @@ def make_corpus(text: Text, tokenizer: PreTrainedTokenizerFast, validation_fract
         tokenizer=tokenizer,
         train_tokens=train_tokens,
         validation_tokens=validation_tokens,
+        test_tokens=encode(tokenizer, test) if test else torch.empty(0, dtype=torch.int32),
         characters_per_token=len(validation) / len(validation_tokens),
         reply_stops=reply_stops,
     )

@@ -61,7 +61,7 @@ def make_dialogue(text: Text, tokenizer: PreTrainedTokenizerFast, validation_fra
         )
     if tokenizer.chat_template is None:
         raise InputError("the model has no chat template, so it cannot learn a dialogue; use form: text")
-    train, validation = (conversations(part) for part in text.split(validation_fraction))
+    train, validation, _ = (conversations(part) for part in text.split(validation_fraction))
     validation_examples = [example(tokenizer, speeches) for speeches in validation]
     if not train or not validation:
         raise InputError(f"corpus {text.source!r} has too few speeches for a training and a validation part")

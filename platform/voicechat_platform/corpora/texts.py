@@ -35,10 +35,11 @@ class Text:
         """Whether it is written as speeches under their speakers' names, so that a model can hold a dialogue."""
         return len(re.findall(SPEAKER, self.characters)) * 400 > len(self.characters)
 
-    def split(self, validation_fraction: float) -> tuple[str, str]:
-        """What to train on, and the end, never trained on."""
-        split = int(len(self.characters) * (1 - validation_fraction))
-        return self.characters[:split], self.characters[split:]
+    def split(self, validation_fraction: float, test_fraction: float = 0.0) -> tuple[str, str, str]:
+        """What to train on, what to choose by, and the end, which nothing is chosen by."""
+        whole = len(self.characters)
+        first, second = int(whole * (1 - validation_fraction - test_fraction)), int(whole * (1 - test_fraction))
+        return self.characters[:first], self.characters[first:second], self.characters[second:]
 
 
 def read_text(source: str) -> Text:

@@ -16,12 +16,22 @@ class CorpusRecipe(Strict):
     """shakespeare-plays (packaged), tiny-shakespeare (fetched), or the path of a text file."""
     validation_fraction: float = Field(default=0.1, gt=0, lt=1)
     """The part of the text, at its end, that is never trained on."""
+    test_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Of form text: a part behind the validation part that nothing is chosen by; its loss is told at the end."""
     form: Literal["text", "dialogue"] = "text"
     """text: as it stands. dialogue: a play's speeches as conversations in the chat template of `init_from`."""
     tokenizer: TokenizerKind = "characters"
     """characters, byte_pairs (trained on the text) or gpt2; with `init_from` it is the checkpoint's own instead."""
     vocabulary_size: int = Field(default=512, ge=256, le=65536)
     """Of byte_pairs only."""
+
+    @model_validator(mode="after")
+    def must_leave_a_text_to_train_on(self) -> "CorpusRecipe":
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError("validation_fraction and test_fraction leave nothing to train on")
+        if self.test_fraction and self.form == "dialogue":
+            raise ValueError("test_fraction belongs to form text")
+        return self
 
 
 class SortingRecipe(Strict):
@@ -171,7 +181,7 @@ class Recipe(Strict):
             refuse_changes(self.model, ("context",), "model", "the shape comes from init_from")
             refuse_changes(
                 self.corpus,
-                ("source", "validation_fraction", "form"),
+                ("source", "validation_fraction", "test_fraction", "form"),
                 "corpus",
                 "the tokenizer comes from init_from",
             )

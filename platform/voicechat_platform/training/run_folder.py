@@ -47,7 +47,7 @@ class RunFolder:
                 log.warning("%s; it is set aside, and the run goes on from the checkpoint before it", error)
                 checkpoint.rename(self.folder / f"damaged-{time.time_ns()}")
                 continue
-            if run["recipe"] != recipe.model_dump(mode="json"):
+            if Recipe.model_validate(run["recipe"]) != recipe:
                 raise InputError(f"the recipe differs from that of the run in {self.folder}: choose another --out")
             return checkpoint
         raise InputError(f"{self.folder} holds no checkpoint to resume from that is whole; leave --resume away")

@@ -37,10 +37,12 @@ def load_data(recipe: Recipe) -> TrainingData:
     else:
         # Characters are collected from all of the text, so that none in the validation part lacks a token; byte pairs
         # can spell anything and learn from the training part alone.
-        learned_from = text.characters if part.tokenizer == "characters" else text.split(part.validation_fraction)[0]
+        parts = text.split(part.validation_fraction, part.test_fraction)
+        learned_from = text.characters if part.tokenizer == "characters" else parts[0]
         tokenizer = make_tokenizer(part.tokenizer, part.vocabulary_size, learned_from)
-    make = make_dialogue if part.form == "dialogue" else make_corpus
-    return make(text, tokenizer, part.validation_fraction)
+    if part.form == "dialogue":
+        return make_dialogue(text, tokenizer, part.validation_fraction)
+    return make_corpus(text, tokenizer, part.validation_fraction, part.test_fraction)
 
 
 def make_model(

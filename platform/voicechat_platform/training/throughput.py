@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @torch.no_grad()
@@ -30,6 +31,20 @@ def training_flops(model: nn.Module, context: int) -> float:
     learning = sum(weight.numel() for weight in weights if weight.requires_grad)
     passes = 2 + learning / sum(weight.numel() for weight in weights)
     return passes * counter.get_total_flops() / context
+
+
+def non_embedding_parameters(model: PreTrainedModel) -> int:
+    """All but the tables that are looked up: of tokens, and of learned positions."""
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    return model.num_parameters() - sum(table.weight.numel() for table in tables)
+
+
+def cache_bytes_per_token(config: PreTrainedConfig) -> int:
+    """What a decoding cache in float32 keeps of one token, over all layers."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    tensors = 1 if getattr(config, "values", "") == "tied" else 2
+    return config.num_hidden_layers * heads * width * tensors * 4
 
 
 @cache

@@ -1,0 +1,149 @@
+"""Sweeps on a real Ray cluster of several nodes on one machine: a node dies, a node is told to go, results go to S3."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from ray.cluster_utils import Cluster
+
+from voicechat_tune.study import JOURNAL, Study, Trial
+from voicechat_tune.sweep_file import SweepFile
+
+TOKEN = "a-token-of-the-tests-that-is-long-enough"
+SWEEP = """\
+name: spread
+recipe:
+  name: spread
+  corpus: {{source: {play}}}
+  model: {{layers: 1, heads: 2, width: 32, context: 32}}
+  training: {{steps: {steps}, batch_size: 4, evaluate_every: {every}, warmup_steps: 5}}
+search:
+  training.learning_rate: {{loguniform: [0.001, 0.02]}}
+trials: {trials}
+"""
+
+
+@pytest.fixture(scope="module")
+def play(tmp_path_factory):
+    path = tmp_path_factory.mktemp("play") / "play.txt"
+    path.write_text("".join(f"SPEAKER {n % 7}:\nLine {n * n} of the play.\n\n" for n in range(2000)))
+    return path
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A head that runs nothing, and two nodes of one CPU."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # Ray calls pip
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        cluster.workers = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        cluster.wait_for_nodes()
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture
+def sweep(tmp_path, play, cluster):
+    """Starts a sweep on the cluster."""
+
+    def start(steps: int, every: int, trials: int, more: str = "", **environment: str) -> subprocess.Popen:
+        path = tmp_path / "spread.yaml"
+        path.write_text(SWEEP.format(play=play, steps=steps, every=every, trials=trials) + more)
+        return subprocess.Popen(
+            [sys.executable, "-m", "voicechat_ui.cli", "sweep", str(path), "--address", cluster.address, "--json"],
+            env={**os.environ, "VOICECHAT_HOME": str(tmp_path / "home"), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def trials_in(tmp_path) -> list[Trial]:
+    folder = tmp_path / "home" / "sweeps" / "spread"
+    if not (folder / JOURNAL).exists():
+        return []
+    notes = json.loads((folder / "sweep.json").read_text())
+    return Study(folder, SweepFile.model_validate(notes["file"]), writable=False).trials()
+
+
+def log_of(tmp_path, number: int) -> str:
+    return (tmp_path / "home" / "sweeps" / "spread" / "runs" / f"{number:04}" / "log.txt").read_text()
+
+
+def wait_for(condition, driver: subprocess.Popen, seconds: float = 150) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert driver.poll() is None, driver.communicate()[1]
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.2)
+
+
+def test_a_node_dies_and_every_trial_is_accounted_for(sweep, cluster, tmp_path):
+    driver = sweep(steps=1500, every=250, trials=3)
+    wait_for(lambda: sum(trial.runs[0].step > 0 for trial in trials_in(tmp_path) if trial.runs) == 2, driver)
+    cluster.remove_node(cluster.workers[0], allow_graceful=False)
+    stdout, stderr = driver.communicate(timeout=300)
+    assert driver.returncode == 0, stderr
+    assert "broke off and goes on" in stderr
+    trials = trials_in(tmp_path)
+    assert [trial.state for trial in trials] == ["finished"] * 3
+    assert [trial.runs[0].step for trial in trials] == [1500] * 3
+    assert len(json.loads(stdout)) == 3
+    assert any(log_of(tmp_path, number).count("begins") > 1 for number in (1, 2)), "one of them went on elsewhere"
+
+
+def test_a_run_keeps_its_step_when_its_node_is_told_to_go(sweep, cluster, tmp_path):
+    driver = sweep(steps=4000, every=2000, trials=1, more="concurrent: 1\n")
+    log = tmp_path / "home" / "sweeps" / "spread" / "runs" / "0001" / "log.txt"
+    wait_for(lambda: log.exists() and "begins" in log.read_text(), driver)
+    node = node_of_the_trial(cluster)
+    subprocess.run(
+        f"ray drain-node --address {cluster.address} --node-id {node.node_id} --reason DRAIN_NODE_REASON_PREEMPTION "
+        f"--reason-message spot --deadline-remaining-seconds 300".split(),
+        check=True,
+        timeout=60,
+    )
+    wait_for(lambda: "is about to be taken away: keeping step" in log.read_text(), driver)
+    kept = int(log.read_text().partition("keeping step ")[2].split()[0])
+    wait_for(lambda: log.read_text().count("begins") == 2, driver)
+    cluster.remove_node(node, allow_graceful=False)
+    _, stderr = driver.communicate(timeout=300)
+    assert driver.returncode == 0, stderr
+    assert 0 < kept < 4000
+    assert "going on from step" in log.read_text()
+    went_on_at = int(log.read_text().partition("going on from step ")[2].split()[0])
+    assert went_on_at in (kept, kept + 1), "the step that was under way is kept"
+    assert trials_in(tmp_path)[0].state == "finished"
+
+
+def node_of_the_trial(cluster: Cluster):
+    """The node whose raylet has the trial's process below it."""
+    for node in cluster.workers:
+        raylet = next(info.process for infos in (node.all_processes["raylet"],) for info in infos)
+        names = [child.name() for child in psutil.Process(raylet.pid).children(recursive=True)]
+        if "ray::ImplicitFunc.train" in names:
+            return node
+    raise AssertionError("no node has a trial")
+
+
+def test_what_no_node_can_give_is_said_at_once(sweep):
+    driver = sweep(20, 10, 1, more="cpus_per_trial: 2\n")
+    _, stderr = driver.communicate(timeout=90)
+    assert driver.returncode == 2
+    assert "cpus_per_trial is 2, but the cluster's largest machine has 1 CPUs" in stderr
+
+
+def test_without_the_token_nobody_joins(sweep):
+    driver = sweep(20, 10, 1, RAY_AUTH_TOKEN="another-token-that-is-not-the-clusters")
+    _, stderr = driver.communicate(timeout=120)
+    assert driver.returncode == 2
+    assert "the cluster's token" in stderr

@@ -1,0 +1,191 @@
+"""A sweep broken off at any moment decides as one that was not: the study is all that it remembers."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from voicechat_platform.training.loop import Evaluation
+from voicechat_tune.conductor import MOST_ATTEMPTS, Conductor
+from voicechat_tune.search import trials_of
+from voicechat_tune.study import JOURNAL, Run, RunKey, Study, Trial
+from voicechat_tune.sweep_file import SweepFile
+
+BRANCHES = {
+    "model.attention": {"choice": ["standard", "metric"]},
+    "model.metric": {"choice": ["symmetric", "signed_diagonal"], "when": {"model.attention": "metric"}},
+    "training.learning_rate": {"loguniform": [0.001, 0.1]},
+}
+NUMBERS = {"training.learning_rate": {"loguniform": [0.001, 0.1]}, "training.weight_decay": {"uniform": [0, 1]}}
+KINDS = {
+    "tpe and asha": {"search": BRANCHES, "scheduler": {"grace_steps": 2, "reduction_factor": 2}, "trials": 14},
+    "tpe and hyperband": {"search": BRANCHES, "scheduler": {"kind": "hyperband", "grace_steps": 2}, "trials": 12},
+    "gp": {"search": NUMBERS, "sampler": "gp", "trials": 12},
+    "cma-es and asha": {"search": NUMBERS, "sampler": "cma_es", "trials": 14, "scheduler": {"grace_steps": 2}},
+    "random, three seeds": {"search": BRANCHES, "sampler": "random", "trials": 5, "seeds": 3},
+    "grid": {"search": {"model.layers": {"int": [1, 3]}, "model.heads": {"choice": [1, 2]}}, "sampler": "grid"},
+    "two objectives": {"search": BRANCHES, "trials": 8, "objectives": ["validation_loss", "parameters"]},
+    "pbt": {
+        "search": NUMBERS,
+        "scheduler": {"kind": "pbt", "population": 4, "interval_steps": 4},
+        "trials": 4,
+    },
+}
+
+
+def sweep_of(kind: str) -> SweepFile:
+    recipe = {"training": {"steps": 16, "warmup_steps": 1, "evaluate_every": 2}}
+    return SweepFile.model_validate({"name": "s", "recipe": recipe, "concurrent": 1, **KINDS[kind]})
+
+
+class Killed(BaseException):
+    """Nothing that runs may catch it."""
+
+
+class Machine:
+    """Trains by a formula, one run at a time, and kills everything at one of the moments between two actions."""
+
+    def __init__(self, sweep: SweepFile, folder: Path):
+        self.sweep, self.folder = sweep, folder
+        self.checkpoints: dict[RunKey, int] = {}
+        self.losses: dict[tuple[RunKey, int], float] = {}
+
+    def run(self, kill_at: int | None = None) -> list[Trial]:
+        self.left = math.inf if kill_at is None else kill_at
+        study = Study(self.folder, self.sweep)
+        conductor = Conductor(self.sweep, study, trials_of(self.sweep), room=1)
+        turn = 0
+        while not conductor.is_over():
+            self.moment()
+            key, trial = conductor.next_run()
+            ray_id, turn = str(turn), turn + 1
+            conductor.begins(ray_id, key)
+            self.train(conductor, ray_id, key, trial)
+        return study.trials()
+
+    def train(self, conductor: Conductor, ray_id: str, key: RunKey, trial: Trial) -> None:
+        until = self.sweep.ends_at(trial.lineage) or 16
+        begins = until - 4 if self.sweep.ends_at(trial.lineage) else 0
+        done = self.checkpoints.get(key, begins)
+        for step in range(begins + 2, done + 1, 2):  # told again, in case the driver did not hear
+            if conductor.reported(ray_id, report(trial, key, step)):
+                return
+        for step in range(done + 2, until + 1, 2):
+            self.moment()
+            self.checkpoints[key] = step
+            self.moment()
+            if conductor.reported(ray_id, report(trial, key, step)):
+                return
+        self.moment()
+        facts = {"facts/validation_loss": loss_of(trial, key, until), "facts/parameters": size_of(trial)}
+        conductor.reported(ray_id, {"kind": "ending", "ending": "finished", "message": "", **facts})
+
+    def moment(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Killed
+
+
+def loss_of(trial: Trial, key: RunKey, step: int) -> float:
+    point = {"training.learning_rate": 0.01, "training.weight_decay": 0.3, **trial.point}
+    badness = abs(math.log(point["training.learning_rate"] / 0.01)) + point["training.weight_decay"]
+    badness += (
+        0.3 * (point.get("model.attention") == "metric") + 0.05 * key.seed_index + 0.1 * point.get("model.layers", 0)
+    )
+    return badness + 3 / step + 0.2 * math.sin(7 * badness + step)
+
+
+def size_of(trial: Trial) -> float:
+    return 100.0 - 10 * (trial.point.get("model.attention") == "metric")
+
+
+def report(trial: Trial, key: RunKey, step: int) -> dict:
+    loss = loss_of(trial, key, step)
+    evaluation = Evaluation(step, loss, loss, loss, loss, 0.01, 1.0, 0.1, 1.0, 1.0)
+    return {"kind": "evaluation", **asdict(evaluation)}
+
+
+def decisions(trials: list[Trial]) -> list[tuple]:
+    """All that a sweep decided, without its clocks."""
+    return [
+        (trial.number, trial.point, trial.lineage, trial.state, trial.loss, [run_facts(run) for run in trial.runs])
+        for trial in trials
+    ]
+
+
+def run_facts(run: Run) -> tuple:
+    return str(run.key), run.ending, run.step
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@given(kills=st.lists(st.integers(1, 60), min_size=1, max_size=4))
+def test_a_broken_off_sweep_ends_as_a_whole_one(kind, kills, tmp_path_factory):
+    sweep = sweep_of(kind)
+    whole = Machine(sweep, tmp_path_factory.mktemp("whole")).run()
+    machine = Machine(sweep, tmp_path_factory.mktemp("broken"))
+    for kill_at in kills:
+        try:
+            machine.run(kill_at)
+        except Killed:
+            continue
+    assert decisions(machine.run()) == decisions(whole)
+
+
+@pytest.mark.parametrize("kind", ["tpe and asha", "tpe and hyperband"])
+def test_stopped_trials_are_pruned_for_optuna(kind, tmp_path):
+    sweep = sweep_of(kind)
+    trials = Machine(sweep, tmp_path).run()
+    stopped = [trial.number for trial in trials if trial.state == "stopped"]
+    assert stopped
+    assert len(stopped) < len(trials)
+    found = {trial.user_attrs["number"]: trial for trial in Study(tmp_path, sweep).frozen()}
+    for number in stopped:
+        assert found[number].state.name == "PRUNED"
+        assert found[number].intermediate_values, "the sampler learns from where it was stopped"
+
+
+def test_the_sampler_learns_from_what_ran(tmp_path):
+    """Against random search from the same seed: the mean of its later points is nearer to the best rate."""
+    searched = sweep_of("tpe and asha").model_copy(update={"scheduler": None, "trials": 40})
+    blind = searched.model_copy(update={"sampler": "random"})
+
+    def distance(sweep: SweepFile, folder: str) -> float:
+        trials = Machine(sweep, tmp_path / folder).run()[20:]
+        return sum(abs(math.log(trial.point["training.learning_rate"] / 0.01)) for trial in trials)
+
+    assert distance(searched, "tpe") < 0.7 * distance(blind, "random")
+
+
+def test_a_journal_cut_in_a_line_is_mended(tmp_path):
+    sweep = sweep_of("tpe and asha")
+    machine = Machine(sweep, tmp_path)
+    with pytest.raises(Killed):
+        machine.run(kill_at=30)
+    journal = tmp_path / JOURNAL
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + b'{"op_code":6,"worker_id":"half a li')
+    (tmp_path / f"{JOURNAL}.lock").symlink_to(journal)  # of a writer that was killed
+    assert decisions(machine.run()) == decisions(Machine(sweep, tmp_path / "whole").run())
+
+
+def test_a_run_that_keeps_breaking_off_has_failed_and_one_that_gets_on_has_not(tmp_path):
+    sweep = sweep_of("random, three seeds")
+    study = Study(tmp_path, sweep)
+    conductor = Conductor(sweep, study, 2, room=1)
+    for attempt in range(MOST_ATTEMPTS):
+        key, trial = conductor.next_run()
+        assert key == RunKey(1)
+        conductor.begins(str(attempt), key)
+        conductor.broke_off(str(attempt), "killed", is_fault=True)
+    assert study.trials()[0].state == "failed"
+    for attempt in range(6):
+        key, trial = conductor.next_run()
+        assert key == RunKey(2)
+        conductor.begins(f"b{attempt}", key)
+        assert not conductor.reported(f"b{attempt}", report(trial, key, 2 * attempt + 2))
+        conductor.broke_off(f"b{attempt}", "killed", is_fault=True)
+    assert study.trials()[1].state == "unfinished"

@@ -1,0 +1,214 @@
+"""Who runs and who stops: the study's decisions, brought to Ray Tune as its searcher and its scheduler."""
+
+import logging
+import time
+from dataclasses import fields
+from typing import Any
+
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from voicechat_platform.training.loop import Evaluation
+from voicechat_tune.halving import falls_behind
+from voicechat_tune.search import next_trial
+from voicechat_tune.study import Run, RunKey, Study, Trial
+from voicechat_tune.sweep_file import SweepFile
+
+log = logging.getLogger(__name__)
+
+MOST_ATTEMPTS = 3
+"""A run that broke off so often in a row without getting further has failed."""
+EVALUATION_FIELDS = [field.name for field in fields(Evaluation)]
+
+
+class Conductor:
+    """Hands out runs, takes their reports, and says which are to stop.
+
+    Args:
+        wanted: trials in all.
+        room: runs that may go on at a time.
+    """
+
+    def __init__(self, sweep: SweepFile, study: Study, wanted: int, room: int):
+        self.sweep, self.study, self.wanted, self.room = sweep, study, wanted, room
+        self.active: dict[str, RunKey] = {}
+        """Under Ray's id of each."""
+        self.attempts: dict[RunKey, int] = {}
+        self.reasons: dict[RunKey, str] = {}
+        self.stopping = ""
+        """Why no more runs begin and those that go on stop at their next report."""
+        self.began = time.monotonic()
+        runs = [run for trial in study.trials() for run in trial.runs]
+        self.earlier_seconds = max((e["clock"] for run in runs for e in run.evaluations), default=0.0)
+        self.seen: dict[RunKey, float] = {}
+        """When each active run was heard of last."""
+
+    def next_run(self) -> tuple[RunKey, Trial] | None:
+        """The next run to train: an unfinished one first, then one more seed, then a new trial; None for now."""
+        if self.stopping or len(self.active) >= self.room:
+            return None
+        for trial in self.study.trials():
+            if trial.state == "unfinished" and (key := self.waiting(trial)):
+                return key, trial
+        new = next_trial(self.sweep, self.study, self.wanted)
+        return (RunKey(new.number), new) if new else None
+
+    def waiting(self, trial: Trial) -> RunKey | None:
+        """The first run of the trial that should go on and does not. Later seeds wait for the first to finish."""
+        endings = {run.key.seed_index: run.ending for run in trial.runs}
+        for index in range(self.sweep.seeds):
+            key = RunKey(trial.number, index)
+            if endings.get(index) is None and key not in self.active.values():
+                return key
+            if index == 0 and endings.get(0) is None:
+                return None
+        return None
+
+    def is_over(self) -> bool:
+        if self.stopping:
+            return not self.active
+        trials = self.study.trials()
+        return len(trials) >= self.wanted and all(trial.state != "unfinished" for trial in trials)
+
+    def begins(self, ray_id: str, key: RunKey) -> None:
+        self.active[ray_id] = key
+        self.seen[key] = time.monotonic()
+
+    def reported(self, ray_id: str, result: dict[str, Any]) -> bool:
+        """Take a run's report; whether it is to stop."""
+        key = self.active.get(ray_id)
+        if key is None:
+            return True
+        if result.get("kind") == "evaluation":
+            return self.evaluated(ray_id, key, {name: result[name] for name in EVALUATION_FIELDS})
+        if result.get("kind") == "disk full":
+            self.stopping = result["message"]
+            self.ends(ray_id)
+        if result.get("kind") == "ending":
+            facts = {name.removeprefix("facts/"): value for name, value in result.items() if name.startswith("facts/")}
+            facts["seconds"] = self.spent(key)
+            self.study.end_run(key, result["ending"], result["message"], facts)
+            self.ends(ray_id)
+        return True
+
+    def evaluated(self, ray_id: str, key: RunKey, evaluation: dict[str, Any]) -> bool:
+        """Whether the run is to stop after this evaluation, which may be one that was heard of before a kill."""
+        spent = self.spent(key)
+        self.seen[key] = time.monotonic()
+        clock = self.earlier_seconds + time.monotonic() - self.began
+        if self.study.record(key, {**evaluation, "spent": spent}, clock):
+            self.attempts[key] = 0
+        trials = self.study.trials()
+        run = until(next(run for run in trials[key.trial - 1].runs if run.key == key), evaluation["step"])
+        if falls_behind(self.sweep, trials, run):
+            self.study.end_run(key, "stopped", "fell behind at a rung", {"seconds": spent})
+            self.ends(ray_id)
+            return True
+        if reason := reached_limit(self.sweep, trials, clock):
+            self.stopping = reason
+        if self.stopping:
+            self.ends(ray_id)
+        return bool(self.stopping)
+
+    def spent(self, key: RunKey) -> float:
+        """Seconds that the run has taken, over all its attempts."""
+        runs = self.study.trials()[key.trial - 1].runs
+        evaluations = next((run.evaluations for run in runs if run.key == key), [])
+        before = evaluations[-1]["spent"] if evaluations else 0.0
+        return before + time.monotonic() - self.seen[key]
+
+    def ends(self, ray_id: str) -> None:
+        self.active.pop(ray_id, None)
+
+    def broke_off(self, ray_id: str, reason: str, is_fault: bool) -> None:
+        """Note that a run's process died or raised; it is handed out again unless that keeps happening."""
+        key = self.active.pop(ray_id, None)
+        if key is None:
+            return
+        self.reasons[key] = reason
+        self.attempts[key] = self.attempts.get(key, 0) + is_fault
+        if self.attempts[key] >= MOST_ATTEMPTS:
+            self.study.end_run(key, "failed", reason)
+
+
+def until(run: Run, step: int) -> Run:
+    """The run as it stood at a step."""
+    return Run(run.key, [evaluation for evaluation in run.evaluations if evaluation["step"] <= step])
+
+
+def hours_of(trials: list[Trial]) -> float:
+    """Hours that all runs took together."""
+    return sum(run.evaluations[-1]["spent"] for trial in trials for run in trial.runs if run.evaluations) / 3600
+
+
+def cost_of(sweep: SweepFile, trials: list[Trial]) -> float:
+    cpus, gpus = sweep.cpus_per_trial, sweep.gpus_per_trial
+    hourly = sweep.workers_per_trial * (cpus * sweep.price.cpu_hour + gpus * sweep.price.gpu_hour)
+    return hours_of(trials) * hourly
+
+
+def reached_limit(sweep: SweepFile, trials: list[Trial], clock: float) -> str:
+    """Which limit of the sweep is reached; empty for none."""
+    limits = sweep.limits
+    if limits.hours is not None and clock >= limits.hours * 3600:
+        return f"limits.hours ({limits.hours:g}) is reached"
+    gpu_hours = hours_of(trials) * sweep.gpus_per_trial * sweep.workers_per_trial
+    if limits.gpu_hours is not None and gpu_hours >= limits.gpu_hours:
+        return f"limits.gpu_hours ({limits.gpu_hours:g}) is reached"
+    if limits.cost is not None and cost_of(sweep, trials) >= limits.cost:
+        return f"limits.cost ({limits.cost:g}) is reached"
+    return ""
+
+
+class ConductedSearch(Searcher):
+    """Ray Tune's side of handing out runs."""
+
+    def __init__(self, conductor: Conductor | None):
+        super().__init__()
+        self.conductor = conductor
+
+    def __reduce__(self):
+        return ConductedSearch, (None,)  # Tune pickles it for a restore of its own, which is never asked for
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        assert self.conductor is not None
+        if self.conductor.is_over():
+            return Searcher.FINISHED
+        found = self.conductor.next_run()
+        if found is None:
+            return None
+        key, trial = found
+        self.conductor.begins(trial_id, key)
+        parent = trial.lineage.get("parent")
+        return {
+            "trial": key.trial,
+            "seed_index": key.seed_index,
+            "point": trial.point,
+            "parent": str(RunKey(parent)) if parent else None,
+            "until": self.conductor.sweep.ends_at(trial.lineage),
+        }
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """Nothing to do: the reports have told."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to do: all that counts stands in the study."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to do, as for save."""
+
+
+class ConductedScheduler(FIFOScheduler):
+    """Ray Tune's side of stopping runs."""
+
+    def __init__(self, conductor: Conductor | None):
+        super().__init__()
+        self.conductor = conductor
+
+    def __reduce__(self):
+        return ConductedScheduler, (None,)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        assert self.conductor is not None
+        stop = self.conductor.reported(trial.trial_id, result)
+        return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE

@@ -1,0 +1,243 @@
+"""What a report concludes, in sentences that are made from the tests and say no more than they do."""
+
+from dataclasses import dataclass
+
+from voicechat_tune.report.findings import Findings, Run
+from voicechat_tune.report.formats import equals_p, listed, loss, plural, quoted, setting, signed, signed_with_interval
+from voicechat_tune.report.results import COMPARED, TableResult, finished
+from voicechat_tune.report.statistics import (
+    ALPHA,
+    FEWEST_SEEDS,
+    Difference,
+    is_measurable,
+    least_p,
+)
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """Of a sweep or a comparison."""
+
+    summary: str
+    sentences: dict[str, list[str]]
+    """By table: one sentence for each variant that was compared."""
+    caveats: list[str]
+
+
+def conclude(findings: Findings, results: list[TableResult]) -> Conclusion:
+    """
+    Args:
+        findings: what is known.
+        results: its `table_results`.
+    """
+    if findings.kind == "sweep":
+        return Conclusion(sweep_summary(findings), {}, sweep_caveats(findings))
+    sentences = {
+        table.table: [
+            sentence(result.variant, result.difference, findings.baseline or "", findings.margin)
+            for result in table.variants
+            if result.difference is not None
+        ]
+        for table in results
+    }
+    return Conclusion(
+        comparison_summary(findings, results),
+        {table: said for table, said in sentences.items() if said},
+        comparison_caveats(findings, results),
+    )
+
+
+def method(findings: Findings) -> str:
+    """How the variants were compared, or what the sweep sought."""
+    if findings.kind == "sweep":
+        others = [objective.replace("_", " ") for objective in findings.objectives[1:]]
+        sought = "a low validation loss" + (f" and good {listed(others)}" if others else "")
+        return (
+            f"The sweep sought {sought}; the final loss is that of the last step. Loss is in nats per token, and lower "
+            "is better."
+        )
+    return (
+        "Loss is in nats per token, and lower is better; the final loss is the validation loss of the last step. "
+        "Variants are compared within a seed, where both saw the same data in the same order: a difference is the mean "
+        "over seeds of the variant's final loss less the baseline's. Its interval is a 95% bootstrap interval over "
+        "seeds (percentile, expanded for small samples), its p that of the two-sided sign-flip test, corrected by "
+        "Holm's method over the variants of a table. A variant is called better or worse if the corrected p is below "
+        f"{ALPHA} and the interval excludes 0; equivalent if the interval lies wholly within ±{findings.margin:g}, "
+        f"whatever p is; and undecided otherwise, always so with fewer than {FEWEST_SEEDS} paired seeds."
+    )
+
+
+def sentence(variant: str, difference: Difference, baseline: str, margin: float) -> str:
+    """One variant's effect, interval, p, n and verdict."""
+    mean, seeds = difference.estimate, len(difference.seeds)
+    interval = "no interval" if mean.low is None else f"95% interval {interval_words(difference)}"
+    tests = f"{equals_p(difference.p)}, {equals_p(difference.corrected_p)} after Holm's correction"
+    return (
+        f"{quoted(variant)} differs from {quoted(baseline)} by {signed(mean.mean)} nats per token "
+        f"({interval}; {tests}; {plural(seeds, 'paired seed')}): {reading(difference, margin)}."
+    )
+
+
+def interval_words(difference: Difference) -> str:
+    """The interval without its mean."""
+    return signed_with_interval(difference.estimate).split(" ", 1)[1]
+
+
+def reading(difference: Difference, margin: float) -> str:
+    """The verdict, and what stands behind it."""
+    seeds, mean = len(difference.seeds), difference.estimate
+    if difference.verdict == "equivalent":
+        measurable = is_measurable(mean, difference.corrected_p)
+        direction = "lower" if mean.mean < 0 else "higher"
+        return f"equivalent within ±{margin:g}" + (f", measurably but negligibly {direction}" if measurable else "")
+    if seeds < FEWEST_SEEDS:
+        return (
+            f"undecided, since with fewer than {FEWEST_SEEDS} paired seeds the sign-flip test cannot reach "
+            f"p below {ALPHA} (its least p is {least_p(seeds):.3g})"
+        )
+    if difference.verdict == "undecided" and difference.p < ALPHA <= difference.corrected_p:
+        return f"undecided, since p does not stay below {ALPHA} after the correction"
+    if difference.verdict == "undecided":
+        return "undecided, since neither a difference nor equivalence is shown"
+    return difference.verdict
+
+
+def comparison_summary(findings: Findings, results: list[TableResult]) -> str:
+    if not results:
+        return "No run that could be compared finished, so nothing can be concluded."
+    parts = []
+    for table in results:
+        if table.differences:
+            parts.append(f"At {table.table}, compared with {quoted(findings.baseline or '')}: {groups(table)}.")
+    if not parts:
+        return "No variant shares a seed with a baseline, so no difference was tested."
+    verdicts = {difference.verdict for table in results for difference in table.differences.values()}
+    if verdicts == {"undecided"}:
+        parts.append("The data decide nothing: this neither shows a difference nor that there is none.")
+    return " ".join([*parts, *powerless(results)])
+
+
+def groups(table: TableResult) -> str:
+    """The variants of a table by their verdicts."""
+    said = []
+    for verdict in ("better", "equivalent", "worse", "undecided"):
+        names = [
+            f"{quoted(variant)} ({signed(difference.estimate.mean)})"
+            for variant, difference in table.differences.items()
+            if difference.verdict == verdict
+        ]
+        if names:
+            said.append(f"{listed(names)} {'is' if len(names) == 1 else 'are'} {verdict}")
+    return "; ".join(said)
+
+
+def comparison_caveats(findings: Findings, results: list[TableResult]) -> list[str]:
+    """What weakens the comparison: runs that are missing, seeds without a partner."""
+    compared = [run for run in findings.runs if run.table in COMPARED]
+    caveats = [f"Not compared, since it did not finish: {lost}." for lost in lost_runs(compared)]
+    reused = {run.seed for run in compared} & {run.seed for run in findings.runs if run.table == "tuning"}
+    if reused:
+        seeds = listed([str(seed) for seed in sorted(reused)])
+        caveats.append(f"Settings were chosen with seeds that are compared too, which flatters the chosen: {seeds}.")
+    for table in results:
+        if not table.has_baseline:
+            caveats.append(f"At {table.table} there is no finished run of a baseline, so no difference was tested.")
+            continue
+        for result in table.variants:
+            if result.unpaired:
+                seeds = listed([str(seed) for seed in result.unpaired])
+                caveats.append(
+                    f"At {table.table}, {quoted(result.variant)} or the baseline lacks {seed_word(result.unpaired)} "
+                    f"{seeds}: left out of the difference."
+                )
+    return caveats
+
+
+def lost_runs(runs: list[Run]) -> list[str]:
+    """Runs without a final loss, those of one table, variant and status together."""
+    seeds: dict[tuple[str, str, str], list[int]] = {}
+    for run in runs:
+        if run not in finished([run]):
+            seeds.setdefault((run.table, run.variant, run.status), []).append(run.seed)
+    return [
+        f"{quoted(variant)} at {table}, {seed_word(lost)} {listed([str(seed) for seed in lost])} ({status})"
+        for (table, variant, status), lost in seeds.items()
+    ]
+
+
+def seed_word(seeds: list[int]) -> str:
+    return "seed" if len(seeds) == 1 else "seeds"
+
+
+def powerless(results: list[TableResult]) -> list[str]:
+    """Says of which tables the tests could not have shown a difference, and why."""
+    tables: dict[str, list[str]] = {}
+    for table in results:
+        seeds = [len(difference.seeds) for difference in table.differences.values()]
+        # Holm's smallest corrected p is the smallest p times the number of tests.
+        least = len(seeds) * least_p(max(seeds)) if seeds else 0
+        if seeds and max(seeds) < FEWEST_SEEDS:
+            why = (
+                f"with fewer than {FEWEST_SEEDS} paired seeds the sign-flip test cannot reach p below {ALPHA}, and the "
+                "intervals hold less than the 95% that they are named for"
+            )
+            tables.setdefault(why, []).append(table.table)
+        elif least >= ALPHA:
+            why = (
+                f"{max(seeds)} seeds and {len(seeds)} comparisons leave the least corrected p at {least:.3g}, so that "
+                "no difference could have been shown, however large; more seeds could"
+            )
+            tables.setdefault(why, []).append(table.table)
+    return [f"At {listed(names)}, {why}." for why, names in tables.items()]
+
+
+def sweep_summary(findings: Findings) -> str:
+    runs, done = findings.runs, finished(findings.runs)
+    states = {
+        "finished": len(done),
+        "stopped early": sum(run.status == "stopped" for run in runs),
+        "failed": sum(run.status == "failed" for run in runs),
+    }
+    counts = [f"{number} {state}" for state, number in states.items() if number]
+    if not counts:
+        return "No trial was run."
+    said = f"Of {plural(len(runs), 'trial')}, {listed(counts)}."
+    best = best_trial(findings)
+    if best is None:
+        return f"{said} No trial went to its end, so there is no best one."
+    said += f" The best is trial {best.number} with a final validation loss of {loss(best.final_loss())} nats per token"
+    said += f" ({choices(best)})." if best.choices else "."
+    rest = sorted(run.history[-1]["validation_loss"] for run in done if run is not best)
+    if rest:
+        said += f" The next is {loss(rest[0] - best.history[-1]['validation_loss'])} behind."
+    if "test_loss" in best.facts:
+        said += f" On the held-out slice its loss is {loss(best.facts['test_loss'])}."
+    if findings.importances:
+        field, share = max(findings.importances.items(), key=lambda item: item[1])
+        said += f" The field that mattered most is {field} ({share:.0%})."
+    return said
+
+
+def choices(run: Run) -> str:
+    return ", ".join(f"{field} = {setting(value)}" for field, value in run.choices.items())
+
+
+def best_trial(findings: Findings) -> Run | None:
+    """The finished trial with the lowest final loss."""
+    return min(finished(findings.runs), key=lambda run: run.history[-1]["validation_loss"], default=None)
+
+
+def sweep_caveats(findings: Findings) -> list[str]:
+    caveats = []
+    if len(finished(findings.runs)) > 1:
+        caveats.append(
+            "Each trial is one run with one seed, and the best of them is chosen by the very loss that is shown: it "
+            "looks better than it is, and a small lead may be chance. A sweep chooses; only a comparison over several "
+            "seeds shows that one variant is better than another."
+        )
+    if any(run.status == "stopped" for run in findings.runs):
+        caveats.append("A stopped trial's loss is that of an earlier step and is not comparable with a finished one's.")
+    if any(run.status == "failed" for run in findings.runs):
+        numbers = listed([str(run.number) for run in findings.runs if run.status == "failed"])
+        caveats.append(f"Failed, and counted as nothing: trial {numbers}.")
+    return caveats

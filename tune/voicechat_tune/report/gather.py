@@ -1,0 +1,204 @@
+"""Gathering what a report is written from: a sweep's memory, its checkpoints, and the machine.
+
+Letters: b batch, t position.
+"""
+
+import base64
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+
+from voicechat_platform.checkpoints import load_checkpoint, provenance, read_run
+from voicechat_platform.models import GPTForCausalLM
+from voicechat_tune.conductor import cost_of, hours_of
+from voicechat_tune.report.findings import Findings, Heads, Run, Table
+from voicechat_tune.report.heads import show_heads
+from voicechat_tune.run_files import SweepFiles
+from voicechat_tune.study import Study, Trial
+from voicechat_tune.sweep_file import SweepFile
+
+log = logging.getLogger(__name__)
+SAMPLE_TOKENS = 256
+FIGURES = ("spectra", "scores", "attention")
+
+
+def sweep_findings(study: Study, prompt: str) -> Findings:
+    """A sweep as it stands; the heads and the sample are those of its best trial."""
+    sweep, trials = study.sweep, study.trials()
+    runs = [run for trial in trials for run in runs_of(study, trial, "equal width", variant_of(trial, sweep))]
+    ended = [trial for trial in trials if trial.state == "finished" and trial.loss is not None]
+    best = min(ended, key=lambda trial: trial.loss or 0.0, default=None)
+    chosen = {variant_of(best, sweep): SweepFiles(sweep, study.folder).best(best.runs[0].key)} if best else {}
+    searched = f"searched {', '.join(sweep.search)} with {sweep.sampler}" if sweep.search else "ran the points given"
+    return Findings(
+        title=f"Sweep {sweep.name}",
+        kind="sweep",
+        description=f"The sweep {searched}, over a recipe of {sweep.recipe.training.steps} steps; "
+        f"{len(trials)} trials of {sweep.seeds} seeds.",
+        runs=runs,
+        prompt=prompt,
+        samples={variant: sample(checkpoint, prompt) for variant, checkpoint in chosen.items()},
+        heads=heads_of(chosen),
+        environment=environment([study], trials),
+        importances=importances(study),
+        objectives=list(sweep.objectives),
+    )
+
+
+def comparison_findings(
+    placed: Sequence[tuple[Study, Trial, Table, str]],
+    title: str,
+    baseline: str,
+    margin: float,
+    prompt: str,
+    repeated: list[Table],
+) -> Findings:
+    """A comparison's runs, put in their places.
+
+    Args:
+        placed: each trial with its study, table and variant.
+        repeated: tables in which the baseline's runs of "equal width" stand, too.
+    """
+    runs: list[Run] = []
+    chosen: dict[str, Path] = {}
+    for study, trial, table, variant in placed:
+        of_trial = runs_of(study, trial, table, variant)
+        runs += of_trial
+        if variant == baseline and table == "equal width":
+            runs += [replace(run, table=other) for other in repeated for run in of_trial]
+        if table == "equal width" and trial.state == "finished" and variant not in chosen:
+            chosen[variant] = SweepFiles(study.sweep, study.folder).best(trial.runs[0].key)
+    recipe = placed[0][0].sweep.recipe
+    corpus, training = recipe.corpus, recipe.training
+    studies = list({id(study): study for study, *_ in placed}.values())
+    return Findings(
+        title=title,
+        kind="comparison",
+        description=f"Every variant tried the same combinations of training choices on one seed and kept its best, "
+        f"then was trained on fresh seeds: {training.steps} steps of {training.batch_size} windows of "
+        f"{recipe.model.context} tokens ({corpus.tokenizer}). The seeds, the order of the data and the steps are the "
+        f"same for all. Losses are over the whole validation part ({corpus.validation_fraction:.0%} of the text) in "
+        f"fixed windows of one context; the test part ({corpus.test_fraction:.0%}) was looked at once a run, at its "
+        f"end, and nothing was chosen by it. For equal parameters and equal FLOPs a variant's MLP was widened or "
+        f"narrowed to the baseline's, with the choices it had been tuned to at equal width.",
+        runs=runs,
+        baseline=baseline,
+        margin=margin,
+        prompt=prompt,
+        samples={variant: sample(checkpoint, prompt) for variant, checkpoint in chosen.items()},
+        heads=heads_of(chosen),
+        environment=environment(studies, [trial for _, trial, *_ in placed]),
+    )
+
+
+def runs_of(study: Study, trial: Trial, table: Table, variant: str) -> list[Run]:
+    """A trial's runs that have ended."""
+    return [
+        Run(
+            number=trial.number,
+            variant=variant,
+            table=table,
+            seed=study.sweep.recipe_for(trial.point, run.key.seed_index).seed,
+            choices={field: value for field, value in trial.point.items() if field != "seed"},
+            status=run.ending,
+            history=[
+                {name: value for name, value in evaluation.items() if name not in ("order", "clock", "spent")}
+                for evaluation in run.evaluations
+            ],
+            facts=run.facts,
+        )
+        for run in trial.runs
+        if run.ending is not None
+    ]
+
+
+def variant_of(trial: Trial, sweep: SweepFile) -> str:
+    """The attention of a trial's model, as people call it."""
+    model = sweep.recipe_for(trial.point).model
+    if sweep.recipe.init_from is not None:
+        return sweep.recipe.init_from
+    return model.attention if model.metric is None else f"{model.attention}, {model.metric}"
+
+
+def heads_of(chosen: dict[str, Path]) -> dict[str, Heads]:
+    """By variant the read-outs of a checkpoint's heads; of this project's own models alone."""
+    found = {}
+    for variant, checkpoint in chosen.items():
+        if not isinstance(load_checkpoint(checkpoint)[0], GPTForCausalLM):
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            folder, rows = show_heads(str(checkpoint), Path(scratch))
+            figures = {name: base64.b64encode((folder / f"{name}.png").read_bytes()).decode() for name in FIGURES}
+        found[variant] = Heads(rows, figures)
+    return found
+
+
+def sample(checkpoint: Path, prompt: str) -> str:
+    """The prompt and what the checkpoint adds to it, the same every time; it sees half a context at most."""
+    model, tokenizer = load_checkpoint(checkpoint)
+    written_t = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids[0]
+    if not len(written_t):
+        return ""
+    torch.manual_seed(1)
+    half = model.config.max_position_embeddings // 2
+    for _ in range(0, SAMPLE_TOKENS, half):
+        seen_bt = written_t[None, -half:]
+        longer_bt = model.generate(seen_bt, max_new_tokens=half, do_sample=True, temperature=0.8, top_k=0)
+        written_t = torch.cat([written_t, longer_bt[0, seen_bt.shape[1] :]])
+        if longer_bt.shape[1] < seen_bt.shape[1] + half:
+            break  # the model ended by itself
+    return tokenizer.decode(written_t)
+
+
+def importances(study: Study) -> dict[str, float]:
+    """How much each searched field mattered (PED-ANOVA, arXiv 2304.10255); empty for too few finished trials."""
+    if not study.sweep.search or len(study.sweep.objectives) > 1:
+        return {}
+    try:
+        return optuna.importance.get_param_importances(
+            study.optuna, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
+        )
+    except (ValueError, RuntimeError) as error:
+        log.info("no importances: %s", error)
+        return {}
+
+
+def environment(studies: list[Study], trials: list[Trial]) -> dict[str, str]:
+    """What was run, and on what."""
+    facts: dict[str, Any] = provenance()
+    finished = [(study, run.key) for study in studies for trial in study.trials() for run in trial.runs[:1]]
+    trained_by = next((commit_of(study, key) for study, key in finished), None)
+    cost = sum(cost_of(study.sweep, study.trials()) for study in studies)
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    shown = {
+        "machine that wrote this": f"{cpu_name()}, {os.cpu_count()} cores{gpu}",
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "versions": ", ".join(f"{name} {number}" for name, number in facts["versions"].items()),
+        "commit": trained_by or facts["commit"] or "unknown",
+        "corpus": studies[0].sweep.recipe.corpus.source.rpartition("/")[2],
+        "runs": f"{sum(len(trial.runs) for trial in trials)}",
+        "training": f"{hours_of(trials):.1f} hours in all, evaluations included",
+    }
+    return shown | ({"cost": f"{cost:.2f}"} if cost else {})
+
+
+def commit_of(study: Study, key: Any) -> str | None:
+    """The code's commit that a run's checkpoint was trained by."""
+    checkpoint = SweepFiles(study.sweep, study.folder).run_folder(key) / "best"
+    return read_run(checkpoint)["commit"] if (checkpoint / "run.json").exists() else None
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,116 @@
+"""Which figures a report shows, with their captions, as PNG images."""
+
+import base64
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+
+from matplotlib.figure import Figure
+
+from voicechat_tune.report import figures
+from voicechat_tune.report.findings import Findings
+from voicechat_tune.report.formats import field_words
+from voicechat_tune.report.results import TableResult, finished, trial_points, variant_points
+
+COSTS = ("non_embedding_parameters", "cache_bytes_per_token")
+"""What the losses of a comparison are set against."""
+LARGER_IS_BETTER = ("tokens_per_second",)
+DOTS_PER_INCH = 150
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure that is drawn."""
+
+    name: str
+    """Of its file, without the ending."""
+    caption: str
+    png: bytes
+
+    @property
+    def data_uri(self) -> str:
+        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+
+
+def draw_figures(findings: Findings, results: list[TableResult]) -> list[Picture]:
+    """The figures for which there is something to show.
+
+    Args:
+        findings: what is known.
+        results: its `table_results`, empty for a sweep.
+    """
+    return list(draw_sweep(findings) if findings.kind == "sweep" else draw_comparison(findings, results))
+
+
+def draw_comparison(findings: Findings, results: list[TableResult]) -> Iterator[Picture]:
+    if results:
+        yield picture(
+            "curves",
+            "Learning curves: mean over seeds of the validation loss, with its 95% interval. The first quarter of "
+            "the steps may run off the top.",
+            figures.learning_curves(findings),
+        )
+    tested = [result for result in results if result.differences]
+    if tested:
+        yield picture(
+            "forest",
+            "Paired differences of the final loss from the baseline with their 95% intervals; hollow where undecided. "
+            "The band is the margin within which variants are equivalent.",
+            figures.forest(tested, findings.baseline or "", findings.margin),
+        )
+    for fact in COSTS:
+        by_table = [variant_points(result, fact) for result in results]
+        points = [point for points in by_table if len({point.cost for point in points}) > 1 for point in points]
+        if points:
+            yield picture(
+                f"pareto-{fact.replace('_', '-')}",
+                f"Mean final loss against {field_words(fact)}, in the tables in which it differs. Ringed: no other "
+                "variant is better in both.",
+                figures.pareto(points, fact),
+            )
+
+
+def draw_sweep(findings: Findings) -> Iterator[Picture]:
+    runs = findings.runs
+    if any(run.history for run in runs):
+        yield picture(
+            "curves",
+            "Learning curves of the trials; the best is thick, stopped ones are faded. The first quarter of the steps "
+            "may run off the top.",
+            figures.learning_curves(findings),
+        )
+    if findings.importances:
+        yield picture(
+            "importances", "How much each searched field mattered.", figures.importances(findings.importances)
+        )
+    if finished(runs) and figures.searched_fields(runs):
+        yield picture(
+            "parallel-coordinates",
+            "The choices of each trial and the loss they led to; dark is good. Trials that did not go to their end "
+            "are dashed.",
+            figures.parallel_coordinates(runs),
+        )
+    for number, objective in enumerate(findings.objectives[1:], start=1):
+        points = trial_points(runs, objective)
+        if points:
+            yield picture(
+                f"pareto-{number}",
+                f"Final loss of the finished trials against {field_words(objective)}. Ringed: no other trial is better "
+                "in both.",
+                figures.pareto(points, objective, larger_is_better=objective in LARGER_IS_BETTER),
+            )
+
+
+def head_pictures(findings: Findings, variant: str) -> list[Picture]:
+    """The figures of a variant's heads. Their files are numbered, since names are not safe as files' names."""
+    index = list(findings.heads).index(variant) + 1
+    return [
+        Picture(f"heads-{index}-{number}", f"Heads of {variant}: {shows}.", base64.b64decode(image, validate=True))
+        for number, (shows, image) in enumerate(findings.heads[variant].figures.items(), start=1)
+    ]
+
+
+def picture(name: str, caption: str, figure: Figure) -> Picture:
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    return Picture(name, caption, file.getvalue())

@@ -1,0 +1,152 @@
+"""The numbers of a comparison: what each variant reached in each table, and how it differs from the baseline."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from voicechat_tune.report.findings import Findings, Run, Table
+from voicechat_tune.report.statistics import Difference, Estimate, compare_with, estimate
+
+COMPARED: tuple[Table, ...] = ("equal width", "equal parameters", "equal FLOPs")
+
+
+@dataclass(frozen=True)
+class VariantResult:
+    """The finished runs of one variant in one table. Losses are nats per token."""
+
+    variant: str
+    losses: dict[int, float]
+    """Final validation loss by seed; of several runs with one seed the last counts."""
+    final: Estimate
+    best_loss: float
+    """Mean over seeds of each run's lowest validation loss."""
+    nats_per_character: float | None
+    """Mean over seeds at the last step; None where a token is a character."""
+    facts: dict[str, float]
+    """Means over the seeds that have the fact."""
+    difference: Difference | None
+    """None for the baseline, and where there is no seed in common with it."""
+    unpaired: list[int]
+    """Seeds that only one of variant and baseline has."""
+
+
+@dataclass(frozen=True)
+class TableResult:
+    """One table of a comparison, its variants in the order of the runs and the baseline first."""
+
+    table: Table
+    variants: list[VariantResult]
+    has_baseline: bool
+
+    @property
+    def differences(self) -> dict[str, Difference]:
+        return {result.variant: result.difference for result in self.variants if result.difference is not None}
+
+
+def finished(runs: list[Run]) -> list[Run]:
+    """The runs that went to their last step. Only their losses may be compared."""
+    return [run for run in runs if run.status == "finished" and run.history]
+
+
+def variants_of(findings: Findings) -> list[str]:
+    """Every variant once, in the order of the runs, the baseline first."""
+    variants = dict.fromkeys(run.variant for run in findings.runs)
+    return sorted(variants, key=lambda variant: variant != findings.baseline)
+
+
+def table_results(findings: Findings) -> list[TableResult]:
+    """The tables of a comparison that have finished runs."""
+    results = []
+    for table in COMPARED:
+        runs = finished([run for run in findings.runs if run.table == table])
+        by_variant = {
+            variant: [run for run in runs if run.variant == variant]
+            for variant in variants_of(findings)
+            if any(run.variant == variant for run in runs)
+        }
+        if by_variant:
+            results.append(table_result(table, by_variant, findings.baseline, findings.margin))
+    return results
+
+
+def table_result(table: Table, by_variant: dict[str, list[Run]], baseline: str | None, margin: float) -> TableResult:
+    losses = {
+        variant: {run.seed: run.history[-1]["validation_loss"] for run in runs} for variant, runs in by_variant.items()
+    }
+    base = losses.get(baseline, {}) if baseline is not None else {}
+    others = {variant: values for variant, values in losses.items() if variant != baseline}
+    differences = compare_with(base, others, margin)
+    variants = []
+    for variant, runs in by_variant.items():
+        seeds = losses[variant]
+        variants.append(
+            VariantResult(
+                variant=variant,
+                losses=seeds,
+                final=estimate([seeds[seed] for seed in sorted(seeds)]),
+                best_loss=float(np.mean([run.best_loss() for run in runs])),
+                nats_per_character=nats_per_character(runs),
+                facts=mean_facts(runs),
+                difference=differences.get(variant),
+                unpaired=sorted(seeds.keys() ^ base.keys()) if base else [],
+            )
+        )
+    return TableResult(table, variants, has_baseline=bool(base))
+
+
+def nats_per_character(runs: list[Run]) -> float | None:
+    last = [run.history[-1] for run in runs]
+    if any(evaluation.get("nats_per_character") in (None, evaluation["validation_loss"]) for evaluation in last):
+        return None
+    return float(np.mean([evaluation["nats_per_character"] for evaluation in last]))
+
+
+def mean_facts(runs: list[Run]) -> dict[str, float]:
+    names = dict.fromkeys(name for run in runs for name in run.facts)
+    return {name: float(np.mean([run.facts[name] for run in runs if name in run.facts])) for name in names}
+
+
+@dataclass(frozen=True)
+class Point:
+    """What something costs, and the loss that it reaches."""
+
+    label: str
+    group: str
+    """The table that it is from; "" in a sweep."""
+    cost: float
+    loss: float
+
+
+def variant_points(table: TableResult, fact: str) -> list[Point]:
+    """Each variant of a table, with its mean loss."""
+    return [
+        Point(result.variant, table.table, result.facts[fact], result.final.mean)
+        for result in table.variants
+        if fact in result.facts
+    ]
+
+
+def trial_points(runs: list[Run], fact: str) -> list[Point]:
+    """Each finished trial of a sweep."""
+    return [
+        Point(f"trial {run.number}", "", run.facts[fact], run.history[-1]["validation_loss"])
+        for run in finished(runs)
+        if fact in run.facts
+    ]
+
+
+def pareto_front(points: list[Point], larger_is_better: bool = False) -> list[Point]:
+    """The points of which no other is at least as good in both and better in one, in order of their costs.
+
+    Args:
+        points: any.
+        larger_is_better: of the cost; of the loss it never is.
+    """
+    sign = -1 if larger_is_better else 1
+    places = [(sign * point.cost, point.loss) for point in points]
+    front = [
+        point
+        for point, (cost, loss) in zip(points, places, strict=True)
+        if not any(other[0] <= cost and other[1] <= loss and other != (cost, loss) for other in places)
+    ]
+    return sorted(front, key=lambda point: point.cost)

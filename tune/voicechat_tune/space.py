@@ -1,0 +1,131 @@
+"""The search space: what each field may be, and in which branch of the space it exists at all."""
+
+from typing import Annotated, Any
+
+import optuna
+from pydantic import Field, model_validator
+
+from voicechat_platform.strict_yaml import Strict
+
+Value = str | int | float | bool
+
+
+class Parameter(Strict):
+    """What one field may be: exactly one of choice, int, uniform, loguniform and fixed."""
+
+    choice: list[Value] | None = Field(default=None, min_length=1)
+    """One of these values."""
+    integer: tuple[int, int] | None = Field(default=None, alias="int")
+    """A whole number from the first to the second, both included."""
+    uniform: tuple[float, float] | None = None
+    """Any number between the two."""
+    loguniform: tuple[float, float] | None = None
+    """Any number between the two, each factor of ten as likely as another."""
+    fixed: Value | None = None
+    """Always this; for what a branch sets."""
+    when: dict[str, Value | list[Value]] = Field(default={})
+    """The branch: the field is set only where fields above it have these values, such as {model.attention: metric}."""
+
+    @model_validator(mode="after")
+    def exactly_one(self) -> "Parameter":
+        kinds: dict[str, Any] = {
+            "choice": self.choice,
+            "int": self.integer,
+            "uniform": self.uniform,
+            "loguniform": self.loguniform,
+        }
+        kinds["fixed"] = self.fixed
+        given = [name for name, value in kinds.items() if value is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(kinds)}; got {', '.join(given) or 'none'}")
+        bounds = self.integer or self.uniform or self.loguniform
+        if bounds and not bounds[0] < bounds[1]:
+            raise ValueError(f"the first bound must be less than the second; got {bounds[0]} and {bounds[1]}")
+        if self.loguniform and self.loguniform[0] <= 0:
+            raise ValueError("the bounds of loguniform must be positive")
+        return self
+
+    def examples(self) -> list[Any]:
+        """Values that must all be possible for the parameter to be: its bounds, and one that is no whole number."""
+        if self.fixed is not None:
+            return [self.fixed]
+        if self.choice or self.integer:
+            return list(self.choice or self.integer or ())
+        low, high = self.uniform or self.loguniform or (0.0, 0.0)
+        return [low, high, low + (high - low) / 3.7]
+
+    def allows(self, value: Any) -> bool:
+        if self.fixed is not None:
+            return value == self.fixed
+        if self.choice is not None:
+            return value in self.choice
+        low, high = self.integer or self.uniform or self.loguniform or (0.0, 0.0)
+        return isinstance(value, int if self.integer else int | float) and low <= value <= high
+
+    def exists_in(self, point: dict[str, Any]) -> bool:
+        """Whether the point lies in the parameter's branch."""
+        return all(point.get(field) in as_list(values) for field, values in self.when.items())
+
+    def settles(self) -> dict[str, Any]:
+        """The branch's first values, which any example needs beside it."""
+        return {field: as_list(values)[0] for field, values in self.when.items()}
+
+    def draw(self, field: str, trial: optuna.Trial) -> Any:
+        if self.fixed is not None:
+            return self.fixed
+        if self.choice is not None:
+            return trial.suggest_categorical(field, self.choice)
+        if self.integer is not None:
+            return trial.suggest_int(field, *self.integer)
+        low, high = self.uniform or self.loguniform or (0.0, 0.0)
+        return trial.suggest_float(field, low, high, log=self.loguniform is not None)
+
+
+Space = Annotated[dict[str, Parameter], Field(description="Dotted fields and what each may be")]
+
+
+def draw_point(space: dict[str, Parameter], trial: optuna.Trial) -> dict[str, Any]:
+    """One point of the space, the parameters drawn in order, those outside its branch left out."""
+    point: dict[str, Any] = {}
+    for field, parameter in space.items():
+        if parameter.exists_in(point):
+            point[field] = parameter.draw(field, trial)
+    return point
+
+
+def check_branches(space: dict[str, Parameter]) -> None:
+    """
+    Raises:
+        ValueError: a branch depends on what is not above it, or never is.
+    """
+    above: dict[str, Parameter] = {}
+    for field, parameter in space.items():
+        for on, values in parameter.when.items():
+            if on not in above:
+                raise ValueError(f"search.{field}.when: {on} is not searched above it")
+            for value in as_list(values):
+                if not above[on].allows(value):
+                    raise ValueError(f"search.{field}.when: {on} is never {value}")
+        above[field] = parameter
+
+
+def check_first(space: dict[str, Parameter], first: list[dict[str, Any]]) -> None:
+    """
+    Raises:
+        ValueError: a point to begin with is not of the space.
+    """
+    for index, point in enumerate(first):
+        for field, value in point.items():
+            if field not in space:
+                raise ValueError(f"first.{index}: {field} is not searched; searched are {', '.join(space)}")
+            if not space[field].allows(value):
+                raise ValueError(f"first.{index}: {field} = {value} is not among what search.{field} allows")
+            missing = [on for on in space[field].when if on not in point]
+            if missing:
+                raise ValueError(f"first.{index}: {field} needs {', '.join(missing)} beside it, which its branch is of")
+            if not space[field].exists_in(point):
+                raise ValueError(f"first.{index}: {field} is outside its branch, which is where {space[field].when}")
+
+
+def as_list(values: Any) -> list[Any]:
+    return values if isinstance(values, list) else [values]
