@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -28,13 +29,6 @@ trials: {trials}
 """
 
 
-@pytest.fixture(scope="module")
-def play(tmp_path_factory):
-    path = tmp_path_factory.mktemp("play") / "play.txt"
-    path.write_text("".join(f"SPEAKER {n % 7}:\nLine {n * n} of the play.\n\n" for n in range(2000)))
-    return path
-
-
 @pytest.fixture
 def cluster(monkeypatch):
     """A head that runs nothing, and two nodes of one CPU."""
@@ -52,19 +46,25 @@ def cluster(monkeypatch):
 @pytest.fixture
 def sweep(tmp_path, play, cluster):
     """Starts a sweep on the cluster."""
+    started: list[subprocess.Popen] = []
 
     def start(steps: int, every: int, trials: int, more: str = "", **environment: str) -> subprocess.Popen:
         path = tmp_path / "spread.yaml"
         path.write_text(SWEEP.format(play=play, steps=steps, every=every, trials=trials) + more)
-        return subprocess.Popen(
-            [sys.executable, "-m", "voicechat_ui.cli", "sweep", str(path), "--address", cluster.address, "--json"],
-            env={**os.environ, "VOICECHAT_HOME": str(tmp_path / "home"), **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "voicechat_ui.cli", "sweep", str(path), "--address", cluster.address, "--json"],
+                env={**os.environ, "VOICECHAT_HOME": str(tmp_path / "home"), **environment},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         )
+        return started[-1]
 
-    return start
+    yield start
+    for driver in started:
+        driver.kill()
 
 
 def trials_in(tmp_path) -> list[Trial]:
@@ -147,3 +147,48 @@ def test_without_the_token_nobody_joins(sweep):
     _, stderr = driver.communicate(timeout=120)
     assert driver.returncode == 2
     assert "the cluster's token" in stderr
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def test_a_sweep_runs_as_a_job(monkeypatch, tmp_path, play):
+    """`ray start` and `ray job submit`, as README says it."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("VOICECHAT_HOME", str(tmp_path / "home"))
+    path = tmp_path / "spread.yaml"
+    path.write_text(SWEEP.format(play=play, steps=20, every=10, trials=2))
+    port, dashboard, agent = free_ports(3)
+    start = (
+        f"ray start --head --port={port} --num-cpus=2 --block --dashboard-host=127.0.0.1 --dashboard-port={dashboard} "
+        f"--dashboard-agent-listen-port={agent}"
+    )
+    with (tmp_path / "log").open("w") as log:
+        head = subprocess.Popen(start.split(), stdout=log, stderr=log)
+    try:
+        address = f"http://127.0.0.1:{dashboard}"
+        submit = f"ray job submit --address {address} -- voicechat sweep {path} --address auto --json"
+        for _ in range(30):
+            job = subprocess.run(submit.split(), capture_output=True, text=True, timeout=240)
+            starting = ("Failed to connect", "try again later")
+            if job.returncode == 0 or not any(words in job.stderr + job.stdout for words in starting):
+                break
+            time.sleep(2)
+        assert job.returncode == 0, job.stdout + job.stderr
+        assert "succeeded" in job.stdout
+        assert [trial.state for trial in trials_in(tmp_path)] == ["finished"] * 2
+    finally:
+        descendants = psutil.Process(head.pid).children(recursive=True)
+        head.terminate()
+        head.wait(timeout=30)
+        for process in psutil.wait_procs(descendants, timeout=10)[1]:
+            process.kill()

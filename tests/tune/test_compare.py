@@ -35,9 +35,7 @@ VARIANTS = ("standard", "symmetric, tied", "shared P, tied")
 
 
 @pytest.fixture
-def path(tmp_path):
-    play = tmp_path / "play.txt"
-    play.write_text("".join(f"SPEAKER {n % 7}:\nLine {n * n} of the play.\n\n" for n in range(2000)))
+def path(tmp_path, play):
     file = tmp_path / "tiny.yaml"
     file.write_text(FILE.format(play=play))
     return file

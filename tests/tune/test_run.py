@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from voicechat_tune.storage import Storage
 from voicechat_tune.study import JOURNAL, Study, Trial
 from voicechat_tune.sweep_file import SweepFile
 
@@ -34,10 +36,7 @@ scheduler: {{grace_steps: {every}, reduction_factor: 2}}
 
 
 @pytest.fixture
-def sweep_file(tmp_path):
-    play = tmp_path / "play.txt"
-    play.write_text("".join(f"SPEAKER {n % 7}:\nLine {n * n} of the play.\n\n" for n in range(2000)))
-
+def sweep_file(tmp_path, play):
     def write(steps: int, every: int, more: str = "") -> Path:
         path = tmp_path / "small.yaml"
         path.write_text(SWEEP.format(play=play, steps=steps, every=every) + more)
@@ -48,18 +47,24 @@ def sweep_file(tmp_path):
 
 @pytest.fixture
 def voicechat(tmp_path):
-    """Starts the command in a home of its own."""
+    """Starts the command in a home of its own; what a failed test leaves running is killed."""
+    started: list[subprocess.Popen] = []
 
     def start(*arguments, home: str = "home") -> subprocess.Popen:
-        return subprocess.Popen(
-            [sys.executable, "-m", "voicechat_ui.cli", *map(str, arguments)],
-            env={**os.environ, "VOICECHAT_HOME": str(tmp_path / home), "VOICECHAT_CPUS": "2"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "voicechat_ui.cli", *map(str, arguments)],
+                env={**os.environ, "VOICECHAT_HOME": str(tmp_path / home), "VOICECHAT_CPUS": "2"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         )
+        return started[-1]
 
-    return start
+    yield start
+    for process in started:
+        process.kill()
 
 
 def trials_in(tmp_path, home: str = "home") -> list[Trial]:
@@ -261,3 +266,34 @@ def test_only_one_process_drives_a_sweep(sweep_file, voicechat, tmp_path):
     assert f"process {first.pid} runs the sweep" in stderr
     first.send_signal(signal.SIGINT)
     first.communicate(timeout=60)
+
+
+def test_results_go_to_s3_and_another_machine_goes_on_from_there(
+    sweep_file, voicechat, tmp_path, s3_server, credentials
+):
+    uri = f"s3://results/sweeps?endpoint_override={s3_server}&scheme=http"
+    path = sweep_file(900, 300, f"storage: {uri}\nconcurrent: 1\n")
+    run = voicechat("sweep", path)
+    wait_for(lambda: any(trial.state == "finished" for trial in trials_in(tmp_path)))
+    wait_for(lambda: any(trial.state == "unfinished" and trial.runs for trial in trials_in(tmp_path)))
+    run.send_signal(signal.SIGINT)
+    _, stderr = run.communicate(timeout=120)
+    assert run.returncode == 130, stderr
+    before = decisions([trial for trial in trials_in(tmp_path) if trial.state != "unfinished"])
+    shutil.rmtree(tmp_path / "home" / "sweeps")  # the machine is gone, and its successor has an empty folder
+    run = voicechat("sweep", path, "--resume", "--json")
+    stdout, stderr = run.communicate(timeout=240)
+    assert run.returncode == 0, stderr
+    trials = trials_in(tmp_path)
+    assert decisions(trials)[: len(before)] == before
+    finished = [trial for trial in trials if trial.state == "finished"]
+    assert len(json.loads(stdout)) == len(finished)
+    store = Storage(uri)
+    kept = {name for name in store.names("small/runs") if len(store.names(f"small/runs/{name}")) > 1}
+    assert kept == {f"{trial.number:04}" for trial in finished}
+    for name in kept:
+        held = [entry.partition("-")[0] for entry in store.names(f"small/runs/{name}")]
+        assert sorted(held) == ["best", "last", "log.txt"]
+    assert "going on from step" in "".join(
+        voicechat("trial", "small", trial.number).communicate(timeout=60)[0] for trial in trials
+    )

@@ -3,58 +3,12 @@
 import json
 import os
 import pickle
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
-import httpx
 import pytest
 
 from voicechat_platform.errors import InputError
 from voicechat_tune.storage import Storage
-
-
-@contextmanager
-def s3(folder: Path, **environment: str) -> Iterator[str]:
-    """The address of an S3 that lives in memory, with an empty bucket named "results"."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
-    log = (folder / "log").open("w")
-    server = subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                httpx.put(f"http://127.0.0.1:{port}/results").raise_for_status()
-                break
-            except httpx.TransportError:
-                assert server.poll() is None, "moto's server has ended"
-                assert time.monotonic() < deadline, "moto's server does not answer"
-                time.sleep(0.1)
-        yield f"127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait()
-        log.close()
-
-
-@pytest.fixture(scope="module")
-def s3_server(tmp_path_factory):
-    with s3(tmp_path_factory.mktemp("moto")) as address:
-        yield address
-
-
-@pytest.fixture
-def credentials(monkeypatch):
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -196,8 +150,8 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path, s3_server, credenti
         assert uri in str(refusal.value)
 
 
-def test_wrong_credentials_are_refused(tmp_path, credentials):
-    with s3(tmp_path, INITIAL_NO_AUTH_ACTION_COUNT="1") as server:  # the bucket is made; then keys are checked
+def test_wrong_credentials_are_refused(start_s3, tmp_path, credentials):
+    with start_s3(tmp_path, INITIAL_NO_AUTH_ACTION_COUNT="1") as server:  # the bucket is made; then keys are checked
         uri = f"s3://results/x?endpoint_override={server}&scheme=http"
         with pytest.raises(InputError, match=r"AWS Error.* the credentials must allow"):
             Storage(uri).check_writable()

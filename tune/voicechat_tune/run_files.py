@@ -62,14 +62,19 @@ class RunFiles:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self.store is not None and self.scratch is not None:
-            self.store.put_file(self.folder / "log.txt", f"{self.prefix}/log.txt")
+        if self.scratch is not None:
+            self.put_log()
             self.scratch.cleanup()
+
+    def put_log(self) -> None:
+        if self.store is not None and (self.folder / "log.txt").exists():
+            self.store.put_file(self.folder / "log.txt", f"{self.prefix}/log.txt")
 
     def put(self) -> None:
         """Bring the store up to date; a new checkpoint is there whole before the old one goes."""
         if self.store is None:
             return
+        self.put_log()
         for kept in KEPT:
             checkpoint = self.folder / kept
             if not checkpoint.exists():
