@@ -1,5 +1,6 @@
 """Sweeps on a real Ray: trials in the registry; a killed trial, a killed driver, an interrupted one; faults."""
 
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from voicechat_tune.disk import is_disk_full
 from voicechat_tune.storage import Storage
 from voicechat_tune.study import JOURNAL, Study, Trial
 from voicechat_tune.sweep_file import SweepFile
@@ -297,3 +299,36 @@ def test_results_go_to_s3_and_another_machine_goes_on_from_there(
     assert "going on from step" in "".join(
         voicechat("trial", "small", trial.number).communicate(timeout=60)[0] for trial in trials
     )
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MiB, and a way to make it larger."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a small disk; test_a_full_disk_is_known_from_other_faults covers the rest")
+    yield folder, lambda: subprocess.run(["mount", "-o", "remount,size=200m", str(folder)], check=True)
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_the_sweep_which_goes_on_when_there_is_room(sweep_file, voicechat, tmp_path, small_disk):
+    folder, enlarge = small_disk
+    path = sweep_file(60, 20)
+    path.write_text(path.read_text().replace("width: 32", "width: 256"))
+    run = voicechat("sweep", path, home="disk/home")
+    _, stderr = run.communicate(timeout=120)
+    assert run.returncode in (1, 2), stderr
+    assert f"the disk is full at {folder}/home/sweeps/small" in stderr
+    enlarge()
+    run = voicechat("sweep", path, home="disk/home")
+    _, stderr = run.communicate(timeout=120)
+    assert run.returncode == 0, stderr
+    assert all(trial.state in ("finished", "stopped") for trial in trials_in(tmp_path, "disk/home"))
+
+
+def test_a_full_disk_is_known_from_other_faults(tmp_path):
+    assert is_disk_full(OSError(errno.ENOSPC, "No space left on device"), tmp_path)
+    assert is_disk_full(RuntimeError("I/O error: No space left on device (os error 28)"), tmp_path)
+    assert not is_disk_full(OSError(errno.EACCES, "Permission denied"), tmp_path)

@@ -25,6 +25,7 @@ from voicechat_platform.settings import settings
 from voicechat_platform.training.loop import Evaluation
 from voicechat_platform.training.starting_point import find_start, load_data
 from voicechat_tune.conductor import ConductedScheduler, ConductedSearch, Conductor
+from voicechat_tune.disk import is_disk_full
 from voicechat_tune.follow import Follower
 from voicechat_tune.resources import check_resources, room_for
 from voicechat_tune.run_files import SweepFiles, object_store, sweep_folder
@@ -80,7 +81,7 @@ def run_sweep(
             it asks for what the machines can never give.
     """
     folder = sweep_folder(sweep.name, sweep.storage)
-    with locked(folder):
+    with locked(folder), full_disk_explained(folder):
         store = object_store(sweep)
         if store is not None:
             store.check_writable()
@@ -94,6 +95,9 @@ def run_sweep(
         study = Study(folder, sweep)
         if sweep.warm_start and not resumes:
             warm(sweep, study)
+        keeper = Keeper(sweep, study, folder)
+        if Conductor(sweep, study, wanted, room=1).is_over():
+            return outcome(study, wanted, "", keeper)
         log.info("reading the data")
         data = load_data(sweep.recipe)
         log.info("starting Ray")
@@ -103,11 +107,8 @@ def run_sweep(
         conductor = Conductor(sweep, study, wanted, sweep.concurrent or room_for(sweep))
         if resumes:
             log.info("going on with the sweep in %s", folder)
-        keeper = Keeper(sweep, study, folder)
-        if not conductor.is_over():
-            conduct(sweep, folder, conductor, keeper, data, tensorboard)
-        keeper.finish()
-        return outcome(sweep, conductor, keeper)
+        conduct(sweep, folder, conductor, keeper, data, tensorboard)
+        return outcome(study, wanted, conductor.stopping, keeper)
 
 
 def conduct(
@@ -191,6 +192,24 @@ def locked(folder: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+@contextlib.contextmanager
+def full_disk_explained(folder: Path) -> Iterator[None]:
+    """
+    Raises:
+        InputError: in place of what a full disk made fail.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if not is_disk_full(error, folder):
+            raise
+        raise InputError(
+            f"the disk is full at {folder}: make room, and the same command goes on from what is finished"
+        ) from error
 
 
 def note(sweep: SweepFile, folder: Path, force: bool, extend: int) -> int:
@@ -322,13 +341,18 @@ class Keeper:
                 self.store.put_file(self.folder / name, f"{self.sweep.name}/{name}")
 
 
-def outcome(sweep: SweepFile, conductor: Conductor, keeper: Keeper) -> Outcome:
-    trials = conductor.study.trials()
+def outcome(study: Study, wanted: int, stopping: str, keeper: Keeper) -> Outcome:
+    """
+    Args:
+        stopping: why the conductor ended the sweep early, if it did.
+    """
+    keeper.finish()
+    trials = study.trials()
     ranked = sorted(
         (trial for trial in trials if trial.state == "finished"), key=lambda trial: trial.loss or float("inf")
     )
-    unfinished = conductor.wanted - sum(trial.state != "unfinished" for trial in trials)
-    reason = conductor.stopping or ("interrupted" if unfinished else "")
+    unfinished = wanted - sum(trial.state != "unfinished" for trial in trials)
+    reason = stopping or ("interrupted" if unfinished else "")
     return Outcome(
         finished=[keeper.kept[run.key] for trial in ranked for run in trial.runs if run.key in keeper.kept],
         failed=sum(trial.state == "failed" for trial in trials),

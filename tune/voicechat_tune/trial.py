@@ -4,7 +4,6 @@ A run keeps its checkpoints in a folder of its own, so it goes on from there on 
 It tells its evaluations from the start again then, in case the driver did not hear of the last ones.
 """
 
-import errno
 import logging
 import threading
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from voicechat_platform.training.loop import Evaluation, Training
 from voicechat_platform.training.recipe import Recipe
 from voicechat_platform.training.run_folder import RunFolder
 from voicechat_platform.training.throughput import cache_bytes_per_token, non_embedding_parameters, training_flops
+from voicechat_tune.disk import is_disk_full
 from voicechat_tune.preemption import Preempted, node_is_going
 from voicechat_tune.run_files import RunFiles
 from voicechat_tune.study import RunKey
@@ -50,10 +50,10 @@ def run_trial(config: dict[str, Any], sweep: SweepFile, folder: Path, data: Trai
         tune.report({"kind": "ending", "ending": "finished", "message": "", "facts": facts})
     except InputError as error:  # it would come again
         tune.report({"kind": "ending", "ending": "failed", "message": str(error), "facts": {}})
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if not is_disk_full(error, folder):
             raise
-        tune.report({"kind": "disk full", "message": f"the disk is full ({error}): make room"})
+        tune.report({"kind": "disk full", "message": f"the disk is full at {folder}: make room"})
 
 
 def train(

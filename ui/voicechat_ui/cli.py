@@ -187,13 +187,28 @@ def sweep(
     if not outcome.complete:
         console.print(
             f"Ended early ({outcome.reason}): what is finished is kept, {outcome.unfinished} trials are left. "
-            f"The same command goes on from there."
+            f"The same command goes on from there.",
+            soft_wrap=True,
         )
         raise typer.Exit(130 if outcome.reason == "interrupted" else 1)
     if outcome.best is None:
         raise typer.Exit(1)
     if not promote_best:
         console.print(f"Best: {outcome.best}. Serve it: voicechat promote {outcome.best}")
+
+
+@app.command()
+def schema(
+    out: Annotated[Path, typer.Option(help="folder for the files")] = Path("."),
+) -> None:
+    """Write the JSON schemas of recipes, sweep files and comparison files, which editors check YAML by.
+
+    Example: voicechat schema --out tune/schemas
+    """
+    from voicechat_tune.schemas import write_schemas
+
+    for path in write_schemas(out):
+        print(path)
 
 
 @app.command()
@@ -278,7 +293,8 @@ def compare(
         if not outcome.complete:
             console.print(
                 f"Ended early ({outcome.reason}): {outcome.unfinished} runs of this part are left. The same command "
-                f"goes on from there; with --write it writes up what there is."
+                f"goes on from there; with --write it writes up what there is.",
+                soft_wrap=True,
             )
             raise typer.Exit(130 if outcome.reason == "interrupted" else 1)
     folder = out or settings().folder("reports", comparison.name)

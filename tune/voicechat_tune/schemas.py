@@ -1,0 +1,23 @@
+"""JSON schemas of the files that people write, for editors that know the YAML language server's."""
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from voicechat_platform.training.recipe import Recipe
+from voicechat_tune.compare import ComparisonFile
+from voicechat_tune.sweep_file import SweepFile
+
+FILES: dict[str, type[BaseModel]] = {"recipe": Recipe, "sweep": SweepFile, "comparison": ComparisonFile}
+
+
+def write_schemas(folder: Path) -> list[Path]:
+    """recipe.json, sweep.json and comparison.json in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, model in FILES.items():
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps(model.model_json_schema(), indent=1) + "\n")
+        paths.append(path)
+    return paths
