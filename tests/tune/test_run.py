@@ -332,3 +332,35 @@ def test_a_full_disk_is_known_from_other_faults(tmp_path):
     assert is_disk_full(OSError(errno.ENOSPC, "No space left on device"), tmp_path)
     assert is_disk_full(RuntimeError("I/O error: No space left on device (os error 28)"), tmp_path)
     assert not is_disk_full(OSError(errno.EACCES, "Permission denied"), tmp_path)
+
+
+def test_a_population_trains_on_from_its_best_and_is_written_up(sweep_file, voicechat, tmp_path):
+    path = sweep_file(60, 20, "limits: {hours: 1}\n")
+    text = path.read_text()
+    text = text[: text.index("search:")] + (
+        "search:\n  training.learning_rate: {loguniform: [0.001, 0.02]}\n"
+        "trials: 4\nscheduler: {kind: pbt, population: 4, interval_steps: 20}\n"
+    )
+    path.write_text(text)
+    dry = voicechat("sweep", path, "--dry-run", "--json")
+    estimated = json.loads(dry.communicate(timeout=60)[0])
+    assert estimated["runs"] == 4
+    assert all(point["minutes"] > 0 for point in estimated["points"])
+    assert not trials_in(tmp_path), "nothing has run"
+    run = voicechat("sweep", path, "--json")
+    stdout, stderr = run.communicate(timeout=240)
+    assert run.returncode == 0, stderr
+    trials = trials_in(tmp_path)
+    assert [trial.lineage["generation"] for trial in trials] == [1] * 4 + [2] * 4 + [3] * 4
+    assert [trial.runs[0].step for trial in trials] == [20] * 4 + [40] * 4 + [60] * 4
+    for before, after in ((trials[:4], trials[4:8]), (trials[4:8], trials[8:])):
+        worst, best = max(before, key=lambda trial: trial.loss), min(before, key=lambda trial: trial.loss)
+        assert after[before.index(worst)].lineage["parent"] == best.number
+        assert after[before.index(best)].point == best.point
+    assert len(json.loads(stdout)) == 4, "the last generation is in the registry"
+    folder = tmp_path / "home" / "sweeps" / "small"
+    kept = sorted(path.parent.name for path in folder.glob("runs/*/last"))
+    assert kept == [f"{number:04}" for number in range(5, 13)], "what nobody goes on from is deleted"
+    shown = voicechat("report", "small", "--out", tmp_path / "report").communicate(timeout=120)[0]
+    assert Path(shown.strip()).exists()
+    assert "Of 12 trials" in (tmp_path / "report" / "report.md").read_text()

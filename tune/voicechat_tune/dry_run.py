@@ -107,7 +107,7 @@ def tables(sweep: SweepFile, facts: dict[str, Any], rows: list[dict[str, Any]]) 
     fields = list(dict.fromkeys(field for row in rows for field in row["point"]))
     points = Table(title=f"{len(rows)} of {facts['trials']} points")
     for name in [field.rpartition(".")[2].replace("_", " ") for field in fields]:
-        points.add_column(name, justify="right")
+        points.add_column(name, justify="right", overflow="fold")
     for name in ("parameters", "memory", "time here"):
         points.add_column(name, justify="right")
     for row in rows:

@@ -140,7 +140,7 @@ def trials_table(title: str, trials: list[Trial], sweep: SweepFile, active: Set[
     table = Table(title=title)
     table.add_column("trial", justify="right")
     for field in fields:
-        table.add_column(field.rpartition(".")[2].replace("_", " "), justify="right")
+        table.add_column(field.rpartition(".")[2].replace("_", " "), justify="right", overflow="fold")
     table.add_column("state")
     for column in ("step", "validation loss", "time left"):
         table.add_column(column, justify="right")
@@ -186,7 +186,7 @@ def describe(point: dict[str, Any]) -> str:
 
 
 def shown(value: Any) -> str:
-    return f"{value:.2e}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def minutes(seconds: float | None) -> str:

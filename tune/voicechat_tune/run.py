@@ -90,11 +90,14 @@ def run_sweep(
         elif store is not None and not (folder / JOURNAL).exists():  # another head began it
             for name in (JOURNAL, NOTES):
                 store.get_file(f"{sweep.name}/{name}", folder / name)
-        resumes = (folder / NOTES).exists()
-        wanted = note(sweep, folder, force, extend)
+        resumes = (folder / JOURNAL).exists()
+        notes = note(sweep, folder, force)
         study = Study(folder, sweep)
-        if sweep.warm_start and not resumes:
+        if sweep.warm_start and not study.trials():
             warm(sweep, study)
+        wanted = trials_of(sweep) + notes["extended"]
+        if extend:
+            wanted = extended(sweep, study, folder, notes, extend)
         keeper = Keeper(sweep, study, folder)
         if Conductor(sweep, study, wanted, room=1).is_over():
             return outcome(study, wanted, "", keeper)
@@ -212,8 +215,8 @@ def full_disk_explained(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def note(sweep: SweepFile, folder: Path, force: bool, extend: int) -> int:
-    """Note what the folder belongs to; how many trials there are to be in all.
+def note(sweep: SweepFile, folder: Path, force: bool) -> dict[str, Any]:
+    """Note what the folder belongs to: the "file", its "group" in the registry, by how many trials it is "extended".
 
     Raises:
         InputError: it belongs to another file, and `force` was not given.
@@ -221,19 +224,38 @@ def note(sweep: SweepFile, folder: Path, force: bool, extend: int) -> int:
     path = folder / NOTES
     notes: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"extended": 0, "group": group_of(sweep)}
     new, old = sweep.model_dump(mode="json", by_alias=True), notes.get("file")
-    if old is not None and old != new and not force:
+    if old is not None and not force and (changes := differences(old, new)):
         raise InputError(
-            f"{folder} holds a sweep {sweep.name!r} from a different file:\n{differences(old, new)}\n"
+            f"{folder} holds a sweep {sweep.name!r} from a different file:\n{changes}\n"
             f"go on with the new one with --force (what has run stays as it is), give this one another name, or throw "
             f"the old one away with --fresh"
         )
-    notes["extended"] += extend
-    if extend and (sweep.points or sweep.sampler == "grid" or sweep.generations() > 1):
-        raise InputError("--extend adds drawn trials; a grid, points and pbt have as many as they have")
+    write_notes(folder, {**notes, "file": new})
+    return notes
+
+
+def write_notes(folder: Path, notes: dict[str, Any]) -> None:
     whole = folder / f".{NOTES}"
-    whole.write_text(json.dumps({**notes, "file": new}, indent=2) + "\n")
-    whole.replace(path)
-    return trials_of(sweep) + notes["extended"]
+    whole.write_text(json.dumps(notes, indent=2) + "\n")
+    whole.replace(folder / NOTES)
+
+
+def extended(sweep: SweepFile, study: Study, folder: Path, notes: dict[str, Any], extend: int) -> int:
+    """How many trials there are to be in all, when a sweep that has ended gets some more.
+
+    One that has not ended goes on first, so that the same command after a Ctrl-C adds nothing twice.
+
+    Raises:
+        InputError: the sweep has as many trials as it has.
+    """
+    if sweep.points or sweep.sampler == "grid" or sweep.generations() > 1:
+        raise InputError("--extend adds drawn trials; a grid, points and pbt have as many as they have")
+    wanted = trials_of(sweep) + notes["extended"]
+    if not Conductor(sweep, study, wanted, room=1).is_over():
+        log.info("the sweep has not ended yet: it goes on to its %d trials, and --extend adds none", wanted)
+        return wanted
+    write_notes(folder, {**json.loads((folder / NOTES).read_text()), "extended": notes["extended"] + extend})
+    return wanted + extend
 
 
 def differences(old: Any, new: Any, where: str = "") -> str:

@@ -178,14 +178,16 @@ class Study:
 
     def warm(self, earlier: "Study") -> int:
         """Let the sampler know the finished trials of an earlier sweep; how many of them fit this space."""
-        if any("warm" in found.user_attrs for found in self.frozen()):
-            return 0
+        known = {found.user_attrs.get("warm") for found in self.frozen()}
         fitting = 0
         for trial in earlier.trials():
             found = earlier.find(trial.number)
             space = self.sweep.search
             fits = all(name in space and space[name].allows(value) for name, value in found.params.items())
             if trial.state != "finished" or not fits or len(found.values) != len(self.sweep.objectives):
+                continue
+            fitting += 1
+            if str(trial.number) in known:
                 continue
             self.optuna.add_trial(
                 create_trial(
@@ -195,7 +197,6 @@ class Study:
                     user_attrs={"warm": str(trial.number)},
                 )
             )
-            fitting += 1
         return fitting
 
     def find(self, number: int) -> FrozenTrial:
