@@ -66,6 +66,23 @@ def test_a_resumed_run_is_the_same_bit_for_bit(play, tmp_path, optimizer):
         assert torch.equal(ours, theirs)
 
 
+def test_a_run_that_goes_on_with_other_choices_trains_with_them(play, tmp_path):
+    """As a population does."""
+    corpus = load_data(recipe(play))
+    parent = Training(recipe(play, learning_rate=0.01, weight_decay=0.1), corpus)
+    next(parent.evaluations())
+    parent.save(tmp_path / "parent")
+    changed = recipe(play, learning_rate=0.002, adamw_learning_rate=0.004, weight_decay=0.9)
+    child = Training(changed, corpus, resume_from=tmp_path / "parent")
+    child.take_step()
+    groups = [group for optimizer in child.optimizers for group in optimizer.param_groups]
+    assert {group["peak"] for group in groups} == {0.002, 0.004}
+    assert {group["weight_decay"] for group in groups} == {0.9, 0.0}
+    expected = learning_rate_at(10, changed.training)
+    assert min(group["lr"] for group in groups) == pytest.approx(expected)
+    assert child.optimizers[0].state, "the momentum is the parent's"
+
+
 def test_a_checkpoint_tells_where_it_came_from(play, tmp_path):
     settings = recipe(play)
     training = Training(settings, load_data(settings), parent="sweep/trial")

@@ -159,6 +159,7 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+@pytest.mark.nightly
 def test_a_sweep_runs_as_a_job(monkeypatch, tmp_path, play):
     """`ray start` and `ray job submit`, as README says it."""
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)

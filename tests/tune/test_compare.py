@@ -121,6 +121,11 @@ def test_a_comparison_ends_in_a_report_that_claims_no_more_than_two_seeds_can(pa
     cells = {words.strip() for words in Text((tmp_path / "report" / "report.html").read_text()).words}
     assert "undecided" in cells
     assert not cells & {"better", "worse", "equivalent"}
+    edited = tmp_path / "edited.yaml"
+    edited.write_text(path.read_text().replace("[0.002, 0.008]", "[0.008, 0.002]"))
+    changed = voicechat("compare", edited, "--write")
+    assert changed.returncode == 2
+    assert "the comparison's file has changed since" in " ".join(changed.stderr.split())
     again = voicechat("compare", path, "--out", tmp_path / "report")  # nothing is trained twice
     assert again.returncode == 0
     assert "begins" not in again.stderr

@@ -12,7 +12,7 @@ from voicechat_platform.training.loop import Evaluation
 from voicechat_tune.conductor import MOST_ATTEMPTS, Conductor
 from voicechat_tune.search import trials_of
 from voicechat_tune.study import JOURNAL, Run, RunKey, Study, Trial
-from voicechat_tune.sweep_file import SweepFile
+from voicechat_tune.sweep_file import Limits, SweepFile
 
 BRANCHES = {
     "model.attention": {"choice": ["standard", "metric"]},
@@ -56,7 +56,9 @@ class Machine:
     def run(self, kill_at: int | None = None) -> list[Trial]:
         self.left = math.inf if kill_at is None else kill_at
         study = Study(self.folder, self.sweep)
-        conductor = Conductor(self.sweep, study, trials_of(self.sweep), room=1)
+        study.set = self.mortal(study.set)
+        study.optuna.tell = self.mortal(study.optuna.tell)
+        conductor = Conductor(self.sweep, study, trials_of(self.sweep), room=lambda: 1)
         turn = 0
         while not conductor.is_over():
             self.moment()
@@ -82,6 +84,15 @@ class Machine:
         self.moment()
         facts = {"facts/validation_loss": loss_of(trial, key, until), "facts/parameters": size_of(trial)}
         conductor.reported(ray_id, {"kind": "ending", "ending": "finished", "message": "", **facts})
+
+    def mortal(self, write):
+        """A writing into the study before which everything may be killed."""
+
+        def maybe(*arguments, **more):
+            self.moment()
+            return write(*arguments, **more)
+
+        return maybe
 
     def moment(self) -> None:
         self.left -= 1
@@ -122,7 +133,7 @@ def run_facts(run: Run) -> tuple:
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
-@given(kills=st.lists(st.integers(1, 60), min_size=1, max_size=4))
+@given(kills=st.lists(st.integers(1, 120), min_size=1, max_size=4))
 def test_a_broken_off_sweep_ends_as_a_whole_one(kind, kills, tmp_path_factory):
     sweep = sweep_of(kind)
     whole = Machine(sweep, tmp_path_factory.mktemp("whole")).run()
@@ -175,7 +186,7 @@ def test_a_journal_cut_in_a_line_is_mended(tmp_path):
 def test_a_run_that_keeps_breaking_off_has_failed_and_one_that_gets_on_has_not(tmp_path):
     sweep = sweep_of("random, three seeds")
     study = Study(tmp_path, sweep)
-    conductor = Conductor(sweep, study, 2, room=1)
+    conductor = Conductor(sweep, study, 2, room=lambda: 1)
     for attempt in range(MOST_ATTEMPTS):
         key, trial = conductor.next_run()
         assert key == RunKey(1)
@@ -189,3 +200,52 @@ def test_a_run_that_keeps_breaking_off_has_failed_and_one_that_gets_on_has_not(t
         assert not conductor.reported(f"b{attempt}", report(trial, key, 2 * attempt + 2))
         conductor.broke_off(f"b{attempt}", "killed", is_fault=True)
     assert study.trials()[1].state == "unfinished"
+
+
+def finished(loss: float) -> dict:
+    return {"kind": "ending", "ending": "finished", "message": "", "facts/validation_loss": loss}
+
+
+def test_seeds_that_run_side_by_side_end_their_trial_with_the_last_of_them(tmp_path):
+    sweep = sweep_of("random, three seeds")
+    study = Study(tmp_path, sweep)
+    conductor = Conductor(sweep, study, 1, room=lambda: 2)
+    key, trial = conductor.next_run()
+    conductor.begins("a", key)
+    assert conductor.next_run() is None, "the others wait for the first"
+    conductor.reported("a", report(trial, key, 2))
+    conductor.reported("a", finished(1.0))
+    keys = []
+    for ray_id in ("b", "c"):
+        key, trial = conductor.next_run()
+        conductor.begins(ray_id, key)
+        conductor.reported(ray_id, report(trial, key, 2))
+        keys.append(key)
+    assert keys == [RunKey(1, 1), RunKey(1, 2)]
+    conductor.reported("b", finished(2.0))
+    assert study.trials()[0].state == "unfinished"
+    conductor.reported("c", finished(6.0))
+    assert (study.trials()[0].state, study.trials()[0].loss) == ("finished", 3.0)
+
+
+def test_a_seed_that_fails_stops_the_others(tmp_path):
+    sweep = sweep_of("random, three seeds")
+    study = Study(tmp_path, sweep)
+    conductor = Conductor(sweep, study, 1, room=lambda: 2)
+    for ray_id in ("a", "b", "c"):
+        key, trial = conductor.next_run()
+        conductor.begins(ray_id, key)
+        if ray_id == "a":
+            conductor.reported("a", finished(1.0))
+    conductor.reported("b", {"kind": "ending", "ending": "failed", "message": "no number"})
+    assert study.trials()[0].state == "failed"
+    assert conductor.reported("c", report(trial, key, 2)), "it is told to stop"
+    assert conductor.is_over()
+
+
+def test_a_used_up_limit_lets_nothing_begin(tmp_path):
+    sweep = sweep_of("tpe and asha").model_copy(update={"limits": Limits(hours=1e-9)})
+    conductor = Conductor(sweep, Study(tmp_path, sweep), 3, room=lambda: 1)
+    assert conductor.next_run() is None
+    assert "limits.hours" in conductor.stopping
+    assert conductor.is_over()

@@ -13,7 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from voicechat_platform.errors import InputError
 from voicechat_tune.disk import is_disk_full
+from voicechat_tune.run import locked
 from voicechat_tune.storage import Storage
 from voicechat_tune.study import JOURNAL, Study, Trial
 from voicechat_tune.sweep_file import SweepFile
@@ -140,6 +142,7 @@ def test_a_sweep_ends_in_the_registry_with_a_champion(sweep_file, voicechat, tmp
     assert trials_in(tmp_path)[4].state in ("finished", "stopped")
 
 
+@pytest.mark.nightly  # a node's death (test_cluster.py) goes the same way every day
 def test_a_killed_trial_goes_on_from_its_checkpoint(sweep_file, voicechat, tmp_path):
     run = voicechat("sweep", sweep_file(2000, 500), "--json")
     wait_for(lambda: any(steps_seen(tmp_path)) and trial_processes(run))
@@ -258,16 +261,18 @@ def test_faults_are_said_at_once(sweep_file, voicechat, tmp_path):
     assert "there is no sweep 'unheard-of'; there are: small" in stderr
 
 
-def test_only_one_process_drives_a_sweep(sweep_file, voicechat, tmp_path):
-    path = sweep_file(5000, 100)
-    first = voicechat("sweep", path)
-    wait_for(lambda: trials_in(tmp_path))
-    second = voicechat("sweep", path)
-    _, stderr = second.communicate(timeout=60)
-    assert second.returncode == 2
-    assert f"process {first.pid} runs the sweep" in stderr
-    first.send_signal(signal.SIGINT)
-    first.communicate(timeout=60)
+def test_only_one_process_drives_a_sweep(tmp_path):
+    program = "import sys; from pathlib import Path; from voicechat_tune.run import locked\n"
+    program += "with locked(Path(sys.argv[1])): print('holds it', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert first.stdout.readline() == "holds it\n"
+    with pytest.raises(InputError, match=f"process {first.pid} runs the sweep"), locked(tmp_path):
+        pass
+    first.kill()
+    first.wait()
+    with locked(tmp_path):
+        pass  # a killed one holds it no more
 
 
 def test_results_go_to_s3_and_another_machine_goes_on_from_there(

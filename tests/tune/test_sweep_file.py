@@ -148,3 +148,9 @@ def test_the_packaged_quickstart_tries_both_variants():
     packaged = read_sweep(quickstart())
     assert packaged.trials >= 4
     assert {point["model.attention"] for point in packaged.first} == {"standard", "metric"}
+
+
+@pytest.mark.parametrize("field", ["corpus.source", "training.steps", "init_from"])
+def test_points_change_what_differs_between_trials_and_nothing_else(field):
+    with pytest.raises(ValueError, match="is the same for all trials; give it in the recipe"):
+        SweepFile.model_validate({"name": "p", "points": [{field: "x"}]})

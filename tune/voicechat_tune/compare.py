@@ -23,7 +23,7 @@ from voicechat_tune.report.findings import Findings, Table
 from voicechat_tune.report.gather import comparison_findings
 from voicechat_tune.run import Outcome, open_study, run_sweep
 from voicechat_tune.space import Value
-from voicechat_tune.study import Study
+from voicechat_tune.study import Trial
 from voicechat_tune.sweep_file import Price, SweepFile, check_fits, with_fields
 
 log = logging.getLogger(__name__)
@@ -155,10 +155,26 @@ def seeds_sweep(comparison: ComparisonFile) -> tuple[SweepFile, list[Place]]:
     return comparison.sweep("seeds", points), places
 
 
+def trials_of_points(sweep: SweepFile) -> list[Trial]:
+    """What has run of a sweep's points, each in its place.
+
+    Raises:
+        InputError: it has not begun, or ran other points: the comparison's file has changed since.
+    """
+    trials = open_study(sweep.name).trials()
+    for trial, point in zip(trials, sweep.points, strict=False):
+        if trial.point != point:
+            raise InputError(
+                f"trial {trial.number} of the sweep {sweep.name} ran {trial.point}, not {point}: the comparison's file "
+                f"has changed since; bring the old one back, or give the comparison another name"
+            )
+    return trials
+
+
 def best_choices(comparison: ComparisonFile) -> dict[str, dict[str, Any]]:
     """What each variant did best with in the tuning."""
     sweep, places = tuning_sweep(comparison)
-    trials = open_study(sweep.name).trials()
+    trials = trials_of_points(sweep)
     best: dict[str, tuple[float, dict[str, Any]]] = {}
     for trial, place in zip(trials, places, strict=False):
         if trial.state != "finished" or trial.loss is None:
@@ -199,12 +215,10 @@ def findings(comparison: ComparisonFile) -> Findings:
     """
     tuning, tuning_places = tuning_sweep(comparison)
     seeds, seeds_places = seeds_sweep(comparison)
-    parts: list[tuple[Study, list[Place]]] = [(open_study(tuning.name), tuning_places)]
-    parts.append((open_study(seeds.name), seeds_places))
     placed = [
-        (study, trial, place.table, place.variant)
-        for study, places in parts
-        for trial, place in zip(study.trials(), places, strict=False)
+        (open_study(sweep.name), trial, place.table, place.variant)
+        for sweep, places in ((tuning, tuning_places), (seeds, seeds_places))
+        for trial, place in zip(trials_of_points(sweep), places, strict=False)
     ]
     return comparison_findings(
         placed,

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -26,10 +27,10 @@ class Conductor:
 
     Args:
         wanted: trials in all.
-        room: runs that may go on at a time.
+        room: how many runs may go on at a time, asked whenever one might begin: a cluster may grow.
     """
 
-    def __init__(self, sweep: SweepFile, study: Study, wanted: int, room: int):
+    def __init__(self, sweep: SweepFile, study: Study, wanted: int, room: Callable[[], int]):
         self.sweep, self.study, self.wanted, self.room = sweep, study, wanted, room
         self.active: dict[str, RunKey] = {}
         """Under Ray's id of each."""
@@ -45,9 +46,11 @@ class Conductor:
 
     def next_run(self) -> tuple[RunKey, Trial] | None:
         """The next run to train: an unfinished one first, then one more seed, then a new trial; None for now."""
-        if self.stopping or len(self.active) >= self.room:
+        trials = self.study.trials()
+        self.stopping = self.stopping or reached_limit(self.sweep, trials, self.clock())
+        if self.stopping or len(self.active) >= self.room():
             return None
-        for trial in self.study.trials():
+        for trial in trials:
             if trial.state == "unfinished" and (key := self.waiting(trial)):
                 return key, trial
         new = next_trial(self.sweep, self.study, self.wanted)
@@ -95,10 +98,13 @@ class Conductor:
         """Whether the run is to stop after this evaluation, which may be one that was heard of before a kill."""
         spent = self.spent(key)
         self.seen[key] = time.monotonic()
-        clock = self.earlier_seconds + time.monotonic() - self.began
+        clock = self.clock()
         if self.study.record(key, {**evaluation, "spent": spent}, clock):
             self.attempts[key] = 0
         trials = self.study.trials()
+        if trials[key.trial - 1].state != "unfinished":  # another seed of it has failed
+            self.ends(ray_id)
+            return True
         run = until(next(run for run in trials[key.trial - 1].runs if run.key == key), evaluation["step"])
         if falls_behind(self.sweep, trials, run):
             self.study.end_run(key, "stopped", "fell behind at a rung", {"seconds": spent})
@@ -109,6 +115,10 @@ class Conductor:
         if self.stopping:
             self.ends(ray_id)
         return bool(self.stopping)
+
+    def clock(self) -> float:
+        """The sweep's seconds so far, over all sittings."""
+        return self.earlier_seconds + time.monotonic() - self.began
 
     def spent(self, key: RunKey) -> float:
         """Seconds that the run has taken, over all its attempts."""
@@ -142,9 +152,7 @@ def hours_of(trials: list[Trial]) -> float:
 
 
 def cost_of(sweep: SweepFile, trials: list[Trial]) -> float:
-    cpus, gpus = sweep.cpus_per_trial, sweep.gpus_per_trial
-    hourly = sweep.workers_per_trial * (cpus * sweep.price.cpu_hour + gpus * sweep.price.gpu_hour)
-    return hours_of(trials) * hourly
+    return hours_of(trials) * sweep.hourly_cost()
 
 
 def reached_limit(sweep: SweepFile, trials: list[Trial], clock: float) -> str:
@@ -176,7 +184,7 @@ class ConductedSearch(Searcher):
             return Searcher.FINISHED
         found = self.conductor.next_run()
         if found is None:
-            return None
+            return Searcher.FINISHED if self.conductor.is_over() else None
         key, trial = found
         self.conductor.begins(trial_id, key)
         parent = trial.lineage.get("parent")

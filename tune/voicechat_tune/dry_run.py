@@ -24,7 +24,7 @@ STEPS_TIMED = 3
 
 
 def estimate(sweep: SweepFile) -> tuple[dict[str, Any], list[Table]]:
-    """Points drawn at random as the sampler would draw its first, each model built without memory, and estimates.
+    """Points, listed or drawn as the sampler would draw its first, each model built without memory, and estimates.
 
     Time is what this machine takes for a few steps of the first point, scaled by each model's FLOPs; with every run
     going to its last step, which a scheduler spares many.
@@ -34,7 +34,7 @@ def estimate(sweep: SweepFile) -> tuple[dict[str, Any], list[Table]]:
     """
     if store := object_store(sweep):
         store.check_writable()
-    points = (listed_points(sweep) or drawn_points(sweep))[:SHOWN]
+    points = listed_points(sweep) or drawn_points(sweep)
     recipes = [sweep.recipe_for(point) for point in points]
     data = load_data(sweep.recipe)
     start = find_start(sweep.recipe)
@@ -54,15 +54,14 @@ def estimate(sweep: SweepFile) -> tuple[dict[str, Any], list[Table]]:
         )
     runs = trials_of(sweep) * sweep.seeds // sweep.generations()
     hours = runs * sum(row["minutes"] for row in rows) / len(rows) / 60
-    hourly = sweep.cpus_per_trial * sweep.price.cpu_hour + sweep.gpus_per_trial * sweep.price.gpu_hour
     facts = {
         "trials": trials_of(sweep),
         "runs": runs,
-        "run_hours_at_most": round(hours, 3),
-        "cost_at_most": round(hours * hourly * sweep.workers_per_trial, 2),
+        "run_hours": round(hours, 3),
+        "cost": round(hours * sweep.hourly_cost(), 2),
         "points": rows,
     }
-    return facts, tables(sweep, facts, rows)
+    return facts, tables(facts, rows[:SHOWN])
 
 
 def drawn_points(sweep: SweepFile) -> list[dict[str, Any]]:
@@ -103,7 +102,7 @@ def memory(model: PreTrainedModel, recipe: Recipe) -> float:
     return 4.0 * (model.num_parameters() * (2 + moments) + tokens * kept)
 
 
-def tables(sweep: SweepFile, facts: dict[str, Any], rows: list[dict[str, Any]]) -> list[Table]:
+def tables(facts: dict[str, Any], rows: list[dict[str, Any]]) -> list[Table]:
     fields = list(dict.fromkeys(field for row in rows for field in row["point"]))
     points = Table(title=f"{len(rows)} of {facts['trials']} points")
     for name in [field.rpartition(".")[2].replace("_", " ") for field in fields]:
@@ -120,5 +119,5 @@ def tables(sweep: SweepFile, facts: dict[str, Any], rows: list[dict[str, Any]]) 
     whole = Table(title="the whole sweep, if no run is stopped early")
     for name in ("runs", "hours of training", "cost"):
         whole.add_column(name, justify="right")
-    whole.add_row(str(facts["runs"]), f"{facts['run_hours_at_most']:.2f}", f"{facts['cost_at_most']:.2f}")
+    whole.add_row(str(facts["runs"]), f"{facts['run_hours']:.2f}", f"{facts['cost']:.2f}")
     return [points, whole]

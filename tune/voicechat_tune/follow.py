@@ -45,6 +45,7 @@ class Follower(tune.Callback):
         key = RunKey(trial.config["trial"], trial.config["seed_index"])
         self.keys[trial.trial_id] = key
         self.say(f"{name_of(key)}: {describe(trial.config['point'])} begins")
+        self.keeper.soon()
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict, **info: Any) -> None:
         if result.get("kind") != "evaluation":
@@ -144,7 +145,8 @@ def trials_table(title: str, trials: list[Trial], sweep: SweepFile, active: Set[
     table.add_column("state")
     for column in ("step", "validation loss", "time left"):
         table.add_column(column, justify="right")
-    best = min((trial.loss for trial in trials if trial.loss is not None), default=None)
+    ended = [trial for trial in trials if trial.state == "finished" and trial.loss is not None]
+    best = min(ended, key=lambda trial: trial.loss or 0.0, default=None)
     for trial in trials:
         runs = [run for run in trial.runs if run.key in active]
         state = trial.state
@@ -160,7 +162,7 @@ def trials_table(title: str, trials: list[Trial], sweep: SweepFile, active: Set[
             str(trial.runs[-1].step) if trial.runs else "0",
             "" if trial.loss is None else f"{trial.loss:.4f}",
             minutes(left),
-            style="bold green" if trial.loss is not None and trial.loss == best else None,
+            style="bold green" if trial is best and len(sweep.objectives) == 1 else None,
         )
     return table
 

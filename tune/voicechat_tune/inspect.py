@@ -28,7 +28,7 @@ def trial_facts(name: str, number: int) -> dict[str, Any]:
         "runs": [
             {
                 "run": str(run.key),
-                "seed": study.sweep.recipe_for(trial.point, run.key.seed_index).seed,
+                "seed": study.sweep.seed_of(trial.point, run.key.seed_index),
                 "ending": run.ending or "unfinished",
                 "message": run.message,
                 "facts": run.facts,

@@ -58,6 +58,8 @@ def explored(space: dict[str, Parameter], point: dict[str, Any], random: np.rand
                 moved = float(np.exp(random.uniform(np.log(low), np.log(high))))
             else:
                 moved = float(random.uniform(low, high)) if anew else value * FACTORS[int(random.integers(2))]
+            if parameter.integer and not anew and round(moved) == value:
+                moved = value + (1 if moved > value else -1)
             moved = min(max(moved, low), high)
             changed[field] = round(moved) if parameter.integer else moved
     return changed

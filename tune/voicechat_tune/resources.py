@@ -45,12 +45,14 @@ def check_resources(sweep: SweepFile) -> None:
 
 
 def room_for(sweep: SweepFile) -> int:
-    """How many runs find room at a time."""
+    """How many runs find room at a time; one more where the cluster grows: it is what makes it grow."""
+    if sweep.concurrent is not None:
+        return sweep.concurrent
     needed = {"CPU": sweep.cpus_per_trial, "GPU": sweep.gpus_per_trial}
     room = 0
     for machine in alive():
         room += min(int(machine.get(kind, 0) / amount + 1e-6) for kind, amount in needed.items() if amount)
-    return max(1, room // sweep.workers_per_trial)
+    return max(1, room // sweep.workers_per_trial + grows())
 
 
 def alive() -> list[dict[str, float]]:

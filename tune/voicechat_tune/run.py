@@ -2,13 +2,14 @@
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import signal
 import tempfile
+import uuid
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,7 @@ from voicechat_tune.wheel import build_wheel
 
 log = logging.getLogger(__name__)
 NOTES = "sweep.json"
+POINTER = "lies-in"
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def run_sweep(
             it asks for what the machines can never give.
     """
     folder = sweep_folder(sweep.name, sweep.storage)
+    point_to(folder, sweep.name)
     with locked(folder), full_disk_explained(folder):
         store = object_store(sweep)
         if store is not None:
@@ -88,7 +91,7 @@ def run_sweep(
         if fresh:
             throw_away(sweep, folder)
         elif store is not None and not (folder / JOURNAL).exists():  # another head began it
-            for name in (JOURNAL, NOTES):
+            for name in (NOTES, JOURNAL):
                 store.get_file(f"{sweep.name}/{name}", folder / name)
         resumes = (folder / JOURNAL).exists()
         notes = note(sweep, folder, force)
@@ -99,7 +102,7 @@ def run_sweep(
         if extend:
             wanted = extended(sweep, study, folder, notes, extend)
         keeper = Keeper(sweep, study, folder)
-        if Conductor(sweep, study, wanted, room=1).is_over():
+        if Conductor(sweep, study, wanted, room=lambda: 0).is_over():
             return outcome(study, wanted, "", keeper)
         log.info("reading the data")
         data = load_data(sweep.recipe)
@@ -107,7 +110,7 @@ def run_sweep(
         with tempfile.TemporaryDirectory() as scratch:
             start_ray(build_wheel(Path(scratch)) if settings().ray_address != "local" else None)
         check_resources(sweep)
-        conductor = Conductor(sweep, study, wanted, sweep.concurrent or room_for(sweep))
+        conductor = Conductor(sweep, study, wanted, room=lambda: room_for(sweep))
         if resumes:
             log.info("going on with the sweep in %s", folder)
         conduct(sweep, folder, conductor, keeper, data, tensorboard)
@@ -118,7 +121,7 @@ def conduct(
     sweep: SweepFile, folder: Path, conductor: Conductor, keeper: "Keeper", data: Any, tensorboard: bool
 ) -> None:
     """Let Ray Tune run what the conductor hands out."""
-    quiet_tune()
+    quiet_tune(room_for(sweep))
     scratch = folder / ".ray-tune"  # its own notes, of which nothing is needed afterwards
     shutil.rmtree(scratch, ignore_errors=True)
     resources = {"CPU": sweep.cpus_per_trial, "GPU": sweep.gpus_per_trial}
@@ -160,9 +163,11 @@ def is_begun(sweep: SweepFile) -> bool:
     return begun or (store is not None and JOURNAL in store.names(sweep.name))
 
 
-def quiet_tune() -> None:
-    """Tune would print its own tables, warn of every default, log each trial three times, and save its state."""
+def quiet_tune(room: int) -> None:
+    """Tune would print its own tables, warn of every default, log each trial three times, save its state, and start
+    one process after the other."""
     for name, value in {
+        "TUNE_MAX_PENDING_TRIALS_PG": str(room),
         "RAY_AIR_NEW_OUTPUT": "0",
         "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
         "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -230,8 +235,26 @@ def note(sweep: SweepFile, folder: Path, force: bool) -> dict[str, Any]:
             f"go on with the new one with --force (what has run stays as it is), give this one another name, or throw "
             f"the old one away with --fresh"
         )
+    if old is not None:
+        check_can_change(folder, old, new)
     write_notes(folder, {**notes, "file": new})
     return notes
+
+
+def check_can_change(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """
+    Raises:
+        InputError: what changes, even with --force, would not fit what has run.
+    """
+    if old["objectives"] != new["objectives"]:
+        raise InputError(f"the objectives of the sweep in {folder} cannot change: give this one another name")
+    if old["recipe"] != new["recipe"] and (folder / JOURNAL).exists():
+        study = Study(folder, SweepFile.model_validate(old), writable=False)
+        if half := [str(trial.number) for trial in study.trials() if trial.state == "unfinished"]:
+            raise InputError(
+                f"the recipe changes while trials are half done ({', '.join(half)}): finish them with the old file, "
+                f"give this one another name, or throw the old one away with --fresh"
+            )
 
 
 def write_notes(folder: Path, notes: dict[str, Any]) -> None:
@@ -251,7 +274,7 @@ def extended(sweep: SweepFile, study: Study, folder: Path, notes: dict[str, Any]
     if sweep.points or sweep.sampler == "grid" or sweep.generations() > 1:
         raise InputError("--extend adds drawn trials; a grid, points and pbt have as many as they have")
     wanted = trials_of(sweep) + notes["extended"]
-    if not Conductor(sweep, study, wanted, room=1).is_over():
+    if not Conductor(sweep, study, wanted, room=lambda: 0).is_over():
         log.info("the sweep has not ended yet: it goes on to its %d trials, and --extend adds none", wanted)
         return wanted
     write_notes(folder, {**json.loads((folder / NOTES).read_text()), "extended": notes["extended"] + extend})
@@ -282,6 +305,14 @@ def warm(sweep: SweepFile, study: Study) -> None:
     log.info("%d finished trials of %s fit this space: the sampler knows them", known, earlier.sweep.name)
 
 
+def point_to(folder: Path, name: str) -> None:
+    """Let a sweep that lies elsewhere be found by its name, too."""
+    own = sweep_folder(name)
+    if own != folder:
+        own.mkdir(parents=True, exist_ok=True)
+        (own / POINTER).write_text(str(folder))
+
+
 def open_study(name: str) -> Study:
     """The memory of a sweep, to read: by its name, by its folder, or by its file.
 
@@ -296,6 +327,8 @@ def open_study(name: str) -> Study:
         folder = sweep_folder(sweep.name, sweep.storage)
     else:
         folder = path if (path / NOTES).exists() else sweep_folder(name)
+        if (folder / POINTER).exists():
+            folder = Path((folder / POINTER).read_text())
     if not (folder / NOTES).exists() or not (folder / JOURNAL).exists():
         others = sorted(found.parent.name for found in settings().home.absolute().glob(f"sweeps/*/{NOTES}"))
         raise InputError(f"there is no sweep {name!r}; there are: {', '.join(others) or 'none yet'}")
@@ -311,6 +344,7 @@ class Keeper:
         self.files = SweepFiles(sweep, folder)
         self.store = object_store(sweep)
         self.kept: dict[RunKey, Version] = {}
+        self.discarded: set[RunKey] = set()
         self.group = json.loads((folder / NOTES).read_text())["group"]
         self.worker = ThreadPoolExecutor(1)  # the registry takes its time; training need not wait for it
 
@@ -326,14 +360,15 @@ class Keeper:
         registry = Registry()
         for trial in self.study.trials():
             for run in trial.runs:
-                if run.ending is not None and run.key not in self.kept:
+                over = run.ending is not None or trial.state != "unfinished"
+                if over and run.key not in self.kept and run.key not in self.discarded:
                     self.keep(registry, trial, run)
         self.back_up()
 
     def keep(self, registry: Registry, trial: Trial, run: Run) -> None:
         if run.ending != "finished" or self.is_mere_interval(trial):
             if run.ending != "finished":
-                self.files.discard(run.key)
+                self.discard(run.key)
             return
         columns = [field.name for field in fields(Evaluation)]
         self.kept[run.key] = registry.record(
@@ -353,8 +388,12 @@ class Keeper:
         newest = max(other.lineage["generation"] for other in self.study.trials())
         if newest > generation + 1:
             for run in trial.runs:
-                self.files.discard(run.key)
+                self.discard(run.key)
         return True
+
+    def discard(self, key: RunKey) -> None:
+        self.files.discard(key)
+        self.discarded.add(key)
 
     def back_up(self) -> None:
         """With an object store: the study goes there, so that another head can go on."""
@@ -370,9 +409,8 @@ def outcome(study: Study, wanted: int, stopping: str, keeper: Keeper) -> Outcome
     """
     keeper.finish()
     trials = study.trials()
-    ranked = sorted(
-        (trial for trial in trials if trial.state == "finished"), key=lambda trial: trial.loss or float("inf")
-    )
+    finished = [trial for trial in trials if trial.state == "finished"]
+    ranked = sorted(finished, key=lambda trial: math.inf if trial.loss is None else trial.loss)
     unfinished = wanted - sum(trial.state != "unfinished" for trial in trials)
     reason = stopping or ("interrupted" if unfinished else "")
     return Outcome(
@@ -385,5 +423,5 @@ def outcome(study: Study, wanted: int, stopping: str, keeper: Keeper) -> Outcome
 
 
 def group_of(sweep: SweepFile) -> str:
-    """Its experiment in the registry: sweeps of one name but different files have one each."""
-    return f"{sweep.name}-{hashlib.sha256(sweep.model_dump_json().encode()).hexdigest()[:6]}"
+    """A new experiment in the registry: a sweep that begins anew under an old name has one of its own."""
+    return f"{sweep.name}-{uuid.uuid4().hex[:6]}"

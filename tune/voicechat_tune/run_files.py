@@ -12,7 +12,8 @@ from voicechat_tune.storage import Storage
 from voicechat_tune.study import RunKey
 from voicechat_tune.sweep_file import SweepFile
 
-KEPT = ("last", "best")
+KEPT = ("best", "last")
+"""In the order in which they are uploaded: were the best lost between the two, nothing would find it out again."""
 
 
 def sweep_folder(name: str, storage: str | None = None) -> Path:
@@ -127,7 +128,7 @@ class SweepFiles:
         run = self.run_folder(key)
         if self.store is not None:
             prefix = f"{self.sweep.name}/runs/{key}"
-            for kept in reversed(KEPT):
+            for kept in KEPT:
                 newest = newest_of(self.store.names(prefix), kept)
                 if newest and not (run / kept).exists():
                     self.store.get_folder(f"{prefix}/{newest}", run / kept)

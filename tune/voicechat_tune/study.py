@@ -108,9 +108,15 @@ class Study:
             mend(path)
         storage = JournalStorage(JournalFileBackend(str(path)))
         directions = [DIRECTIONS[objective] for objective in sweep.objectives]
+        if not writable:
+            self.optuna = optuna.load_study(storage=storage, study_name=sweep.name)
+            return
         self.optuna = optuna.create_study(
             storage=storage, study_name=sweep.name, directions=directions, load_if_exists=True
         )
+        for trial in self.trials():
+            if trial.state == "unfinished":
+                self.close(trial)  # the driver was killed between a run's ending and its trial's
 
     def trials(self) -> list[Trial]:
         """All of this sweep's, in the order of their numbers."""
@@ -161,14 +167,14 @@ class Study:
             return
         self.set(found, f"run {key.seed_index} ending", {"ending": ending, "message": message, "facts": facts or {}})
         trial = as_trial(self.find(key.trial))
-        if ending == "finished" and len(trial.runs) < self.sweep.seeds:
-            return
         self.close(trial)
 
     def close(self, trial: Trial) -> None:
-        """Tell Optuna how a trial ended. Pruned is pruned: its samplers then take the losses at its rungs."""
-        number = self.find(trial.number).number
+        """Tell Optuna how a trial ended, if it has. Pruned is pruned: samplers then take the losses at its rungs."""
         endings = [run.ending for run in trial.runs]
+        if "failed" not in endings and "stopped" not in endings and endings.count("finished") < self.sweep.seeds:
+            return
+        number = self.find(trial.number).number
         if "failed" in endings:
             self.optuna.tell(number, state=TrialState.FAIL)
         elif "stopped" in endings:
@@ -184,7 +190,8 @@ class Study:
             found = earlier.find(trial.number)
             space = self.sweep.search
             fits = all(name in space and space[name].allows(value) for name, value in found.params.items())
-            if trial.state != "finished" or not fits or len(found.values) != len(self.sweep.objectives):
+            same = earlier.sweep.objectives == self.sweep.objectives
+            if trial.state != "finished" or not found.params or not fits or not same:
                 continue
             fitting += 1
             if str(trial.number) in known:
@@ -226,7 +233,8 @@ def as_trial(found: FrozenTrial) -> Trial:
 
 def objective_value(trial: Trial, objective: str) -> float:
     """The mean over the trial's runs."""
-    return sum(run.facts[objective] for run in trial.runs) / len(trial.runs)
+    values = [run.facts[objective] for run in trial.runs if run.ending == "finished"]
+    return sum(values) / len(values)
 
 
 def mend(path: Path) -> None:

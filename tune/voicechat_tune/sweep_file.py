@@ -115,6 +115,9 @@ class SweepFile(Strict):
             if self.first or self.warm_start or self.sampler != "tpe":
                 raise ValueError("points are run as they stand: first, warm_start and sampler belong to a search")
             for index, point in enumerate(self.points):
+                for field in point:
+                    if field == "training.steps" or not (field.startswith(("model.", "training.")) or field == "seed"):
+                        raise ValueError(f"points.{index}: {field} is the same for all trials; give it in the recipe")
                 check_fits(self.recipe, point, f"points.{index}")
         else:
             check_branches(self.search)
@@ -146,8 +149,10 @@ class SweepFile(Strict):
                 raise ValueError("a grid tries everything once: leave first and warm_start out")
         if self.trials is None and not self.points and self.sampler != "grid":
             raise ValueError("trials is missing: how many points to try")
-        if self.limits.cost is not None and not (self.price.cpu_hour or self.price.gpu_hour):
-            raise ValueError("limits.cost needs a price: give price.cpu_hour or price.gpu_hour")
+        if self.limits.cost is not None and not self.hourly_cost():
+            raise ValueError("limits.cost needs a price of what a run uses: give price.cpu_hour or price.gpu_hour")
+        if self.workers_per_trial > 1 and self.storage is not None and "://" in self.storage:
+            raise ValueError("several workers of a run share a folder: with workers_per_trial give storage as one")
         if self.limits.gpu_hours is not None and not self.gpus_per_trial:
             raise ValueError("limits.gpu_hours never comes: gpus_per_trial is 0")
         training = self.recipe.training
@@ -171,6 +176,8 @@ class SweepFile(Strict):
             return
         if self.points or self.seeds > 1 or self.warm_start or self.sampler == "grid":
             raise ValueError("pbt draws its own members: it goes without points, seeds, warm_start and grid")
+        if self.workers_per_trial > 1 or "training.optimizer" in self.search:
+            raise ValueError("pbt goes on from others' checkpoints: it keeps one optimizer, and one worker a run")
         shapes = [field for field in self.search if not field.startswith("training.")]
         if shapes:
             raise ValueError(f"pbt changes choices in mid-run, which fields of the model cannot: {', '.join(shapes)}")
@@ -186,8 +193,16 @@ class SweepFile(Strict):
 
     def recipe_for(self, point: dict[str, Any], seed_index: int = 0) -> Recipe:
         """The recipe with a point filled in, for the nth of its seeds."""
-        seed = point.get("seed", self.recipe.seed) + seed_index
-        return with_fields(self.recipe, {**point, "seed": seed})
+        return with_fields(self.recipe, {**point, "seed": self.seed_of(point, seed_index)})
+
+    def seed_of(self, point: dict[str, Any], seed_index: int) -> int:
+        """Of the nth run of a point."""
+        return point.get("seed", self.recipe.seed) + seed_index
+
+    def hourly_cost(self) -> float:
+        """Of one run, in the currency of `price`."""
+        cpus, gpus = self.cpus_per_trial * self.price.cpu_hour, self.gpus_per_trial * self.price.gpu_hour
+        return self.workers_per_trial * (cpus + gpus)
 
     def generations(self) -> int:
         """Of pbt: how many intervals a run has; 1 for all others."""

@@ -5,6 +5,7 @@ It tells its evaluations from the start again then, in case the driver did not h
 """
 
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,6 +75,8 @@ def train(
             tell(Evaluation(**evaluation))
     if sweep.workers_per_trial == 1:
         torch.set_num_threads(max(1, int(sweep.cpus_per_trial)))
+        if not sweep.gpus_per_trial:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides no GPU from who asked for none
         reset_peak_memory()
         training = Training(recipe, data, resume_from, f"{sweep.name}/{files.key}", start)
         if training.step:

@@ -169,6 +169,8 @@ def sweep(
         facts, tables = estimate(wanted)
         emit(facts, as_json, tables)
         return
+    if promote_best and len(wanted.objectives) > 1:
+        raise InputError("several objectives have no single best trial: choose one, then voicechat promote it")
     if resume and not is_begun(wanted):
         raise InputError(f"the sweep {wanted.name!r} has not begun: leave --resume away")
     join(address)
@@ -193,7 +195,9 @@ def sweep(
         raise typer.Exit(130 if outcome.reason == "interrupted" else 1)
     if outcome.best is None:
         raise typer.Exit(1)
-    if not promote_best:
+    if len(wanted.objectives) > 1:
+        console.print(f"Several objectives: voicechat report {wanted.name} shows which trials no other one beats.")
+    elif not promote_best:
         console.print(f"Best: {outcome.best}. Serve it: voicechat promote {outcome.best}")
 
 

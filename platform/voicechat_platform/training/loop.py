@@ -317,7 +317,10 @@ class Training:
         self.step = state["step"]
         self.batches.load_state_dict(state["batches"])
         for optimizer, optimizer_state in zip(self.optimizers, state["optimizers"], strict=True):
+            chosen = [{name: group[name] for name in ("peak", "weight_decay")} for group in optimizer.param_groups]
             optimizer.load_state_dict(optimizer_state)
+            for group, choices in zip(optimizer.param_groups, chosen, strict=True):
+                group.update(choices)  # a population goes on with other ones than the checkpoint was trained with
         if self.rank:  # what is saved is the first worker's
             self.losses = [torch.zeros_like(loss, device=self.device) for loss in state["losses"]]
             torch.manual_seed(self.recipe.seed + self.rank + self.workers * self.step)

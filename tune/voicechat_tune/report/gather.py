@@ -17,6 +17,7 @@ import optuna
 import torch
 
 from voicechat_platform.checkpoints import load_checkpoint, provenance, read_run
+from voicechat_platform.errors import InputError
 from voicechat_platform.models import GPTForCausalLM
 from voicechat_tune.conductor import cost_of, hours_of
 from voicechat_tune.report.findings import Findings, Heads, Run, Table
@@ -34,7 +35,8 @@ def sweep_findings(study: Study, prompt: str) -> Findings:
     """A sweep as it stands; the heads and the sample are those of its best trial."""
     sweep, trials = study.sweep, study.trials()
     runs = [run for trial in trials for run in runs_of(study, trial, "equal width", variant_of(trial, sweep))]
-    ended = [trial for trial in trials if trial.state == "finished" and trial.loss is not None]
+    last = [trial for trial in trials if trial.lineage.get("generation") in (None, sweep.generations())]
+    ended = [trial for trial in last if trial.state == "finished" and trial.loss is not None]
     best = min(ended, key=lambda trial: trial.loss or 0.0, default=None)
     chosen = {variant_of(best, sweep): SweepFiles(sweep, study.folder).best(best.runs[0].key)} if best else {}
     searched = f"searched {', '.join(sweep.search)} with {sweep.sampler}" if sweep.search else "ran the points given"
@@ -78,7 +80,7 @@ def comparison_findings(
             chosen[variant] = SweepFiles(study.sweep, study.folder).best(trial.runs[0].key)
     recipe = placed[0][0].sweep.recipe
     corpus, training = recipe.corpus, recipe.training
-    studies = list({id(study): study for study, *_ in placed}.values())
+    studies = list({study.sweep.name: study for study, *_ in placed}.values())
     return Findings(
         title=title,
         kind="comparison",
@@ -106,7 +108,7 @@ def runs_of(study: Study, trial: Trial, table: Table, variant: str) -> list[Run]
             number=trial.number,
             variant=variant,
             table=table,
-            seed=study.sweep.recipe_for(trial.point, run.key.seed_index).seed,
+            seed=study.sweep.seed_of(trial.point, run.key.seed_index),
             choices={field: value for field, value in trial.point.items() if field != "seed"},
             status=run.ending,
             history=[
@@ -122,7 +124,10 @@ def runs_of(study: Study, trial: Trial, table: Table, variant: str) -> list[Run]
 
 def variant_of(trial: Trial, sweep: SweepFile) -> str:
     """The attention of a trial's model, as people call it."""
-    model = sweep.recipe_for(trial.point).model
+    try:
+        model = sweep.recipe_for(trial.point).model
+    except InputError:  # which is why the trial failed
+        return "impossible"
     if sweep.recipe.init_from is not None:
         return sweep.recipe.init_from
     return model.attention if model.metric is None else f"{model.attention}, {model.metric}"
@@ -175,7 +180,7 @@ def environment(studies: list[Study], trials: list[Trial]) -> dict[str, str]:
     """What was run, and on what."""
     facts: dict[str, Any] = provenance()
     finished = [(study, run.key) for study in studies for trial in study.trials() for run in trial.runs[:1]]
-    trained_by = next((commit_of(study, key) for study, key in finished), None)
+    trained_by = next((commit for study, key in finished if (commit := commit_of(study, key))), None)
     cost = sum(cost_of(study.sweep, study.trials()) for study in studies)
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     shown = {

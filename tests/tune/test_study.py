@@ -1,0 +1,60 @@
+"""Warm starts, and what a limit counts."""
+
+import pytest
+
+from voicechat_tune.conductor import cost_of, reached_limit
+from voicechat_tune.study import Run, RunKey, Study, Trial
+from voicechat_tune.sweep_file import SweepFile
+
+
+def sweep_of(name: str, high: float = 0.1, **fields) -> SweepFile:
+    search = {"training.learning_rate": {"loguniform": [0.001, high]}}
+    return SweepFile.model_validate({"name": name, "search": search, "trials": 5, **fields})
+
+
+def finish(study: Study, rates: list[float]) -> None:
+    import optuna
+
+    for number, rate in enumerate(rates, 1):
+        copy = optuna.create_study()
+        copy.enqueue_trial({"training.learning_rate": rate})
+        trial = copy.ask()
+        trial.suggest_float("training.learning_rate", 0.001, 0.1, log=True)
+        study.begin(copy.trials[0], {"training.learning_rate": rate})
+        study.end_run(RunKey(number), "finished", facts={"validation_loss": rate, "parameters": 1.0})
+
+
+def test_a_warm_start_knows_the_earlier_trials_that_fit_and_counts_them_not(tmp_path):
+    earlier = Study(tmp_path / "earlier", sweep_of("earlier"))
+    finish(earlier, [0.002, 0.02, 0.08])
+    later = Study(tmp_path / "later", sweep_of("later", high=0.05))
+    assert later.warm(earlier) == 2
+    assert later.warm(earlier) == 2, "again after a kill"
+    assert [found.values for found in later.frozen()] == [[0.002], [0.02]]
+    assert later.trials() == []
+    assert later.begin(None, {}).number == 1
+
+
+def trial_of(seconds: float) -> Trial:
+    return Trial(1, {}, "unfinished", [Run(RunKey(1), [{"step": 1, "spent": seconds}])], {})
+
+
+@pytest.mark.parametrize(
+    ("limits", "reached"),
+    [
+        ({"hours": 1}, "limits.hours (1) is reached"),
+        ({"hours": 3}, ""),
+        ({"gpu_hours": 0.9}, "limits.gpu_hours (0.9) is reached"),
+        ({"gpu_hours": 1.1}, ""),
+        ({"cost": 5.9}, "limits.cost (5.9) is reached"),
+        ({"cost": 6.1}, ""),
+    ],
+)
+def test_limits_count_all_runs_workers_and_machines(limits, reached):
+    """An hour of two runs, each of two workers with a quarter of a GPU: 1 GPU-hour, 4 CPU-hours."""
+    sweep = sweep_of(
+        "s", limits=limits, price={"gpu_hour": 4, "cpu_hour": 0.5}, workers_per_trial=2, gpus_per_trial=0.25
+    )
+    trials = [trial_of(3600), trial_of(3600)]
+    assert cost_of(sweep, trials) == pytest.approx(6)
+    assert reached_limit(sweep, trials, clock=2 * 3600) == reached
