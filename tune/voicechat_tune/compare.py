@@ -19,9 +19,10 @@ from voicechat_platform.strict_yaml import Strict, read_yaml
 from voicechat_platform.training.recipe import Recipe
 from voicechat_platform.training.starting_point import load_data, make_model
 from voicechat_platform.training.throughput import training_flops
+from voicechat_tune.notes import open_study
 from voicechat_tune.report.findings import Findings, Table
 from voicechat_tune.report.gather import comparison_findings
-from voicechat_tune.run import Outcome, open_study, run_sweep
+from voicechat_tune.run import Outcome, run_sweep
 from voicechat_tune.space import Value
 from voicechat_tune.study import Trial
 from voicechat_tune.sweep_file import Price, SweepFile, check_fits, with_fields

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ray import tune
 from rich.console import Console
@@ -11,12 +11,10 @@ from rich.live import Live
 from rich.table import Table
 
 from voicechat_tune.conductor import Conductor, cost_of
+from voicechat_tune.keeper import Keeper
 from voicechat_tune.preemption import Preempted
 from voicechat_tune.study import Run, RunKey, Trial
 from voicechat_tune.sweep_file import SweepFile
-
-if TYPE_CHECKING:
-    from voicechat_tune.run import Keeper
 
 MOST_ROWS = 20
 
@@ -24,7 +22,7 @@ MOST_ROWS = 20
 class Follower(tune.Callback):
     """Shows each trial's choices, step, validation loss and time left; tells the conductor of what broke off."""
 
-    def __init__(self, sweep: SweepFile, conductor: Conductor, keeper: "Keeper", tensorboard: Path | None = None):
+    def __init__(self, sweep: SweepFile, conductor: Conductor, keeper: Keeper, tensorboard: Path | None = None):
         self.sweep, self.conductor, self.keeper = sweep, conductor, keeper
         self.console = Console(stderr=True)
         self.live: Live | None = None
@@ -143,7 +141,7 @@ def trials_table(title: str, trials: list[Trial], sweep: SweepFile, active: Set[
     for field in fields:
         table.add_column(field.rpartition(".")[2].replace("_", " "), justify="right", overflow="fold")
     table.add_column("state")
-    for column in ("step", "validation loss", "time left"):
+    for column in ("step", "validation loss", *(["time left"] if active else [])):
         table.add_column(column, justify="right")
     ended = [trial for trial in trials if trial.state == "finished" and trial.loss is not None]
     best = min(ended, key=lambda trial: trial.loss or 0.0, default=None)
@@ -161,7 +159,7 @@ def trials_table(title: str, trials: list[Trial], sweep: SweepFile, active: Set[
             {"stopped": "stopped early"}.get(state, state),
             str(trial.runs[-1].step) if trial.runs else "0",
             "" if trial.loss is None else f"{trial.loss:.4f}",
-            minutes(left),
+            *([minutes(left)] if active else []),
             style="bold green" if trial is best and len(sweep.objectives) == 1 else None,
         )
     return table

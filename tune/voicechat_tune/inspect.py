@@ -3,7 +3,7 @@
 from typing import Any
 
 from voicechat_platform.errors import InputError
-from voicechat_tune.run import open_study
+from voicechat_tune.notes import open_study
 from voicechat_tune.run_files import SweepFiles
 
 LINES_OF_LOG = 20

@@ -9,11 +9,9 @@ import os
 import shutil
 import signal
 import tempfile
-import uuid
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +19,23 @@ from ray import tune
 
 from voicechat_platform.cluster import start_ray
 from voicechat_platform.errors import InputError
-from voicechat_platform.registry import Registry, Version
+from voicechat_platform.registry import Version
 from voicechat_platform.settings import settings
-from voicechat_platform.training.loop import Evaluation
 from voicechat_platform.training.starting_point import find_start, load_data
 from voicechat_tune.conductor import ConductedScheduler, ConductedSearch, Conductor
 from voicechat_tune.disk import is_disk_full
 from voicechat_tune.follow import Follower
+from voicechat_tune.keeper import Keeper
+from voicechat_tune.notes import NOTES, note, open_study, point_to, write_notes
 from voicechat_tune.resources import check_resources, room_for
-from voicechat_tune.run_files import SweepFiles, object_store, sweep_folder
+from voicechat_tune.run_files import object_store, sweep_folder
 from voicechat_tune.search import trials_of
-from voicechat_tune.study import JOURNAL, Run, RunKey, Study, Trial
+from voicechat_tune.study import JOURNAL, Study
 from voicechat_tune.sweep_file import SweepFile
 from voicechat_tune.trial import run_trial
 from voicechat_tune.wheel import build_wheel
 
 log = logging.getLogger(__name__)
-NOTES = "sweep.json"
-POINTER = "lies-in"
 
 
 @dataclass(frozen=True)
@@ -117,9 +114,7 @@ def run_sweep(
         return outcome(study, wanted, conductor.stopping, keeper)
 
 
-def conduct(
-    sweep: SweepFile, folder: Path, conductor: Conductor, keeper: "Keeper", data: Any, tensorboard: bool
-) -> None:
+def conduct(sweep: SweepFile, folder: Path, conductor: Conductor, keeper: Keeper, data: Any, tensorboard: bool) -> None:
     """Let Ray Tune run what the conductor hands out."""
     quiet_tune(room_for(sweep))
     scratch = folder / ".ray-tune"  # its own notes, of which nothing is needed afterwards
@@ -154,13 +149,6 @@ def conduct(
     finally:
         signal.signal(signal.SIGINT, interrupt)  # Tune leaves a handler behind that only sets a flag of its own
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def is_begun(sweep: SweepFile) -> bool:
-    """Whether there is something of the sweep to go on with."""
-    store = object_store(sweep)
-    begun = (sweep_folder(sweep.name, sweep.storage) / JOURNAL).exists()
-    return begun or (store is not None and JOURNAL in store.names(sweep.name))
 
 
 def quiet_tune(room: int) -> None:
@@ -220,49 +208,6 @@ def full_disk_explained(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def note(sweep: SweepFile, folder: Path, force: bool) -> dict[str, Any]:
-    """Note what the folder belongs to: the "file", its "group" in the registry, by how many trials it is "extended".
-
-    Raises:
-        InputError: it belongs to another file, and `force` was not given.
-    """
-    path = folder / NOTES
-    notes: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"extended": 0, "group": group_of(sweep)}
-    new, old = sweep.model_dump(mode="json", by_alias=True), notes.get("file")
-    if old is not None and not force and (changes := differences(old, new)):
-        raise InputError(
-            f"{folder} holds a sweep {sweep.name!r} from a different file:\n{changes}\n"
-            f"go on with the new one with --force (what has run stays as it is), give this one another name, or throw "
-            f"the old one away with --fresh"
-        )
-    if old is not None:
-        check_can_change(folder, old, new)
-    write_notes(folder, {**notes, "file": new})
-    return notes
-
-
-def check_can_change(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """
-    Raises:
-        InputError: what changes, even with --force, would not fit what has run.
-    """
-    if old["objectives"] != new["objectives"]:
-        raise InputError(f"the objectives of the sweep in {folder} cannot change: give this one another name")
-    if old["recipe"] != new["recipe"] and (folder / JOURNAL).exists():
-        study = Study(folder, SweepFile.model_validate(old), writable=False)
-        if half := [str(trial.number) for trial in study.trials() if trial.state == "unfinished"]:
-            raise InputError(
-                f"the recipe changes while trials are half done ({', '.join(half)}): finish them with the old file, "
-                f"give this one another name, or throw the old one away with --fresh"
-            )
-
-
-def write_notes(folder: Path, notes: dict[str, Any]) -> None:
-    whole = folder / f".{NOTES}"
-    whole.write_text(json.dumps(notes, indent=2) + "\n")
-    whole.replace(folder / NOTES)
-
-
 def extended(sweep: SweepFile, study: Study, folder: Path, notes: dict[str, Any], extend: int) -> int:
     """How many trials there are to be in all, when a sweep that has ended gets some more.
 
@@ -281,14 +226,6 @@ def extended(sweep: SweepFile, study: Study, folder: Path, notes: dict[str, Any]
     return wanted + extend
 
 
-def differences(old: Any, new: Any, where: str = "") -> str:
-    """Each field that differs, as "  recipe.training.steps: 800 -> 900"."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = [differences(old.get(k), new.get(k), f"{where}.{k}".lstrip(".")) for k in sorted({*old, *new})]
-        return "\n".join(line for line in found if line)
-    return "" if old == new else f"  {where}: {old} -> {new}"
-
-
 def throw_away(sweep: SweepFile, folder: Path) -> None:
     for path in folder.iterdir():
         if path.name != "lock":
@@ -303,103 +240,6 @@ def warm(sweep: SweepFile, study: Study) -> None:
     earlier = open_study(sweep.warm_start)
     known = study.warm(earlier)
     log.info("%d finished trials of %s fit this space: the sampler knows them", known, earlier.sweep.name)
-
-
-def point_to(folder: Path, name: str) -> None:
-    """Let a sweep that lies elsewhere be found by its name, too."""
-    own = sweep_folder(name)
-    if own != folder:
-        own.mkdir(parents=True, exist_ok=True)
-        (own / POINTER).write_text(str(folder))
-
-
-def open_study(name: str) -> Study:
-    """The memory of a sweep, to read: by its name, by its folder, or by its file.
-
-    Raises:
-        InputError: there is none.
-    """
-    from voicechat_tune.sweep_file import read_sweep
-
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
-        sweep = read_sweep(path)
-        folder = sweep_folder(sweep.name, sweep.storage)
-    else:
-        folder = path if (path / NOTES).exists() else sweep_folder(name)
-        if (folder / POINTER).exists():
-            folder = Path((folder / POINTER).read_text())
-    if not (folder / NOTES).exists() or not (folder / JOURNAL).exists():
-        others = sorted(found.parent.name for found in settings().home.absolute().glob(f"sweeps/*/{NOTES}"))
-        raise InputError(f"there is no sweep {name!r}; there are: {', '.join(others) or 'none yet'}")
-    notes = json.loads((folder / NOTES).read_text())
-    return Study(folder, SweepFile.model_validate(notes["file"]), writable=False)
-
-
-class Keeper:
-    """Puts each run that has ended into the registry, and deletes the files that nobody needs any more."""
-
-    def __init__(self, sweep: SweepFile, study: Study, folder: Path):
-        self.sweep, self.study, self.folder = sweep, study, folder
-        self.files = SweepFiles(sweep, folder)
-        self.store = object_store(sweep)
-        self.kept: dict[RunKey, Version] = {}
-        self.discarded: set[RunKey] = set()
-        self.group = json.loads((folder / NOTES).read_text())["group"]
-        self.worker = ThreadPoolExecutor(1)  # the registry takes its time; training need not wait for it
-
-    def soon(self) -> None:
-        self.worker.submit(self.keep_all)
-
-    def finish(self) -> None:
-        self.worker.shutdown()
-        self.keep_all()
-
-    def keep_all(self) -> None:
-        """Register what has finished; recording it again changes nothing."""
-        registry = Registry()
-        for trial in self.study.trials():
-            for run in trial.runs:
-                over = run.ending is not None or trial.state != "unfinished"
-                if over and run.key not in self.kept and run.key not in self.discarded:
-                    self.keep(registry, trial, run)
-        self.back_up()
-
-    def keep(self, registry: Registry, trial: Trial, run: Run) -> None:
-        if run.ending != "finished" or self.is_mere_interval(trial):
-            if run.ending != "finished":
-                self.discard(run.key)
-            return
-        columns = [field.name for field in fields(Evaluation)]
-        self.kept[run.key] = registry.record(
-            group=self.group,
-            run_name=str(run.key),
-            parameters=trial.point,
-            history=[{name: evaluation[name] for name in columns} for evaluation in run.evaluations],
-            checkpoint=self.files.best(run.key),
-        )
-        self.files.tidy(run.key)
-
-    def is_mere_interval(self, trial: Trial) -> bool:
-        """Of a population: not the last interval. What later ones no longer go on from is deleted."""
-        generation, generations = trial.lineage.get("generation"), self.sweep.generations()
-        if generation is None or generation == generations:
-            return False
-        newest = max(other.lineage["generation"] for other in self.study.trials())
-        if newest > generation + 1:
-            for run in trial.runs:
-                self.discard(run.key)
-        return True
-
-    def discard(self, key: RunKey) -> None:
-        self.files.discard(key)
-        self.discarded.add(key)
-
-    def back_up(self) -> None:
-        """With an object store: the study goes there, so that another head can go on."""
-        if self.store is not None:
-            for name in (JOURNAL, NOTES):
-                self.store.put_file(self.folder / name, f"{self.sweep.name}/{name}")
 
 
 def outcome(study: Study, wanted: int, stopping: str, keeper: Keeper) -> Outcome:
@@ -420,8 +260,3 @@ def outcome(study: Study, wanted: int, stopping: str, keeper: Keeper) -> Outcome
         reason=reason,
         mebibytes=keeper.files.mebibytes(),
     )
-
-
-def group_of(sweep: SweepFile) -> str:
-    """A new experiment in the registry: a sweep that begins anew under an old name has one of its own."""
-    return f"{sweep.name}-{uuid.uuid4().hex[:6]}"

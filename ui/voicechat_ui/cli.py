@@ -159,7 +159,8 @@ def sweep(
     """
     from voicechat_platform.cluster import stop_ray
     from voicechat_platform.registry import Registry
-    from voicechat_tune.run import is_begun, run_sweep
+    from voicechat_tune.notes import is_begun
+    from voicechat_tune.run import run_sweep
     from voicechat_tune.sweep_file import read_sweep
 
     wanted = read_sweep(file)
@@ -222,7 +223,7 @@ def trials(sweep: SweepName, as_json: Json = False) -> None:
     Example: voicechat trials quickstart
     """
     from voicechat_tune.follow import trials_table
-    from voicechat_tune.run import open_study
+    from voicechat_tune.notes import open_study
 
     study = open_study(sweep)
     found = study.trials()
@@ -259,9 +260,9 @@ def report(
 
     Example: voicechat report quickstart --out report
     """
+    from voicechat_tune.notes import open_study
     from voicechat_tune.report.document import write_report
     from voicechat_tune.report.gather import sweep_findings
-    from voicechat_tune.run import open_study
 
     study = open_study(sweep)
     folder = out or study.folder / "report"

@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -168,9 +169,11 @@ def importances(study: Study) -> dict[str, float]:
     if not study.sweep.search or len(study.sweep.objectives) > 1:
         return {}
     try:
-        return optuna.importance.get_param_importances(
-            study.optuna, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of few trials; the report says how many there are
+            return optuna.importance.get_param_importances(
+                study.optuna, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
+            )
     except (ValueError, RuntimeError) as error:
         log.info("no importances: %s", error)
         return {}

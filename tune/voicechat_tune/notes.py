@@ -1,0 +1,107 @@
+"""What a sweep's folder belongs to, and how a sweep is found again: its file, its name in the registry, its folder."""
+
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+from voicechat_platform.errors import InputError
+from voicechat_platform.settings import settings
+from voicechat_tune.run_files import object_store, sweep_folder
+from voicechat_tune.study import JOURNAL, Study
+from voicechat_tune.sweep_file import SweepFile, read_sweep
+
+NOTES = "sweep.json"
+POINTER = "lies-in"
+
+
+def note(sweep: SweepFile, folder: Path, force: bool) -> dict[str, Any]:
+    """Note what the folder belongs to: the "file", its "group" in the registry, by how many trials it is "extended".
+
+    Raises:
+        InputError: it belongs to another file, and `force` was not given.
+    """
+    path = folder / NOTES
+    notes: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"extended": 0, "group": group_of(sweep)}
+    new, old = sweep.model_dump(mode="json", by_alias=True), notes.get("file")
+    if old is not None and not force and (changes := differences(old, new)):
+        raise InputError(
+            f"{folder} holds a sweep {sweep.name!r} from a different file:\n{changes}\n"
+            f"go on with the new one with --force (what has run stays as it is), give this one another name, or throw "
+            f"the old one away with --fresh"
+        )
+    if old is not None:
+        check_can_change(folder, old, new)
+    write_notes(folder, {**notes, "file": new})
+    return notes
+
+
+def check_can_change(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """
+    Raises:
+        InputError: what changes, even with --force, would not fit what has run.
+    """
+    if old["objectives"] != new["objectives"]:
+        raise InputError(f"the objectives of the sweep in {folder} cannot change: give this one another name")
+    if old["recipe"] != new["recipe"] and (folder / JOURNAL).exists():
+        study = Study(folder, SweepFile.model_validate(old), writable=False)
+        if half := [str(trial.number) for trial in study.trials() if trial.state == "unfinished"]:
+            raise InputError(
+                f"the recipe changes while trials are half done ({', '.join(half)}): finish them with the old file, "
+                f"give this one another name, or throw the old one away with --fresh"
+            )
+
+
+def write_notes(folder: Path, notes: dict[str, Any]) -> None:
+    whole = folder / f".{NOTES}"
+    whole.write_text(json.dumps(notes, indent=2) + "\n")
+    whole.replace(folder / NOTES)
+
+
+def differences(old: Any, new: Any, where: str = "") -> str:
+    """Each field that differs, as "  recipe.training.steps: 800 -> 900"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = [differences(old.get(k), new.get(k), f"{where}.{k}".lstrip(".")) for k in sorted({*old, *new})]
+        return "\n".join(line for line in found if line)
+    return "" if old == new else f"  {where}: {old} -> {new}"
+
+
+def group_of(sweep: SweepFile) -> str:
+    """A new experiment in the registry: a sweep that begins anew under an old name has one of its own."""
+    return f"{sweep.name}-{uuid.uuid4().hex[:6]}"
+
+
+def is_begun(sweep: SweepFile) -> bool:
+    """Whether there is something of the sweep to go on with."""
+    store = object_store(sweep)
+    begun = (sweep_folder(sweep.name, sweep.storage) / JOURNAL).exists()
+    return begun or (store is not None and JOURNAL in store.names(sweep.name))
+
+
+def point_to(folder: Path, name: str) -> None:
+    """Let a sweep that lies elsewhere be found by its name, too."""
+    own = sweep_folder(name)
+    if own != folder:
+        own.mkdir(parents=True, exist_ok=True)
+        (own / POINTER).write_text(str(folder))
+
+
+def open_study(name: str) -> Study:
+    """The memory of a sweep, to read: by its name, by its folder, or by its file.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        sweep = read_sweep(path)
+        folder = sweep_folder(sweep.name, sweep.storage)
+    else:
+        folder = path if (path / NOTES).exists() else sweep_folder(name)
+        if (folder / POINTER).exists():
+            folder = Path((folder / POINTER).read_text())
+    if not (folder / NOTES).exists() or not (folder / JOURNAL).exists():
+        others = sorted(found.parent.name for found in settings().home.absolute().glob(f"sweeps/*/{NOTES}"))
+        raise InputError(f"there is no sweep {name!r}; there are: {', '.join(others) or 'none yet'}")
+    notes = json.loads((folder / NOTES).read_text())
+    return Study(folder, SweepFile.model_validate(notes["file"]), writable=False)
