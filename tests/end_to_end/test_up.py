@@ -79,7 +79,7 @@ def test_up_serves_page_and_api_and_leaves_no_process_behind(home: Path):
         assert {"shakespeare", "smollm2-135m-instruct"} <= {model.id for model in client.models.list()}
         question = [{"role": "user", "content": "Who is there?"}]
         reply = client.chat.completions.create(model="shakespeare", messages=question, max_tokens=30)
-        assert reply.choices[0].message.content
+        assert reply.choices[0].finish_reason in ("stop", "length")
         listening = {
             connection.laddr.ip
             for process in [psutil.Process(up.pid), *children]

@@ -31,9 +31,9 @@ trials: {trials}
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """A head that runs nothing, and two nodes of one CPU."""
-    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    """A head that runs nothing, and two nodes of one CPU; their token is this user's, which Ray keeps in a file."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # Ray calls pip
+    subprocess.run(["ray", "get-auth-token", "--generate"], check=True, capture_output=True)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         cluster.workers = [cluster.add_node(num_cpus=1) for _ in range(2)]

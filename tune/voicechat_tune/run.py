@@ -146,6 +146,8 @@ def conduct(sweep: SweepFile, folder: Path, conductor: Conductor, keeper: Keeper
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tuner.fit()
+    except KeyboardInterrupt:  # Tune takes it in most moments, not in all
+        conductor.stopping = "interrupted"
     finally:
         signal.signal(signal.SIGINT, interrupt)  # Tune leaves a handler behind that only sets a flag of its own
         shutil.rmtree(scratch, ignore_errors=True)
