@@ -2,13 +2,14 @@
 
 import json
 import os
-import platform
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+
+from voicechat_platform.training.throughput import cpu_name
 
 
 def bar(name: str, value: float, limit: float) -> dict[str, Any]:
@@ -37,11 +38,3 @@ def machine() -> dict[str, Any]:
     if torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()
     return facts
-
-
-def cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

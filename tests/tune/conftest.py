@@ -1,4 +1,4 @@
-"""An S3 that lives in memory (moto's server), and the play that the sweeps of the tests train on."""
+"""What the sweeps of the tests have in common: the command, a play, and an S3 that lives in memory (moto's server)."""
 
 import os
 import socket
@@ -63,3 +63,26 @@ def play(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("play") / "play.txt"
     path.write_text("".join(f"SPEAKER {n % 7}:\nLine {n * n} of the play.\n\n" for n in range(2000)))
     return path
+
+
+@pytest.fixture
+def voicechat(tmp_path):
+    """Starts the command in a home of its own; what a failed test leaves running is killed."""
+    started: list[subprocess.Popen] = []
+
+    def start(*arguments, home: str = "home", **environment: str) -> subprocess.Popen:
+        given = {"VOICECHAT_HOME": str(tmp_path / home), "VOICECHAT_CPUS": "2", **environment}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "voicechat_ui.cli", *map(str, arguments)],
+                env={**os.environ, **given},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()

@@ -1,4 +1,4 @@
-"""Sweeps on a real Ray cluster of several nodes on one machine: a node dies, a node is told to go, results go to S3."""
+"""Sweeps on a real Ray cluster of several nodes on one machine: a node dies, a node is told to go, a job."""
 
 import json
 import os
@@ -12,8 +12,8 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from voicechat_tune.study import JOURNAL, Study, Trial
-from voicechat_tune.sweep_file import SweepFile
+from voicechat_tune.notes import open_study
+from voicechat_tune.study import JOURNAL, Trial
 
 TOKEN = "a-token-of-the-tests-that-is-long-enough"
 SWEEP = """\
@@ -44,35 +44,20 @@ def cluster(monkeypatch):
 
 
 @pytest.fixture
-def sweep(tmp_path, play, cluster):
+def sweep(tmp_path, play, cluster, voicechat):
     """Starts a sweep on the cluster."""
-    started: list[subprocess.Popen] = []
 
     def start(steps: int, every: int, trials: int, more: str = "", **environment: str) -> subprocess.Popen:
         path = tmp_path / "spread.yaml"
         path.write_text(SWEEP.format(play=play, steps=steps, every=every, trials=trials) + more)
-        started.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "voicechat_ui.cli", "sweep", str(path), "--address", cluster.address, "--json"],
-                env={**os.environ, "VOICECHAT_HOME": str(tmp_path / "home"), **environment},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-        return started[-1]
+        return voicechat("sweep", path, "--address", cluster.address, "--json", **environment)
 
-    yield start
-    for driver in started:
-        driver.kill()
+    return start
 
 
 def trials_in(tmp_path) -> list[Trial]:
     folder = tmp_path / "home" / "sweeps" / "spread"
-    if not (folder / JOURNAL).exists():
-        return []
-    notes = json.loads((folder / "sweep.json").read_text())
-    return Study(folder, SweepFile.model_validate(notes["file"]), writable=False).trials()
+    return open_study(str(folder)).trials() if (folder / JOURNAL).exists() else []
 
 
 def log_of(tmp_path, number: int) -> str:
@@ -128,7 +113,7 @@ def test_a_run_keeps_its_step_when_its_node_is_told_to_go(sweep, cluster, tmp_pa
 def node_of_the_trial(cluster: Cluster):
     """The node whose raylet has the trial's process below it."""
     for node in cluster.workers:
-        raylet = next(info.process for infos in (node.all_processes["raylet"],) for info in infos)
+        raylet = node.all_processes["raylet"][0].process
         names = [child.name() for child in psutil.Process(raylet.pid).children(recursive=True)]
         if "ray::ImplicitFunc.train" in names:
             return node

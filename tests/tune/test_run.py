@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -15,10 +14,10 @@ import pytest
 
 from voicechat_platform.errors import InputError
 from voicechat_tune.disk import is_disk_full
+from voicechat_tune.notes import open_study
 from voicechat_tune.run import locked
 from voicechat_tune.storage import Storage
-from voicechat_tune.study import JOURNAL, Study, Trial
-from voicechat_tune.sweep_file import SweepFile
+from voicechat_tune.study import JOURNAL, Trial
 
 SWEEP = """\
 name: small
@@ -49,34 +48,9 @@ def sweep_file(tmp_path, play):
     return write
 
 
-@pytest.fixture
-def voicechat(tmp_path):
-    """Starts the command in a home of its own; what a failed test leaves running is killed."""
-    started: list[subprocess.Popen] = []
-
-    def start(*arguments, home: str = "home") -> subprocess.Popen:
-        started.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "voicechat_ui.cli", *map(str, arguments)],
-                env={**os.environ, "VOICECHAT_HOME": str(tmp_path / home), "VOICECHAT_CPUS": "2"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-
-
 def trials_in(tmp_path, home: str = "home") -> list[Trial]:
     folder = tmp_path / home / "sweeps" / "small"
-    if not (folder / JOURNAL).exists():
-        return []
-    notes = json.loads((folder / "sweep.json").read_text())
-    return Study(folder, SweepFile.model_validate(notes["file"]), writable=False).trials()
+    return open_study(str(folder)).trials() if (folder / JOURNAL).exists() else []
 
 
 def steps_seen(tmp_path) -> list[int]:

@@ -24,7 +24,7 @@ from voicechat_tune.report.findings import Findings, Table
 from voicechat_tune.report.gather import comparison_findings
 from voicechat_tune.run import Outcome, run_sweep
 from voicechat_tune.space import Value
-from voicechat_tune.study import Trial
+from voicechat_tune.study import Study
 from voicechat_tune.sweep_file import Price, SweepFile, check_fits, with_fields
 
 log = logging.getLogger(__name__)
@@ -156,26 +156,26 @@ def seeds_sweep(comparison: ComparisonFile) -> tuple[SweepFile, list[Place]]:
     return comparison.sweep("seeds", points), places
 
 
-def trials_of_points(sweep: SweepFile) -> list[Trial]:
-    """What has run of a sweep's points, each in its place.
+def study_of_points(sweep: SweepFile) -> Study:
+    """The memory of a sweep, whose trials are its points in their order.
 
     Raises:
         InputError: it has not begun, or ran other points: the comparison's file has changed since.
     """
-    trials = open_study(sweep.name).trials()
-    for trial, point in zip(trials, sweep.points, strict=False):
+    study = open_study(sweep.name)
+    for trial, point in zip(study.trials(), sweep.points, strict=False):
         if trial.point != point:
             raise InputError(
                 f"trial {trial.number} of the sweep {sweep.name} ran {trial.point}, not {point}: the comparison's file "
                 f"has changed since; bring the old one back, or give the comparison another name"
             )
-    return trials
+    return study
 
 
 def best_choices(comparison: ComparisonFile) -> dict[str, dict[str, Any]]:
     """What each variant did best with in the tuning."""
     sweep, places = tuning_sweep(comparison)
-    trials = trials_of_points(sweep)
+    trials = study_of_points(sweep).trials()
     best: dict[str, tuple[float, dict[str, Any]]] = {}
     for trial, place in zip(trials, places, strict=False):
         if trial.state != "finished" or trial.loss is None:
@@ -216,10 +216,11 @@ def findings(comparison: ComparisonFile) -> Findings:
     """
     tuning, tuning_places = tuning_sweep(comparison)
     seeds, seeds_places = seeds_sweep(comparison)
+    parts = [(study_of_points(tuning), tuning_places), (study_of_points(seeds), seeds_places)]
     placed = [
-        (open_study(sweep.name), trial, place.table, place.variant)
-        for sweep, places in ((tuning, tuning_places), (seeds, seeds_places))
-        for trial, place in zip(trials_of_points(sweep), places, strict=False)
+        (study, trial, place.table, place.variant)
+        for study, places in parts
+        for trial, place in zip(study.trials(), places, strict=False)
     ]
     return comparison_findings(
         placed,

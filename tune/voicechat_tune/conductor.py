@@ -3,23 +3,20 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from voicechat_platform.training.loop import Evaluation
 from voicechat_tune.halving import falls_behind
 from voicechat_tune.search import next_trial
-from voicechat_tune.study import Run, RunKey, Study, Trial
+from voicechat_tune.study import Run, RunKey, Study, Trial, evaluation_in
 from voicechat_tune.sweep_file import SweepFile
 
 log = logging.getLogger(__name__)
 
 MOST_ATTEMPTS = 3
 """A run that broke off so often in a row without getting further has failed."""
-EVALUATION_FIELDS = [field.name for field in fields(Evaluation)]
 
 
 class Conductor:
@@ -35,7 +32,6 @@ class Conductor:
         self.active: dict[str, RunKey] = {}
         """Under Ray's id of each."""
         self.attempts: dict[RunKey, int] = {}
-        self.reasons: dict[RunKey, str] = {}
         self.stopping = ""
         """Why no more runs begin and those that go on stop at their next report."""
         self.began = time.monotonic()
@@ -70,8 +66,7 @@ class Conductor:
     def is_over(self) -> bool:
         if self.stopping:
             return not self.active
-        trials = self.study.trials()
-        return len(trials) >= self.wanted and all(trial.state != "unfinished" for trial in trials)
+        return self.study.is_over(self.wanted)
 
     def begins(self, ray_id: str, key: RunKey) -> None:
         self.active[ray_id] = key
@@ -83,7 +78,7 @@ class Conductor:
         if key is None:
             return True
         if result.get("kind") == "evaluation":
-            return self.evaluated(ray_id, key, {name: result[name] for name in EVALUATION_FIELDS})
+            return self.evaluated(ray_id, key, evaluation_in(result))
         if result.get("kind") == "disk full":
             self.stopping = result["message"]
             self.ends(ray_id)
@@ -105,7 +100,7 @@ class Conductor:
         if trials[key.trial - 1].state != "unfinished":  # another seed of it has failed
             self.ends(ray_id)
             return True
-        run = until(next(run for run in trials[key.trial - 1].runs if run.key == key), evaluation["step"])
+        run = until(self.study.run(key), evaluation["step"])
         if falls_behind(self.sweep, trials, run):
             self.study.end_run(key, "stopped", "fell behind at a rung", {"seconds": spent})
             self.ends(ray_id)
@@ -122,8 +117,7 @@ class Conductor:
 
     def spent(self, key: RunKey) -> float:
         """Seconds that the run has taken, over all its attempts."""
-        runs = self.study.trials()[key.trial - 1].runs
-        evaluations = next((run.evaluations for run in runs if run.key == key), [])
+        evaluations = self.study.run(key).evaluations
         before = evaluations[-1]["spent"] if evaluations else 0.0
         return before + time.monotonic() - self.seen[key]
 
@@ -135,7 +129,6 @@ class Conductor:
         key = self.active.pop(ray_id, None)
         if key is None:
             return
-        self.reasons[key] = reason
         self.attempts[key] = self.attempts.get(key, 0) + is_fault
         if self.attempts[key] >= MOST_ATTEMPTS:
             self.study.end_run(key, "failed", reason)

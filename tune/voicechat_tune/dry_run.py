@@ -16,7 +16,7 @@ from voicechat_platform.training.throughput import training_flops
 from voicechat_tune.follow import shown
 from voicechat_tune.run_files import object_store
 from voicechat_tune.search import listed_points, make_sampler, trials_of
-from voicechat_tune.space import draw_point
+from voicechat_tune.space import draw_point, drawn_part
 from voicechat_tune.sweep_file import SweepFile
 
 SHOWN = 8
@@ -67,7 +67,7 @@ def estimate(sweep: SweepFile) -> tuple[dict[str, Any], list[Table]]:
 def drawn_points(sweep: SweepFile) -> list[dict[str, Any]]:
     study = optuna.create_study(sampler=make_sampler(sweep, 0))
     for point in sweep.first:
-        study.enqueue_trial({field: value for field, value in point.items() if sweep.search[field].fixed is None})
+        study.enqueue_trial(drawn_part(sweep.search, point))
     return [draw_point(sweep.search, study.ask()) for _ in range(min(SHOWN, sweep.trials or SHOWN))]
 
 

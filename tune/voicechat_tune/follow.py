@@ -1,6 +1,5 @@
 """Following a sweep: a live table in a terminal, plain lines elsewhere."""
 
-import time
 from collections.abc import Set
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from rich.table import Table
 from voicechat_tune.conductor import Conductor, cost_of
 from voicechat_tune.keeper import Keeper
 from voicechat_tune.preemption import Preempted
-from voicechat_tune.study import Run, RunKey, Trial
+from voicechat_tune.study import Run, RunKey, Trial, ranked
 from voicechat_tune.sweep_file import SweepFile
 
 MOST_ROWS = 20
@@ -50,7 +49,7 @@ class Follower(tune.Callback):
             return
         key = self.keys[trial.trial_id]
         if self.live is None:
-            left = minutes(seconds_left(self.run(key), self.steps_of(key)))
+            left = minutes(seconds_left(self.conductor.study.run(key), self.steps_of(key)))
             self.say(
                 f"{name_of(key)}: {describe(trial.config['point'])}, step {result['step']}/{self.steps_of(key)}, "
                 f"validation loss {result['validation_loss']:.4f}, {left} left"
@@ -59,7 +58,7 @@ class Follower(tune.Callback):
             self.write(self.tensorboard, key, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        run = self.run(self.keys[trial.trial_id])
+        run = self.conductor.study.run(self.keys[trial.trial_id])
         if run.ending == "failed":
             self.tell_failure(run.key, run.message)
         elif run.ending is not None:
@@ -74,7 +73,7 @@ class Follower(tune.Callback):
         self.conductor.broke_off(trial.trial_id, reason, is_fault=not isinstance(cause, Preempted))
         if key is None:
             return
-        if self.run(key).ending == "failed":
+        if self.conductor.study.run(key).ending == "failed":
             self.tell_failure(key, reason)
         else:
             self.console.print(f"{name_of(key)} broke off and goes on: {reason.splitlines()[0]}", highlight=False)
@@ -111,14 +110,10 @@ class Follower(tune.Callback):
         steps, lineage = self.sweep.recipe.training.steps, self.conductor.study.trials()[key.trial - 1].lineage
         return min(steps, self.sweep.ends_at(lineage) or steps)
 
-    def run(self, key: RunKey) -> Run:
-        runs = self.conductor.study.trials()[key.trial - 1].runs
-        return next((run for run in runs if run.key == key), Run(key))
-
     def table(self) -> Table:
         trials = self.conductor.study.trials()
         done = sum(trial.state != "unfinished" for trial in trials)
-        clock = minutes(self.conductor.earlier_seconds + time.monotonic() - self.conductor.began)
+        clock = minutes(self.conductor.clock())
         cost = cost_of(self.sweep, trials)
         spent = f", {cost:.2f} spent" if cost else ""
         title = f"sweep {self.sweep.name}: {done} of {self.conductor.wanted} trials done, {clock} passed{spent}"
@@ -143,8 +138,7 @@ def trials_table(title: str, trials: list[Trial], sweep: SweepFile, active: Set[
     table.add_column("state")
     for column in ("step", "validation loss", *(["time left"] if active else [])):
         table.add_column(column, justify="right")
-    ended = [trial for trial in trials if trial.state == "finished" and trial.loss is not None]
-    best = min(ended, key=lambda trial: trial.loss or 0.0, default=None)
+    best = next(iter(ranked(trials)), None)
     for trial in trials:
         runs = [run for run in trial.runs if run.key in active]
         state = trial.state

@@ -32,7 +32,8 @@ def note(sweep: SweepFile, folder: Path, force: bool) -> dict[str, Any]:
         )
     if old is not None:
         check_can_change(folder, old, new)
-    write_notes(folder, {**notes, "file": new})
+    notes["file"] = new
+    write_notes(folder, notes)
     return notes
 
 

@@ -2,9 +2,7 @@
 
 import contextlib
 import fcntl
-import json
 import logging
-import math
 import os
 import shutil
 import signal
@@ -30,7 +28,7 @@ from voicechat_tune.notes import NOTES, note, open_study, point_to, write_notes
 from voicechat_tune.resources import check_resources, room_for
 from voicechat_tune.run_files import object_store, sweep_folder
 from voicechat_tune.search import trials_of
-from voicechat_tune.study import JOURNAL, Study
+from voicechat_tune.study import JOURNAL, Study, ranked
 from voicechat_tune.sweep_file import SweepFile
 from voicechat_tune.trial import run_trial
 from voicechat_tune.wheel import build_wheel
@@ -98,8 +96,8 @@ def run_sweep(
         wanted = trials_of(sweep) + notes["extended"]
         if extend:
             wanted = extended(sweep, study, folder, notes, extend)
-        keeper = Keeper(sweep, study, folder)
-        if Conductor(sweep, study, wanted, room=lambda: 0).is_over():
+        keeper = Keeper(sweep, study, folder, notes["group"])
+        if study.is_over(wanted):
             return outcome(study, wanted, "", keeper)
         log.info("reading the data")
         data = load_data(sweep.recipe)
@@ -221,10 +219,10 @@ def extended(sweep: SweepFile, study: Study, folder: Path, notes: dict[str, Any]
     if sweep.points or sweep.sampler == "grid" or sweep.generations() > 1:
         raise InputError("--extend adds drawn trials; a grid, points and pbt have as many as they have")
     wanted = trials_of(sweep) + notes["extended"]
-    if not Conductor(sweep, study, wanted, room=lambda: 0).is_over():
+    if not study.is_over(wanted):
         log.info("the sweep has not ended yet: it goes on to its %d trials, and --extend adds none", wanted)
         return wanted
-    write_notes(folder, {**json.loads((folder / NOTES).read_text()), "extended": notes["extended"] + extend})
+    write_notes(folder, {**notes, "extended": notes["extended"] + extend})
     return wanted + extend
 
 
@@ -251,12 +249,10 @@ def outcome(study: Study, wanted: int, stopping: str, keeper: Keeper) -> Outcome
     """
     keeper.finish()
     trials = study.trials()
-    finished = [trial for trial in trials if trial.state == "finished"]
-    ranked = sorted(finished, key=lambda trial: math.inf if trial.loss is None else trial.loss)
     unfinished = wanted - sum(trial.state != "unfinished" for trial in trials)
     reason = stopping or ("interrupted" if unfinished else "")
     return Outcome(
-        finished=[keeper.kept[run.key] for trial in ranked for run in trial.runs if run.key in keeper.kept],
+        finished=[keeper.kept[run.key] for trial in ranked(trials) for run in trial.runs if run.key in keeper.kept],
         failed=sum(trial.state == "failed" for trial in trials),
         unfinished=unfinished,
         reason=reason,

@@ -8,7 +8,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from voicechat_tune.population import next_member
-from voicechat_tune.space import draw_point
+from voicechat_tune.space import draw_point, drawn_part
 from voicechat_tune.study import Study, Trial
 from voicechat_tune.sweep_file import SweepFile
 
@@ -66,7 +66,7 @@ def draw(sweep: SweepFile, study: Study, number: int) -> tuple[FrozenTrial, dict
     copy = optuna.create_study(directions=study.optuna.directions, sampler=make_sampler(sweep, number))
     copy.add_trials(study.frozen())
     if number < len(sweep.first):
-        copy.enqueue_trial({f: v for f, v in sweep.first[number].items() if sweep.search[f].fixed is None})
+        copy.enqueue_trial(drawn_part(sweep.search, sweep.first[number]))
     trial = copy.ask()
     point = draw_point(sweep.search, trial)
     return copy.get_trials(deepcopy=False)[trial.number], point

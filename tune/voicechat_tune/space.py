@@ -93,6 +93,11 @@ def draw_point(space: dict[str, Parameter], trial: optuna.Trial) -> dict[str, An
     return point
 
 
+def drawn_part(space: dict[str, Parameter], point: dict[str, Any]) -> dict[str, Any]:
+    """A point without what is fixed, which no sampler knows."""
+    return {field: value for field, value in point.items() if space[field].fixed is None}
+
+
 def check_branches(space: dict[str, Parameter]) -> None:
     """
     Raises:

@@ -8,8 +8,9 @@ journal too.
 
 import json
 import logging
+import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from voicechat_platform.errors import InputError
+from voicechat_platform.training.loop import Evaluation
 from voicechat_tune.sweep_file import DIRECTIONS, SweepFile
 
 logging.getLogger("optuna").setLevel(logging.ERROR)
@@ -122,6 +124,16 @@ class Study:
         """All of this sweep's, in the order of their numbers."""
         return [as_trial(found) for found in self.frozen() if "number" in found.user_attrs]
 
+    def run(self, key: RunKey) -> Run:
+        """A run as it stands; without evaluations where it has not told of any."""
+        runs = self.trials()[key.trial - 1].runs
+        return next((run for run in runs if run.key == key), Run(key))
+
+    def is_over(self, wanted: int) -> bool:
+        """Whether so many trials have been drawn, and all have ended."""
+        trials = self.trials()
+        return len(trials) >= wanted and all(trial.state != "unfinished" for trial in trials)
+
     def frozen(self) -> list[FrozenTrial]:
         """Optuna's view of them, after those of an earlier sweep that this one was warmed with."""
         return self.optuna.get_trials(deepcopy=False)
@@ -211,6 +223,17 @@ class Study:
 
     def set(self, found: FrozenTrial, name: str, value: Any) -> None:
         optuna.Trial(self.optuna, found._trial_id).set_user_attr(name, value)
+
+
+def ranked(trials: list[Trial]) -> list[Trial]:
+    """The finished ones, the best first."""
+    losses = [(trial.loss, trial) for trial in trials if trial.state == "finished"]
+    return [trial for loss, trial in sorted(losses, key=lambda pair: math.inf if pair[0] is None else pair[0])]
+
+
+def evaluation_in(record: dict[str, Any]) -> dict[str, Any]:
+    """An `Evaluation`'s fields alone, of a record or a report that holds more."""
+    return {field.name: record[field.name] for field in fields(Evaluation)}
 
 
 def as_trial(found: FrozenTrial) -> Trial:

@@ -11,7 +11,7 @@ import signal
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -188,12 +188,10 @@ def sweep(
     if outcome.failed:
         console.print(f"{outcome.failed} trials failed.", style="red")
     if not outcome.complete:
-        console.print(
-            f"Ended early ({outcome.reason}): what is finished is kept, {outcome.unfinished} trials are left. "
-            f"The same command goes on from there.",
-            soft_wrap=True,
+        end_early(
+            outcome.reason,
+            f"what is finished is kept, {outcome.unfinished} trials are left. The same command goes on from there.",
         )
-        raise typer.Exit(130 if outcome.reason == "interrupted" else 1)
     if outcome.best is None:
         raise typer.Exit(1)
     if len(wanted.objectives) > 1:
@@ -296,12 +294,11 @@ def compare(
         finally:
             stop_ray()
         if not outcome.complete:
-            console.print(
-                f"Ended early ({outcome.reason}): {outcome.unfinished} runs of this part are left. The same command "
-                f"goes on from there; with --write it writes up what there is.",
-                soft_wrap=True,
+            end_early(
+                outcome.reason,
+                f"{outcome.unfinished} runs of this part are left. The same command goes on from there; with --write "
+                f"it writes up what there is.",
             )
-            raise typer.Exit(130 if outcome.reason == "interrupted" else 1)
     folder = out or settings().folder("reports", comparison.name)
     write_report(findings(comparison), folder)
     print(folder / "report.html")
@@ -391,6 +388,12 @@ def join(address: str | None) -> None:
     """Let the settings name the Ray to join, for this process and its children."""
     if address is not None:
         os.environ["VOICECHAT_RAY_ADDRESS"] = address
+
+
+def end_early(reason: str, left: str) -> NoReturn:
+    """Say why a sweep ended before its last trial and what is left of it, and exit as its reason demands."""
+    console.print(f"Ended early ({reason}): {left}", soft_wrap=True)
+    raise typer.Exit(130 if reason == "interrupted" else 1)
 
 
 def versions_table(versions: list[Any]) -> Table:

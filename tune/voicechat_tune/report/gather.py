@@ -20,11 +20,12 @@ import torch
 from voicechat_platform.checkpoints import load_checkpoint, provenance, read_run
 from voicechat_platform.errors import InputError
 from voicechat_platform.models import GPTForCausalLM
+from voicechat_platform.training.throughput import cpu_name
 from voicechat_tune.conductor import cost_of, hours_of
 from voicechat_tune.report.findings import Findings, Heads, Run, Table
 from voicechat_tune.report.heads import show_heads
 from voicechat_tune.run_files import SweepFiles
-from voicechat_tune.study import Study, Trial
+from voicechat_tune.study import RunKey, Study, Trial, evaluation_in, ranked
 from voicechat_tune.sweep_file import SweepFile
 
 log = logging.getLogger(__name__)
@@ -37,8 +38,7 @@ def sweep_findings(study: Study, prompt: str) -> Findings:
     sweep, trials = study.sweep, study.trials()
     runs = [run for trial in trials for run in runs_of(study, trial, "equal width", variant_of(trial, sweep))]
     last = [trial for trial in trials if trial.lineage.get("generation") in (None, sweep.generations())]
-    ended = [trial for trial in last if trial.state == "finished" and trial.loss is not None]
-    best = min(ended, key=lambda trial: trial.loss or 0.0, default=None)
+    best = next(iter(ranked(last)), None)
     chosen = {variant_of(best, sweep): SweepFiles(sweep, study.folder).best(best.runs[0].key)} if best else {}
     searched = f"searched {', '.join(sweep.search)} with {sweep.sampler}" if sweep.search else "ran the points given"
     return Findings(
@@ -112,10 +112,7 @@ def runs_of(study: Study, trial: Trial, table: Table, variant: str) -> list[Run]
             seed=study.sweep.seed_of(trial.point, run.key.seed_index),
             choices={field: value for field, value in trial.point.items() if field != "seed"},
             status=run.ending,
-            history=[
-                {name: value for name, value in evaluation.items() if name not in ("order", "clock", "spent")}
-                for evaluation in run.evaluations
-            ],
+            history=[evaluation_in(evaluation) for evaluation in run.evaluations],
             facts=run.facts,
         )
         for run in trial.runs
@@ -198,15 +195,7 @@ def environment(studies: list[Study], trials: list[Trial]) -> dict[str, str]:
     return shown | ({"cost": f"{cost:.2f}"} if cost else {})
 
 
-def commit_of(study: Study, key: Any) -> str | None:
+def commit_of(study: Study, key: RunKey) -> str | None:
     """The code's commit that a run's checkpoint was trained by."""
     checkpoint = SweepFiles(study.sweep, study.folder).run_folder(key) / "best"
     return read_run(checkpoint)["commit"] if (checkpoint / "run.json").exists() else None
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
