@@ -4,6 +4,7 @@ Every trial is a run; a trial's checkpoint is a version of a registered model; t
 `champion`.
 """
 
+import fcntl
 import os
 import time
 from dataclasses import asdict, dataclass
@@ -62,6 +63,21 @@ class Version:
         return Path(download_artifacts(artifact_uri=self.source, dst_path=str(folder)))
 
 
+def make_database(path: Path) -> None:
+    """Make MLflow's tables, all or none: it cannot go on with a database whose making was broken off by a kill."""
+    if path.exists():
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    half = path.with_suffix(".half")
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():  # another process may have made it meanwhile
+            half.unlink(missing_ok=True)
+            SqlAlchemyStore(f"sqlite:///{half}", (path.parent / "artifacts").as_uri()).engine.dispose()
+            half.replace(path)
+
+
 class Registry:
     """A connection to the registry: the MLflow server of the settings, or SQLite in the home folder."""
 
@@ -69,6 +85,8 @@ class Registry:
         from mlflow import MlflowClient
 
         home = settings().folder("registry")
+        if not settings().registry_uri:
+            make_database(home / "mlflow.db")
         uri = settings().registry_uri or f"sqlite:///{home}/mlflow.db"
         self.artifacts = (home / "artifacts").as_uri() if uri.startswith("sqlite") else None
         self.client = MlflowClient(uri, uri)

@@ -1,5 +1,10 @@
 """The registry, on a real MLflow with SQLite."""
 
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -54,6 +59,43 @@ def test_a_recorded_trial_is_a_run_and_a_version(registry, checkpoint):
     model, _ = load_checkpoint(version.checkpoint())
     expected, _ = load_checkpoint(checkpoint)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
+
+
+KILLED_IN_A_MIGRATION = """
+import os, signal
+from alembic.runtime.migration import HeadMaintainer
+from voicechat_platform.registry import Registry
+
+done, note_step = [], HeadMaintainer.update_to_step
+def note_step_or_die(self, step):
+    done.append(step)
+    if len(done) == 46:
+        os.kill(os.getpid(), signal.SIGKILL)  # a column is there, of which the database has no note yet
+    note_step(self, step)
+HeadMaintainer.update_to_step = note_step_or_die
+Registry()
+"""
+
+
+def test_a_process_killed_while_it_makes_the_database_does_no_harm(tmp_path, checkpoint):
+    environment = {**os.environ, "VOICECHAT_HOME": str(tmp_path)}
+    killed = subprocess.run([sys.executable, "-c", KILLED_IN_A_MIGRATION], env=environment)
+    assert killed.returncode == -signal.SIGKILL
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry_module, "settings", lambda: Settings(home=tmp_path))
+        assert str(record(Registry(), checkpoint)) == "romeo@1"
+
+
+def test_processes_that_open_a_new_registry_at_once_share_one(tmp_path):
+    code = (
+        "import sys\nfrom voicechat_platform.registry import Registry\nRegistry().client.create_experiment(sys.argv[1])"
+    )
+    environment = {**os.environ, "VOICECHAT_HOME": str(tmp_path)}
+    begun = [subprocess.Popen([sys.executable, "-c", code, name], env=environment) for name in "ab"]
+    assert [process.wait() for process in begun] == [0, 0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry_module, "settings", lambda: Settings(home=tmp_path))
+        assert {"a", "b"} <= {found.name for found in Registry().client.search_experiments()}
 
 
 def test_recording_a_trial_again_changes_nothing(registry, checkpoint):
