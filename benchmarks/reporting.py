@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from voicechat_platform.training.throughput import cpu_name
+from voicechat_platform.provenance import cpu_name
 
 
 def bar(name: str, value: float, limit: float) -> dict[str, Any]:

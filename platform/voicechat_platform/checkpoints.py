@@ -9,9 +9,6 @@ import contextlib
 import json
 import pickle
 import shutil
-import subprocess
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 import voicechat_platform.models  # noqa: F401 (registers the family with the Auto classes)
 from voicechat_platform.assets import appearing_whole, sha256
 from voicechat_platform.errors import InputError
+from voicechat_platform.provenance import provenance
 
 transformers_logging.disable_progress_bar()
 
@@ -147,26 +145,3 @@ def check_is_checkpoint(folder: Path) -> None:
         raise InputError(
             f"{folder} is not a checkpoint: it has no config.json; `voicechat models` lists the checkpoints that exist"
         )
-
-
-@cache
-def provenance() -> dict[str, Any]:
-    """The code's commit and the versions of the libraries that decide a result."""
-    try:
-        described = git_describe()
-    except OSError:
-        described = ""  # no git here
-    packages = ("llm-voice-chat", "torch", "transformers", "tokenizers", "ray", "optuna", "numpy")
-    return {"commit": described or None, "versions": {name: version(name) for name in packages}}
-
-
-def git_describe() -> str:
-    """This code's commit; empty when it does not lie in a repository."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return commit.stdout.strip()

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from voicechat_platform.checkpoints import (
     load_checkpoint,
     load_training_state,
-    provenance,
     read_run,
     recover,
     save_checkpoint,
@@ -23,6 +22,7 @@ from voicechat_platform.corpora.corpus import windows_of
 from voicechat_platform.corpora.tokenizers import make_tokenizer
 from voicechat_platform.errors import InputError
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
+from voicechat_platform.provenance import provenance
 from voicechat_platform.training.evaluation import mean_loss
 from voicechat_platform.training.loop import Training
 from voicechat_platform.training.optimizers import Muon, learning_rate_at, orthogonalise

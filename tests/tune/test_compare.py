@@ -12,7 +12,7 @@ import torch
 from voicechat_platform.errors import InputError
 from voicechat_platform.training.starting_point import load_data, make_model
 from voicechat_platform.training.throughput import training_flops
-from voicechat_tune.compare import read_comparison, sized, tuning_sweep
+from voicechat_tune.compare import read_comparison, run_comparison, sized, tuning_sweep
 from voicechat_tune.sweep_file import with_fields
 
 FILE = """\
@@ -126,6 +126,23 @@ def test_a_comparison_ends_in_a_report_that_claims_no_more_than_two_seeds_can(pa
     changed = voicechat("compare", edited, "--write")
     assert changed.returncode == 2
     assert "the comparison's file has changed since" in " ".join(changed.stderr.split())
-    again = voicechat("compare", path, "--out", tmp_path / "report")  # nothing is trained twice
-    assert again.returncode == 0
-    assert "begins" not in again.stderr
+    edited.write_text(path.read_text().replace("steps: 20", "steps: 30"))
+    longer = voicechat("compare", edited)
+    assert longer.returncode == 2
+    assert "recipe.training.steps: 20 -> 30" in longer.stderr
+    path.write_text(path.read_text().replace("seeds: 2", "seeds: 3"))
+    more = voicechat("compare", path, "--out", tmp_path / "report")
+    assert more.returncode == 0, more.stderr
+    begun = [line for line in more.stderr.splitlines() if line.endswith("begins")]
+    assert len(begun) == 7  # the third seed of each variant in each table, and nothing twice
+    assert all("seed 4 " in line for line in begun)
+
+
+def test_an_impossible_size_is_said_before_anything_is_trained(path, monkeypatch):
+    deep = path.read_text().replace("standard: {}", "standard: {model.mlp_width: 8}")
+    path.write_text(deep.replace("shared P, tied: {", "shared P, tied: {model.layers: 6, "))
+    monkeypatch.setattr("voicechat_tune.compare.run_sweep", None)
+    with pytest.raises(
+        InputError, match="shared P, tied is larger than standard even without an MLP: leave equal parameters out"
+    ):
+        run_comparison(read_comparison(path))

@@ -19,12 +19,13 @@ from voicechat_platform.strict_yaml import Strict, read_yaml
 from voicechat_platform.training.recipe import Recipe
 from voicechat_platform.training.starting_point import load_data, make_model
 from voicechat_platform.training.throughput import training_flops
-from voicechat_tune.notes import open_study
+from voicechat_tune.notes import differences, open_study
 from voicechat_tune.report.findings import Findings, Table
 from voicechat_tune.report.gather import comparison_findings
 from voicechat_tune.run import Outcome, run_sweep
+from voicechat_tune.run_files import sweep_folder
 from voicechat_tune.space import Value
-from voicechat_tune.study import Study
+from voicechat_tune.study import JOURNAL, Study
 from voicechat_tune.sweep_file import Price, SweepFile, check_fits, with_fields
 
 log = logging.getLogger(__name__)
@@ -113,13 +114,26 @@ def run_comparison(comparison: ComparisonFile) -> Outcome:
 
     Returns:
         The outcome of the sweep that ended last; an incomplete one of the tuning, if that is broken off.
+
+    Raises:
+        InputError: a variant cannot be brought to the baseline's size, or the file has changed since the comparison
+            began, in more than the number of seeds.
     """
+    sizes(comparison)  # so that an impossible one is said before anything is trained
     tuning, _ = tuning_sweep(comparison)
-    outcome = run_sweep(tuning)
+    outcome = run_points(tuning)
     if not outcome.complete:
         return outcome
     seeds, _ = seeds_sweep(comparison)
-    return run_sweep(seeds)
+    return run_points(seeds)
+
+
+def run_points(sweep: SweepFile) -> Outcome:
+    """Run one of the two sweeps, or go on with it: more seeds than it began with are points after those it has run."""
+    begun = (sweep_folder(sweep.name, sweep.storage) / JOURNAL).exists()
+    if begun:
+        study_of_points(sweep)
+    return run_sweep(sweep, force=begun)
 
 
 def tuning_sweep(comparison: ComparisonFile) -> tuple[SweepFile, list[Place]]:
@@ -137,13 +151,7 @@ def seeds_sweep(comparison: ComparisonFile) -> tuple[SweepFile, list[Place]]:
     Raises:
         InputError: the tuning is not done.
     """
-    best = best_choices(comparison)
-    tokenizer = load_data(comparison.recipe).tokenizer
-    sizes = {
-        (table, variant): sized(comparison, table, variant, tokenizer)
-        for table in comparison.tables
-        for variant in comparison.variants
-    }
+    best, mlp_widths = best_choices(comparison), sizes(comparison)
     points, places = [], []
     for number in range(1, comparison.seeds + 1):
         for table in comparison.tables:
@@ -151,7 +159,7 @@ def seeds_sweep(comparison: ComparisonFile) -> tuple[SweepFile, list[Place]]:
                 if variant == comparison.baseline and table != "equal width":
                     continue  # it is what the others are brought to: its runs are the same in every table
                 seed = {"seed": comparison.recipe.seed + number}
-                points.append({**change, **sizes[table, variant], **best[variant], **seed})
+                points.append({**change, **mlp_widths[table, variant], **best[variant], **seed})
                 places.append(Place(table, variant))
     return comparison.sweep("seeds", points), places
 
@@ -160,9 +168,14 @@ def study_of_points(sweep: SweepFile) -> Study:
     """The memory of a sweep, whose trials are its points in their order.
 
     Raises:
-        InputError: it has not begun, or ran other points: the comparison's file has changed since.
+        InputError: it has not begun, or ran another recipe or other points: the comparison's file has changed since.
     """
     study = open_study(sweep.name)
+    if changes := differences(study.sweep.recipe.model_dump(), sweep.recipe.model_dump(), "recipe"):
+        raise InputError(
+            f"the comparison's file has changed since {sweep.name} began:\n{changes}\n"
+            f"bring the old one back, or give the comparison another name"
+        )
     for trial, point in zip(study.trials(), sweep.points, strict=False):
         if trial.point != point:
             raise InputError(
@@ -186,6 +199,16 @@ def best_choices(comparison: ComparisonFile) -> dict[str, dict[str, Any]]:
     if missing or len(trials) < len(places):
         raise InputError(f"the tuning is not done: {', '.join(missing) or 'some runs'} are missing")
     return {variant: choices for variant, (_, choices) in best.items()}
+
+
+def sizes(comparison: ComparisonFile) -> dict[tuple[Table, str], dict[str, int]]:
+    """By table and variant the change that brings the variant to the table's size."""
+    tokenizer = load_data(comparison.recipe).tokenizer
+    return {
+        (table, variant): sized(comparison, table, variant, tokenizer)
+        for table in comparison.tables
+        for variant in comparison.variants
+    }
 
 
 def sized(comparison: ComparisonFile, table: Table, variant: str, tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:

@@ -1,6 +1,5 @@
 """How well a run uses its device: model FLOPs, the device's own peak, memory."""
 
-import platform
 import re
 import resource
 import sys
@@ -71,11 +70,3 @@ def peak_memory(device: torch.device) -> float:
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10  # type: ignore[index]
     except (OSError, TypeError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

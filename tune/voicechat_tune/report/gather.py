@@ -5,27 +5,25 @@ Letters: b batch, t position.
 
 import base64
 import logging
-import os
 import platform
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import optuna
 import torch
 
-from voicechat_platform.checkpoints import load_checkpoint, provenance, read_run
+from voicechat_platform.checkpoints import load_checkpoint, read_run
 from voicechat_platform.errors import InputError
 from voicechat_platform.models import GPTForCausalLM
-from voicechat_platform.training.throughput import cpu_name
+from voicechat_platform.provenance import machine, provenance
 from voicechat_tune.conductor import cost_of, hours_of
 from voicechat_tune.report.findings import Findings, Heads, Run, Table
 from voicechat_tune.report.heads import show_heads
 from voicechat_tune.run_files import SweepFiles
-from voicechat_tune.study import RunKey, Study, Trial, evaluation_in, ranked
+from voicechat_tune.study import Study, Trial, evaluation_in, ranked
 from voicechat_tune.sweep_file import SweepFile
 
 log = logging.getLogger(__name__)
@@ -177,17 +175,21 @@ def importances(study: Study) -> dict[str, float]:
 
 
 def environment(studies: list[Study], trials: list[Trial]) -> dict[str, str]:
-    """What was run, and on what."""
-    facts: dict[str, Any] = provenance()
-    finished = [(study, run.key) for study in studies for trial in study.trials() for run in trial.runs[:1]]
-    trained_by = next((commit for study, key in finished if (commit := commit_of(study, key))), None)
+    """What was run, and by what: as the runs' checkpoints note it, which may be several machines and commits."""
+    checkpoints = [
+        SweepFiles(study.sweep, study.folder).run_folder(run.key) / "best"
+        for study in studies
+        for trial in study.trials()
+        for run in trial.runs
+    ]
+    notes = [read_run(checkpoint) for checkpoint in checkpoints if (checkpoint / "run.json").exists()]
+    notes = notes or [provenance()]
     cost = sum(cost_of(study.sweep, study.trials()) for study in studies)
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     shown = {
-        "machine that wrote this": f"{cpu_name()}, {os.cpu_count()} cores{gpu}",
+        "machine": each(note["machine"] for note in notes if "machine" in note) or f"{machine()} (wrote this report)",
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
-        "versions": ", ".join(f"{name} {number}" for name, number in facts["versions"].items()),
-        "commit": trained_by or facts["commit"] or "unknown",
+        "versions": each(", ".join(f"{name} {number}" for name, number in note["versions"].items()) for note in notes),
+        "commit": each(note["commit"] or "unknown" for note in notes),
         "corpus": studies[0].sweep.recipe.corpus.source.rpartition("/")[2],
         "runs": f"{sum(len(trial.runs) for trial in trials)}",
         "training": f"{hours_of(trials):.1f} hours in all, evaluations included",
@@ -195,7 +197,6 @@ def environment(studies: list[Study], trials: list[Trial]) -> dict[str, str]:
     return shown | ({"cost": f"{cost:.2f}"} if cost else {})
 
 
-def commit_of(study: Study, key: RunKey) -> str | None:
-    """The code's commit that a run's checkpoint was trained by."""
-    checkpoint = SweepFiles(study.sweep, study.folder).run_folder(key) / "best"
-    return read_run(checkpoint)["commit"] if (checkpoint / "run.json").exists() else None
+def each(found: Iterable[str]) -> str:
+    """Every different one, in the order in which they come."""
+    return "; ".join(dict.fromkeys(found))
