@@ -1,7 +1,6 @@
 """A sweep broken off at any moment decides as one that was not: the study is all that it remembers."""
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 
 from voicechat_platform.training.loop import Evaluation
 from voicechat_tune.conductor import MOST_ATTEMPTS, Conductor
+from voicechat_tune.reports import Ended
 from voicechat_tune.search import trials_of
 from voicechat_tune.study import JOURNAL, Run, RunKey, Study, Trial
 from voicechat_tune.sweep_file import Limits, SweepFile
@@ -82,8 +82,8 @@ class Machine:
             if conductor.reported(ray_id, report(trial, key, step)):
                 return
         self.moment()
-        facts = {"facts/validation_loss": loss_of(trial, key, until), "facts/parameters": size_of(trial)}
-        conductor.reported(ray_id, {"kind": "ending", "ending": "finished", "message": "", **facts})
+        facts = {"validation_loss": loss_of(trial, key, until), "parameters": size_of(trial)}
+        conductor.reported(ray_id, Ended("finished", facts=facts))
 
     def mortal(self, write):
         """A writing into the study before which everything may be killed."""
@@ -113,10 +113,9 @@ def size_of(trial: Trial) -> float:
     return 100.0 - 10 * (trial.point.get("model.attention") == "metric")
 
 
-def report(trial: Trial, key: RunKey, step: int) -> dict:
+def report(trial: Trial, key: RunKey, step: int) -> Evaluation:
     loss = loss_of(trial, key, step)
-    evaluation = Evaluation(step, loss, loss, loss, loss, 0.01, 1.0, 0.1, 1.0, 1.0)
-    return {"kind": "evaluation", **asdict(evaluation)}
+    return Evaluation(step, loss, loss, loss, loss, 0.01, 1.0, 0.1, 1.0, 1.0)
 
 
 def decisions(trials: list[Trial]) -> list[tuple]:
@@ -202,8 +201,8 @@ def test_a_run_that_keeps_breaking_off_has_failed_and_one_that_gets_on_has_not(t
     assert study.trials()[1].state == "unfinished"
 
 
-def finished(loss: float) -> dict:
-    return {"kind": "ending", "ending": "finished", "message": "", "facts/validation_loss": loss}
+def finished(loss: float) -> Ended:
+    return Ended("finished", facts={"validation_loss": loss})
 
 
 def test_seeds_that_run_side_by_side_end_their_trial_with_the_last_of_them(tmp_path):
@@ -237,7 +236,7 @@ def test_a_seed_that_fails_stops_the_others(tmp_path):
         conductor.begins(ray_id, key)
         if ray_id == "a":
             conductor.reported("a", finished(1.0))
-    conductor.reported("b", {"kind": "ending", "ending": "failed", "message": "no number"})
+    conductor.reported("b", Ended("failed", "no number"))
     assert study.trials()[0].state == "failed"
     assert conductor.reported("c", report(trial, key, 2)), "it is told to stop"
     assert conductor.is_over()

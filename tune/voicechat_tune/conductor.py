@@ -3,14 +3,17 @@
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from voicechat_platform.training.loop import Evaluation
 from voicechat_tune.halving import falls_behind
+from voicechat_tune.reports import REPORT, DiskFull, Ended, Report
 from voicechat_tune.search import next_trial
-from voicechat_tune.study import Run, RunKey, Study, Trial, evaluation_in
+from voicechat_tune.study import Run, RunKey, Study, Trial
 from voicechat_tune.sweep_file import SweepFile
 
 log = logging.getLogger(__name__)
@@ -72,35 +75,33 @@ class Conductor:
         self.active[ray_id] = key
         self.seen[key] = time.monotonic()
 
-    def reported(self, ray_id: str, result: dict[str, Any]) -> bool:
+    def reported(self, ray_id: str, report: Report) -> bool:
         """Take a run's report; whether it is to stop."""
         key = self.active.get(ray_id)
         if key is None:
             return True
-        if result.get("kind") == "evaluation":
-            return self.evaluated(ray_id, key, evaluation_in(result))
-        if result.get("kind") == "disk full":
-            self.stopping = result["message"]
-            self.ends(ray_id)
-        if result.get("kind") == "ending":
-            facts = {name.removeprefix("facts/"): value for name, value in result.items() if name.startswith("facts/")}
-            facts["seconds"] = self.spent(key)
-            self.study.end_run(key, result["ending"], result["message"], facts)
-            self.ends(ray_id)
+        match report:
+            case Evaluation():
+                return self.evaluated(ray_id, key, report)
+            case Ended():
+                self.study.end_run(key, report.ending, report.message, {**report.facts, "seconds": self.spent(key)})
+            case DiskFull():
+                self.stopping = report.message
+        self.ends(ray_id)
         return True
 
-    def evaluated(self, ray_id: str, key: RunKey, evaluation: dict[str, Any]) -> bool:
+    def evaluated(self, ray_id: str, key: RunKey, evaluation: Evaluation) -> bool:
         """Whether the run is to stop after this evaluation, which may be one that was heard of before a kill."""
         spent = self.spent(key)
         self.seen[key] = time.monotonic()
         clock = self.clock()
-        if self.study.record(key, {**evaluation, "spent": spent}, clock):
+        if self.study.record(key, {**asdict(evaluation), "spent": spent}, clock):
             self.attempts[key] = 0
         trials = self.study.trials()
         if trials[key.trial - 1].state != "unfinished":  # another seed of it has failed
             self.ends(ray_id)
             return True
-        run = until(self.study.run(key), evaluation["step"])
+        run = until(self.study.run(key), evaluation.step)
         if falls_behind(self.sweep, trials, run):
             self.study.end_run(key, "stopped", "fell behind at a rung", {"seconds": spent})
             self.ends(ray_id)
@@ -211,5 +212,5 @@ class ConductedScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         assert self.conductor is not None
-        stop = self.conductor.reported(trial.trial_id, result)
+        stop = self.conductor.reported(trial.trial_id, result[REPORT])
         return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE

@@ -9,9 +9,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from voicechat_platform.training.loop import Evaluation
 from voicechat_tune.conductor import Conductor, cost_of
 from voicechat_tune.keeper import Keeper
 from voicechat_tune.preemption import Preempted
+from voicechat_tune.reports import REPORT
 from voicechat_tune.study import Run, RunKey, Trial, ranked
 from voicechat_tune.sweep_file import SweepFile
 
@@ -45,17 +47,18 @@ class Follower(tune.Callback):
         self.keeper.soon()
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict, **info: Any) -> None:
-        if result.get("kind") != "evaluation":
+        evaluation = result[REPORT]
+        if not isinstance(evaluation, Evaluation):
             return
         key = self.keys[trial.trial_id]
         if self.live is None:
             left = minutes(seconds_left(self.conductor.study.run(key), self.steps_of(key)))
             self.say(
-                f"{name_of(key)}: {describe(trial.config['point'])}, step {result['step']}/{self.steps_of(key)}, "
-                f"validation loss {result['validation_loss']:.4f}, {left} left"
+                f"{name_of(key)}: {describe(trial.config['point'])}, step {evaluation.step}/{self.steps_of(key)}, "
+                f"validation loss {evaluation.validation_loss:.4f}, {left} left"
             )
         if self.tensorboard is not None:
-            self.write(self.tensorboard, key, result)
+            self.write(self.tensorboard, key, evaluation)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         run = self.conductor.study.run(self.keys[trial.trial_id])
@@ -97,13 +100,13 @@ class Follower(tune.Callback):
         if self.live is None:
             self.console.print(line, highlight=False, soft_wrap=True)
 
-    def write(self, folder: Path, key: RunKey, result: dict[str, Any]) -> None:
+    def write(self, folder: Path, key: RunKey, evaluation: Evaluation) -> None:
         from tensorboardX import SummaryWriter
 
         if key not in self.writers:
             self.writers[key] = SummaryWriter(str(folder / str(key)))
         for name in ("train_loss", "validation_loss", "learning_rate", "tokens_per_second"):
-            self.writers[key].add_scalar(name, result[name], result["step"])
+            self.writers[key].add_scalar(name, getattr(evaluation, name), evaluation.step)
         self.writers[key].flush()
 
     def steps_of(self, key: RunKey) -> int:

@@ -9,12 +9,10 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from ray import tune
 
 from voicechat_platform.checkpoints import load_checkpoint, read_run
 from voicechat_platform.corpora.batches import TrainingData
@@ -27,6 +25,7 @@ from voicechat_platform.training.run_folder import RunFolder
 from voicechat_platform.training.throughput import cache_bytes_per_token, non_embedding_parameters, training_flops
 from voicechat_tune.disk import is_disk_full
 from voicechat_tune.preemption import Preempted, node_is_going
+from voicechat_tune.reports import DiskFull, Ended, tell
 from voicechat_tune.run_files import RunFiles
 from voicechat_tune.study import RunKey
 from voicechat_tune.sweep_file import SweepFile
@@ -48,13 +47,13 @@ def run_trial(config: dict[str, Any], sweep: SweepFile, folder: Path, data: Trai
     try:
         with RunFiles(sweep, folder, key) as files, logged(files.folder / "log.txt"):
             facts = train(config, sweep, files, data, start)
-        tune.report({"kind": "ending", "ending": "finished", "message": "", "facts": facts})
+        tell(Ended("finished", facts=facts))
     except InputError as error:  # it would come again
-        tune.report({"kind": "ending", "ending": "failed", "message": str(error), "facts": {}})
+        tell(Ended("failed", str(error)))
     except Exception as error:
         if not is_disk_full(error, folder):
             raise
-        tune.report({"kind": "disk full", "message": f"the disk is full at {folder}: make room"})
+        tell(DiskFull(f"the disk is full at {folder}: make room"))
 
 
 def train(
@@ -72,7 +71,7 @@ def train(
         resume_from = resume_from or parent
     for evaluation in known:
         if evaluation["step"] > begins_at:
-            tell(Evaluation(**evaluation))
+            tell_evaluation(Evaluation(**evaluation))
     if sweep.workers_per_trial == 1:
         torch.set_num_threads(max(1, int(sweep.cpus_per_trial)))
         if not sweep.gpus_per_trial:
@@ -88,7 +87,7 @@ def train(
                 files.put()
                 if until is not None and evaluation.step >= until:
                     training.stop()
-                tell(evaluation)
+                tell_evaluation(evaluation)
         if training.stopping and (until is None or training.step < until):
             files.put()
             raise Preempted("its machine is about to be taken away")
@@ -97,7 +96,7 @@ def train(
 
         for evaluation in train_in_trial(recipe, data, run.folder, resume_from, start, sweep):
             files.put()
-            tell(evaluation)
+            tell_evaluation(evaluation)
     facts = facts_of(recipe, run, data, is_whole=until is None or until >= recipe.training.steps)
     files.put()
     return facts
@@ -125,12 +124,12 @@ def facts_of(recipe: Recipe, run: RunFolder, data: TrainingData, is_whole: bool)
     return facts
 
 
-def tell(evaluation: Evaluation) -> None:
+def tell_evaluation(evaluation: Evaluation) -> None:
     log.info(
         "step %d: validation %.4f, training %.4f nats/token, %.0f tokens/s",
         evaluation.step, evaluation.validation_loss, evaluation.train_loss, evaluation.tokens_per_second,
     )  # fmt: skip
-    tune.report({"kind": "evaluation", **asdict(evaluation)})
+    tell(evaluation)
 
 
 @contextmanager
