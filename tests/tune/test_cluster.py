@@ -12,8 +12,12 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
+from voicechat_platform.errors import InputError
+from voicechat_platform.settings import Settings
+from voicechat_tune import resources
 from voicechat_tune.notes import open_study
 from voicechat_tune.study import JOURNAL, Trial
+from voicechat_tune.sweep_file import SweepFile
 
 TOKEN = "a-token-of-the-tests-that-is-long-enough"
 SWEEP = """\
@@ -125,6 +129,37 @@ def test_what_no_node_can_give_is_said_at_once(sweep):
     _, stderr = driver.communicate(timeout=90)
     assert driver.returncode == 2
     assert "cpus_per_trial is 2, but the cluster's largest machine has 1 CPUs" in stderr
+
+
+AUTOSCALED = """
+available_node_types:
+  head: {resources: {CPU: 8}, max_workers: 0}
+  small: {resources: {CPU: 4, GPU: 1}, max_workers: 3}
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"cpus_per_trial": 4, "gpus_per_trial": 1}, None),
+        ({"cpus_per_trial": 4, "gpus_per_trial": 1, "workers_per_trial": 3}, None),
+        ({"cpus_per_trial": 5}, "cpus_per_trial is 5, but the cluster's largest machine has 4 CPUs"),
+        ({"gpus_per_trial": 2}, "gpus_per_trial is 2, but the cluster's largest machine has 1 GPUs"),
+        ({"gpus_per_trial": 1, "workers_per_trial": 4}, "asks for 4 GPUs together, but there are 3"),
+    ],
+)
+def test_a_cluster_that_grows_says_at_once_what_it_can_never_give(monkeypatch, tmp_path, asked, message):
+    (tmp_path / "cluster.yaml").write_text(AUTOSCALED)
+    monkeypatch.setattr(resources, "CLUSTER_FILE", tmp_path / "cluster.yaml")
+    monkeypatch.setattr(resources, "grows", lambda: True)
+    monkeypatch.setattr(resources, "alive", lambda: [{"memory": 1}])  # a head that gives nothing
+    monkeypatch.setattr(resources, "settings", lambda: Settings(ray_address="auto"))
+    sweep = SweepFile.model_validate({"name": "s", "points": [{}], **asked})
+    if message is None:
+        resources.check_resources(sweep)
+    else:
+        with pytest.raises(InputError, match=message):
+            resources.check_resources(sweep)
 
 
 def test_without_the_token_nobody_joins(sweep):

@@ -8,12 +8,14 @@ import torch
 from rich.table import Table
 from transformers import PreTrainedModel
 
+from voicechat_platform.cluster import start_ray
 from voicechat_platform.corpora.batches import TrainingData
 from voicechat_platform.training.loop import Training
 from voicechat_platform.training.recipe import Recipe
 from voicechat_platform.training.starting_point import find_start, load_data, make_model
 from voicechat_platform.training.throughput import training_flops
 from voicechat_tune.follow import shown
+from voicechat_tune.resources import check_resources
 from voicechat_tune.run_files import object_store
 from voicechat_tune.search import listed_points, make_sampler, trials_of
 from voicechat_tune.space import draw_point, drawn_part
@@ -30,10 +32,13 @@ def estimate(sweep: SweepFile) -> tuple[dict[str, Any], list[Table]]:
     going to its last step, which a scheduler spares many.
 
     Raises:
-        InputError: a point is impossible, the data cannot be read, or the storage cannot be written.
+        InputError: a point is impossible, the data cannot be read, the storage cannot be written, or no machine has
+            what a run asks for.
     """
     if store := object_store(sweep):
         store.check_writable()
+    start_ray()
+    check_resources(sweep)
     points = listed_points(sweep) or drawn_points(sweep)
     recipes = [sweep.recipe_for(point) for point in points]
     data = load_data(sweep.recipe)

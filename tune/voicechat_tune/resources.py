@@ -1,14 +1,19 @@
 """What the machines can give to a sweep's runs."""
 
 import logging
+from pathlib import Path
 
 import ray
+import yaml
 
 from voicechat_platform.errors import InputError
 from voicechat_platform.settings import settings
 from voicechat_tune.sweep_file import SweepFile
 
 log = logging.getLogger(__name__)
+
+CLUSTER_FILE = Path("~/ray_bootstrap_config.yaml")
+"""Where `ray up` puts the cluster's configuration on the head."""
 
 
 def check_resources(sweep: SweepFile) -> None:
@@ -17,21 +22,14 @@ def check_resources(sweep: SweepFile) -> None:
         InputError: no machine can ever give a run what it asks for; Ray would wait for it for ever. A cluster that
             grows may have to start one first, and is given the time.
     """
-    needed = {"CPU": sweep.cpus_per_trial, "GPU": sweep.gpus_per_trial}
-    machines = alive()
-    if any(all(machine.get(kind, 0) >= amount for kind, amount in needed.items()) for machine in machines):
-        total = {kind: sum(machine.get(kind, 0) for machine in machines) for kind in needed}
-        short = [kind for kind, amount in needed.items() if amount * sweep.workers_per_trial > total[kind]]
-        if not short or grows():
-            return
-        kind = short[0]
-        raise InputError(
-            f"workers_per_trial ({sweep.workers_per_trial}) asks for {needed[kind] * sweep.workers_per_trial:g} "
-            f"{kind}s together, but there are {total[kind]:g}: ask for fewer"
-        )
-    if grows():
+    if have_room(alive(), sweep):
+        return
+    machines = may_come()
+    if machines is None or have_room([*alive(), *machines], sweep):
         log.info("no machine has room for a run yet: waiting for the cluster to grow")
         return
+    machines = [*alive(), *machines]
+    needed = {"CPU": sweep.cpus_per_trial, "GPU": sweep.gpus_per_trial}
     where = "this machine has" if settings().ray_address == "local" else "the cluster's largest machine has"
     for kind, amount in needed.items():
         most = max(machine.get(kind, 0) for machine in machines)
@@ -40,8 +38,34 @@ def check_resources(sweep: SweepFile) -> None:
                 f"{kind.lower()}s_per_trial is {amount:g}, but {where} {most:g} {kind}s: lower it, or join a larger "
                 f"cluster with --address"
             )
+        total = sum(machine.get(kind, 0) for machine in machines)
+        if amount * sweep.workers_per_trial > total:
+            raise InputError(
+                f"workers_per_trial ({sweep.workers_per_trial}) asks for {amount * sweep.workers_per_trial:g} {kind}s "
+                f"together, but there are {total:g}: ask for fewer"
+            )
     both = f"{sweep.cpus_per_trial:g} CPUs and {sweep.gpus_per_trial:g} GPUs"
     raise InputError(f"no machine has both {both}: ask for less")
+
+
+def have_room(machines: list[dict[str, float]], sweep: SweepFile) -> bool:
+    """Whether one of the machines can hold a worker, and all of them together a run."""
+    needed = {"CPU": sweep.cpus_per_trial, "GPU": sweep.gpus_per_trial}
+    one = any(all(machine.get(kind, 0) >= amount for kind, amount in needed.items()) for machine in machines)
+    total = {kind: sum(machine.get(kind, 0) for machine in machines) for kind in needed}
+    return one and all(amount * sweep.workers_per_trial <= total[kind] for kind, amount in needed.items())
+
+
+def may_come() -> list[dict[str, float]] | None:
+    """The resources of the machines that the cluster may start, as `ray up` left them on the head; None if that is not
+    known here."""
+    if not grows():
+        return []
+    try:
+        types = yaml.safe_load(CLUSTER_FILE.expanduser().read_text())["available_node_types"].values()
+    except FileNotFoundError:  # this is not the head
+        return None
+    return [kind.get("resources", {}) for kind in types for _ in range(kind.get("max_workers", 0))]
 
 
 def room_for(sweep: SweepFile) -> int:

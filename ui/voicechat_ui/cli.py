@@ -167,7 +167,11 @@ def sweep(
     if dry_run:
         from voicechat_tune.dry_run import estimate
 
-        facts, tables = estimate(wanted)
+        join(address)
+        try:
+            facts, tables = estimate(wanted)
+        finally:
+            stop_ray()
         emit(facts, as_json, tables)
         return
     if promote_best and len(wanted.objectives) > 1:
