@@ -282,6 +282,19 @@ def test_lost_runs_unpaired_seeds_and_missing_baselines_are_named():
     assert results[0].differences["metric"].seeds == [0, 1, 2, 4, 5, 6, 7]
 
 
+def test_settings_at_the_edge_of_what_was_tried_are_owned_to():
+    tuned = [
+        run(100 + number, variant, "tuning", 99, loss, **{"training.learning_rate": rate, "model.attention": variant})
+        for variant, losses in {"standard": (1.7, 1.6, 1.65), "metric": (1.6, 1.65, 1.7)}.items()
+        for number, (rate, loss) in enumerate(zip((0.001, 0.002, 0.004), losses, strict=True))
+    ]
+    findings = comparison({"metric": 0.05})
+    caveats = conclude(replace(findings, runs=[*findings.runs, *tuned]), table_results(findings)).caveats
+    assert caveats == [
+        "“metric” did best with the lowest learning rate that was tried, 0.001: a lower one may suit it better."
+    ]
+
+
 def test_a_table_shows_what_was_measured(tmp_path):
     page, markdown = written(comparison({"metric": 0.05}), tmp_path)
     for heading in ("final loss [95% CI]", "test loss", "Holm p", "training FLOPs/token", "cache bytes/token"):

@@ -132,7 +132,7 @@ def groups(table: TableResult) -> str:
 
 
 def comparison_caveats(findings: Findings, results: list[TableResult]) -> list[str]:
-    """What weakens the comparison: runs that are missing, seeds without a partner."""
+    """What weakens the comparison: runs that are missing, seeds without a partner, settings at the edge."""
     compared = [run for run in findings.runs if run.table in COMPARED]
     caveats = [f"Not compared, since it did not finish: {lost}." for lost in lost_runs(compared)]
     reused = {run.seed for run in compared} & {run.seed for run in findings.runs if run.table == "tuning"}
@@ -149,6 +149,25 @@ def comparison_caveats(findings: Findings, results: list[TableResult]) -> list[s
                 caveats.append(
                     f"At {table.table}, {quoted(result.variant)} or the baseline lacks {seed_word(result.unpaired)} "
                     f"{seeds}: left out of the difference."
+                )
+    return caveats + edge_caveats(findings)
+
+
+def edge_caveats(findings: Findings) -> list[str]:
+    """Variants that did best with the least or the greatest value tried: a better one may lie beyond."""
+    caveats = []
+    tuning = finished([run for run in findings.runs if run.table == "tuning"])
+    for variant in dict.fromkeys(run.variant for run in tuning):
+        runs = [run for run in tuning if run.variant == variant]
+        best = min(runs, key=lambda run: run.best_loss() or 0.0)
+        for field, value in best.choices.items():
+            tried = {each for run in runs if isinstance(each := run.choices.get(field), int | float)}
+            if len(tried) > 2 and value in (min(tried), max(tried)):
+                which = "low" if value == min(tried) else "high"
+                name = field.rpartition(".")[2].replace("_", " ")
+                caveats.append(
+                    f"{quoted(variant)} did best with the {which}est {name} that was tried, {setting(value)}: a "
+                    f"{which}er one may suit it better."
                 )
     return caveats
 

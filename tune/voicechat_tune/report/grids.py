@@ -69,7 +69,11 @@ def comparison_grids(result: TableResult, baseline: str | None) -> list[Grid]:
     cost_rows = [[cell(variant) for cell in COST_COLUMNS.values()] for variant in result.variants]
     grids = [
         grid(f"{caption}.", list(LOSS_COLUMNS), loss_rows),
-        grid(f"Size and speed at {result.table}.", list(COST_COLUMNS), cost_rows),
+        grid(
+            f"Size at {result.table}, and speed as the runs found their machines, whatever else ran there.",
+            list(COST_COLUMNS),
+            cost_rows,
+        ),
     ]
     return [each for each in grids if len(each.header) > 1]
 
