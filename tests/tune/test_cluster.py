@@ -162,6 +162,21 @@ def test_a_cluster_that_grows_says_at_once_what_it_can_never_give(monkeypatch, t
             resources.check_resources(sweep)
 
 
+def test_a_cluster_of_ones_own_machines_is_waited_for_until_all_have_joined(monkeypatch, tmp_path):
+    file = tmp_path / "cluster.yaml"
+    file.write_text("available_node_types: {local.cluster.node: {resources: {}, max_workers: 2}}")
+    joined = [{"memory": 1}, {"CPU": 2}]  # the head, which gives nothing, and the first worker
+    monkeypatch.setattr(resources, "CLUSTER_FILE", file)
+    monkeypatch.setattr(resources, "grows", lambda: True)
+    monkeypatch.setattr(resources, "alive", lambda: joined)
+    monkeypatch.setattr(resources, "settings", lambda: Settings(ray_address="auto"))
+    sweep = SweepFile.model_validate({"name": "s", "points": [{}], "cpus_per_trial": 4})
+    resources.check_resources(sweep)
+    joined.append({"CPU": 2})
+    with pytest.raises(InputError, match="cpus_per_trial is 4, but the cluster's largest machine has 2 CPUs"):
+        resources.check_resources(sweep)
+
+
 def test_without_the_token_nobody_joins(sweep):
     driver = sweep(20, 10, 1, RAY_AUTH_TOKEN="another-token-that-is-not-the-clusters")
     _, stderr = driver.communicate(timeout=120)

@@ -65,7 +65,10 @@ def may_come() -> list[dict[str, float]] | None:
         types = yaml.safe_load(CLUSTER_FILE.expanduser().read_text())["available_node_types"].values()
     except FileNotFoundError:  # this is not the head
         return None
-    return [kind.get("resources", {}) for kind in types for _ in range(kind.get("max_workers", 0))]
+    machines = [kind.get("resources", {}) for kind in types for _ in range(kind.get("max_workers", 0))]
+    if len(alive()) > len(machines):  # all have come, and the head is one more
+        return []
+    return machines if all(machines) else None  # what a machine of one's own has is not known before it joins
 
 
 def room_for(sweep: SweepFile) -> int:
