@@ -24,6 +24,9 @@ def note(sweep: SweepFile, folder: Path, force: bool) -> dict[str, Any]:
     path = folder / NOTES
     notes: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"extended": 0, "group": group_of(sweep)}
     new, old = sweep.model_dump(mode="json", by_alias=True), notes.get("file")
+    if old is not None and old != new and not has_trials(folder, old):
+        (folder / JOURNAL).unlink(missing_ok=True)  # of a start that was refused; its study may have other objectives
+        old = None
     if old is not None and not force and (changes := differences(old, new)):
         raise InputError(
             f"{folder} holds a sweep {sweep.name!r} from a different file:\n{changes}\n"
@@ -37,6 +40,12 @@ def note(sweep: SweepFile, folder: Path, force: bool) -> dict[str, Any]:
     return notes
 
 
+def has_trials(folder: Path, file: dict[str, Any]) -> bool:
+    if not (folder / JOURNAL).exists():
+        return False
+    return bool(Study(folder, SweepFile.model_validate(file), writable=False).trials())
+
+
 def check_can_change(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     """
     Raises:
@@ -44,7 +53,7 @@ def check_can_change(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> 
     """
     if old["objectives"] != new["objectives"]:
         raise InputError(f"the objectives of the sweep in {folder} cannot change: give this one another name")
-    if old["recipe"] != new["recipe"] and (folder / JOURNAL).exists():
+    if old["recipe"] != new["recipe"]:
         study = Study(folder, SweepFile.model_validate(old), writable=False)
         if half := [str(trial.number) for trial in study.trials() if trial.state == "unfinished"]:
             raise InputError(
