@@ -71,7 +71,8 @@ class Follower(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         error = trial.get_pickled_error()
         cause = getattr(error, "cause", None) or error
-        reason = f"{type(cause).__name__}: {cause}".strip()
+        # Ray has no error to show of a process that went away with its machine.
+        reason = f"{type(cause).__name__}: {cause}".strip() if cause else "its process or its machine is gone"
         key = self.keys.get(trial.trial_id)
         self.conductor.broke_off(trial.trial_id, reason, is_fault=not isinstance(cause, Preempted))
         if key is None:
