@@ -12,6 +12,7 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
+from voicechat_platform.checkpoints import load_training_state, read_run
 from voicechat_platform.errors import InputError
 from voicechat_platform.settings import Settings
 from voicechat_tune import resources
@@ -95,12 +96,7 @@ def test_a_run_keeps_its_step_when_its_node_is_told_to_go(sweep, cluster, tmp_pa
     log = tmp_path / "home" / "sweeps" / "spread" / "runs" / "0001" / "log.txt"
     wait_for(lambda: log.exists() and "begins" in log.read_text(), driver)
     node = node_of_the_trial(cluster)
-    subprocess.run(
-        f"ray drain-node --address {cluster.address} --node-id {node.node_id} --reason DRAIN_NODE_REASON_PREEMPTION "
-        f"--reason-message spot --deadline-remaining-seconds 300".split(),
-        check=True,
-        timeout=60,
-    )
+    tell_to_go(cluster, node)
     wait_for(lambda: "is about to be taken away: keeping step" in log.read_text(), driver)
     kept = int(log.read_text().partition("keeping step ")[2].split()[0])
     wait_for(lambda: log.read_text().count("begins") == 2, driver)
@@ -112,6 +108,32 @@ def test_a_run_keeps_its_step_when_its_node_is_told_to_go(sweep, cluster, tmp_pa
     went_on_at = int(log.read_text().partition("going on from step ")[2].split()[0])
     assert went_on_at in (kept, kept + 1), "the step that was under way is kept"
     assert trials_in(tmp_path)[0].state == "finished"
+
+
+@pytest.mark.nightly
+def test_workers_keep_their_step_when_the_node_of_one_is_told_to_go(sweep, cluster, tmp_path):
+    driver = sweep(steps=6000, every=1000, trials=1, more="workers_per_trial: 2\n")
+    last = tmp_path / "home" / "sweeps" / "spread" / "runs" / "0001" / "last"
+    wait_for((last / "run.json").exists, driver)
+    node = cluster.workers[1]  # each has one of the two workers
+    tell_to_go(cluster, node)
+    wait_for(lambda: "a worker's machine is about to be taken away" in log_of(tmp_path, 1), driver)
+    assert load_training_state(last)["step"] % 1000, "a step between two evaluations is kept"
+    cluster.add_node(num_cpus=1)
+    cluster.remove_node(node, allow_graceful=False)
+    _, stderr = driver.communicate(timeout=300)
+    assert driver.returncode == 0, stderr
+    assert [evaluation["step"] for evaluation in read_run(last)["history"]] == list(range(1000, 6001, 1000))
+    assert trials_in(tmp_path)[0].state == "finished"
+
+
+def tell_to_go(cluster: Cluster, node) -> None:
+    subprocess.run(
+        f"ray drain-node --address {cluster.address} --node-id {node.node_id} --reason DRAIN_NODE_REASON_PREEMPTION "
+        f"--reason-message spot --deadline-remaining-seconds 300".split(),
+        check=True,
+        timeout=60,
+    )
 
 
 def node_of_the_trial(cluster: Cluster):

@@ -1,6 +1,8 @@
 """Several workers under Ray Train, with gloo, train what one worker trains."""
 
 import multiprocessing
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -78,6 +80,31 @@ def test_workers_go_on_from_a_checkpoint(tmp_path, capfd):
     next(run.train(Training(settings, load_data(settings))))
     assert [point["step"] for point in train_on_two(settings, tmp_path / "run", run.last)] == [10, 20]
     assert "Evaluation(step=10" not in capfd.readouterr().out  # told before
+
+
+STOPPED_IN_ONE = """
+import sys
+from torch import distributed as dist
+from voicechat_platform.training.loop import Training
+from voicechat_platform.training.recipe import Recipe
+from voicechat_platform.training.starting_point import load_data
+
+rank, meeting_point, recipe = int(sys.argv[1]), sys.argv[2], Recipe.model_validate_json(sys.argv[3])
+dist.init_process_group("gloo", f"file://{meeting_point}", rank=rank, world_size=2)
+training = Training(recipe, load_data(recipe))
+training.on_step = lambda: training.stop() if rank == 1 and training.step == 13 else None
+list(training.evaluations())
+print(training.step)
+"""
+
+
+def test_all_workers_stop_when_one_is_told_to(tmp_path):
+    arguments = [str(tmp_path / "meeting-point"), recipe(steps=40).model_dump_json()]
+    workers = [
+        subprocess.Popen([sys.executable, "-c", STOPPED_IN_ONE, rank, *arguments], stdout=subprocess.PIPE, text=True)
+        for rank in ("0", "1")
+    ]
+    assert [worker.communicate(timeout=60)[0] for worker in workers] == ["20\n", "20\n"]
 
 
 def test_workers_say_what_went_wrong(tmp_path):

@@ -25,6 +25,7 @@ from voicechat_platform.training.loop import Evaluation, Training, check_shares
 from voicechat_platform.training.recipe import Recipe
 from voicechat_platform.training.run_folder import RunFolder
 from voicechat_platform.training.starting_point import find_start
+from voicechat_tune.preemption import Preempted, stopping_on_notice
 from voicechat_tune.sweep_file import SweepFile
 
 
@@ -125,7 +126,7 @@ def fit(
     except train.v2.api.exceptions.WorkerGroupError as error:
         for failure in error.worker_failures.values():
             cause = getattr(failure, "cause", failure)
-            if isinstance(cause, InputError):
+            if isinstance(cause, InputError | Preempted):
                 raise cause from None
         raise
     finally:
@@ -140,8 +141,11 @@ def train_worker(config: dict[str, Any]) -> None:
     resume_from = Path(config["resume_from"]) if config["resume_from"] else None
     start = Path(config["start"]) if config["start"] else None
     training = Training(recipe, ray.get(config["data"]), resume_from, start=start)
-    for evaluation in RunFolder(Path(config["folder"])).train(training):
-        train.report(asdict(evaluation))
+    with stopping_on_notice(training):
+        for evaluation in RunFolder(Path(config["folder"])).train(training):
+            train.report(asdict(evaluation))
+    if training.stopping and training.step < recipe.training.steps:
+        raise Preempted("a worker's machine is about to be taken away")
 
 
 @contextmanager

@@ -1,6 +1,16 @@
 """Notice that a machine is about to be taken away: Ray calls it a draining node."""
 
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import ray
+
+from voicechat_platform.training.loop import Training
+
+log = logging.getLogger(__name__)
+SECONDS_BETWEEN_LOOKS = 5
 
 
 class Preempted(Exception):  # noqa: N818 (no error: the run goes on elsewhere)
@@ -12,3 +22,24 @@ def node_is_going() -> bool:
     from ray._private.state import state
 
     return ray.get_runtime_context().get_node_id() in state.get_draining_nodes()
+
+
+@contextmanager
+def stopping_on_notice(training: Training) -> Iterator[None]:
+    """Let the run end with its step when its machine is about to be taken away, so that the step is kept."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(SECONDS_BETWEEN_LOOKS):
+            if node_is_going():
+                log.info("the machine is about to be taken away: keeping step %d", training.step)
+                training.stop()
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()

@@ -6,7 +6,6 @@ It tells its evaluations from the start again then, in case the driver did not h
 
 import logging
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,14 +23,13 @@ from voicechat_platform.training.recipe import Recipe
 from voicechat_platform.training.run_folder import RunFolder
 from voicechat_platform.training.throughput import cache_bytes_per_token, non_embedding_parameters, training_flops
 from voicechat_tune.disk import is_disk_full
-from voicechat_tune.preemption import Preempted, node_is_going
+from voicechat_tune.preemption import Preempted, stopping_on_notice
 from voicechat_tune.reports import DiskFull, Ended, tell
 from voicechat_tune.run_files import RunFiles
 from voicechat_tune.study import RunKey
 from voicechat_tune.sweep_file import SweepFile
 
 log = logging.getLogger(__name__)
-SECONDS_BETWEEN_LOOKS = 5
 
 
 def run_trial(config: dict[str, Any], sweep: SweepFile, folder: Path, data: TrainingData, start: Path | None) -> None:
@@ -94,9 +92,13 @@ def train(
     else:
         from voicechat_tune.distributed import train_in_trial
 
-        for evaluation in train_in_trial(recipe, data, run.folder, resume_from, start, sweep):
+        try:
+            for evaluation in train_in_trial(recipe, data, run.folder, resume_from, start, sweep):
+                files.put()
+                tell_evaluation(evaluation)
+        except Preempted:
             files.put()
-            tell_evaluation(evaluation)
+            raise
     facts = facts_of(recipe, run, data, is_whole=until is None or until >= recipe.training.steps)
     files.put()
     return facts
@@ -130,27 +132,6 @@ def tell_evaluation(evaluation: Evaluation) -> None:
         evaluation.step, evaluation.validation_loss, evaluation.train_loss, evaluation.tokens_per_second,
     )  # fmt: skip
     tell(evaluation)
-
-
-@contextmanager
-def stopping_on_notice(training: Training) -> Iterator[None]:
-    """Let the run end with its step when its machine is about to be taken away, so that the step is kept."""
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(SECONDS_BETWEEN_LOOKS):
-            if node_is_going():
-                log.info("the machine is about to be taken away: keeping step %d", training.step)
-                training.stop()
-                return
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watcher.join()
 
 
 @contextmanager

@@ -36,6 +36,9 @@ from voicechat_platform.training.starting_point import (
 )
 from voicechat_platform.training.throughput import peak_flops, peak_memory, training_flops
 
+STEPS_BETWEEN_LOOKS = 10
+"""After so many steps workers tell each other whether one of them is to stop."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -170,7 +173,7 @@ class Training:
         started = mark = time.perf_counter()
         self.model.train()
         while self.step < settings.steps and not self.has_lost_patience():
-            if self.stopping:
+            if self.is_to_stop():
                 return
             self.losses.append(self.take_step())
             self.on_step()
@@ -183,6 +186,17 @@ class Training:
 
     def stop(self) -> None:
         self.stopping = True
+
+    def is_to_stop(self) -> bool:
+        """Whether `stop()` was called, in any of the workers: they must end with the same step."""
+        if self.workers == 1:
+            return self.stopping
+        if self.step % STEPS_BETWEEN_LOOKS:
+            return False
+        stopping = torch.tensor(float(self.stopping), device=self.device)
+        dist.all_reduce(stopping, dist.ReduceOp.MAX)
+        self.stopping = bool(stopping)
+        return self.stopping
 
     def has_lost_patience(self) -> bool:
         patience = self.recipe.training.patience
