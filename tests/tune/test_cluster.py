@@ -160,6 +160,7 @@ available_node_types:
 """
 
 
+@pytest.mark.parametrize("already", [0, 2])
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
@@ -170,11 +171,12 @@ available_node_types:
         ({"gpus_per_trial": 1, "workers_per_trial": 4}, "asks for 4 GPUs together, but there are 3"),
     ],
 )
-def test_a_cluster_that_grows_says_at_once_what_it_can_never_give(monkeypatch, tmp_path, asked, message):
+def test_a_cluster_that_grows_says_at_once_what_it_can_never_give(monkeypatch, tmp_path, asked, message, already):
     (tmp_path / "cluster.yaml").write_text(AUTOSCALED)
     monkeypatch.setattr(resources, "CLUSTER_FILE", tmp_path / "cluster.yaml")
     monkeypatch.setattr(resources, "grows", lambda: True)
-    monkeypatch.setattr(resources, "alive", lambda: [{"memory": 1}])  # a head that gives nothing
+    head, warm = {"node:__internal_head__": 1.0}, {"CPU": 4.0, "GPU": 1.0}
+    monkeypatch.setattr(resources, "alive", lambda: [head, *[warm] * already])
     monkeypatch.setattr(resources, "settings", lambda: Settings(ray_address="auto"))
     sweep = SweepFile.model_validate({"name": "s", "points": [{}], **asked})
     if message is None:
@@ -187,7 +189,7 @@ def test_a_cluster_that_grows_says_at_once_what_it_can_never_give(monkeypatch, t
 def test_a_cluster_of_ones_own_machines_is_waited_for_until_all_have_joined(monkeypatch, tmp_path):
     file = tmp_path / "cluster.yaml"
     file.write_text("available_node_types: {local.cluster.node: {resources: {}, max_workers: 2}}")
-    joined = [{"memory": 1}, {"CPU": 2}]  # the head, which gives nothing, and the first worker
+    joined = [{"node:__internal_head__": 1.0}, {"CPU": 2}]  # the head, which gives nothing, and the first worker
     monkeypatch.setattr(resources, "CLUSTER_FILE", file)
     monkeypatch.setattr(resources, "grows", lambda: True)
     monkeypatch.setattr(resources, "alive", lambda: joined)

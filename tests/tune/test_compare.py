@@ -126,6 +126,10 @@ def test_a_comparison_ends_in_a_report_that_claims_no_more_than_two_seeds_can(pa
     changed = voicechat("compare", edited, "--write")
     assert changed.returncode == 2
     assert "the comparison's file has changed since" in " ".join(changed.stderr.split())
+    edited.write_text(path.read_text().replace("[0.002, 0.008]", "[0.002, 0.008, 0.004]"))
+    wider = voicechat("compare", edited)
+    assert wider.returncode == 2
+    assert "other tuning choices or variants than when tiny-tuning began" in " ".join(wider.stderr.split())
     edited.write_text(path.read_text().replace("steps: 20", "steps: 30"))
     longer = voicechat("compare", edited)
     assert longer.returncode == 2
@@ -136,6 +140,10 @@ def test_a_comparison_ends_in_a_report_that_claims_no_more_than_two_seeds_can(pa
     begun = [line for line in more.stderr.splitlines() if line.endswith("begins")]
     assert len(begun) == 7  # the third seed of each variant in each table, and nothing twice
     assert all("seed 4 " in line for line in begun)
+    path.write_text(path.read_text().replace("seeds: 3", "seeds: 2"))
+    fewer = voicechat("compare", path, "--out", tmp_path / "report")
+    assert fewer.returncode == 0, fewer.stderr
+    assert {run["seed"] for run in json.loads((tmp_path / "report" / "findings.json").read_text())["runs"]} == {1, 2, 3}
 
 
 def test_an_impossible_size_is_said_before_anything_is_trained(path, monkeypatch):

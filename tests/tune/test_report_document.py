@@ -282,6 +282,33 @@ def test_lost_runs_unpaired_seeds_and_missing_baselines_are_named():
     assert results[0].differences["metric"].seeds == [0, 1, 2, 4, 5, 6, 7]
 
 
+def test_verdicts_that_the_test_part_does_not_bear_out_are_owned_to():
+    findings = comparison({"same": 0.0, "worse": 0.3})
+    assert conclude(findings, table_results(findings)).caveats == []
+    random = np.random.default_rng(2)
+    noisy = [
+        replace(each, facts={**each.facts, "test_loss": 1.6 + random.normal(0, 0.05)})
+        if each.variant == "same"
+        else each
+        for each in findings.runs
+    ]
+    (caveat,) = conclude(replace(findings, runs=noisy), table_results(findings)).caveats
+    assert caveat.startswith("At equal width, “same” is equivalent by the validation part; the test part alone (")
+    assert caveat.endswith(") would leave it undecided.")
+
+
+def test_one_model_in_two_tables_is_owned_to():
+    findings = comparison({"metric": 0.3, "other": 0.3}, tables=("equal parameters", "equal FLOPs"))
+    runs = [
+        replace(each, choices={"model.mlp_width": 520 if each.variant == "metric" else len(each.table)})
+        for each in findings.runs
+    ]
+    caveats = conclude(replace(findings, runs=runs), table_results(findings)).caveats
+    assert caveats == [
+        "“metric” is the same model at equal parameters and at equal FLOPs: one result, not two that agree."
+    ]
+
+
 def test_settings_at_the_edge_of_what_was_tried_are_owned_to():
     tuned = [
         run(100 + number, variant, "tuning", 99, loss, **{"training.learning_rate": rate, "model.attention": variant})

@@ -19,7 +19,7 @@ from voicechat_platform.strict_yaml import Strict, read_yaml
 from voicechat_platform.training.recipe import Recipe
 from voicechat_platform.training.starting_point import load_data, make_model
 from voicechat_platform.training.throughput import training_flops
-from voicechat_tune.notes import differences, open_study
+from voicechat_tune.notes import differences, open_study, point_to
 from voicechat_tune.report.findings import Findings, Table
 from voicechat_tune.report.gather import comparison_findings
 from voicechat_tune.run import Outcome, run_sweep
@@ -121,18 +121,29 @@ def run_comparison(comparison: ComparisonFile) -> Outcome:
     """
     sizes(comparison)  # so that an impossible one is said before anything is trained
     tuning, _ = tuning_sweep(comparison)
-    outcome = run_points(tuning)
+    outcome = run_points(tuning, may_grow=False)
     if not outcome.complete:
         return outcome
     seeds, _ = seeds_sweep(comparison)
-    return run_points(seeds)
+    return run_points(seeds, may_grow=True)
 
 
-def run_points(sweep: SweepFile) -> Outcome:
-    """Run one of the two sweeps, or go on with it: more seeds than it began with are points after those it has run."""
-    begun = (sweep_folder(sweep.name, sweep.storage) / JOURNAL).exists()
+def run_points(sweep: SweepFile, may_grow: bool) -> Outcome:
+    """Run one of the two sweeps, or go on with it.
+
+    Args:
+        may_grow: whether there may be more points than it began with, after those: other seeds.
+    """
+    folder = sweep_folder(sweep.name, sweep.storage)
+    begun = (folder / JOURNAL).exists()
     if begun:
-        study_of_points(sweep)
+        point_to(folder, sweep.name)  # another home or head may have begun it
+        study = study_of_points(sweep)
+        if study.trials() and study.sweep.points != sweep.points and not may_grow:
+            raise InputError(
+                f"the comparison's file has other tuning choices or variants than when {sweep.name} began: bring the "
+                f"old ones back, or give the comparison another name"
+            )
     return run_sweep(sweep, force=begun)
 
 
@@ -171,7 +182,9 @@ def study_of_points(sweep: SweepFile) -> Study:
         InputError: it has not begun, or ran another recipe or other points: the comparison's file has changed since.
     """
     study = open_study(sweep.name)
-    if changes := differences(study.sweep.recipe.model_dump(), sweep.recipe.model_dump(), "recipe"):
+    if study.trials() and (
+        changes := differences(study.sweep.recipe.model_dump(), sweep.recipe.model_dump(), "recipe")
+    ):
         raise InputError(
             f"the comparison's file has changed since {sweep.name} began:\n{changes}\n"
             f"bring the old one back, or give the comparison another name"

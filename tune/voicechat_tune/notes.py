@@ -8,7 +8,7 @@ from typing import Any
 from voicechat_platform.errors import InputError
 from voicechat_platform.settings import settings
 from voicechat_tune.run_files import object_store, sweep_folder
-from voicechat_tune.study import JOURNAL, Study
+from voicechat_tune.study import JOURNAL, Study, mend
 from voicechat_tune.sweep_file import SweepFile, read_sweep
 
 NOTES = "sweep.json"
@@ -41,7 +41,8 @@ def note(sweep: SweepFile, folder: Path, force: bool) -> dict[str, Any]:
 
 
 def has_trials(folder: Path, file: dict[str, Any]) -> bool:
-    if not (folder / JOURNAL).exists():
+    mend(folder / JOURNAL)
+    if not (folder / JOURNAL).exists() or not (folder / JOURNAL).stat().st_size:  # killed before its first line
         return False
     return bool(Study(folder, SweepFile.model_validate(file), writable=False).trials())
 

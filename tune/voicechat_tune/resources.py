@@ -24,11 +24,12 @@ def check_resources(sweep: SweepFile) -> None:
     """
     if have_room(alive(), sweep):
         return
-    machines = may_come()
-    if machines is None or have_room([*alive(), *machines], sweep):
+    coming = may_come()
+    head = [machine for machine in alive() if "node:__internal_head__" in machine]
+    machines = [*head, *coming] if coming else alive()  # those that have come are among those that may
+    if coming is None or have_room(machines, sweep):
         log.info("no machine has room for a run yet: waiting for the cluster to grow")
         return
-    machines = [*alive(), *machines]
     needed = {"CPU": sweep.cpus_per_trial, "GPU": sweep.gpus_per_trial}
     where = "this machine has" if settings().ray_address == "local" else "the cluster's largest machine has"
     for kind, amount in needed.items():

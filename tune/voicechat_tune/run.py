@@ -249,7 +249,7 @@ def outcome(study: Study, wanted: int, stopping: str, keeper: Keeper) -> Outcome
     """
     keeper.finish()
     trials = study.trials()
-    unfinished = wanted - sum(trial.state != "unfinished" for trial in trials)
+    unfinished = max(0, wanted - sum(trial.state != "unfinished" for trial in trials))
     reason = stopping or ("interrupted" if unfinished else "")
     return Outcome(
         finished=[keeper.kept[run.key] for trial in ranked(trials) for run in trial.runs if run.key in keeper.kept],

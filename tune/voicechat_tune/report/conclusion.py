@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from voicechat_tune.report.caveats import comparison_caveats
 from voicechat_tune.report.findings import Findings, Run
 from voicechat_tune.report.formats import equals_p, listed, loss, plural, quoted, setting, signed, signed_with_interval
-from voicechat_tune.report.results import COMPARED, TableResult, finished
+from voicechat_tune.report.results import TableResult, finished
 from voicechat_tune.report.statistics import (
     ALPHA,
     FEWEST_SEEDS,
@@ -129,63 +130,6 @@ def groups(table: TableResult) -> str:
         if names:
             said.append(f"{listed(names)} {'is' if len(names) == 1 else 'are'} {verdict}")
     return "; ".join(said)
-
-
-def comparison_caveats(findings: Findings, results: list[TableResult]) -> list[str]:
-    """What weakens the comparison: runs that are missing, seeds without a partner, settings at the edge."""
-    compared = [run for run in findings.runs if run.table in COMPARED]
-    caveats = [f"Not compared, since it did not finish: {lost}." for lost in lost_runs(compared)]
-    reused = {run.seed for run in compared} & {run.seed for run in findings.runs if run.table == "tuning"}
-    if reused:
-        seeds = listed([str(seed) for seed in sorted(reused)])
-        caveats.append(f"Settings were chosen with seeds that are compared too, which flatters the chosen: {seeds}.")
-    for table in results:
-        if not table.has_baseline:
-            caveats.append(f"At {table.table} there is no finished run of a baseline, so no difference was tested.")
-            continue
-        for result in table.variants:
-            if result.unpaired:
-                seeds = listed([str(seed) for seed in result.unpaired])
-                caveats.append(
-                    f"At {table.table}, {quoted(result.variant)} or the baseline lacks {seed_word(result.unpaired)} "
-                    f"{seeds}: left out of the difference."
-                )
-    return caveats + edge_caveats(findings)
-
-
-def edge_caveats(findings: Findings) -> list[str]:
-    """Variants that did best with the least or the greatest value tried: a better one may lie beyond."""
-    caveats = []
-    tuning = finished([run for run in findings.runs if run.table == "tuning"])
-    for variant in dict.fromkeys(run.variant for run in tuning):
-        runs = [run for run in tuning if run.variant == variant]
-        best = min(runs, key=lambda run: run.best_loss() or 0.0)
-        for field, value in best.choices.items():
-            tried = {each for run in runs if isinstance(each := run.choices.get(field), int | float)}
-            if len(tried) > 2 and value in (min(tried), max(tried)):
-                which = "low" if value == min(tried) else "high"
-                name = field.rpartition(".")[2].replace("_", " ")
-                caveats.append(
-                    f"{quoted(variant)} did best with the {which}est {name} that was tried, {setting(value)}: a "
-                    f"{which}er one may suit it better."
-                )
-    return caveats
-
-
-def lost_runs(runs: list[Run]) -> list[str]:
-    """Runs without a final loss, those of one table, variant and status together."""
-    seeds: dict[tuple[str, str, str], list[int]] = {}
-    for run in runs:
-        if run not in finished([run]):
-            seeds.setdefault((run.table, run.variant, run.status), []).append(run.seed)
-    return [
-        f"{quoted(variant)} at {table}, {seed_word(lost)} {listed([str(seed) for seed in lost])} ({status})"
-        for (table, variant, status), lost in seeds.items()
-    ]
-
-
-def seed_word(seeds: list[int]) -> str:
-    return "seed" if len(seeds) == 1 else "seeds"
 
 
 def powerless(results: list[TableResult]) -> list[str]:

@@ -8,6 +8,7 @@ import logging
 import platform
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -86,10 +87,12 @@ def comparison_findings(
         description=f"Every variant tried the same combinations of training choices on one seed and kept its best, "
         f"then was trained on fresh seeds: {training.steps} steps of {training.batch_size} windows of "
         f"{recipe.model.context} tokens ({corpus.tokenizer}). The seeds, the order of the data and the steps are the "
-        f"same for all. Losses are over the whole validation part ({corpus.validation_fraction:.0%} of the text) in "
-        f"fixed windows of one context; the test part ({corpus.test_fraction:.0%}) was looked at once a run, at its "
-        f"end, and nothing was chosen by it. For equal parameters and equal FLOPs a variant's MLP was widened or "
-        f"narrowed to the baseline's, with the choices it had been tuned to at equal width.",
+        f"same for all, and so is whatever was not tuned. The last step's losses are over the whole validation part "
+        f"({corpus.validation_fraction:.0%} of the text) in fixed windows of one context, those before it over "
+        f"{training.evaluation_windows or 'all'} of the windows; the test part ({corpus.test_fraction:.0%}) was looked "
+        f"at once a run, at its end, and nothing was chosen by it. For equal parameters and equal FLOPs a variant's "
+        f"MLP was widened or narrowed to the baseline's, with the choices it had been tuned to at equal width. One "
+        f"seed chose them, so that a choice may be a matter of luck.",
         runs=runs,
         baseline=baseline,
         margin=margin,
@@ -186,8 +189,8 @@ def environment(studies: list[Study], trials: list[Trial]) -> dict[str, str]:
     notes = notes or [provenance()]
     cost = sum(cost_of(study.sweep, study.trials()) for study in studies)
     shown = {
-        "machine": each(note["machine"] for note in notes if "machine" in note) or f"{machine()} (wrote this report)",
-        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "machine": each(note.get("machine", "not noted") for note in notes),
+        "written by": f"{machine()}, {platform.system()} {platform.release()}, Python {platform.python_version()}",
         "versions": each(", ".join(f"{name} {number}" for name, number in note["versions"].items()) for note in notes),
         "commit": each(note["commit"] or "unknown" for note in notes),
         "corpus": studies[0].sweep.recipe.corpus.source.rpartition("/")[2],
@@ -198,5 +201,6 @@ def environment(studies: list[Study], trials: list[Trial]) -> dict[str, str]:
 
 
 def each(found: Iterable[str]) -> str:
-    """Every different one, in the order in which they come."""
-    return "; ".join(dict.fromkeys(found))
+    """Every different one, in the order in which they come; of several, each with its number of runs."""
+    counts = Counter(found)
+    return "; ".join(counts) if len(counts) == 1 else "; ".join(f"{one} ({runs} runs)" for one, runs in counts.items())
