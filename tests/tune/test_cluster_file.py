@@ -1,6 +1,5 @@
 """The cluster files are valid in the eyes of Ray's own autoscaler, and open nothing to strangers."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -35,7 +34,7 @@ class TestEachFile:
     def test_every_machine_asks_for_the_token_and_has_it(self, file):
         config = read(file)
         for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
-            assert re.search(r"RAY_AUTH_MODE=token (\w+=0 )?ray start", start_command(commands))
+            assert "RAY_AUTH_MODE=token ray start" in start_command(commands)
         (mounted,) = (there for there, here in config["file_mounts"].items() if here == "~/.ray/auth_token")
         assert mounted == f"/home/{config['auth']['ssh_user']}/.ray/auth_token"
         assert any("export RAY_AUTH_MODE=token" in command for command in config["setup_commands"])

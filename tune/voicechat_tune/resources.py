@@ -22,17 +22,17 @@ def check_resources(sweep: SweepFile) -> None:
         InputError: no machine can ever give a run what it asks for; Ray would wait for it for ever. A cluster that
             grows may have to start one first, and is given the time.
     """
-    if have_room(alive(), sweep):
+    here = alive()
+    if have_room(here, sweep):
         return
-    coming = may_come()
-    head = [machine for machine in alive() if "node:__internal_head__" in machine]
-    machines = [*head, *coming] if coming else alive()  # those that have come are among those that may
+    coming = may_come(len(here))
+    head = [machine for machine in here if "node:__internal_head__" in machine]
+    machines = [*head, *coming] if coming else here  # those that have come are among those that may
     if coming is None or have_room(machines, sweep):
         log.info("no machine has room for a run yet: waiting for the cluster to grow")
         return
-    needed = {"CPU": sweep.cpus_per_trial, "GPU": sweep.gpus_per_trial}
     where = "this machine has" if settings().ray_address == "local" else "the cluster's largest machine has"
-    for kind, amount in needed.items():
+    for kind, amount in needed_by_worker(sweep).items():
         most = max(machine.get(kind, 0) for machine in machines)
         if amount > most:
             raise InputError(
@@ -49,17 +49,27 @@ def check_resources(sweep: SweepFile) -> None:
     raise InputError(f"no machine has both {both}: ask for less")
 
 
+def needed_by_worker(sweep: SweepFile) -> dict[str, float]:
+    return {"CPU": sweep.cpus_per_trial, "GPU": sweep.gpus_per_trial}
+
+
 def have_room(machines: list[dict[str, float]], sweep: SweepFile) -> bool:
     """Whether one of the machines can hold a worker, and all of them together a run."""
-    needed = {"CPU": sweep.cpus_per_trial, "GPU": sweep.gpus_per_trial}
+    needed = needed_by_worker(sweep)
     one = any(all(machine.get(kind, 0) >= amount for kind, amount in needed.items()) for machine in machines)
     total = {kind: sum(machine.get(kind, 0) for machine in machines) for kind in needed}
     return one and all(amount * sweep.workers_per_trial <= total[kind] for kind, amount in needed.items())
 
 
-def may_come() -> list[dict[str, float]] | None:
-    """The resources of the machines that the cluster may start, as `ray up` left them on the head; None if that is not
-    known here."""
+def may_come(joined: int) -> list[dict[str, float]] | None:
+    """The resources of the machines that the cluster may start, as `ray up` left them on the head.
+
+    Args:
+        joined: how many machines are there, the head included.
+
+    Returns:
+        None if it is not known here; none where all have come, or the cluster starts none.
+    """
     if not grows():
         return []
     try:
@@ -67,7 +77,7 @@ def may_come() -> list[dict[str, float]] | None:
     except FileNotFoundError:  # this is not the head
         return None
     machines = [kind.get("resources", {}) for kind in types for _ in range(kind.get("max_workers", 0))]
-    if len(alive()) > len(machines):  # all have come, and the head is one more
+    if joined > len(machines):  # all have come, and the head is one more
         return []
     return machines if all(machines) else None  # what a machine of one's own has is not known before it joins
 
@@ -76,7 +86,7 @@ def room_for(sweep: SweepFile) -> int:
     """How many runs find room at a time; one more where the cluster grows: it is what makes it grow."""
     if sweep.concurrent is not None:
         return sweep.concurrent
-    needed = {"CPU": sweep.cpus_per_trial, "GPU": sweep.gpus_per_trial}
+    needed = needed_by_worker(sweep)
     room = 0
     for machine in alive():
         room += min(int(machine.get(kind, 0) / amount + 1e-6) for kind, amount in needed.items() if amount)

@@ -164,10 +164,10 @@ def sweep(
     from voicechat_tune.sweep_file import read_sweep
 
     wanted = read_sweep(file)
+    join(address)
     if dry_run:
         from voicechat_tune.dry_run import estimate
 
-        join(address)
         try:
             facts, tables = estimate(wanted)
         finally:
@@ -178,7 +178,6 @@ def sweep(
         raise InputError("several objectives have no single best trial: choose one, then voicechat promote it")
     if resume and not is_begun(wanted):
         raise InputError(f"the sweep {wanted.name!r} has not begun: leave --resume away")
-    join(address)
     with redirect_stdout(sys.stderr):  # Ray tells of a lost process on stdout, which is the result's
         try:
             outcome = run_sweep(wanted, fresh, force, extend, tensorboard)

@@ -180,8 +180,9 @@ def importances(study: Study) -> dict[str, float]:
 def environment(studies: list[Study], trials: list[Trial]) -> dict[str, str]:
     """What was run, and by what: as the runs' checkpoints note it, which may be several machines and commits."""
     checkpoints = [
-        SweepFiles(study.sweep, study.folder).run_folder(run.key) / "best"
+        files.run_folder(run.key) / "best"
         for study in studies
+        for files in [SweepFiles(study.sweep, study.folder)]
         for trial in study.trials()
         for run in trial.runs
     ]
