@@ -8,13 +8,19 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
-from voicechat_serve.engines.interface import GenerationRequest, OverloadedError, PromptTooLongError, Sampling
+from voicechat_serve.engines.interface import (
+    GenerationRequest,
+    Load,
+    OverloadedError,
+    PromptTooLongError,
+    Sampling,
+)
 from voicechat_serve.engines.torch_engine import TorchEngine
 
 CONTEXT = 96
 
 # Each way of caching: keys and values, one tensor, one vector for all heads, one vector for all heads and its value.
-VARIANTS = {
+VARIANTS: dict[str, dict] = {
     "standard": {},
     "standard, K=V": {"values": "tied"},
     "metric": {"attention": "metric"},
@@ -100,10 +106,100 @@ async def test_greedy_tokens_are_those_of_transformers(kind):
     engine.close()
 
 
+@pytest.mark.parametrize("kind", ["standard", "metric", "llama"])
+async def test_a_conversation_goes_on_where_it_was(kind):
+    """The next turn takes over what the cache knows, and gives the tokens of one that reads everything."""
+    engine = engine_of(kind, slots=2)
+    read = counted_prefill(engine)
+    prompt_ids = list(range(30))
+    answer_ids = await ids_of(engine, request(prompt_ids, 10))
+    turn_ids = [*prompt_ids, *answer_ids, 5, 6, 7]
+    next_ids = await ids_of(engine, request(turn_ids, 10))
+    assert sum(read) == 30 + 4  # the last token of an answer is never fed to the model
+    engine.close()
+    fresh = engine_of(kind)
+    assert await ids_of(fresh, request(turn_ids, 10)) == next_ids
+    fresh.close()
+
+
+async def test_prompts_that_begin_alike_are_read_once():
+    engine = engine_of("metric")
+    read = counted_prefill(engine)
+    wanted = [request([*range(40), last], 20, temperature=1, seed=last) for last in range(5)]
+    together = await asyncio.gather(*(ids_of(engine, each) for each in wanted))
+    assert sum(read) == 41 + 4
+    engine.close()
+    fresh = engine_of("metric", slots=1)
+    assert [await ids_of(fresh, each) for each in reversed(wanted)] == together[::-1]
+    fresh.close()
+
+
+@pytest.mark.parametrize("kind", ["metric", "llama"])
+async def test_a_long_prompt_is_read_in_pieces_between_the_steps_of_others(kind, monkeypatch):
+    monkeypatch.setattr("voicechat_serve.engines.torch_engine.PREFILL_TOKENS", 8)
+    engine = engine_of(kind)
+    reads = counted_prefill(engine)
+    other = engine.generate(request([1, 2, 3], 80))
+    await anext(other)
+    long_ids = [random.Random(3).randrange(64) for _ in range(70)]
+    long = asyncio.create_task(ids_of(engine, request(long_ids, 10)))
+    steps = 0
+    while len(reads) < 10:
+        await anext(other)
+        steps += 1
+    found = await long
+    assert max(reads) == 8
+    assert steps >= 8
+    await other.aclose()
+    engine.close()
+    whole = engine_of(kind)
+    monkeypatch.undo()
+    assert await ids_of(whole, request(long_ids, 10)) == found
+    whole.close()
+
+
+def counted_prefill(engine) -> list[int]:
+    """Lengths of the pieces of prompts that the engine reads from now on."""
+    lengths: list[int] = []
+    prefill = engine.decoder.prefill
+
+    def counting(row, ids_t, start, every=False):
+        lengths.append(len(ids_t))
+        return prefill(row, ids_t, start, every)
+
+    engine.decoder.prefill = counting
+    return lengths
+
+
+@pytest.mark.parametrize("kind", ["metric", "llama"])
+async def test_scores_of_prompt_and_answer(kind, monkeypatch):
+    monkeypatch.setattr("voicechat_serve.engines.torch_engine.PREFILL_TOKENS", 7)
+    engine = engine_of(kind)
+    prompt_ids = [random.Random(4).randrange(64) for _ in range(20)]
+    await ids_of(engine, request(prompt_ids, 5))  # now in the cache: a prompt to be scored is read all the same
+    wanted = GenerationRequest(
+        prompt_ids=prompt_ids, sampling=Sampling(max_tokens=5, seed=1), top_scores=3, score_prompt=True
+    )
+    tokens = [token async for token in engine.generate(wanted)]
+    engine.close()
+    ids = [*prompt_ids, *(token.id for token in tokens)]
+    with torch.no_grad():
+        logprobs_tv = model_of(kind)(torch.tensor([ids])).logits[0].log_softmax(-1)
+    scores = [*tokens[0].prompt_scores, *(token.score for token in tokens)]
+    assert [score.id for score in scores] == ids
+    assert (scores[0].logprob, scores[0].top) == (None, ())
+    for place, score in enumerate(scores[1:]):
+        assert score.logprob == pytest.approx(float(logprobs_tv[place, score.id]), abs=1e-3)
+        assert [token_id for token_id, _ in score.top] == logprobs_tv[place].topk(3).indices.tolist()
+    assert all(not token.prompt_scores for token in tokens[1:])
+
+
 async def test_metric_attention_caches_one_tensor():
     engine = engine_of("metric")
     await ids_of(engine, request([1, 2, 3]))
-    assert engine.cache.layers[0].values.numel() == 0
+    standard = engine_of("standard")
+    assert engine.decoder.bytes_per_slot * 2 == standard.decoder.bytes_per_slot
+    standard.close()
     engine.close()
 
 
@@ -142,6 +238,7 @@ async def test_cancelling_frees_the_slot():
     await stream.aclose()
     assert len(await asyncio.wait_for(other, 5)) == 3
     assert not engine.flights
+    assert engine.load() == Load(running=0, waiting=0, cache_used=0)
     engine.close()
 
 

@@ -24,6 +24,25 @@ class PromptTooLongError(InputError):
     """The prompt leaves no room for an answer in the model's context."""
 
 
+class UnsupportedError(InputError):
+    """The request asks for what this model's engine cannot do.
+
+    Args:
+        feature: the field of `Sampling` or `GenerationRequest`.
+        engine: the engine's name in an application file.
+    """
+
+    def __init__(self, feature: str, engine: str):
+        super().__init__(
+            f"{feature} is not supported by this model's engine ({engine}); the engine `torch` supports it: choose it "
+            f"in the application file"
+        )
+        self.feature = feature
+
+    def __reduce__(self):  # exceptions cross processes by their message alone
+        return type(self), (self.feature, "")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How tokens are chosen, and when to stop."""
@@ -33,9 +52,19 @@ class Sampling:
     temperature: float = 1.0
     """What logits are divided by; below LEAST_TEMPERATURE it is greedy."""
     top_p: float = 1.0
-    """Choose among the likeliest tokens whose probabilities add up to this much."""
+    """Choose among the likeliest tokens whose probabilities add up to this much (arXiv 1904.09751)."""
     top_k: int = 0
     """Choose among so many of the likeliest tokens; 0 for all."""
+    min_p: float = 0.0
+    """Choose among tokens at least this share as likely as the likeliest (arXiv 2407.01082)."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens of the prompt and the answer are divided by it, or multiplied where negative (1909.05858)."""
+    frequency_penalty: float = 0.0
+    """Taken off a token's logit for every time it stands in the answer."""
+    presence_penalty: float = 0.0
+    """Taken off a token's logit once it stands in the answer."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, what is added to its logit)."""
     stop: tuple[str, ...] = ()
     """The text ends before the first of these."""
     seed: int | None = None
@@ -45,11 +74,30 @@ class Sampling:
     def greedy(self) -> bool:
         return self.temperature < LEAST_TEMPERATURE
 
+    @property
+    def penalises(self) -> bool:
+        return self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
     prompt_ids: list[int]
     sampling: Sampling = field(default_factory=Sampling)
+    top_scores: int | None = None
+    """Score every token, and so many of the likeliest ones beside it; None for no scores."""
+    score_prompt: bool = False
+    """Score the prompt's tokens as well (with `top_scores`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What the model itself thought of a token, before penalties and temperature."""
+
+    id: int
+    logprob: float | None
+    """Natural logarithm of its probability; None for a prompt's first token, which nothing precedes."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens at this place with their log-probabilities, likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +109,21 @@ class Token:
     id: int
     finish_reason: FinishReason | None = None
     """Set on the last token: "stop" for an end token or a stop string, "length" for a limit."""
+    score: Score | None = None
+    prompt_scores: tuple[Score, ...] = ()
+    """On the first token, where they were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy an engine is."""
+
+    running: int
+    """Requests that are being read or written."""
+    waiting: int
+    """Requests that wait for a place."""
+    cache_used: float
+    """Share of the cache's positions that hold a running request's tokens, 0 to 1."""
 
 
 class Engine(Protocol):
@@ -74,11 +137,18 @@ class Engine(Protocol):
             OverloadedError: too many requests are waiting.
             EmptyPromptError: the prompt has no token.
             PromptTooLongError: the prompt fills the context.
+            UnsupportedError: the engine cannot do what the request asks for.
         """
         ...
 
+    def load(self) -> Load: ...
+
     def check(self) -> None:
         """Raises when the engine can no longer serve."""
+        ...
+
+    def close(self) -> None:
+        """Frees what it holds, once no request is in flight."""
         ...
 
 

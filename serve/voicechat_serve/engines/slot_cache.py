@@ -1,8 +1,9 @@
-"""A key-value cache of fixed slots, one request each, in which every row is at a position of its own.
+"""Any causal language model of transformers over a cache of fixed slots, in which every row is at its own position.
 
-Letters: b row of the batch (one request), t query position, s key position, h head, k head width.
+Letters: b row of the batch (one request), t query position, s key position, h head, k head width, v vocabulary.
 
-Requests in flight always lie in the first rows, so that a decode step reads the cache through a view, not a copy.
+The same interface as the platform's `SlotDecoder`, which is faster and knows this project's models only. Requests that
+decode together lie in the first rows, so that a step reads the cache through a view, not a copy.
 """
 
 import torch
@@ -10,8 +11,64 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 
+class TransformersDecoder:
+    """
+    Args:
+        model: takes a cache, position ids and a ready attention mask, as transformers' causal models do.
+        slots: rows of the cache.
+        context: positions of each row.
+    """
+
+    def __init__(self, model, slots: int, context: int):
+        self.model = model.eval()
+        self.slots, self.context = slots, context
+        self.device = model.device
+        self.cache = SlotCache(model.config.get_text_config().num_hidden_layers, slots, context)
+
+    @torch.inference_mode()
+    def prefill(self, row: int, ids_t: Tensor, start: int, every: bool = False) -> Tensor:
+        """Reads a prompt, or a piece of it, into a row from position `start` on: (t, v) or (1, v) logits."""
+        end = start + len(ids_t)
+        self.cache.prefill(row, start, end)
+        positions_t = torch.arange(start, end, device=self.device)
+        blocked_ts = positions_t[:, None] < torch.arange(end, device=self.device)
+        return self.forward(ids_t[None], positions_t[None], blocked_ts[None, None], 0 if every else 1)[0]
+
+    @torch.inference_mode()
+    def decode(self, ids_b: Tensor, positions_b: Tensor, width: int) -> Tensor:
+        """One more token for each of the first b rows: (b, v) logits."""
+        rows_b = torch.arange(len(ids_b), device=self.device)
+        self.cache.decode(rows_b, positions_b, width)
+        blocked_bs = positions_b[:, None] < torch.arange(width, device=self.device)
+        return self.forward(ids_b[:, None], positions_b[:, None], blocked_bs[:, None, None], 1)[:, -1]
+
+    def forward(self, ids_bt: Tensor, positions_bt: Tensor, blocked_b1ts: Tensor, logits_to_keep: int) -> Tensor:
+        mask_b1ts = torch.zeros(blocked_b1ts.shape, dtype=self.model.dtype, device=self.device)
+        output = self.model(
+            input_ids=ids_bt,
+            attention_mask=mask_b1ts.masked_fill_(blocked_b1ts, float("-inf")),
+            position_ids=positions_bt,
+            cache=self.cache,
+            use_cache=True,
+            logits_to_keep=logits_to_keep,
+        )
+        return output.logits
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copies the first `length` positions of one row over another."""
+        for slots_bhsk in self.cache.tensors():
+            slots_bhsk[target, :, :length] = slots_bhsk[source, :, :length]
+
+    def swap(self, one: int, other: int, length: int) -> None:
+        """Exchanges the first `length` positions of two rows."""
+        for slots_bhsk in self.cache.tensors():
+            kept_hsk = slots_bhsk[one, :, :length].clone()
+            slots_bhsk[one, :, :length] = slots_bhsk[other, :, :length]
+            slots_bhsk[other, :, :length] = kept_hsk
+
+
 class SlotLayer(CacheLayerMixin):
-    """One layer's keys and values. The second tensor may be 0 wide: metric attention caches one tensor alone."""
+    """One layer's keys and values."""
 
     def __init__(self, cache: "SlotCache"):
         super().__init__()
@@ -32,7 +89,7 @@ class SlotLayer(CacheLayerMixin):
         return self.cache.write(self.keys, key_states), self.cache.write(self.values, value_states)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.cache.width, 0
+        return self.cache.end, 0
 
     def get_seq_length(self) -> int:
         return 0  # positions and masks are given with every call, and counted by nobody else
@@ -44,33 +101,30 @@ class SlotLayer(CacheLayerMixin):
 class SlotCache(Cache):
     """The cache of a whole model: `num_layers` layers of (slots, h, context, k).
 
-    Before each forward call, say which rows and positions it is for: `prefill` or `decode`.
+    Before each call of the model, `prefill` or `decode` says which slots the call writes and reads.
     """
 
     def __init__(self, num_layers: int, slots: int, context: int):
         self.slots, self.context = slots, context
-        self.width = 0
         super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
+        self.rows_b: Tensor | None = None
+        """Set while decoding: the rows that each get one token."""
 
-    def prefill(self, row: int, length: int) -> None:
-        """The next call fills one row from position 0 with `length` tokens."""
-        self.row, self.width, self.decoding = row, length, False
+    def prefill(self, row: int, start: int, end: int) -> None:
+        """The next call fills positions `start` to `end` of one row."""
+        self.row, self.start, self.end, self.rows_b = row, start, end, None
 
     def decode(self, rows_b: Tensor, positions_b: Tensor, width: int) -> None:
         """The next call adds one token to each of the first rows, and reads their first `width` positions."""
-        self.rows_b, self.positions_b, self.width, self.decoding = rows_b, positions_b, width, True
+        self.rows_b, self.positions_b, self.end = rows_b, positions_b, width
 
     def write(self, slots_bhsk: Tensor, new_bhtk: Tensor) -> Tensor:
         """Stores the new states and returns all that the step's queries may read, as a view (b, h, s, k)."""
-        if self.decoding:
-            if new_bhtk.shape[-1]:
-                slots_bhsk[self.rows_b, :, self.positions_b] = new_bhtk[:, :, 0]
-            return slots_bhsk[: len(self.rows_b), :, : self.width]
-        slots_bhsk[self.row, :, : self.width] = new_bhtk[0]
-        return slots_bhsk[self.row : self.row + 1, :, : self.width]
+        if self.rows_b is not None:
+            slots_bhsk[self.rows_b, :, self.positions_b] = new_bhtk[:, :, 0]
+            return slots_bhsk[: len(self.rows_b), :, : self.end]
+        slots_bhsk[self.row, :, self.start : self.end] = new_bhtk[0]
+        return slots_bhsk[self.row : self.row + 1, :, : self.end]
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copies the first `length` positions of one row over another."""
-        for layer in self.layers:
-            for slots_bhsk in (layer.keys, layer.values):
-                slots_bhsk[target, :, :length] = slots_bhsk[source, :, :length]
+    def tensors(self) -> list[Tensor]:
+        return [tensor for layer in self.layers if layer.is_initialized for tensor in (layer.keys, layer.values)]

@@ -2,9 +2,9 @@
 
 Letters: b row (one request in flight), t query position, s key position, v vocabulary.
 
-Works for this project's models and for any causal language model of transformers that takes a cache, position ids
-and a ready attention mask. Requests in flight hold the rows 0..b-1 of a `SlotCache`; when one leaves, the last takes
-its row.
+Works for this project's models (through the platform's `SlotDecoder`) and for any causal language model of transformers
+that takes a cache, position ids and a ready attention mask. Between two steps at most `PREFILL_TOKENS` of prompts are
+read, so that a long prompt makes nobody's answer stall; requests whose prompts are being read take turns.
 """
 
 import asyncio
@@ -19,15 +19,33 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from voicechat_serve.engines.interface import GenerationRequest, OverloadedError, Token, room_for
-from voicechat_serve.engines.row_sampler import RowSampler
-from voicechat_serve.engines.slot_cache import SlotCache
+from voicechat_platform.models import GPTForCausalLM
+from voicechat_platform.models.decoding import SlotDecoder
+from voicechat_serve.engines.interface import (
+    GenerationRequest,
+    Load,
+    OverloadedError,
+    Score,
+    Token,
+    room_for,
+)
+from voicechat_serve.engines.row_sampler import RowSampler, SampledRow, scores_of
+from voicechat_serve.engines.slot_cache import TransformersDecoder
+from voicechat_serve.engines.slots import Row, Slots
 from voicechat_serve.engines.text_stream import Decode, TextStream
 
 log = logging.getLogger(__name__)
 
 LONGEST_CONTEXT = 4096
 """The cache is allotted for every slot's whole context, and some models claim a hundred thousand positions."""
+
+PREFILL_TOKENS = 256
+"""Of prompts, read between two decode steps."""
+
+CACHE_MEBIBYTES = 1024
+"""What the cache may take: how many slots that makes depends on the model."""
+
+MOST_SLOTS = 32
 
 
 @dataclass(eq=False)
@@ -41,39 +59,56 @@ class Flight:
     loop: asyncio.AbstractEventLoop
     tokens: asyncio.Queue[Token | Exception] = field(default_factory=asyncio.Queue)
     cancelled: bool = False
-    length: int = 0
-    """Positions of the cache that are filled."""
-    generated: int = 0
-    last_id: int = -1
+    row: Row | None = None
+    """Of the cache, while it is in flight."""
+    answer_ids: list[int] = field(default_factory=list)
+    prompt_scores: list[Score] = field(default_factory=list)
+
+    @property
+    def unread_ids(self) -> list[int]:
+        """The rest of the prompt that the cache does not hold yet."""
+        assert self.row is not None
+        return self.request.prompt_ids[len(self.row.token_ids) :]
+
+    def sampled_row(self) -> SampledRow:
+        request = self.request
+        return SampledRow(
+            request.sampling, self.generator, request.prompt_ids, self.answer_ids, top_scores=request.top_scores
+        )
 
 
 class TorchEngine:
     """An `Engine` over a transformers model.
 
     Args:
-        model: a causal language model, ready to run.
+        model: a causal language model, ready to run; one of the family is copied into a faster layout.
         decode: token ids -> text.
         end_ids: tokens that end an answer.
-        slots: most requests in flight at once.
+        slots: most requests in flight at once; as many as `CACHE_MEBIBYTES` hold when not given, 32 at most.
         max_waiting: most requests that wait for a slot; more are refused.
     """
 
-    def __init__(self, model, decode: Decode, end_ids: Sequence[int], *, slots: int = 32, max_waiting: int = 64):
-        self.model = model.eval()
+    def __init__(
+        self, model, decode: Decode, end_ids: Sequence[int], *, slots: int | None = None, max_waiting: int = 64
+    ):
         self.decode_text = decode
         self.end_ids = frozenset(end_ids)
-        self.slots, self.max_waiting = slots, max_waiting
-        self.context: int = min(model.config.max_position_embeddings, LONGEST_CONTEXT)
-        self.cache = SlotCache(model.config.num_hidden_layers, slots, self.context)
-        self.flights: list[Flight] = []
+        self.max_waiting = max_waiting
+        self.context: int = min(model.config.get_text_config().max_position_embeddings, LONGEST_CONTEXT)
+        slots = slots or slots_within(CACHE_MEBIBYTES * 2**20, model, self.context)
+        decoder = SlotDecoder if isinstance(model, GPTForCausalLM) else TransformersDecoder
+        self.decoder = decoder(model, slots, self.context)
+        self.slots = Slots(self.decoder)
         self.waiting: deque[Flight] = deque()
+        self.filling: deque[Flight] = deque()
+        self.flights: list[Flight] = []
+        """Those that decode, in the order of their rows."""
         self.changed = threading.Condition()
         self.closing = False
         self.batch_is_stale = True
         self.ids_b: Tensor
         self.positions_b: Tensor
         self.sampler: RowSampler
-        self.key_positions_s = torch.arange(self.context, device=model.device)
         self.thread = threading.Thread(target=self.run, name="torch-engine", daemon=True)
         self.thread.start()
 
@@ -103,6 +138,11 @@ class TorchEngine:
             with self.changed, contextlib.suppress(ValueError):  # most often it waits no longer
                 self.waiting.remove(flight)
 
+    def load(self) -> Load:
+        flights = [*self.flights, *self.filling]
+        held = sum(len(flight.row.token_ids) for flight in flights if flight.row)
+        return Load(len(flights), len(self.waiting), held / (self.decoder.slots * self.context))
+
     def check(self) -> None:
         if not self.thread.is_alive():
             raise RuntimeError("the engine's thread has ended")
@@ -119,18 +159,21 @@ class TorchEngine:
     def run(self) -> None:
         while True:
             with self.changed:
-                self.changed.wait_for(lambda: self.waiting or self.flights or self.closing)
+                self.changed.wait_for(lambda: self.waiting or self.filling or self.flights or self.closing)
                 if self.closing:
                     return
             try:
                 self.drop_cancelled()
-                self.deliver(self.admit())
+                self.admit()
+                self.deliver(self.read_prompts())
                 if self.flights:
                     self.deliver(self.decode_step())
             except Exception as error:
                 log.exception("a decode step failed; the requests in flight are given up")
-                self.deliver([(flight, error) for flight in self.flights])
+                self.deliver([(flight, error) for flight in (*self.flights, *self.filling)])
                 self.flights.clear()
+                self.filling.clear()
+                self.slots.forget()
                 self.batch_is_stale = True
 
     def deliver(self, given: Sequence[tuple[Flight, Token | Exception]]) -> None:
@@ -146,108 +189,136 @@ class TorchEngine:
                     flight.cancelled |= flight.loop is loop
 
     def drop_cancelled(self) -> None:
-        for row in reversed(range(len(self.flights))):
-            if self.flights[row].cancelled:
-                self.release(row)
+        for flight in [flight for flight in (*self.flights, *self.filling) if flight.cancelled]:
+            self.release(flight)
 
-    def release(self, row: int) -> None:
-        last = self.flights.pop()
-        if row < len(self.flights):
-            self.cache.move(len(self.flights), row, last.length)
-            self.flights[row] = last
+    def release(self, flight: Flight) -> None:
+        if flight.row is not None:
+            self.slots.release(flight.row)
+        if flight in self.filling:
+            self.filling.remove(flight)
+            return
+        place = self.flights.index(flight)  # the last one takes its place, as in the cache
+        self.flights[place] = self.flights[-1]
+        self.flights.pop()
         self.batch_is_stale = True
 
-    def admit(self) -> list[tuple[Flight, Token | Exception]]:
-        """Takes waiting requests into free rows; each gets its first token from its prompt."""
+    def admit(self) -> None:
+        """Takes waiting requests in, as long as there are rows for them."""
+        with self.changed:
+            while self.waiting and len(self.flights) + len(self.filling) < self.decoder.slots:
+                self.filling.append(self.waiting.popleft())
+
+    def read_prompts(self) -> list[tuple[Flight, Token | Exception]]:
+        """Reads a piece of the prompts that wait to be read; a whole prompt gives its first token."""
         given: list[tuple[Flight, Token | Exception]] = []
-        while len(self.flights) < self.slots:
-            with self.changed:
-                if not self.waiting:
-                    break
-                flight = self.waiting.popleft()
+        budget = PREFILL_TOKENS
+        while self.filling and budget > 0:
+            flight = self.filling.popleft()
+            if flight.row is None:  # not sooner: the prompt before it may begin with the same tokens
+                # A prompt whose tokens are to be scored must be read whole.
+                flight.row = self.slots.take([] if flight.request.score_prompt else flight.request.prompt_ids)
+            piece = flight.unread_ids[:budget]
+            budget -= len(piece)
             try:
-                token = self.take(flight, self.first_token(len(self.flights), flight))
+                logits_1v = self.read_piece(flight, piece)
+                if flight.unread_ids:
+                    self.filling.append(flight)  # the others' turn
+                    continue
+                token = self.first_token(flight, logits_1v)
             except Exception as error:
+                assert flight.row is not None
+                flight.row.token_ids.clear()
+                self.slots.release(flight.row)
                 given.append((flight, error))
                 continue
             given.append((flight, token))
-            if not token.finish_reason:
+            assert flight.row is not None
+            if token.finish_reason:
+                self.slots.release(flight.row)
+            else:
+                self.slots.begin_decoding(flight.row)
                 self.flights.append(flight)
                 self.batch_is_stale = True
         return given
 
-    def first_token(self, row: int, flight: Flight) -> int:
-        sampler = RowSampler([(flight.request.sampling, flight.generator)])
-        return int(sampler.choose(self.prefill(row, flight)))
+    def read_piece(self, flight: Flight, piece: list[int]) -> Tensor:
+        """(1, v) logits after a piece of the prompt."""
+        row, request = flight.row, flight.request
+        assert row is not None
+        ids_t = torch.tensor(piece, device=self.decoder.device)
+        start = len(row.token_ids)
+        logits_tv = self.decoder.prefill(self.slots.rows.index(row), ids_t, start, every=request.score_prompt)
+        row.token_ids.extend(piece)
+        if request.score_prompt:
+            if not start:
+                flight.prompt_scores.append(Score(piece[0], None))
+            # Each position's logits are about the next token; the last one's about the first of the next piece.
+            next_ids = request.prompt_ids[start + 1 : start + len(piece) + 1]
+            if next_ids:
+                ids_b = torch.tensor(next_ids, device=self.decoder.device)
+                flight.prompt_scores += scores_of(logits_tv[: len(next_ids)], ids_b, request.top_scores or 0)
+        return logits_tv[-1:]
 
-    def prefill(self, row: int, flight: Flight) -> Tensor:
-        """(1, v) logits after the prompt, which fills the row."""
-        ids_1t = torch.tensor([flight.request.prompt_ids], device=self.model.device)
-        length = ids_1t.shape[1]
-        self.cache.prefill(row, length)
-        positions_t = torch.arange(length, device=self.model.device)
-        logits_1v = self.forward(ids_1t, positions_t[None], blocked(positions_t[:, None] < positions_t)[None, None])
-        flight.length = length
-        return logits_1v
+    def first_token(self, flight: Flight, logits_1v: Tensor) -> Token:
+        sampler = RowSampler([flight.sampled_row()], self.decoder.device)
+        ids_b = sampler.choose(logits_1v)
+        return self.take(flight, int(ids_b), sampler.scores(logits_1v, ids_b).get(0), tuple(flight.prompt_scores))
 
-    def decode_step(self) -> list[tuple[Flight, Token]]:
+    def decode_step(self) -> list[tuple[Flight, Token | Exception]]:
         """One more token for every request in flight."""
         if self.batch_is_stale:
             self.lay_out_batch()
-        width = max(flight.length for flight in self.flights) + 1
-        self.cache.decode(self.rows_b, self.positions_b, width)
-        mask_b11s = blocked(self.positions_b[:, None] < self.key_positions_s[:width])[:, None, None]
-        logits_bv = self.forward(self.ids_b[:, None], self.positions_b[:, None], mask_b11s)
-        self.ids_b = self.sampler.choose(logits_bv).to(self.model.device)
+        width = 1 + max(len(row.token_ids) for row in self.slots.decoding)
+        logits_bv = self.decoder.decode(self.ids_b, self.positions_b, width)
+        for flight, row in zip(self.flights, self.slots.decoding, strict=True):
+            row.token_ids.append(flight.answer_ids[-1])
+        self.ids_b = self.sampler.choose(logits_bv)
         self.positions_b = self.positions_b + 1
+        scores = self.sampler.scores(logits_bv, self.ids_b)
 
-        given: list[tuple[Flight, Token]] = []
-        for flight, token_id in zip(self.flights, self.ids_b.tolist(), strict=True):
-            flight.length += 1
-            given.append((flight, self.take(flight, token_id)))
-        for row in reversed(range(len(given))):
-            if given[row][1].finish_reason:
-                self.release(row)
+        given: list[tuple[Flight, Token | Exception]] = []
+        finished = []
+        for place, (flight, token_id) in enumerate(zip(self.flights, self.ids_b.tolist(), strict=True)):
+            token = self.take(flight, token_id, scores.get(place))
+            given.append((flight, token))
+            if token.finish_reason:
+                finished.append(flight)
+        for flight in finished:
+            self.release(flight)
         return given
 
     def lay_out_batch(self) -> None:
         """Tensors that describe who is in flight; between changes a step only advances them."""
-        device = self.model.device
-        self.rows_b = torch.arange(len(self.flights), device=device)
-        self.ids_b = torch.tensor([flight.last_id for flight in self.flights], device=device)
-        self.positions_b = torch.tensor([flight.length for flight in self.flights], device=device)
-        self.sampler = RowSampler([(flight.request.sampling, flight.generator) for flight in self.flights])
+        device = self.decoder.device
+        self.ids_b = torch.tensor([flight.answer_ids[-1] for flight in self.flights], device=device)
+        self.positions_b = torch.tensor([len(row.token_ids) for row in self.slots.decoding], device=device)
+        self.sampler = RowSampler([flight.sampled_row() for flight in self.flights], device)
         self.batch_is_stale = False
 
-    def forward(self, ids_bt: Tensor, positions_bt: Tensor, mask_b1ts: Tensor) -> Tensor:
-        """(b, v) logits after the last position, on the CPU, where tokens are chosen."""
-        output = self.model(
-            input_ids=ids_bt,
-            attention_mask=mask_b1ts,
-            position_ids=positions_bt,
-            cache=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits[:, -1].cpu()
-
-    def take(self, flight: Flight, token_id: int) -> Token:
+    def take(
+        self, flight: Flight, token_id: int, score: Score | None = None, prompt_scores: tuple[Score, ...] = ()
+    ) -> Token:
         """The token as the client sees it: its text, and whether the answer ends here."""
-        flight.last_id = token_id
-        flight.generated += 1
+        flight.answer_ids.append(token_id)
         if token_id in self.end_ids:
-            return Token(flight.text.finish(), token_id, "stop")
+            return Token(flight.text.finish(), token_id, "stop", score, prompt_scores)
         text, stopped = flight.text.push(token_id)
         if stopped:
-            return Token(text, token_id, "stop")
-        if flight.generated >= flight.room:
-            return Token(text + flight.text.finish(), token_id, "length")
-        return Token(text, token_id)
+            return Token(text, token_id, "stop", score, prompt_scores)
+        if len(flight.answer_ids) >= flight.room:
+            return Token(text + flight.text.finish(), token_id, "length", score, prompt_scores)
+        return Token(text, token_id, None, score, prompt_scores)
 
 
-def blocked(hidden: Tensor) -> Tensor:
-    """A mask that is added to the scores: minus infinity where a key is hidden from a query."""
-    return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))
+def slots_within(budget_bytes: int, model, context: int) -> int:
+    """How many rows of `context` positions fit, at least one: models with tied values get twice as many."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    tensors = 1 if getattr(config, "values", "") == "tied" else 2
+    bytes_per_slot = tensors * config.num_hidden_layers * heads * width * context * model.dtype.itemsize
+    return max(1, min(MOST_SLOTS, budget_bytes // bytes_per_slot))
 
 
 def put_all(batch: list[tuple[asyncio.Queue, Token | Exception]]) -> None:

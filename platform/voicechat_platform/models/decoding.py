@@ -1,0 +1,251 @@
+"""Decoding with as little work as a step needs: the family's models, their weights laid out for inference, over a cache
+of fixed slots.
+
+Letters: b batch (one row a request), t query position, s key position, d model width, h head, g key-value head,
+k head width, f feed-forward width, v vocabulary, l layer.
+
+The mathematics is `GPTForCausalLM`'s. What differs is the layout, made once: a norm's weight goes into the matrix that
+follows it, metrics are built, and the pair (i, i + k/2) that rotary positions turn stands side by side, so that turning
+is one product of complex numbers. Pairs are permuted in queries, keys, metrics and, where values are keys, in the
+output projection, which leaves every result as it was.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from voicechat_platform.models.attention import MetricAttention, StandardAttention
+from voicechat_platform.models.gpt import Block, GPTForCausalLM, SquaredReluMLP
+
+
+class SlotDecoder:
+    """A model of the family over a cache of `slots` rows, each at a position of its own.
+
+    Tied values are cached once, unrotated: half of a standard cache. A request in flight holds one row; rows that
+    decode together are the first ones, so that a step reads the cache through a view, not a copy.
+
+    Args:
+        model: may be thrown away afterwards: what is needed is copied.
+        slots: rows of the cache.
+        context: positions of each row, at most the model's own.
+        dtype: to compute and cache in; the model's own when not given. Weights are laid out before they are rounded.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: GPTForCausalLM, slots: int, context: int, dtype: torch.dtype | None = None):
+        config = model.config
+        dtype = dtype or model.dtype
+        self.slots, self.context = slots, context
+        self.device = model.device
+        self.embedding_vd = laid_out(model.embedding.weight, dtype)
+        is_rotary = config.positions == "rotary"
+        self.positions_sd = None if is_rotary else laid_out(model.position_embedding.weight, dtype)
+        self.turns_sk = rotary_turns(model, context) if is_rotary else None
+        self.layers = [DecodingLayer(block, model, slots, context, dtype) for block in model.blocks]
+        self.norm, scale_d = split_norm(model.norm, dtype)
+        self.head_vd = laid_out(model.lm_head.weight, dtype, scale_d)
+
+    @property
+    def bytes_per_slot(self) -> int:
+        return sum(cache.nbytes for layer in self.layers for cache in layer.caches) // self.slots
+
+    @torch.inference_mode()
+    def prefill(self, row: int, ids_t: Tensor, start: int, every: bool = False) -> Tensor:
+        """Reads a prompt, or a piece of it, into a row from position `start` on.
+
+        Returns:
+            (t, v) logits after every token, or (1, v) after the last.
+        """
+        end = start + len(ids_t)
+        positions_t = torch.arange(start, end, device=self.device)
+        blocked_ts = positions_t[:, None] < torch.arange(end, device=self.device)
+
+        def store(cache_bgsk: Tensor, new_bgtk: Tensor) -> Tensor:
+            cache_bgsk[row, :, start:end] = new_bgtk[0]
+            return cache_bgsk[row : row + 1, :, :end]
+
+        x_btd = self.run(ids_t[None], positions_t[None], additive(blocked_ts, self.head_vd.dtype)[None, None], store)
+        return F.linear(self.norm(x_btd[0] if every else x_btd[0, -1:]), self.head_vd)
+
+    @torch.inference_mode()
+    def decode(self, ids_b: Tensor, positions_b: Tensor, width: int) -> Tensor:
+        """One more token for each of the first b rows.
+
+        Args:
+            ids_b: the last token of each row.
+            positions_b: where it stands.
+            width: positions that are read: one more than the greatest of `positions_b`.
+
+        Returns:
+            (b, v) logits.
+        """
+        rows_b = torch.arange(len(ids_b), device=self.device)
+        blocked_bs = positions_b[:, None] < torch.arange(width, device=self.device)
+
+        def store(cache_bgsk: Tensor, new_bgtk: Tensor) -> Tensor:
+            cache_bgsk[rows_b, :, positions_b] = new_bgtk[:, :, 0]
+            return cache_bgsk[: len(ids_b), :, :width]
+
+        mask_b11s = additive(blocked_bs, self.head_vd.dtype)[:, None, None]
+        x_btd = self.run(ids_b[:, None], positions_b[:, None], mask_b11s, store)
+        return F.linear(self.norm(x_btd[:, -1]), self.head_vd)
+
+    def run(self, ids_bt: Tensor, positions_bt: Tensor, mask_b1ts: Tensor, store: "Store") -> Tensor:
+        """(b, t, d) before the last norm."""
+        x_btd = F.embedding(ids_bt, self.embedding_vd)
+        turns_b1tk = None
+        if self.positions_sd is not None:
+            x_btd = x_btd + F.embedding(positions_bt, self.positions_sd)
+        elif self.turns_sk is not None:
+            turns_b1tk = self.turns_sk[positions_bt][:, None]
+        for layer in self.layers:
+            x_btd = layer.run(x_btd, turns_b1tk, self.turns_sk, mask_b1ts, store)
+        return x_btd
+
+    @torch.inference_mode()
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copies the first `length` positions of one row over another."""
+        for layer in self.layers:
+            for cache_bgsk in layer.caches:
+                cache_bgsk[target, :, :length] = cache_bgsk[source, :, :length]
+
+    @torch.inference_mode()
+    def swap(self, one: int, other: int, length: int) -> None:
+        """Exchanges the first `length` positions of two rows."""
+        for layer in self.layers:
+            for cache_bgsk in layer.caches:
+                kept_gsk = cache_bgsk[one, :, :length].clone()
+                cache_bgsk[one, :, :length] = cache_bgsk[other, :, :length]
+                cache_bgsk[other, :, :length] = kept_gsk
+
+
+Store = Callable[[Tensor, Tensor], Tensor]
+"""(a cache (slots, g, s, k), new states (b, g, t, k)) -> all that the queries may read, (b, g, s, k)."""
+
+
+class DecodingLayer:
+    """One block's weights, laid out for inference, and its cache."""
+
+    def __init__(self, block: Block, model: GPTForCausalLM, slots: int, context: int, dtype: torch.dtype):
+        config, attention = model.config, block.attention
+        self.width, self.groups = config.head_dim, config.num_key_value_heads
+        self.tied = config.values == "tied"
+        pairs_k = pair_order(self.width) if config.positions == "rotary" else torch.arange(self.width)
+        self.attention_norm, scale_d = split_norm(block.attention_norm, dtype)
+        self.metric_hkk: Tensor | None = None
+        self.p_norm: Callable[[Tensor], Tensor] | None = None
+        if isinstance(attention, MetricAttention):
+            num_paired = 1
+            parts = attention.pv_proj.weight.split(attention.pv_proj.sizes)
+            metric = model.shared_metric if attention.metric is None else attention.metric
+            assert metric is not None
+            self.metric_hkk = laid_out(metric.matrix()[:, pairs_k][:, :, pairs_k], dtype).to(model.device)
+            if config.qk_norm:
+                weight_k = laid_out(attention.norm.weight[pairs_k], dtype)
+                self.p_norm = lambda x: F.rms_norm(x, (self.width,), weight_k, config.rms_norm_eps)
+        else:
+            assert isinstance(attention, StandardAttention)
+            num_paired = 2
+            parts = attention.qkv_proj.weight.split(attention.qkv_proj.sizes)
+        permuted = [heads(part, self.width)[:, pairs_k].flatten(0, 1) for part in parts[:num_paired]]
+        self.projection = laid_out(torch.cat([*permuted, *parts[num_paired:]]), dtype, scale_d)
+        output_dhk = attention.o_proj.weight.unflatten(1, (-1, self.width))
+        self.output = laid_out((output_dhk[:, :, pairs_k] if self.tied else output_dhk).flatten(1), dtype)
+
+        self.mlp_norm, scale_d = split_norm(block.mlp_norm, dtype)
+        self.gated = not isinstance(block.mlp, SquaredReluMLP)
+        self.up = laid_out((block.mlp.gate_up_proj if self.gated else block.mlp.up_proj).weight, dtype, scale_d)
+        self.down = laid_out(block.mlp.down_proj.weight, dtype)
+
+        shape = (slots, self.groups, context, self.width)
+        count = 1 if self.tied else 2
+        self.caches = [torch.zeros(shape, dtype=dtype, device=model.device) for _ in range(count)]
+
+    def run(
+        self, x_btd: Tensor, turns_b1tk: Tensor | None, turns_sk: Tensor | None, mask_b1ts: Tensor, store: Store
+    ) -> Tensor:
+        """The block's output; `turns` are the queries' and all positions' rotations, None with learned positions."""
+        y_btd = self.attend(self.attention_norm(x_btd), turns_b1tk, turns_sk, mask_b1ts, store)
+        x_btd = x_btd + F.linear(y_btd, self.output)
+        up_btf = F.linear(self.mlp_norm(x_btd), self.up)
+        if self.gated:
+            gate_btf, up_btf = up_btf.chunk(2, -1)
+            return x_btd + F.linear(F.silu(gate_btf) * up_btf, self.down)
+        return x_btd + F.linear(F.relu(up_btf).square(), self.down)
+
+    def attend(
+        self, x_btd: Tensor, turns_b1tk: Tensor | None, turns_sk: Tensor | None, mask_b1ts: Tensor, store: Store
+    ) -> Tensor:
+        states_bhtk = F.linear(x_btd, self.projection).unflatten(-1, (-1, self.width)).transpose(1, 2)
+        if self.metric_hkk is not None:
+            k_bgtk = states_bhtk[:, : self.groups]
+            if self.p_norm is not None:
+                k_bgtk = self.p_norm(k_bgtk)
+            v_bgtk = states_bhtk[:, self.groups :]
+            q_bhtk = turned(k_bgtk @ self.metric_hkk, turns_b1tk)
+            if not self.tied:
+                k_bgtk = turned(k_bgtk, turns_b1tk)
+        elif self.tied:
+            q_bhtk, k_bgtk = states_bhtk.chunk(2, 1)
+            q_bhtk = turned(q_bhtk, turns_b1tk)
+        else:
+            turned_bhtk = turned(states_bhtk[:, : 2 * self.groups], turns_b1tk)
+            q_bhtk, k_bgtk = turned_bhtk.chunk(2, 1)
+            v_bgtk = states_bhtk[:, 2 * self.groups :]
+
+        if self.tied:
+            v_bgsk = store(self.caches[0], k_bgtk)
+            k_bgsk = v_bgsk if turns_sk is None else turned(v_bgsk, turns_sk[: v_bgsk.shape[2]])
+        else:
+            k_bgsk, v_bgsk = store(self.caches[0], k_bgtk), store(self.caches[1], v_bgtk)
+        if self.groups < q_bhtk.shape[1]:
+            k_bgsk, v_bgsk = (x.expand(-1, q_bhtk.shape[1], -1, -1) for x in (k_bgsk, v_bgsk))
+        y_bhtk = F.scaled_dot_product_attention(q_bhtk, k_bgsk, v_bgsk, mask_b1ts)
+        return y_bhtk.transpose(1, 2).flatten(-2)
+
+
+def turned(x_bhtk: Tensor, turns_tk: Tensor | None) -> Tensor:
+    """Each neighbouring pair of k turned by an angle; `turns_tk` are complex, half of k wide."""
+    if turns_tk is None:
+        return x_bhtk
+    pairs = torch.view_as_complex(x_bhtk.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turns_tk).flatten(-2).to(x_bhtk.dtype)
+
+
+def rotary_turns(model: GPTForCausalLM, context: int) -> Tensor:
+    """(s, k/2) complex: what position s turns each pair by."""
+    positions_s = torch.arange(context, device=model.device, dtype=torch.float32)
+    angles_sk = positions_s[:, None] * model.rotary.frequencies.float()
+    return torch.polar(torch.ones_like(angles_sk), angles_sk)
+
+
+def pair_order(width: int) -> Tensor:
+    """(k,) 0, k/2, 1, k/2 + 1, …: the half-split pairs side by side."""
+    return torch.arange(width).view(2, -1).T.flatten()
+
+
+def heads(weight: Tensor, width: int) -> Tensor:
+    return weight.unflatten(0, (-1, width))
+
+
+def split_norm(norm: nn.Module, dtype: torch.dtype) -> tuple[Callable[[Tensor], Tensor], Tensor | None]:
+    """A norm without its weight, and the weight, to be multiplied into what follows; LayerNorm keeps both inside."""
+    if isinstance(norm, nn.RMSNorm):
+        shape, eps = norm.normalized_shape, norm.eps
+        return lambda x: F.rms_norm(x, shape, None, eps), norm.weight
+    assert isinstance(norm, nn.LayerNorm)
+    weight, bias = laid_out(norm.weight, dtype), laid_out(norm.bias, dtype)
+    return lambda x: F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps), None
+
+
+def laid_out(weight: Tensor, dtype: torch.dtype, scale_d: Tensor | None = None) -> Tensor:
+    """A copy to compute with, its columns scaled."""
+    scaled = weight.detach() if scale_d is None else weight.detach() * scale_d
+    return scaled.to(dtype, memory_format=torch.contiguous_format, copy=True)
+
+
+def additive(blocked: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask that is added to the scores: minus infinity where a key is hidden from a query."""
+    return torch.zeros(blocked.shape, dtype=dtype, device=blocked.device).masked_fill_(blocked, float("-inf"))
