@@ -11,6 +11,7 @@ from ray.serve.exceptions import BackPressureError
 from starlette.exceptions import HTTPException
 
 from voicechat_platform.errors import InputError
+from voicechat_serve.api.request_log import current_request
 from voicechat_serve.engines.interface import OverloadedError, PromptTooLongError
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ def answer_errors_in_openai_form(app: FastAPI) -> None:
         told = api_error(error)
         if isinstance(error, HTTPException) and error.status_code in (404, 405) and error is not told:
             told.detail = f"invalid URL ({request.method} {request.url.path})"  # no route, no method
+        current_request().error = told.code
         headers = dict(told.headers or {})
         if isinstance(error, HTTPException):
             headers |= error.headers or {}  # 405 names the methods that are allowed

@@ -63,6 +63,18 @@ class Token:
     """Set on the last token: "stop" for an end token or a stop string, "length" for a limit."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """How busy an engine is at a moment."""
+
+    running: int
+    """Requests that are decoded together."""
+    waiting: int
+    """Requests that wait for a place among them."""
+    cache_used: float
+    """Share of the cache's slots or positions that are taken, 0 to 1."""
+
+
 class Engine(Protocol):
     context: int
     """Most tokens that a prompt and its answer may have together."""
@@ -75,6 +87,10 @@ class Engine(Protocol):
             EmptyPromptError: the prompt has no token.
             PromptTooLongError: the prompt fills the context.
         """
+        ...
+
+    def load(self) -> Load:
+        """How busy it is; may be called from any thread."""
         ...
 
     def check(self) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from voicechat_serve.engines.interface import GenerationRequest, OverloadedError, Token, room_for
+from voicechat_serve.engines.interface import GenerationRequest, Load, OverloadedError, Token, room_for
 from voicechat_serve.engines.row_sampler import RowSampler
 from voicechat_serve.engines.slot_cache import SlotCache
 from voicechat_serve.engines.text_stream import Decode, TextStream
@@ -102,6 +102,10 @@ class TorchEngine:
             flight.cancelled = True
             with self.changed, contextlib.suppress(ValueError):  # most often it waits no longer
                 self.waiting.remove(flight)
+
+    def load(self) -> Load:
+        running = len(self.flights)
+        return Load(running=running, waiting=len(self.waiting), cache_used=running / self.slots)
 
     def check(self) -> None:
         if not self.thread.is_alive():
