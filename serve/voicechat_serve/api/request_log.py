@@ -41,7 +41,7 @@ class RequestRecord:
     audio_seconds: float | None = None
     """Length of the sound that was heard or spoken."""
     error: str | None = None
-    """The code of the error that the client was told, also where it came after the status."""
+    """The code of the error that the client was told, or its type; also where it came after the status."""
     status: int | None = None
     first_byte: float | None = None
     complete: bool = False

@@ -135,7 +135,7 @@ async def event_stream(
                         yield event(chunk)
             except Exception as error:
                 told = api_error(error)
-                current_request().error = told.code
+                current_request().error = told.code or told.kind
                 yield event(told.body())
                 return
             yield "data: [DONE]\n\n"
