@@ -65,9 +65,9 @@ class Transcription:
             InputError: a language that the model does not know.
         """
         if language is not None and self.model.model.is_multilingual:
-            known = self.model.supported_languages
+            known = self.model.supported_languages  # told without the client's own word, which Serve would log
             if language not in known:
-                raise InputError(f"unknown language {language!r}; known are {', '.join(known)}")
+                raise InputError(f"unknown language; known are {', '.join(known)}")
         abandoned = threading.Event()
         began = time.monotonic()
         loop = asyncio.get_running_loop()
