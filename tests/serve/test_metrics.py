@@ -6,6 +6,7 @@ The load test counts what it sent and got; the metrics, the log and the load tes
 import asyncio
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,9 +18,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray.util.metrics import Counter, Gauge, Histogram, Metric
 
 from voicechat_serve import exporters, metrics
+from voicechat_serve.engines.interface import Load
 from voicechat_serve.exporters import cluster_metrics, merged
 from voicechat_ui.load_report import summary
-from voicechat_ui.load_test import Load, run_levels
+from voicechat_ui.load_test import Level, run_levels
 
 OURS = {value.info["name"]: value for value in vars(metrics).values() if isinstance(value, Metric)}
 DASHBOARD = Path(__file__).parents[2] / "serve" / "grafana" / "dashboard.json"
@@ -145,6 +147,65 @@ def test_grafana_shows_every_metric_and_no_other():
     assert shown - serves == {*OURS, "voicechat_exporters_silent"}
 
 
+class Recorded:
+    """A metric that keeps what it is told."""
+
+    def __init__(self):
+        self.values: list[float] = []
+
+    def record(self, value: float, tags: dict[str, str]) -> None:
+        assert tags == {"model": "m"}
+        self.values.append(value)
+
+    inc = observe = set = record
+
+
+@pytest.fixture
+def recorded(monkeypatch) -> dict[str, Recorded]:
+    found = {}
+    for name, value in vars(metrics).items():
+        if isinstance(value, Metric):
+            found[name] = Recorded()
+    for name, metric in found.items():
+        monkeypatch.setattr(metrics, name, metric)
+    return found
+
+
+def test_an_answers_tokens_and_times(recorded, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now)
+    answer = metrics.AnswerMetrics({"model": "m"}, prompt_tokens=7)
+    for now, completion_tokens in [(102.0, 1), (104.0, 5), (104.5, 5), (105.0, 7)]:  # noqa: B007
+        answer.observe(completion_tokens)
+    assert recorded["FIRST_TOKEN_SECONDS"].values == [2.0]
+    assert recorded["INTER_TOKEN_SECONDS"].values == [0.5, 0.5]  # 2 s for four, 1 s for two
+    assert recorded["PROMPT_TOKENS"].values == [7]
+    assert recorded["COMPLETION_TOKENS"].values == [1, 4, 2]
+
+
+def test_an_engines_load_is_sampled(recorded):
+    sampled = threading.Semaphore(0)
+    loads = iter([Load(running=3, waiting=2, cache_used=0.25), Load(running=0, waiting=0, cache_used=0.0)])
+
+    def load() -> Load:
+        sampled.release()
+        if (one := next(loads, None)) is None:
+            raise SystemExit  # ends the thread
+        return one
+
+    metrics.LOAD_INTERVAL_S, kept = 0.001, metrics.LOAD_INTERVAL_S
+    try:
+        metrics.ModelMetrics("m", load)
+        for _ in range(3):
+            assert sampled.acquire(timeout=10)
+    finally:
+        metrics.LOAD_INTERVAL_S = kept
+    assert recorded["REQUESTS_RUNNING"].values == [3, 0]
+    assert recorded["REQUESTS_WAITING"].values == [2, 0]
+    assert recorded["CACHE_USED"].values == [0.25, 0.0]
+    assert recorded["DECODE_BATCH"].values == [3]  # an engine that rests decodes no batch
+
+
 @pytest.fixture(scope="module", autouse=True)
 def frequent_reports() -> Iterator[None]:
     """Before Ray starts: its processes report every second and not every ten."""
@@ -185,13 +246,13 @@ def request_lines() -> list[dict]:
 
 
 def test_load_test_metrics_and_log_agree(server, http):
-    loads = [
-        Load(streams=4, requests=12),
-        Load(rate=20, requests=10, seed=1),
+    levels = [
+        Level(streams=4, requests=12),
+        Level(rate=20, requests=10, seed=1),
     ]
     wanted = {"model": "shakespeare", "prompt_tokens": 60, "max_tokens": 20, "sound": None, "seed": 0}
-    asyncio.run(run_levels(loads, "chat", f"{server}/v1", "", lambda load: None, **wanted))
-    found = [summary(load) for load in loads]
+    asyncio.run(run_levels(levels, "chat", f"{server}/v1", "", lambda level: None, **wanted))
+    found = [summary(level) for level in levels]
     assert [level["done"] for level in found] == [12, 10]
     assert [level["requests"] for level in found] == [12, 10]
     completion = sum(level["completion_tokens"] for level in found)

@@ -18,7 +18,16 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from voicechat_platform.errors import InputError
 from voicechat_ui.load_report import percentiles, summary, table
-from voicechat_ui.load_test import Load, Sample, TranscriptionTarget, arrivals, choose_target, run, run_levels
+from voicechat_ui.load_test import (
+    MOST_REFUSALS,
+    Level,
+    Sample,
+    TranscriptionTarget,
+    arrivals,
+    choose_target,
+    run,
+    run_levels,
+)
 
 TEMPLATE_TOKENS, TOKENS_PER_WORD, COMPLETION_TOKENS = 10, 2, 40
 
@@ -111,15 +120,15 @@ async def fake() -> AsyncIterator[tuple[FakeServer, str]]:
 WANTED = {"model": None, "prompt_tokens": 64, "max_tokens": 8, "sound": None, "seed": 0}
 
 
-async def load(url: str, given: Load, endpoint="chat", **wanted) -> dict:
-    await asyncio.wait_for(run_levels([given], endpoint, url, "secret", lambda load: None, **WANTED | wanted), 30)
+async def load(url: str, given: Level, endpoint="chat", **wanted) -> dict:
+    await asyncio.wait_for(run_levels([given], endpoint, url, "secret", lambda level: None, **WANTED | wanted), 30)
     return summary(given)
 
 
 async def test_a_closed_loop_keeps_so_many_streams_busy_and_no_more(fake):
     server, url = fake
     server.together = asyncio.Barrier(3)
-    found = await load(url, Load(streams=3, requests=12))
+    found = await load(url, Level(streams=3, requests=12))
     assert server.most_active == 3
     assert len(server.prompts) == len(set(server.prompts)) == 12
     assert server.keys == {"Bearer secret"}
@@ -130,7 +139,7 @@ async def test_a_closed_loop_keeps_so_many_streams_busy_and_no_more(fake):
 async def test_an_open_loop_waits_for_no_answer(fake):
     server, url = fake
     server.together = asyncio.Barrier(10)  # no answer before the tenth request
-    found = await load(url, Load(rate=500, requests=10))
+    found = await load(url, Level(rate=500, requests=10))
     assert server.most_active == 10
     assert found["done"] == 10
 
@@ -146,7 +155,7 @@ def test_arrivals_are_a_poisson_process():
 
 async def test_tokens_are_counted_by_the_server(fake):
     _, url = fake
-    given = Load(streams=1, requests=2)
+    given = Level(streams=1, requests=2)
     found = await load(url, given)
     assert found["completion_tokens"] == 2 * COMPLETION_TOKENS  # although each answer came in three pieces
     assert found["prompt_tokens"] == 2 * 64  # which takes (64 - 10) / 2 words
@@ -162,7 +171,7 @@ async def test_every_way_a_request_can_end_is_counted_apart(fake):
     server.behaviours.extend(
         ["answer", "refuse", "refuse without a word", "fail", "fail in the middle", "break off", "stop without an end"]
     )
-    found = await load(url, Load(streams=1, requests=8))
+    found = await load(url, Level(streams=1, requests=8))
     assert {outcome: found[outcome] for outcome in ("done", "refused", "failed", "lost")} == {
         "done": 2,
         "refused": 2,
@@ -179,21 +188,28 @@ async def test_every_way_a_request_can_end_is_counted_apart(fake):
 async def test_a_refusal_is_retried_when_asked(fake):
     server, url = fake
     server.behaviours.extend(["refuse", "refuse", "answer", "answer"])
-    given = Load(streams=1, requests=2, retry=True)
+    given = Level(streams=1, requests=2, retry=True)
     found = await load(url, given)
     assert (found["done"], found["refused"], found["refusals"]) == (2, 0, 2)
     assert server.prompts[0] == server.prompts[1] == server.prompts[2]
     assert given.samples[0].status == 200
 
 
+async def test_nobody_retries_for_ever(fake):
+    server, url = fake
+    server.behaviours.extend(["refuse"] * MOST_REFUSALS)
+    found = await load(url, Level(streams=1, requests=2, retry=True))
+    assert (found["done"], found["refused"], found["refusals"]) == (1, 1, MOST_REFUSALS)
+
+
 async def test_what_is_measured_outlives_an_interruption(fake):
     server, url = fake
     server.behaviours.extend(["answer", "answer", "wait for ever"])
-    given = Load(streams=1, requests=9)
+    given = Level(streams=1, requests=9)
     reached = asyncio.Event()
 
-    def on_change(load: Load) -> None:
-        if len(load.samples) == 2 and load.under_way == 1:
+    def on_change(level: Level) -> None:
+        if len(level.samples) == 2 and level.under_way == 1:
             reached.set()
 
     running = asyncio.create_task(run_levels([given], "chat", url, "", on_change, **WANTED))
@@ -207,9 +223,9 @@ async def test_what_is_measured_outlives_an_interruption(fake):
 
 async def test_speech_and_transcriptions(fake):
     _, url = fake
-    found = await load(url, Load(streams=1, requests=2), "speech")
+    found = await load(url, Level(streams=1, requests=2), "speech")
     assert (found["done"], found["audio_seconds"]) == (2, 6.0)
-    found = await load(url, Load(streams=1, requests=2), "transcriptions")  # of speech that the server makes
+    found = await load(url, Level(streams=1, requests=2), "transcriptions")  # of speech that the server makes
     assert (found["done"], found["audio_seconds"], found["lost"]) == (2, 6.0, 0)
     assert found["audio_seconds_per_second"] == 6 / found["seconds"]
 
@@ -218,18 +234,21 @@ async def test_an_answer_of_another_form_is_a_failure(fake):
     _, url = fake
     async with httpx.AsyncClient(base_url=url) as client:
         target = TranscriptionTarget("whisper-1", b"", path="/audio/speech")  # answers with bytes that are no JSON
-        given = Load(streams=1, requests=1)
+        given = Level(streams=1, requests=1)
         await run(given, client, target, lambda: None)
     assert given.samples[0].outcome == "failed"
 
 
 async def test_no_server_and_no_model(fake, unused_tcp_port):
     with pytest.raises(InputError, match="voicechat serve"):
-        await load(f"http://127.0.0.1:{unused_tcp_port}/v1", Load(streams=1, requests=1))
-    _, url = fake
+        await load(f"http://127.0.0.1:{unused_tcp_port}/v1", Level(streams=1, requests=1))
+    server, url = fake
     async with httpx.AsyncClient(base_url=f"{url}/nowhere") as client:
         with pytest.raises(InputError, match="/models answers 404"):
             await choose_target(client, "chat", **WANTED)
+    server.app.get("/page/models")(lambda: ["not", "OpenAI's"])
+    with pytest.raises(InputError, match="OpenAI's form"):
+        await load(url.replace("/v1", "/page"), Level(streams=1, requests=1))
 
 
 def test_percentiles_are_numpys():
@@ -240,7 +259,7 @@ def test_percentiles_are_numpys():
 
 
 def test_waiting_counts_from_when_a_request_was_due():
-    given = Load(rate=1.0, began=100.0)
+    given = Level(rate=1.0, began=100.0)
     given.samples.append(
         Sample(due=101.0, sent=103.0, first=104.0, last=106.0, ended=106.0, outcome="done", completion_tokens=5)
     )

@@ -404,18 +404,21 @@ def load_test(
     Example: voicechat load-test --rate 2,4,8 --seconds 60
     """
     from voicechat_ui.load_report import run_load_test, table
-    from voicechat_ui.load_test import Load
+    from voicechat_ui.load_test import Level
 
     if rate:
         duration = 30 if requests is None and seconds is None else seconds
-        loads = [Load(rate=r, requests=requests, seconds=duration, retry=retry, seed=seed) for r in levels(rate, float)]
+        levels = [
+            Level(rate=r, requests=requests, seconds=duration, retry=retry, seed=seed)
+            for r in parse_levels(rate, float)
+        ]
     else:
-        loads = [
-            Load(streams=n, requests=requests or (None if seconds else 4 * n), seconds=seconds, retry=retry, seed=seed)
-            for n in levels(streams, int)
+        levels = [
+            Level(streams=n, requests=requests or (None if seconds else 4 * n), seconds=seconds, retry=retry, seed=seed)
+            for n in parse_levels(streams, int)
         ]
     summaries, interrupted = run_load_test(
-        loads,
+        levels,
         endpoint,
         url,
         key,
@@ -432,7 +435,7 @@ def load_test(
             console.print(f"{times} times: {escape(error)}", style="red", soft_wrap=True)
     if interrupted:
         raise typer.Exit(130)
-    if any(level["failed"] or level["lost"] for level in summaries):
+    if any(level["failed"] or level["lost"] or not level["done"] for level in summaries):
         raise typer.Exit(1)
 
 
@@ -456,7 +459,7 @@ def chosen_settings(port: int | None, whisper: str | None) -> Any:
     return settings().model_copy(update={key: value for key, value in given.items() if value is not None})
 
 
-def levels(text: str, kind: type[Number]) -> list[Number]:
+def parse_levels(text: str, kind: type[Number]) -> list[Number]:
     """The levels of a load test, such as "1,8,32"."""
     try:
         found = [kind(part) for part in text.split(",")]

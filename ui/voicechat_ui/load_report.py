@@ -9,37 +9,37 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from voicechat_ui.load_test import EndpointName, Load, Sample, run_levels
+from voicechat_ui.load_test import EndpointName, Level, Sample, run_levels
 
 PERCENTILES = (50, 90, 99)
 
 
-def summary(load: Load) -> dict[str, Any]:
+def summary(level: Level) -> dict[str, Any]:
     """All that is known of one level. Times are in seconds; a list without values gives None.
 
     Times of an open loop begin when a request was due. Only answers that came whole count in times and throughput.
     """
-    done = [sample for sample in load.samples if sample.outcome == "done"]
-    outcomes = Counter(sample.outcome for sample in load.samples)
-    ended = max((sample.ended for sample in load.samples), default=load.began)
-    elapsed = ended - load.began
+    done = [sample for sample in level.samples if sample.outcome == "done"]
+    outcomes = Counter(sample.outcome for sample in level.samples)
+    ended = max((sample.ended for sample in level.samples), default=level.began)
+    elapsed = ended - level.began
     tokens = sum(sample.completion_tokens for sample in done)
     audio = sum(sample.audio_seconds for sample in done)
     written = [sample for sample in done if sample.completion_tokens > 1 and sample.first and sample.last]
     return {
-        "streams": load.streams,
-        "rate": load.rate,
-        "requests": len(load.samples),
+        "streams": level.streams,
+        "rate": level.rate,
+        "requests": len(level.samples),
         "done": outcomes["done"],
         "refused": outcomes["refused"],
         "failed": outcomes["failed"],
         "lost": outcomes["lost"],
-        "unfinished": load.under_way,
-        "statuses": dict(sorted(Counter(str(sample.status or "none") for sample in load.samples).items())),
-        "refusals": sum(sample.refusals for sample in load.samples),
-        "refusals_without_retry_after": sum(sample.refusals_without_retry_after for sample in load.samples),
-        "retried": load.retry,
-        "errors": dict(Counter(sample.error for sample in load.samples if sample.error).most_common(5)),
+        "unfinished": level.under_way,
+        "statuses": dict(sorted(Counter(str(sample.status or "none") for sample in level.samples).items())),
+        "refusals": sum(sample.refusals for sample in level.samples),
+        "refusals_without_retry_after": sum(sample.refusals_without_retry_after for sample in level.samples),
+        "retried": level.retry,
+        "errors": dict(Counter(sample.error for sample in level.samples if sample.error).most_common(5)),
         "seconds": elapsed,
         "requests_per_second": outcomes["done"] / elapsed if elapsed else None,
         "prompt_tokens": sum(sample.prompt_tokens for sample in done),
@@ -54,7 +54,7 @@ def summary(load: Load) -> dict[str, Any]:
         "tokens_per_second_of_a_stream": percentiles(
             [sample.completion_tokens / (sample.ended - sample.due) for sample in written]
         ),
-        "sent_late": percentiles([sample.sent - sample.due for sample in load.samples]),
+        "sent_late": percentiles([sample.sent - sample.due for sample in level.samples]) if level.rate else None,
     }
 
 
@@ -73,12 +73,12 @@ def percentiles(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def run_load_test(
-    loads: Sequence[Load], endpoint: EndpointName, url: str, key: str, console: Console, **wanted: Any
+    levels: Sequence[Level], endpoint: EndpointName, url: str, key: str, console: Console, **wanted: Any
 ) -> tuple[list[dict[str, Any]], bool]:
     """Runs the levels with progress on the console.
 
     Args:
-        loads: the levels.
+        levels: what to send.
         console: where progress is shown.
         endpoint, url, key, wanted: as `run_levels`.
 
@@ -91,20 +91,22 @@ def run_load_test(
     interrupted = False
     with console.status("asking the server") as status:
 
-        def show(load: Load) -> None:
-            outcomes = Counter(sample.outcome for sample in load.samples)
+        def show(level: Level) -> None:
+            outcomes = Counter(sample.outcome for sample in level.samples)
             told = ", ".join(f"{amount} {outcome}" for outcome, amount in outcomes.items())
-            status.update(f"{level_name(load.streams, load.rate)}: {load.under_way} under way, {told or 'none ended'}")
+            status.update(
+                f"{level_name(level.streams, level.rate)}: {level.under_way} under way, {told or 'none ended'}"
+            )
 
         try:
-            asyncio.run(run_levels(loads, endpoint, url, key, show, **wanted))
+            asyncio.run(run_levels(levels, endpoint, url, key, show, **wanted))
         except KeyboardInterrupt:
             interrupted = True
-    return [summary(load) for load in loads if load.began], interrupted
+    return [summary(level) for level in levels if level.began], interrupted
 
 
 def level_name(streams: int | None, rate: float | None) -> str:
-    return f"{rate:g} requests/s" if rate else f"{streams} streams"
+    return f"{rate:g} requests/s" if rate else "1 stream" if streams == 1 else f"{streams} streams"
 
 
 def table(title: str, summaries: Sequence[dict[str, Any]]) -> Table:

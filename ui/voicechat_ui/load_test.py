@@ -27,6 +27,11 @@ Outcome = Literal["done", "refused", "failed", "lost"]
 READ_TIMEOUT_S, CONNECT_TIMEOUT_S = 300, 10
 
 REFUSED = (429, 503)
+MOST_REFUSALS = 20
+"""After so many a request is given up, also by those who retry."""
+
+NOT_OPENAIS = (ValueError, LookupError, TypeError, AttributeError)
+"""What reading an answer of another form raises."""
 RETRY_AFTER_S = 1.0
 """How long to wait after a refusal that does not say."""
 
@@ -178,12 +183,13 @@ class TranscriptionTarget:
 async def events(response: httpx.Response) -> AsyncIterator[dict[str, Any] | None]:
     """The objects of a stream of server-sent events; None for its [DONE]."""
     async for line in response.aiter_lines():
-        if line.startswith("data: "):
-            yield None if line == "data: [DONE]" else json.loads(line.removeprefix("data: "))
+        if line.startswith("data:"):
+            content = line.removeprefix("data:").strip()
+            yield None if content == "[DONE]" else json.loads(content)
 
 
 @dataclass
-class Load:
+class Level:
     """One level of load, and what has been measured of it so far."""
 
     streams: int | None = None
@@ -208,39 +214,39 @@ class Load:
         return enough or (self.seconds is not None and moment >= self.seconds)
 
 
-async def run(load: Load, client: httpx.AsyncClient, target: Target, on_change: Callable[[], None]) -> None:
-    """Sends a level's requests and waits for all of them; cancelled, it leaves what has been measured in the load.
+async def run(level: Level, client: httpx.AsyncClient, target: Target, on_change: Callable[[], None]) -> None:
+    """Sends a level's requests and waits for all of them; cancelled, it leaves what has been measured in the level.
 
     Args:
-        load: what to send; its samples are filled.
+        level: what to send; its samples are filled.
         client: with the server's address and the key.
         target: what to ask.
         on_change: called whenever a request begins or ends.
     """
-    load.began = time.perf_counter()
+    level.began = time.perf_counter()
     numbers = itertools.count()
 
     async def send(number: int, due: float) -> None:
-        load.under_way += 1
+        level.under_way += 1
         on_change()
-        load.samples.append(await measure(client, target, number, due, load.retry))
-        load.under_way -= 1
+        level.samples.append(await measure(client, target, number, due, level.retry))
+        level.under_way -= 1
         on_change()
 
     async def stream() -> None:
-        while not load.ends_before(number := next(numbers), (now := time.perf_counter()) - load.began):
+        while not level.ends_before(number := next(numbers), (now := time.perf_counter()) - level.began):
             await send(number, now)
 
     async with asyncio.TaskGroup() as tasks:
-        if load.rate is None:
-            for _ in range(load.streams or 1):
+        if level.rate is None:
+            for _ in range(level.streams or 1):
                 tasks.create_task(stream())
         else:
-            for number, offset in zip(numbers, arrivals(load.rate, load.seed), strict=False):
-                if load.ends_before(number, offset):
+            for number, offset in zip(numbers, arrivals(level.rate, level.seed), strict=False):
+                if level.ends_before(number, offset):
                     break
-                await asyncio.sleep(load.began + offset - time.perf_counter())
-                tasks.create_task(send(number, load.began + offset))
+                await asyncio.sleep(level.began + offset - time.perf_counter())
+                tasks.create_task(send(number, level.began + offset))
 
 
 def arrivals(rate: float, seed: int) -> Iterator[float]:
@@ -263,7 +269,7 @@ async def measure(client: httpx.AsyncClient, target: Target, number: int, due: f
                     sample.refusals += 1
                     told = response.headers.get("retry-after")
                     sample.refusals_without_retry_after += told is None
-                    if retry:
+                    if retry and sample.refusals < MOST_REFUSALS:
                         await asyncio.sleep(seconds_to_wait(told))
                         continue
                 elif response.status_code != 200:
@@ -275,7 +281,7 @@ async def measure(client: httpx.AsyncClient, target: Target, number: int, due: f
             sample.outcome, sample.error = "lost", repr(error)
         except AnswerError as error:
             sample.outcome, sample.error = "failed", str(error)
-        except (ValueError, KeyError) as error:
+        except NOT_OPENAIS as error:
             sample.outcome, sample.error = "failed", f"the answer has not OpenAI's form: {error!r}"
         sample.ended = time.perf_counter()
         return sample
@@ -368,17 +374,17 @@ async def spoken(client: httpx.AsyncClient, seed: int) -> bytes:
 
 
 async def run_levels(
-    loads: Sequence[Load],
+    levels: Sequence[Level],
     endpoint: EndpointName,
     url: str,
     key: str,
-    on_change: Callable[[Load], None],
+    on_change: Callable[[Level], None],
     **wanted: Any,
 ) -> None:
-    """Runs one level after the other; cancelled, it leaves in the loads what has been measured.
+    """Runs one level after the other; cancelled, it leaves in the levels what has been measured.
 
     Args:
-        loads: what to send; their samples are filled.
+        levels: what to send; their samples are filled.
         endpoint: which one to load.
         url: the server's, with its /v1.
         key: sent as every client sends it.
@@ -395,6 +401,11 @@ async def run_levels(
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
     )
     async with client:
-        target = await choose_target(client, endpoint, **wanted)
-        for load in loads:
-            await run(load, client, target, functools.partial(on_change, load))
+        try:
+            target = await choose_target(client, endpoint, **wanted)
+        except InputError:
+            raise
+        except NOT_OPENAIS as error:
+            raise InputError(f"what answers at {url} has not OpenAI's form: {error!r}") from error
+        for level in levels:
+            await run(level, client, target, functools.partial(on_change, level))

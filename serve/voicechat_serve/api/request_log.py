@@ -95,13 +95,14 @@ class RequestLog:
                 MutableHeaders(scope=message)["x-request-id"] = record.id
             await send(message)
 
-        current.set(record)
+        token = current.set(record)
         try:
             await self.app(scope, receive, send_observed)
         except Exception:
             record.status, record.complete = record.status or 500, True  # the server's end, not the client's
             raise
         finally:
+            current.reset(token)
             finish(record, scope, valid_id(headers.get("x-client-request-id")))
 
 
