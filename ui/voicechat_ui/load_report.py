@@ -49,7 +49,7 @@ def summary(level: Level) -> dict[str, Any]:
         "audio_seconds_per_second": audio / elapsed if elapsed and audio else None,
         "time_to_first": percentiles([sample.first - sample.due for sample in done if sample.first]),
         "inter_token": percentiles([inter_token(sample) for sample in written]),
-        "longest_pause": percentiles([sample.longest_pause for sample in done]),
+        "longest_pause": percentiles([sample.longest_pause for sample in done if sample.longest_pause]),
         "total": percentiles([sample.ended - sample.due for sample in done]),
         "tokens_per_second_of_a_stream": percentiles(
             [sample.completion_tokens / (sample.ended - sample.due) for sample in written]
