@@ -89,7 +89,7 @@ def merged(expositions: Iterable[str], silent: int = 0) -> bytes:
 
 
 def relevant(exposition: str) -> Iterable[str]:
-    """The lines about this service, ours renamed; parsing all of them would take a hundred times longer."""
+    """The lines about this service, ours renamed; Ray's own are ten times as many, and need not be parsed."""
     for line in exposition.splitlines():
         name = line.split(maxsplit=3)[2] if line.startswith(("# HELP ", "# TYPE ")) else line
         if name.startswith(OURS):

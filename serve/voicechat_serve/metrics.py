@@ -1,9 +1,9 @@
 """What is measured while the service runs, under the names that Prometheus reads (docs/operations.md explains each).
 
 A metric is recorded in the process where the thing happens; Ray carries it to its node's exporter every ten seconds.
-A record costs 2 µs here, but Ray's exporter puts every observation of a histogram into its bucket again, one by one,
-so what happens at every token is recorded once for each message. No label holds what a client wrote: names of models
-and endpoints are those that exist, all others are "unknown".
+A record costs 1.5 µs here, but Ray's exporter puts every observation of a histogram into its bucket again, one by one
+for 7 µs each, so what happens at every token is recorded once for each message. No label holds what a client wrote:
+names of models and endpoints are those that exist, all others are "unknown".
 """
 
 import threading

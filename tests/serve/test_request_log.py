@@ -275,11 +275,12 @@ async def test_the_key_and_the_clients_own_id(lines):
 
 
 async def test_a_client_that_leaves(lines, counted):
-    """In mid-stream, and before there is a status."""
+    """In mid-stream, after the last word, and before there is a status."""
     left = asyncio.Event()
 
-    async def body():
+    async def body(last: bytes):
         yield b"one"
+        yield last
         left.set()
         await asyncio.Event().wait()
 
@@ -288,7 +289,11 @@ async def test_a_client_that_leaves(lines, counted):
 
     @app.get("/stream")
     async def stream():
-        return StreamingResponse(body())
+        return StreamingResponse(body(b"two"))
+
+    @app.get("/told")
+    async def told():
+        return StreamingResponse(body(b"data: {}\n\ndata: [DONE]\n\n"))
 
     @app.get("/slow")
     async def slow():
@@ -304,6 +309,8 @@ async def test_a_client_that_leaves(lines, counted):
 
     await asyncio.wait_for(request("/stream"), 10)
     left.clear()
+    await asyncio.wait_for(request("/told"), 10)
+    left.clear()
     task = asyncio.create_task(request("/slow"))
     await left.wait()
     task.cancel()  # as Serve does
@@ -311,10 +318,11 @@ async def test_a_client_that_leaves(lines, counted):
         await task
     assert [(line["path"], line["status"], line["cancelled"]) for line in lines] == [
         ("/stream", 200, True),
+        ("/told", 200, False),  # the stream was open, but all of it had been said
         ("/slow", 499, True),
     ]
     assert "first_byte_seconds" in lines[0]
-    assert [call[-1] for call in counted] == [True, True]
+    assert [call[-1] for call in counted] == [True, False, True]
 
 
 def test_a_websocket(lines):

@@ -163,7 +163,7 @@ async def test_tokens_are_counted_by_the_server(fake):
     sample = given.samples[0]
     assert sample.due <= sample.sent < sample.first < sample.last <= sample.ended
     expected = [(s.last - s.first) / (COMPLETION_TOKENS - 1) for s in given.samples]
-    assert found["inter_token"]["p50"] == pytest.approx(np.median(expected))
+    assert found["inter_token_seconds"]["p50"] == pytest.approx(np.median(expected))
 
 
 async def test_every_way_a_request_can_end_is_counted_apart(fake):
@@ -264,10 +264,10 @@ def test_waiting_counts_from_when_a_request_was_due():
         Sample(due=101.0, sent=103.0, first=104.0, last=106.0, ended=106.0, outcome="done", completion_tokens=5)
     )
     found = summary(given)
-    assert found["time_to_first"]["p50"] == 3.0
-    assert found["total"]["p50"] == 5.0
-    assert found["inter_token"]["p50"] == 0.5
-    assert found["sent_late"]["p50"] == 2.0
+    assert found["time_to_first_seconds"]["p50"] == 3.0
+    assert found["total_seconds"]["p50"] == 5.0
+    assert found["inter_token_seconds"]["p50"] == 0.5
+    assert found["sent_late_seconds"]["p50"] == 2.0
     assert found["requests_per_second"] == 1 / 6
     assert found["tokens_per_second_of_a_stream"]["p50"] == 1.0
 

@@ -47,14 +47,16 @@ def summary(level: Level) -> dict[str, Any]:
         "tokens_per_second": tokens / elapsed if elapsed and tokens else None,
         "audio_seconds": audio,
         "audio_seconds_per_second": audio / elapsed if elapsed and audio else None,
-        "time_to_first": percentiles([sample.first - sample.due for sample in done if sample.first]),
-        "inter_token": percentiles([inter_token(sample) for sample in written]),
-        "longest_pause": percentiles([sample.longest_pause for sample in done if sample.longest_pause]),
-        "total": percentiles([sample.ended - sample.due for sample in done]),
+        "time_to_first_seconds": percentiles([sample.first - sample.due for sample in done if sample.first]),
+        "inter_token_seconds": percentiles([inter_token(sample) for sample in written]),
+        "longest_pause_seconds": percentiles([sample.longest_pause for sample in done if sample.longest_pause]),
+        "total_seconds": percentiles([sample.ended - sample.due for sample in done]),
         "tokens_per_second_of_a_stream": percentiles(
             [sample.completion_tokens / (sample.ended - sample.due) for sample in written]
         ),
-        "sent_late": percentiles([sample.sent - sample.due for sample in level.samples]) if level.rate else None,
+        "sent_late_seconds": percentiles([sample.sent - sample.due for sample in level.samples])
+        if level.rate
+        else None,
     }
 
 
@@ -118,11 +120,11 @@ def table(title: str, summaries: Sequence[dict[str, Any]]) -> Table:
         shown.add_column(level_name(level["streams"], level["rate"]), justify="right", no_wrap=True)
     first = "token" if any(level["completion_tokens"] for level in summaries) else "byte"
     times = {
-        f"time to first {first}, ms": "time_to_first",
-        "between tokens, ms": "inter_token",
-        "longest pause, ms": "longest_pause",
-        "whole answer, ms": "total",
-        "sent late, ms": "sent_late",
+        f"time to first {first}, ms": "time_to_first_seconds",
+        "between tokens, ms": "inter_token_seconds",
+        "longest pause, ms": "longest_pause_seconds",
+        "whole answer, ms": "total_seconds",
+        "sent late, ms": "sent_late_seconds",
     }
     for label, key in times.items():
         for percentile in [f"p{percentile}" for percentile in PERCENTILES]:

@@ -127,9 +127,11 @@ class TextTarget:
         return {"json": body}
 
     async def read(self, response: httpx.Response, sample: Sample) -> bool:
+        ended = False
         async for event in events(response):
             if event is None:
-                return True
+                ended = True  # read on, or the connection could not be used again
+                continue
             if "error" in event:
                 raise AnswerError(event["error"]["message"])
             if usage := event.get("usage"):
@@ -138,7 +140,7 @@ class TextTarget:
             for choice in event["choices"]:
                 if choice.get("text") or choice.get("delta", {}).get("content"):
                     sample.arrived()
-        return False
+        return ended
 
 
 @dataclass
@@ -265,6 +267,7 @@ async def measure(client: httpx.AsyncClient, target: Target, number: int, due: f
             async with client.stream("POST", target.path, **target.content(number)) as response:
                 sample.status = response.status_code
                 if response.status_code in REFUSED:
+                    await response.aread()
                     sample.outcome = "refused"
                     sample.refusals += 1
                     told = response.headers.get("retry-after")

@@ -28,6 +28,9 @@ CLIENT_LEFT = 499
 """The status that is logged when a client leaves before there is one; nobody is told it (nginx's convention)."""
 
 
+STREAM_END = b"data: [DONE]\n\n"
+
+
 @dataclass
 class RequestRecord:
     """What is known about a request. The routers fill in what only they learn."""
@@ -63,7 +66,8 @@ class RequestRecord:
         if kind == "websocket.send" or message.get("body"):
             self.first_byte = self.first_byte or time.monotonic()
         if kind in ("http.response.body", "websocket.http.response.body"):
-            self.complete = not message.get("more_body", False)
+            # Clients leave when they have read [DONE], most often before the stream itself ends.
+            self.complete = not message.get("more_body", False) or message.get("body", b"").endswith(STREAM_END)
 
 
 current: ContextVar[RequestRecord] = ContextVar("current")
