@@ -1,7 +1,7 @@
 """What is deployed on Ray Serve, how to start it, and how to wait until all of it is ready.
 
-Two applications share one port: the API at /v1, and at / the front with /health and the page. Ray must be running
-(and is joined, not started, here).
+Two applications share one port: the API at /v1, and at / the front with probes, metrics and the page. Ray must be
+running (and is joined, not started, here).
 """
 
 import logging
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ray import serve
-from ray.serve.schema import ApplicationStatus, DeploymentStatus
+from ray.serve.schema import ApplicationStatus, DeploymentStatus, LoggingConfig
 
 from voicechat_platform.assets import locate
 from voicechat_platform.errors import InputError
@@ -31,6 +31,9 @@ HOST = "127.0.0.1"
 # The CPU counts below only say how many replicas fit: two language models and all the rest fit on one core.
 
 POLL_S = 0.25
+
+LOGGING = LoggingConfig(encoding="JSON", enable_access_log=False)
+"""A replica's log is one JSON object a line; api/request_log.py tells more of a request than Serve's access log."""
 
 ReplicaState = Literal["starting", "ready", "failed"]
 
@@ -66,7 +69,7 @@ def deploy(models: Sequence[ServedModel], whisper: str, port: int, page: Page | 
         if not model.folder.is_dir():
             raise InputError(f"the model {model.id!r} has no folder {model.folder}")
     targets = [
-        serve.RunTarget(api_application(models, whisper), name=API, route_prefix="/v1"),
+        serve.RunTarget(api_application(models, whisper), name=API, route_prefix="/v1", logging_config=LOGGING),
         serve.RunTarget(front_application(page), name=FRONT, route_prefix="/"),
     ]
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's; replicas keep theirs

@@ -1,20 +1,61 @@
-"""What answers at the root of the port: /health, and the page where the caller brings one."""
+"""What answers at the root of the port: /health, /ready, /metrics, and the page where the caller brings one."""
 
 import asyncio
 from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from ray import serve
-from ray.serve.schema import ApplicationStatus
+from ray.serve.schema import ReplicaState, ServeStatus
 
 from voicechat_serve.api.errors import answer_errors_in_openai_form
 from voicechat_serve.api.origins import LoopbackOnly
+from voicechat_serve.exporters import cluster_metrics
 from voicechat_serve.loopback import listen_where_ray_listens
 
 Page = Callable[[FastAPI], FastAPI]
 """Mounts a page on the front's application and returns what is to be served; called inside the replica."""
+
+CONTROLLER_TIMEOUT_S = 5
+
+
+class Controller:
+    """Serve's controller, asked once at a time however many ask.
+
+    Asking blocks a thread, for as long as a controller that died needs to come back.
+    """
+
+    def __init__(self) -> None:
+        self.asked: asyncio.Task[ServeStatus] | None = None
+
+    async def status(self) -> ServeStatus:
+        """
+        Raises:
+            TimeoutError: it does not answer.
+        """
+        if self.asked is None or self.asked.done():
+            self.asked = asyncio.create_task(asyncio.to_thread(serve.status))
+        return await asyncio.wait_for(asyncio.shield(self.asked), CONTROLLER_TIMEOUT_S)
+
+
+def not_ready(status: ServeStatus) -> dict[str, str]:
+    """Deployments of which no replica is loaded and warmed up -> what Serve says of them.
+
+    One replica is enough: while more are started, or are replaced one by one, requests are answered.
+    """
+    return {
+        name: deployment.status.value.lower()
+        for application in status.applications.values()
+        for name, deployment in application.deployments.items()
+        if not deployment.replica_states.get(ReplicaState.RUNNING)
+    } | {
+        # Of one that is deployed from a file, Serve learns later which deployments it has.
+        name: application.status.value.lower()
+        for name, application in status.applications.items()
+        if not application.deployments
+    }
 
 
 @serve.ingress()
@@ -27,18 +68,33 @@ class FrontIngress:
         app = FastAPI(title="llm-voice-chat", docs_url=None, redoc_url=None, openapi_url=None)
         app.add_middleware(LoopbackOnly)
         answer_errors_in_openai_form(app)
-
-        @app.get("/health")
-        async def health() -> Any:
-            # It asks Serve's controller, and blocks while it waits.
-            status = await asyncio.to_thread(serve.status)
-            healthy = all(one.status == ApplicationStatus.RUNNING for one in status.applications.values())
-            deployments = {
-                name: deployment.status.value.lower()
-                for application in status.applications.values()
-                for name, deployment in application.deployments.items()
-            }
-            body = {"status": "ok" if healthy else "unavailable", "deployments": deployments}
-            return JSONResponse(body, 200 if healthy else 503)
-
+        add_probes(app)
         return self.page(app) if self.page else app
+
+
+def add_probes(app: FastAPI) -> None:
+    controller = Controller()
+
+    @app.get("/health")
+    async def health() -> Any:
+        """Whether to restart: this process answers, and Serve's controller does."""
+        try:
+            await controller.status()
+        except Exception:
+            return JSONResponse({"status": "unavailable", "reason": "Serve's controller does not answer"}, 503)
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> Any:
+        """Whether to send requests: every part is loaded and warmed up."""
+        try:
+            waiting = not_ready(await controller.status())
+        except Exception:
+            return JSONResponse({"status": "unavailable", "reason": "Serve's controller does not answer"}, 503)
+        return JSONResponse(
+            {"status": "unavailable" if waiting else "ready", "not_ready": waiting}, 503 if waiting else 200
+        )
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(await cluster_metrics(), media_type=CONTENT_TYPE_PLAIN_0_0_4)

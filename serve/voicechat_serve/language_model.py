@@ -13,6 +13,7 @@ from typing import Any, Literal
 from voicechat_serve.chat_tokenizer import ChatTokenizer, Message
 from voicechat_serve.engines.interface import Engine, FinishReason, GenerationRequest, Sampling
 from voicechat_serve.loopback import listen_where_ray_listens
+from voicechat_serve.metrics import ModelMetrics
 
 Truncation = Literal["disabled", "auto"]
 """Whether a conversation that outgrows the context is refused, or loses its oldest messages."""
@@ -50,6 +51,7 @@ class LanguageModel:
         folder = Path(served.folder)
         self.tokenizer = ChatTokenizer(folder)
         self.engine = engine_for(folder, self.tokenizer)
+        self.metrics = ModelMetrics(served.id, self.engine.load)
         wanted = {name: self.tokenizer.generation.get(name) for name in ("temperature", "top_p", "top_k")}
         self.defaults = Sampling(**{name: value for name, value in wanted.items() if value is not None})
         # Serve calls this inside a running event loop, where no second one can be run: hence the thread.
@@ -58,7 +60,8 @@ class LanguageModel:
 
     async def warm_up(self) -> None:
         # A token, not a text: a model of characters may know none of the text's.
-        async for _ in self.write([0], Sampling(max_tokens=2)):
+        request = GenerationRequest(prompt_ids=[0], sampling=Sampling(max_tokens=2))
+        async for _ in self.engine.generate(request):
             pass
 
     async def chat(
@@ -108,6 +111,7 @@ class LanguageModel:
 
     async def write(self, prompt_ids: list[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
         text, sent = "", 0.0
+        measured = self.metrics.answer(len(prompt_ids))
         async with aclosing(
             self.engine.generate(GenerationRequest(prompt_ids=prompt_ids, sampling=sampling))
         ) as tokens:
@@ -116,6 +120,7 @@ class LanguageModel:
                 count += 1
                 text += token.text
                 if token.finish_reason or time.monotonic() - sent >= MESSAGE_INTERVAL_S:
+                    measured.observe(count)
                     yield Delta(text, len(prompt_ids), count, token.finish_reason)
                     text, sent = "", time.monotonic()
 

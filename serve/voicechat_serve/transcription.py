@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import takewhile
@@ -12,6 +13,7 @@ import numpy as np
 from voicechat_platform.errors import InputError
 from voicechat_serve.audio import HEARING_RATE, Samples
 from voicechat_serve.loopback import listen_where_ray_listens
+from voicechat_serve.metrics import AUDIO_HEARD_SECONDS, TRANSCRIPTION_SECONDS
 
 BEAM_SIZE = 5
 """Fewer wrong words than greedy on our clips (tiny.en: 4.3% against 7.5%). Most of an utterance's time goes into
@@ -63,15 +65,20 @@ class Transcription:
             InputError: a language that the model does not know.
         """
         if language is not None and self.model.model.is_multilingual:
-            known = self.model.supported_languages
+            known = self.model.supported_languages  # told without the client's own word, which Serve would log
             if language not in known:
-                raise InputError(f"unknown language {language!r}; known are {', '.join(known)}")
+                raise InputError(f"unknown language; known are {', '.join(known)}")
         abandoned = threading.Event()
+        began = time.monotonic()
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(
+            transcript = await loop.run_in_executor(
                 self.worker, self.hear, samples_n, language, prompt, temperature, abandoned
             )
+            TRANSCRIPTION_SECONDS.observe(time.monotonic() - began)
+            if transcript.seconds:
+                AUDIO_HEARD_SECONDS.inc(transcript.seconds)
+            return transcript
         finally:
             abandoned.set()
 

@@ -27,7 +27,7 @@ def test_the_first_start_tunes_promotes_and_serves_a_good_model(tmp_path: Path):
                 assert time.monotonic() < deadline, (tmp_path / "log").read_text()
                 time.sleep(1)
                 try:
-                    if httpx.get(f"http://127.0.0.1:{PORT}/health", timeout=5).status_code == 200:
+                    if httpx.get(f"http://127.0.0.1:{PORT}/ready", timeout=5).status_code == 200:
                         break
                 except httpx.TransportError:
                     continue

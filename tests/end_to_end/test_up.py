@@ -64,10 +64,10 @@ def test_up_serves_page_and_api_and_leaves_no_process_behind(home: Path):
             assert up.poll() is None, up.communicate()[1]
             assert time.monotonic() < deadline, "not ready in 180 s"
             try:
-                health = httpx.get(f"{url}/health", timeout=5)
+                ready = httpx.get(f"{url}/ready", timeout=5)
             except httpx.TransportError:
-                health = None
-            if health is not None and health.status_code == 200:
+                ready = None
+            if ready is not None and ready.status_code == 200:
                 break
             time.sleep(0.5)
         children = psutil.Process(up.pid).children(recursive=True)

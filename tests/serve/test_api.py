@@ -283,11 +283,10 @@ def test_unknown_fields_and_neutral_values_are_accepted(http):
     assert http.post(CHAT, json=body).status_code == 200
 
 
-def test_one_port_for_the_page_the_health_and_the_api(http):
+def test_one_port_for_the_page_the_probes_and_the_api(http):
     assert http.get("/").text == "<h1>the page</h1>"
-    health = http.get("/health")
-    assert health.status_code == 200
-    assert health.json()["status"] == "ok"
+    assert http.get("/health").json() == {"status": "ok"}
+    assert http.get("/ready").json() == {"status": "ready", "not_ready": {}}
     assert http.get("/v1/models").status_code == 200
     assert http.get("/v1").status_code == 404
     assert http.get("/v1/health").status_code == 404
@@ -302,7 +301,7 @@ def test_one_port_for_the_page_the_health_and_the_api(http):
         {"host": "127.0.0.1.evil.example"},
     ],
 )
-@pytest.mark.parametrize("path", ["/", "/health", "/v1/models"])
+@pytest.mark.parametrize("path", ["/", "/health", "/metrics", "/v1/models"])
 def test_other_pages_of_the_browser_may_not_ask(http, path, headers):
     refused = http.get(path, headers=headers)
     assert refused.status_code == 403

@@ -35,8 +35,11 @@ def test_a_model_that_cannot_load(tiny_model, tmp_path, free_port):
             application.wait_until_ready(lambda seen: states.update({state.name: state for state in seen}))
         assert states["model broken"].state == "failed"
         assert set(states) == {"model broken", "transcription", "synthesis", "api", "front"}
-        health = httpx.get(f"http://127.0.0.1:{free_port}/health", timeout=30)
-        assert (health.status_code, health.json()["status"]) == (503, "unavailable")
+        ready = httpx.get(f"http://127.0.0.1:{free_port}/ready", timeout=30)
+        assert (ready.status_code, ready.json()["status"]) == (503, "unavailable")
+        assert "model broken" in ready.json()["not_ready"]
+        # A restart would not help.
+        assert httpx.get(f"http://127.0.0.1:{free_port}/health", timeout=30).status_code == 200
         # Without a page, the root is an unknown address like any other.
         root = httpx.get(f"http://127.0.0.1:{free_port}/", timeout=30)
         assert root.status_code == 404

@@ -11,7 +11,7 @@ import signal
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 console = Console(stderr=True, highlight=False)
 
+Number = TypeVar("Number", int, float)
 Reference = Annotated[str, typer.Argument(help="a checkpoint's folder, NAME@NUMBER, or NAME for its champion")]
 Port = Annotated[int | None, typer.Option(min=1, max=65535, help="where to listen, on loopback  [default: 8000]")]
 Whisper = Annotated[
@@ -367,6 +368,77 @@ def models(as_json: Json = False) -> None:
     emit([version.facts() for version in versions], as_json, versions_table(versions))
 
 
+@app.command("load-test")
+def load_test(
+    url: Annotated[str, typer.Option(help="base URL of a running API")] = "http://127.0.0.1:8000/v1",
+    endpoint: Annotated[
+        Literal["chat", "completions", "speech", "transcriptions"], typer.Option(help="what to ask for")
+    ] = "chat",
+    model: Annotated[str | None, typer.Option(help="its name; by default the server's first")] = None,
+    streams: Annotated[str, typer.Option(help="closed loop: how many at once, level by level")] = "1,8,32",
+    rate: Annotated[
+        str | None, typer.Option(help="open loop instead: requests a second, at random moments, level by level")
+    ] = None,
+    requests: Annotated[int | None, typer.Option(min=1, help="of each level; by default 4 for each stream")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="of each level, instead; with --rate 30 by default")
+    ] = None,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="about so many; words, of a text to speak")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=1, help="most tokens of an answer")] = 64,
+    sound: Annotated[
+        Path | None, typer.Option(help="file to transcribe; by default speech that the server makes")
+    ] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="wait as a refusal's Retry-After says, and ask again")] = False,
+    seed: Annotated[int, typer.Option(help="of the texts and of the moments")] = 0,
+    key: Annotated[
+        str, typer.Option(envvar=["VOICECHAT_API_KEY", "OPENAI_API_KEY"], show_default=False, help="sent to the URL")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Load a running server and tell how long its users wait. Ctrl-C shows what has been measured so far.
+
+    A closed loop (--streams) sends the next request of a stream when the last one has ended: it finds what a server
+    can do, but a slow server is asked less, so its waiting times look better than they are (coordinated omission).
+    An open loop (--rate) sends at its own rate as people do, and counts from the moment a request was due.
+
+    Example: voicechat load-test --rate 2,4,8 --seconds 60
+    """
+    from voicechat_ui.load_report import run_load_test, table
+    from voicechat_ui.load_test import Level
+
+    if rate:
+        duration = 30 if requests is None and seconds is None else seconds
+        levels = [
+            Level(rate=r, requests=requests, seconds=duration, retry=retry, seed=seed)
+            for r in parse_levels(rate, float)
+        ]
+    else:
+        levels = [
+            Level(streams=n, requests=requests or (None if seconds else 4 * n), seconds=seconds, retry=retry, seed=seed)
+            for n in parse_levels(streams, int)
+        ]
+    summaries, interrupted = run_load_test(
+        levels,
+        endpoint,
+        url,
+        key,
+        console,
+        model=model,
+        prompt_tokens=prompt_tokens,
+        max_tokens=max_tokens,
+        sound=sound.read_bytes() if sound else None,
+        seed=seed,
+    )
+    emit({"url": url, "endpoint": endpoint, "levels": summaries}, as_json, table(f"{endpoint} at {url}", summaries))
+    for level in summaries:
+        for error, times in level["errors"].items():
+            console.print(f"{times} times: {escape(error)}", style="red", soft_wrap=True)
+    if interrupted:
+        raise typer.Exit(130)
+    if any(level["failed"] or level["lost"] or not level["done"] for level in summaries):
+        raise typer.Exit(1)
+
+
 @app.command()
 def doctor(port: Port = None) -> None:
     """Check Python, packages, packaged models, the port, memory and disk; say what to do about each finding.
@@ -385,6 +457,17 @@ def chosen_settings(port: int | None, whisper: str | None) -> Any:
 
     given = {"port": port, "whisper": whisper}
     return settings().model_copy(update={key: value for key, value in given.items() if value is not None})
+
+
+def parse_levels(text: str, kind: type[Number]) -> list[Number]:
+    """The levels of a load test, such as "1,8,32"."""
+    try:
+        found = [kind(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) <= 0:
+        raise InputError(f"levels are positive numbers with commas between them, such as 1,8,32; not {text!r}")
+    return found
 
 
 def join(address: str | None) -> None:

@@ -11,6 +11,7 @@ from ray.serve.exceptions import BackPressureError
 from starlette.exceptions import HTTPException
 
 from voicechat_platform.errors import InputError
+from voicechat_serve.api.request_log import current_request
 from voicechat_serve.engines.interface import OverloadedError, PromptTooLongError
 
 log = logging.getLogger(__name__)
@@ -32,9 +33,12 @@ class APIError(HTTPException):
         super().__init__(status, message, headers={"Retry-After": str(RETRY_AFTER_S)} if status == 503 else None)
         self.param, self.code = param, code
 
+    @property
+    def kind(self) -> str:
+        return "invalid_request_error" if self.status_code < 500 else "server_error"
+
     def body(self) -> dict[str, Any]:
-        kind = "invalid_request_error" if self.status_code < 500 else "server_error"
-        return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
+        return {"error": {"message": self.detail, "type": self.kind, "param": self.param, "code": self.code}}
 
 
 def api_error(error: Exception) -> APIError:
@@ -76,6 +80,7 @@ def answer_errors_in_openai_form(app: FastAPI) -> None:
         told = api_error(error)
         if isinstance(error, HTTPException) and error.status_code in (404, 405) and error is not told:
             told.detail = f"invalid URL ({request.method} {request.url.path})"  # no route, no method
+        current_request().error = told.code or told.kind
         headers = dict(told.headers or {})
         if isinstance(error, HTTPException):
             headers |= error.headers or {}  # 405 names the methods that are allowed

@@ -7,6 +7,7 @@ from voicechat_serve.api import chat, completions, models, speech, transcription
 from voicechat_serve.api.errors import answer_errors_in_openai_form
 from voicechat_serve.api.limits import BodyLimit
 from voicechat_serve.api.origins import LoopbackOnly
+from voicechat_serve.api.request_log import RequestLog
 from voicechat_serve.api.services import Services
 from voicechat_serve.audio import DecodingLimits
 from voicechat_serve.loopback import listen_where_ray_listens
@@ -22,6 +23,7 @@ def build(services: Services) -> FastAPI:
     app = FastAPI(title="llm-voice-chat", docs_url=None, redoc_url=None)
     app.add_middleware(BodyLimit, upload_bytes=DecodingLimits().upload_bytes + FORM_BYTES, json_bytes=JSON_BYTES)
     app.add_middleware(LoopbackOnly)
+    app.add_middleware(RequestLog)  # the last one added is the outermost
     answer_errors_in_openai_form(app)
     for family in (models, chat, completions, transcriptions, speech):
         app.include_router(family.router(services))

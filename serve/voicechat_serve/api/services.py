@@ -8,6 +8,7 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from voicechat_serve.api.errors import APIError
+from voicechat_serve.api.request_log import current_request
 from voicechat_serve.language_model import ServedModel
 
 TRANSCRIPTION_ALIASES = ("whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe")
@@ -37,15 +38,18 @@ class Services:
         """
         if name not in self.language_models:
             raise unknown_model(name, self.language_models)
+        current_request().model = name
         return self.language_models[name]
 
     def require_transcription(self, name: str) -> None:
         if name not in (self.transcription_model, *TRANSCRIPTION_ALIASES):
             raise unknown_model(name, (self.transcription_model, *TRANSCRIPTION_ALIASES))
+        current_request().model = self.transcription_model
 
     def require_synthesis(self, name: str) -> None:
         if name not in (SYNTHESIS_MODEL, *SYNTHESIS_ALIASES):
             raise unknown_model(name, (SYNTHESIS_MODEL, *SYNTHESIS_ALIASES))
+        current_request().model = SYNTHESIS_MODEL
 
 
 def unknown_model(name: str, available) -> APIError:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from voicechat_serve.api.errors import APIError
 from voicechat_serve.api.fields import Text
+from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.services import Services, streamed
 from voicechat_serve.audio import SPEECH_FORMATS, SpeechEncoder
 from voicechat_serve.synthesis import SPEECH_RATE, VOICE
@@ -60,11 +61,16 @@ def router(services: Services) -> APIRouter:
             raise
 
         async def sound() -> AsyncIterator[bytes]:
+            spoken = 0
             async with stack:
                 encoder = SpeechEncoder(request.response_format, SPEECH_RATE)
                 if first_n is not None:
+                    spoken += len(first_n)
+                    current_request().audio_seconds = spoken / SPEECH_RATE
                     yield await asyncio.to_thread(encoder.encode, first_n)
                     async for samples_n in sentences:
+                        spoken += len(samples_n)
+                        current_request().audio_seconds = spoken / SPEECH_RATE
                         yield await asyncio.to_thread(encoder.encode, samples_n)
                 yield await asyncio.to_thread(encoder.finish)
 

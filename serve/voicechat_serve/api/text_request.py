@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 
 from voicechat_serve.api.errors import APIError, api_error
 from voicechat_serve.api.fields import Text
+from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.services import streamed
 from voicechat_serve.language_model import Delta
 
@@ -96,6 +97,7 @@ async def whole_answer(handle: DeploymentHandle, method: str, *arguments: Any) -
     async with streamed(handle, method, *arguments) as deltas:
         async for delta in deltas:
             parts.append(delta.text)
+            current_request().count(delta.prompt_tokens, delta.completion_tokens)
     return "".join(parts), delta
 
 
@@ -124,13 +126,17 @@ async def event_stream(
     async def events() -> AsyncIterator[str]:
         async with stack:
             try:
+                current_request().count(first.prompt_tokens, first.completion_tokens)
                 for chunk in chunks(first, True):
                     yield event(chunk)
                 async for delta in deltas:
+                    current_request().count(delta.prompt_tokens, delta.completion_tokens)
                     for chunk in chunks(delta, False):
                         yield event(chunk)
             except Exception as error:
-                yield event(api_error(error).body())
+                told = api_error(error)
+                current_request().error = told.code or told.kind
+                yield event(told.body())
                 return
             yield "data: [DONE]\n\n"
 

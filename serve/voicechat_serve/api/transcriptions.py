@@ -7,6 +7,7 @@ from fastapi import APIRouter, File, Form, UploadFile
 from fastapi.responses import PlainTextResponse
 
 from voicechat_serve.api.errors import APIError
+from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.services import Services
 from voicechat_serve.audio import AudioError, decode
 
@@ -37,6 +38,7 @@ def router(services: Services) -> APIRouter:
         except AudioError as error:
             raise APIError(400, str(error), param="file", code="invalid_audio") from error
         transcript = await services.transcription.transcribe.remote(samples_n, language, prompt, temperature)
+        current_request().audio_seconds = transcript.seconds
         if response_format == "text":
             return PlainTextResponse(transcript.text + "\n")
         return {"text": transcript.text, "usage": {"type": "duration", "seconds": transcript.seconds}}

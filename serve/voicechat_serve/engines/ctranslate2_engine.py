@@ -15,7 +15,7 @@ from pathlib import Path
 import ctranslate2
 from tokenizers import Tokenizer
 
-from voicechat_serve.engines.interface import GenerationRequest, OverloadedError, Token, room_for
+from voicechat_serve.engines.interface import GenerationRequest, Load, OverloadedError, Token, room_for
 from voicechat_serve.engines.text_stream import TextStream
 
 LONGEST_CONTEXT = 2048
@@ -65,7 +65,7 @@ class CTranslate2Engine:
         self.end_ids = list(end_ids)
         config = json.loads((folder / "config.json").read_text())
         self.context: int = min(config.get("max_position_embeddings", LONGEST_CONTEXT), LONGEST_CONTEXT)
-        self.capacity = parallel + max_waiting
+        self.parallel, self.capacity = parallel, parallel + max_waiting
         self.decodings: set[Decoding] = set()
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Token, None]:
@@ -117,6 +117,11 @@ class CTranslate2Engine:
         finally:
             self.decodings.discard(decoding)
             decoding.send(None)
+
+    def load(self) -> Load:
+        taken = len(self.decodings)
+        running = min(taken, self.parallel)
+        return Load(running=running, waiting=taken - running, cache_used=running / self.parallel)
 
     def check(self) -> None:
         """CTranslate2 keeps no state that could break between requests."""

@@ -114,9 +114,9 @@ class Token:
     """On the first token, where they were asked for."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Load:
-    """How busy an engine is."""
+    """How busy an engine is at a moment."""
 
     running: int
     """Requests that are being read or written."""
@@ -141,7 +141,9 @@ class Engine(Protocol):
         """
         ...
 
-    def load(self) -> Load: ...
+    def load(self) -> Load:
+        """How busy it is; may be called from any thread."""
+        ...
 
     def check(self) -> None:
         """Raises when the engine can no longer serve."""

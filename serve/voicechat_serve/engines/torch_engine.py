@@ -100,7 +100,7 @@ class TorchEngine:
         self.decoder = decoder(model, slots, self.context)
         self.slots = Slots(self.decoder)
         self.waiting: deque[Flight] = deque()
-        self.filling: deque[Flight] = deque()
+        self.filling: list[Flight] = []
         self.flights: list[Flight] = []
         """Those that decode, in the order of their rows."""
         self.changed = threading.Condition()
@@ -141,7 +141,8 @@ class TorchEngine:
     def load(self) -> Load:
         flights = [*self.flights, *self.filling]
         held = sum(len(flight.row.token_ids) for flight in flights if flight.row)
-        return Load(len(flights), len(self.waiting), held / (self.decoder.slots * self.context))
+        used = held / (self.decoder.slots * self.context)
+        return Load(running=len(flights), waiting=len(self.waiting), cache_used=used)
 
     def check(self) -> None:
         if not self.thread.is_alive():
@@ -214,7 +215,7 @@ class TorchEngine:
         given: list[tuple[Flight, Token | Exception]] = []
         budget = PREFILL_TOKENS
         while self.filling and budget > 0:
-            flight = self.filling.popleft()
+            flight = self.filling.pop(0)
             if flight.row is None:  # not sooner: the prompt before it may begin with the same tokens
                 # A prompt whose tokens are to be scored must be read whole.
                 flight.row = self.slots.take([] if flight.request.score_prompt else flight.request.prompt_ids)

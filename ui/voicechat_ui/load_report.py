@@ -1,0 +1,164 @@
+"""A load test run and told: numbers of each level for machines, and a table of them for people."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from voicechat_ui.load_test import EndpointName, Level, Sample, run_levels
+
+PERCENTILES = (50, 90, 99)
+
+
+def summary(level: Level) -> dict[str, Any]:
+    """All that is known of one level. Times are in seconds; a list without values gives None.
+
+    Times of an open loop begin when a request was due. Only answers that came whole count in times and throughput.
+    """
+    done = [sample for sample in level.samples if sample.outcome == "done"]
+    outcomes = Counter(sample.outcome for sample in level.samples)
+    ended = max((sample.ended for sample in level.samples), default=level.began)
+    elapsed = ended - level.began
+    tokens = sum(sample.completion_tokens for sample in done)
+    audio = sum(sample.audio_seconds for sample in done)
+    written = [sample for sample in done if sample.completion_tokens > 1 and sample.first and sample.last]
+    return {
+        "streams": level.streams,
+        "rate": level.rate,
+        "requests": len(level.samples),
+        "done": outcomes["done"],
+        "refused": outcomes["refused"],
+        "failed": outcomes["failed"],
+        "lost": outcomes["lost"],
+        "unfinished": level.under_way,
+        "statuses": dict(sorted(Counter(str(sample.status or "none") for sample in level.samples).items())),
+        "refusals": sum(sample.refusals for sample in level.samples),
+        "refusals_without_retry_after": sum(sample.refusals_without_retry_after for sample in level.samples),
+        "retried": level.retry,
+        "errors": dict(Counter(sample.error for sample in level.samples if sample.error).most_common(5)),
+        "seconds": elapsed,
+        "requests_per_second": outcomes["done"] / elapsed if elapsed else None,
+        "prompt_tokens": sum(sample.prompt_tokens for sample in done),
+        "completion_tokens": tokens,
+        "tokens_per_second": tokens / elapsed if elapsed and tokens else None,
+        "audio_seconds": audio,
+        "audio_seconds_per_second": audio / elapsed if elapsed and audio else None,
+        "time_to_first_seconds": percentiles([sample.first - sample.due for sample in done if sample.first]),
+        "inter_token_seconds": percentiles([inter_token(sample) for sample in written]),
+        "longest_pause_seconds": percentiles([sample.longest_pause for sample in done if sample.longest_pause]),
+        "total_seconds": percentiles([sample.ended - sample.due for sample in done]),
+        "tokens_per_second_of_a_stream": percentiles(
+            [sample.completion_tokens / (sample.ended - sample.due) for sample in written]
+        ),
+        "sent_late_seconds": percentiles([sample.sent - sample.due for sample in level.samples])
+        if level.rate
+        else None,
+    }
+
+
+def inter_token(sample: Sample) -> float:
+    """Seconds a token after the first. Tokens travel several to a message, so messages say less than the usage."""
+    assert sample.first is not None
+    assert sample.last is not None
+    return (sample.last - sample.first) / (sample.completion_tokens - 1)
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float] | None:
+    if not values:
+        return None
+    found = np.percentile(values, PERCENTILES)
+    return {f"p{percentile}": float(value) for percentile, value in zip(PERCENTILES, found, strict=True)}
+
+
+def run_load_test(
+    levels: Sequence[Level], endpoint: EndpointName, url: str, key: str, console: Console, **wanted: Any
+) -> tuple[list[dict[str, Any]], bool]:
+    """Runs the levels with progress on the console.
+
+    Args:
+        levels: what to send.
+        console: where progress is shown.
+        endpoint, url, key, wanted: as `run_levels`.
+
+    Returns:
+        A summary of each level that has begun, and whether Ctrl-C ended them early.
+
+    Raises:
+        InputError: no server, no such model, or it refuses the key.
+    """
+    interrupted = False
+    with console.status("asking the server") as status:
+
+        def show(level: Level) -> None:
+            outcomes = Counter(sample.outcome for sample in level.samples)
+            told = ", ".join(f"{amount} {outcome}" for outcome, amount in outcomes.items())
+            status.update(
+                f"{level_name(level.streams, level.rate)}: {level.under_way} under way, {told or 'none ended'}"
+            )
+
+        try:
+            asyncio.run(run_levels(levels, endpoint, url, key, show, **wanted))
+        except KeyboardInterrupt:
+            interrupted = True
+    return [summary(level) for level in levels if level.began], interrupted
+
+
+def level_name(streams: int | None, rate: float | None) -> str:
+    return f"{rate:g} requests/s" if rate else "1 stream" if streams == 1 else f"{streams} streams"
+
+
+def table(title: str, summaries: Sequence[dict[str, Any]]) -> Table:
+    """One column for each level, one row for each measure that any of them has."""
+    shown = Table(title=title, title_justify="left")
+    shown.add_column("")
+    shown.add_column("")
+    for level in summaries:
+        shown.add_column(level_name(level["streams"], level["rate"]), justify="right", no_wrap=True)
+    first = "token" if any(level["completion_tokens"] for level in summaries) else "byte"
+    times = {
+        f"time to first {first}, ms": "time_to_first_seconds",
+        "between tokens, ms": "inter_token_seconds",
+        "longest pause, ms": "longest_pause_seconds",
+        "whole answer, ms": "total_seconds",
+        "sent late, ms": "sent_late_seconds",
+    }
+    for label, key in times.items():
+        for percentile in [f"p{percentile}" for percentile in PERCENTILES]:
+            cells = [number(level[key] and level[key][percentile] * 1000) for level in summaries]
+            if any(cells):
+                shown.add_row(label, percentile, *cells, end_section=percentile == f"p{PERCENTILES[-1]}")
+                label = ""
+    amounts = {
+        "tokens/s": "tokens_per_second",
+        "seconds of sound/s": "audio_seconds_per_second",
+        "requests/s": "requests_per_second",
+        "prompt tokens": "prompt_tokens",
+        "completion tokens": "completion_tokens",
+        "done": "done",
+        "refused (429, 503)": "refused",
+        "refusals, with retries": "refusals",
+        "- without Retry-After": "refusals_without_retry_after",
+        "failed": "failed",
+        "lost": "lost",
+        "unfinished": "unfinished",
+    }
+    for label, key in amounts.items():
+        if any(level[key] for level in summaries) or key in ("refused", "failed", "lost"):
+            shown.add_row(label, "", *(number(level[key]) for level in summaries))
+        if key == "tokens_per_second" and first == "token":
+            speeds = [level["tokens_per_second_of_a_stream"] for level in summaries]
+            shown.add_row("- of a stream", "p50", *(number(speed and speed["p50"]) for speed in speeds))
+    statuses = (", ".join(f"{status}: {times}" for status, times in level["statuses"].items()) for level in summaries)
+    shown.add_row("statuses", "", *statuses)
+    return shown
+
+
+def number(value: float | None) -> str:
+    """Three digits at least; counts as they are."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if isinstance(value, int) or value >= 100 else f"{value:.3g}"
