@@ -9,8 +9,8 @@ from fastapi.responses import JSONResponse
 from ray import serve
 from ray.serve.schema import ApplicationStatus
 
+from voicechat_serve.api.access import AccessRules, guard
 from voicechat_serve.api.errors import answer_errors_in_openai_form
-from voicechat_serve.api.origins import LoopbackOnly
 from voicechat_serve.loopback import listen_where_ray_listens
 
 Page = Callable[[FastAPI], FastAPI]
@@ -19,13 +19,13 @@ Page = Callable[[FastAPI], FastAPI]
 
 @serve.ingress()
 class FrontIngress:
-    def __init__(self, page: Page | None):
+    def __init__(self, page: Page | None, access: AccessRules):
         listen_where_ray_listens()
-        self.page = page
+        self.page, self.access = page, access
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = FastAPI(title="llm-voice-chat", docs_url=None, redoc_url=None, openapi_url=None)
-        app.add_middleware(LoopbackOnly)
+        guard(app, self.access, "Basic")
         answer_errors_in_openai_form(app)
 
         @app.get("/health")
