@@ -61,7 +61,11 @@ class Settings(BaseSettings):
     def as_browsers_write_them(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         for origin in origins:
             parts = urlsplit(origin)
-            if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc.lower()}":
+            if (
+                parts.scheme not in ("http", "https")
+                or not parts.hostname
+                or origin != f"{parts.scheme}://{parts.netloc.lower()}"
+            ):
                 raise ValueError(f"an origin is written https://chat.example.com, without a path; not {origin!r}")
         return origins
 

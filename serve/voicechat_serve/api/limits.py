@@ -51,8 +51,9 @@ class BodyLimit:
         limit = self.upload_bytes if is_upload else self.json_bytes
         too_large = APIError(413, f"the request's body has more than {limit // 2**20} MB", code="too_large")
         declared = headers.get(b"content-length", b"0")
-        # As text first: Python refuses to read a number of thousands of digits.
-        if not declared.isdigit() or len(declared) > 18 or int(declared) > limit:
+        if not declared.isdigit():
+            return await refuse(scope, receive, send, APIError(400, "content-length must be a number of bytes"))
+        if len(declared) > 18 or int(declared) > limit:  # by its length first: Python reads no endless numbers
             return await refuse(scope, receive, send, too_large)
         too_slow = APIError(
             408, f"the body took more than {self.body_seconds:g} s to arrive", headers={"Connection": "close"}
