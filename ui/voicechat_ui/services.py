@@ -172,8 +172,14 @@ def run_page(settings: Settings, api: str) -> None:
     app = FastAPI()
     guard(app, access, "Basic")
     mount_page(app, api, settings.api_key.get_secret_value() or "none")
-    # An open page holds a connection for good: do not wait for it to close.
-    uvicorn.run(app, host=settings.host, port=settings.port, log_level="warning", timeout_graceful_shutdown=1)
+    uvicorn.run(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http="h11",  # bounds a request's headers; the default does not
+        log_level="warning",
+        timeout_graceful_shutdown=1,  # an open page holds a connection for good: do not wait for it to close
+    )
 
 
 def shown(path: Path) -> Path:
