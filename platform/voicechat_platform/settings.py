@@ -23,8 +23,8 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=1, le=65535)
     """VOICECHAT_PORT: where the page and the API listen."""
 
-    host: str = "127.0.0.1"
-    """VOICECHAT_HOST: the address that they listen on; any but this machine's own needs a key (`voicechat keys`)."""
+    host: str = Field(default="127.0.0.1", min_length=1)
+    """VOICECHAT_HOST: the address that they listen on; beyond this machine only with a key (`voicechat keys`)."""
 
     keys: Path | None = None
     """VOICECHAT_KEYS: the file of the keys; by default keys.json in the home folder."""

@@ -54,7 +54,7 @@ class KeysUnreadableError(InputError):
     """The keys file is there but cannot be used, or is not there although there must be one."""
 
 
-class _Content(BaseModel):
+class Content(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     keys: tuple[Key, ...]
@@ -87,7 +87,7 @@ def read_keys(path: Path) -> tuple[Key, ...]:
         KeysUnreadableError: it cannot be read, or is not what `create_key` writes.
     """
     try:
-        return _Content.model_validate_json(path.read_bytes()).keys
+        return Content.model_validate_json(path.read_bytes()).keys
     except FileNotFoundError:
         raise
     except ValidationError as error:
@@ -120,7 +120,7 @@ def create_key(
             f"a key's name is up to 64 letters, digits, spaces and .@_-, beginning with none of those: {name!r}"
         )
     secret = make_secret()
-    with _changing(path) as keys:
+    with changing(path) as keys:
         taken = {word for key in keys for word in (key.id, key.name)}
         if name in taken:
             raise InputError(f"there is a key {name!r} already: choose another name, or revoke it first")
@@ -144,7 +144,7 @@ def revoke_key(path: Path, id_or_name: str) -> Key:
         InputError: there is no such key.
         KeysUnreadableError: as `read_keys`.
     """
-    with _changing(path) as keys:
+    with changing(path) as keys:
         for key in keys:
             if id_or_name in (key.id, key.name):
                 keys.remove(key)
@@ -153,7 +153,7 @@ def revoke_key(path: Path, id_or_name: str) -> Key:
 
 
 @contextmanager
-def _changing(path: Path) -> Iterator[list[Key]]:
+def changing(path: Path) -> Iterator[list[Key]]:
     """The file's keys, to be changed in place; written when the block ends well.
 
     The new file takes the old one's place in one step, so that a reader sees one or the other. The lock is another
@@ -167,7 +167,7 @@ def _changing(path: Path) -> Iterator[list[Key]]:
         except FileNotFoundError:
             keys = []
         yield keys
-        content = json.loads(_Content(keys=tuple(keys)).model_dump_json(exclude_none=True))
+        content = json.loads(Content(keys=tuple(keys)).model_dump_json(exclude_none=True))
         descriptor, new = tempfile.mkstemp(prefix=path.name, dir=path.parent)  # for its owner alone: mode 0600
         try:
             with os.fdopen(descriptor, "w") as file:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from voicechat_serve.api.errors import answer_errors_in_openai_form
 from voicechat_serve.api.fields import Text
-from voicechat_serve.api.limits import BodyLimit
+from voicechat_serve.api.limits import RequestLimits
 
 
 class Question(BaseModel):
@@ -22,7 +22,7 @@ class Question(BaseModel):
 
 def service(**limits) -> FastAPI:
     app = FastAPI()
-    app.add_middleware(BodyLimit, **{"upload_bytes": 2 * 2**20, "json_bytes": 2**20, "body_seconds": 5} | limits)
+    app.add_middleware(RequestLimits, **{"upload_bytes": 2 * 2**20, "json_bytes": 2**20, "body_seconds": 5} | limits)
     answer_errors_in_openai_form(app)
 
     @app.post("/json")
@@ -114,7 +114,7 @@ async def test_word_that_the_client_has_left_is_waited_for_without_a_limit():
 
     source = messages()
     scope = {"type": "http", "headers": []}
-    await BodyLimit(app, body_seconds=0.02)(scope, source.__anext__, None)
+    await RequestLimits(app, body_seconds=0.02)(scope, source.__anext__, None)
     assert heard[1] == {"type": "http.disconnect"}
 
 

@@ -34,7 +34,7 @@ Reference = Annotated[str, typer.Argument(help="a checkpoint's folder, NAME@NUMB
 Port = Annotated[int | None, typer.Option(min=1, max=65535, help="where to listen  [default: 8000]")]
 Host = Annotated[
     str | None,
-    typer.Option(help="the address to listen on; any but this machine's own needs a key  [default: 127.0.0.1]"),
+    typer.Option(help="the address to listen on; beyond this machine only with a key  [default: 127.0.0.1]"),
 ]
 Whisper = Annotated[
     Literal["base", "tiny.en"] | None, typer.Option(help="tiny.en is twice as fast, English only  [default: base]")

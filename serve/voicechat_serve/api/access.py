@@ -23,7 +23,7 @@ from voicechat_platform.errors import InputError
 from voicechat_platform.settings import Settings
 from voicechat_serve.api.errors import APIError, refuse
 from voicechat_serve.api.key_limits import KeyLimits
-from voicechat_serve.api.limits import BodyLimit
+from voicechat_serve.api.limits import RequestLimits
 from voicechat_serve.api.origins import LOOPBACK_NAMES, LoopbackOnly, SameOriginOnly
 from voicechat_serve.keys import Key, KeysFollowed, KeysUnreadableError, find_key, fingerprint, keys_path, read_keys
 
@@ -93,7 +93,7 @@ def access_rules(settings: Settings, page_key: str = "") -> AccessRules:
 
 def guard(app: FastAPI, rules: AccessRules, challenge: Challenge) -> None:
     """Puts all of it before `app`'s routes."""
-    app.add_middleware(BodyLimit)
+    app.add_middleware(RequestLimits)
     app.add_middleware(KeyCheck, rules=rules, challenge=challenge)
     if rules.allowed_origins and challenge == "Bearer":
         # Outside of the key check: a browser asks for leave without a key, and shows a refusal to allowed pages only.

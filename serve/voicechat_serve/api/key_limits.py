@@ -11,6 +11,9 @@ from voicechat_serve.keys import Key
 RETRY_CONCURRENT_S = 1
 """When to try again for a place among those that run: nobody knows when one of them ends."""
 
+ROUNDING = 1e-9
+"""Of a token: after exactly the time that a refusal named, the clock's last digits must not refuse again."""
+
 
 @dataclass
 class Use:
@@ -46,11 +49,11 @@ class KeyLimits:
         if use.running >= concurrent:
             message = f"{use.running} requests of this key are running, which is its limit: wait until one ends"
             raise refusal(message, RETRY_CONCURRENT_S, headers(per_minute, use.tokens))
-        if use.tokens < 1:
+        if use.tokens < 1 - ROUNDING:
             wait_s = math.ceil((1 - use.tokens) * 60 / per_minute)
             message = f"this key's limit of {per_minute} requests per minute is reached: try again in {wait_s} s"
             raise refusal(message, wait_s, headers(per_minute, use.tokens))
-        use.tokens -= 1
+        use.tokens = max(use.tokens - 1, 0.0)
         use.running += 1
         return headers(per_minute, use.tokens)
 

@@ -15,7 +15,7 @@ HEADER_BYTES = 64 * 1024
 BODY_SECONDS = 60.0
 
 
-class BodyLimit:
+class RequestLimits:
     """ASGI middleware.
 
     Args:
@@ -58,13 +58,15 @@ class BodyLimit:
         too_slow = APIError(
             408, f"the body took more than {self.body_seconds:g} s to arrive", headers={"Connection": "close"}
         )
-        deadline = asyncio.get_running_loop().time() + self.body_seconds
+        deadline: float | None = None
         received, is_whole = 0, False
 
         async def receive_limited() -> Message:
-            nonlocal received, is_whole
+            nonlocal deadline, received, is_whole
             if is_whole:  # what comes now is word that the client has left
                 return await receive()
+            if deadline is None:
+                deadline = asyncio.get_running_loop().time() + self.body_seconds
             try:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
