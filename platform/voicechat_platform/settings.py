@@ -2,10 +2,11 @@
 
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from voicechat_platform.errors import InputError
 
@@ -20,7 +21,26 @@ class Settings(BaseSettings):
     """VOICECHAT_REGISTRY_URI: an MLflow tracking server; by default SQLite in the home folder."""
 
     port: int = Field(default=8000, ge=1, le=65535)
-    """VOICECHAT_PORT: where the page and the API listen, on loopback."""
+    """VOICECHAT_PORT: where the page and the API listen."""
+
+    host: str = Field(default="127.0.0.1", min_length=1)
+    """VOICECHAT_HOST: the address that they listen on; beyond this machine only with a key (`voicechat keys`)."""
+
+    keys: Path | None = None
+    """VOICECHAT_KEYS: the file of the keys; by default keys.json in the home folder."""
+
+    requests_per_minute: int = Field(default=600, ge=1)
+    """VOICECHAT_REQUESTS_PER_MINUTE: of each key that has no such limit of its own."""
+
+    concurrent_requests: int = Field(default=16, ge=1)
+    """VOICECHAT_CONCURRENT_REQUESTS: at one time, of each key that has no such limit of its own."""
+
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """VOICECHAT_ALLOWED_ORIGINS: web pages that may call the API from a browser, and addresses under which a proxy
+    publishes the service, such as https://chat.example.com, with commas between them; none by default."""
+
+    api_key: SecretStr = SecretStr("")
+    """VOICECHAT_API_KEY: the key with which `voicechat page` calls its API."""
 
     whisper: Literal["base", "tiny.en"] = "base"
     """VOICECHAT_WHISPER: the transcription model; tiny.en is twice as fast and hears English only."""
@@ -30,6 +50,24 @@ class Settings(BaseSettings):
 
     cpus: int | None = Field(default=None, ge=1)
     """VOICECHAT_CPUS: how many CPUs the local Ray may use; all of them by default."""
+
+    @field_validator("allowed_origins", mode="before")
+    @classmethod
+    def split_at_commas(cls, given: Any) -> Any:
+        return tuple(origin.strip() for origin in given.split(",")) if isinstance(given, str) and given else given or ()
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def as_browsers_write_them(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            parts = urlsplit(origin)
+            if (
+                parts.scheme not in ("http", "https")
+                or not parts.hostname
+                or origin != f"{parts.scheme}://{parts.netloc.lower()}"
+            ):
+                raise ValueError(f"an origin is written https://chat.example.com, without a path; not {origin!r}")
+        return origins
 
     def folder(self, *parts: str) -> Path:
         """An existing folder below the home, as an absolute path."""

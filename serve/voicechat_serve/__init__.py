@@ -1,6 +1,6 @@
-"""The running service: language models, transcription and synthesis behind OpenAI's API, on Ray Serve."""
+"""The running service: speech recognition, language models and a voice behind OpenAI's API, on Ray Serve."""
 
 import os
 
-# Read in Serve's proxies, whose processes inherit the environment of the program that starts Ray.
-os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "voicechat_serve.api.request_log:proxy_middlewares")
+# Read by Serve's proxy, whose process inherits it from a Ray that is started after this.
+os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "voicechat_serve.proxy:middlewares")

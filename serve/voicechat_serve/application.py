@@ -4,6 +4,7 @@ Two applications share one port: the API at /v1, and at / the front with probes,
 running (and is joined, not started, here).
 """
 
+import errno
 import logging
 import socket
 import time
@@ -16,6 +17,7 @@ from ray.serve.schema import ApplicationStatus, DeploymentStatus, LoggingConfig
 
 from voicechat_platform.assets import locate
 from voicechat_platform.errors import InputError
+from voicechat_serve.api.access import AccessRules
 from voicechat_serve.api.ingress import APIIngress
 from voicechat_serve.api.services import RESERVED_NAMES, Services
 from voicechat_serve.front import FrontIngress, Page
@@ -26,7 +28,6 @@ from voicechat_serve.transcription import Transcription
 log = logging.getLogger(__name__)
 
 API, FRONT = "api", "front"
-HOST = "127.0.0.1"
 
 # The CPU counts below only say how many replicas fit: two language models and all the rest fit on one core.
 
@@ -49,19 +50,26 @@ class DeploymentState:
     state: ReplicaState
 
 
-def deploy(models: Sequence[ServedModel], whisper: str, port: int, page: Page | None = None) -> None:
+def deploy(
+    models: Sequence[ServedModel],
+    whisper: str,
+    port: int,
+    page: Page | None = None,
+    access: AccessRules = AccessRules(),
+) -> None:
     """Starts everything and returns at once; `wait_until_ready` tells when it answers.
 
     Args:
         models: the language models; at least one.
         whisper: "base" or "tiny.en".
-        port: where to listen, on loopback only.
+        port: where to listen.
         page: mounts the page at /; must be importable in the replica.
+        access: the address to listen on, and who is let in; by default loopback, without a key.
 
     Raises:
         InputError: two models of one name, the port is in use, a model's folder is not there, or an asset is missing.
     """
-    require_free(port)
+    require_free(port, access.host)
     ids = [model.id for model in models]
     if len(set(ids)) < len(ids) or set(ids) & RESERVED_NAMES:
         raise InputError(f"models must have names of their own, and none of {', '.join(sorted(RESERVED_NAMES))}: {ids}")
@@ -69,15 +77,15 @@ def deploy(models: Sequence[ServedModel], whisper: str, port: int, page: Page | 
         if not model.folder.is_dir():
             raise InputError(f"the model {model.id!r} has no folder {model.folder}")
     targets = [
-        serve.RunTarget(api_application(models, whisper), name=API, route_prefix="/v1", logging_config=LOGGING),
-        serve.RunTarget(front_application(page), name=FRONT, route_prefix="/"),
+        serve.RunTarget(api_application(models, whisper, access), name=API, route_prefix="/v1", logging_config=LOGGING),
+        serve.RunTarget(front_application(page, access), name=FRONT, route_prefix="/"),
     ]
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's; replicas keep theirs
-    serve.start(proxy_location="HeadOnly", http_options={"host": HOST, "port": port})
+    serve.start(proxy_location="HeadOnly", http_options={"host": access.host, "port": port})
     serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 
 
-def api_application(models: Sequence[ServedModel], whisper: str) -> serve.Application:
+def api_application(models: Sequence[ServedModel], whisper: str, access: AccessRules) -> serve.Application:
     whisper_name = f"whisper-{whisper}"
     whisper_folder = locate(whisper_name)
     transcription = serve.deployment(
@@ -114,15 +122,15 @@ def api_application(models: Sequence[ServedModel], whisper: str) -> serve.Applic
     ingress = serve.deployment(
         APIIngress, name=API, ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=512, max_queued_requests=512
     )
-    return ingress.bind(services)
+    return ingress.bind(services, access)
 
 
-def front_application(page: Page | None) -> serve.Application:
+def front_application(page: Page | None, access: AccessRules) -> serve.Application:
     # One replica: the page keeps its sessions in the process.
     front = serve.deployment(
         FrontIngress, name=FRONT, ray_actor_options={"num_cpus": 0.1}, num_replicas=1, max_ongoing_requests=512
     )
-    return front.bind(page)
+    return front.bind(page, access)
 
 
 def deployment_name(model: ServedModel) -> str:
@@ -177,10 +185,13 @@ def stop() -> None:
     serve.shutdown()
 
 
-def require_free(port: int) -> None:
-    with socket.socket() as probe:
+def require_free(port: int, host: str = "127.0.0.1") -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError as error:
-            raise InputError(f"port {port} is in use; choose another with --port") from error
+            if error.errno == errno.EADDRINUSE:
+                raise InputError(f"port {port} is in use; choose another with --port") from error
+            raise InputError(f"cannot listen on {host}, port {port}: {error.strerror}") from error

@@ -10,8 +10,8 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from ray import serve
 from ray.serve.schema import ReplicaState, ServeStatus
 
+from voicechat_serve.api.access import AccessRules, guard
 from voicechat_serve.api.errors import answer_errors_in_openai_form
-from voicechat_serve.api.origins import LoopbackOnly
 from voicechat_serve.exporters import cluster_metrics
 from voicechat_serve.loopback import listen_where_ray_listens
 
@@ -60,13 +60,13 @@ def not_ready(status: ServeStatus) -> dict[str, str]:
 
 @serve.ingress()
 class FrontIngress:
-    def __init__(self, page: Page | None):
+    def __init__(self, page: Page | None, access: AccessRules):
         listen_where_ray_listens()
-        self.page = page
+        self.page, self.access = page, access
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = FastAPI(title="llm-voice-chat", docs_url=None, redoc_url=None, openapi_url=None)
-        app.add_middleware(LoopbackOnly)
+        guard(app, self.access, "Basic")
         answer_errors_in_openai_form(app)
         add_probes(app)
         return self.page(app) if self.page else app

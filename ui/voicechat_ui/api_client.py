@@ -29,14 +29,15 @@ class ApiClient:
 
     Args:
         base_url: ends in /v1.
+        api_key: for an API that asks for one.
 
     Every method raises `openai.OpenAIError` where the API does not answer or refuses; `explain` turns that into words.
     """
 
-    def __init__(self, base_url: str) -> None:
+    def __init__(self, base_url: str, api_key: str = "none") -> None:
         self.base_url = base_url
         self._client = openai.AsyncOpenAI(
-            base_url=base_url, api_key="none", timeout=openai.Timeout(120, connect=5), max_retries=1
+            base_url=base_url, api_key=api_key, timeout=openai.Timeout(120, connect=5), max_retries=1
         )
 
     async def language_models(self) -> list[str]:
@@ -99,5 +100,7 @@ class ApiClient:
             said = error.body.get("message") if isinstance(error.body, dict) else None
             if error.status_code in (429, 503):
                 return f"The server is busy ({said or error.status_code}). Try again in a moment."
+            if error.status_code == 401:
+                return "The server wants a key of this page: start the page with one in VOICECHAT_API_KEY."
             return f"The server refused the request: {said or error.message}"
         return f"The server failed: {error}"

@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from voicechat_platform.errors import InputError
+from voicechat_ui.keys_command import keys_app
 
 app = typer.Typer(
     help="Tune small language models, serve them, and talk with them. Start with: voicechat up",
@@ -26,11 +27,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(keys_app, name="keys")
 console = Console(stderr=True, highlight=False)
 
 Number = TypeVar("Number", int, float)
 Reference = Annotated[str, typer.Argument(help="a checkpoint's folder, NAME@NUMBER, or NAME for its champion")]
-Port = Annotated[int | None, typer.Option(min=1, max=65535, help="where to listen, on loopback  [default: 8000]")]
+Port = Annotated[int | None, typer.Option(min=1, max=65535, help="where to listen  [default: 8000]")]
+Host = Annotated[
+    str | None,
+    typer.Option(help="the address to listen on; beyond this machine only with a key  [default: 127.0.0.1]"),
+]
 Whisper = Annotated[
     Literal["base", "tiny.en"] | None, typer.Option(help="tiny.en is twice as fast, English only  [default: base]")
 ]
@@ -45,6 +51,7 @@ Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 def up(
     port: Port = None,
     whisper: Whisper = None,
+    host: Host = None,
 ) -> None:
     """Everything: tune a first model if there is none, start the services, open the page. Ctrl-C ends it.
 
@@ -53,13 +60,14 @@ def up(
     with console.status("loading"):
         from voicechat_ui.services import run_everything
 
-    run_everything(chosen_settings(port, whisper))
+    run_everything(chosen_settings(port, whisper, host))
 
 
 @app.command()
 def serve(
     port: Port = None,
     whisper: Whisper = None,
+    host: Host = None,
 ) -> None:
     """The OpenAI-compatible API alone, without the page. Ctrl-C ends it.
 
@@ -68,22 +76,23 @@ def serve(
     with console.status("loading"):
         from voicechat_ui.services import run_services
 
-    run_services(chosen_settings(port, whisper), with_page=False)
+    run_services(chosen_settings(port, whisper, host), with_page=False)
 
 
 @app.command()
 def page(
     api: Annotated[str, typer.Option(help="base URL of a running API")] = "http://127.0.0.1:8000/v1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="where the page listens, on loopback")] = 8001,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="where the page listens")] = 8001,
+    host: Host = None,
 ) -> None:
-    """The page alone, as a client of an API that is already running.
+    """The page alone, as a client of an API that is already running; its key, if that wants one: VOICECHAT_API_KEY.
 
     Example: voicechat page --api http://127.0.0.1:8000/v1 --port 8001
     """
     with console.status("loading"):
         from voicechat_ui.services import run_page
 
-    run_page(api, port)
+    run_page(chosen_settings(port, None, host), api)
 
 
 @app.command()
@@ -451,11 +460,11 @@ def doctor(port: Port = None) -> None:
         raise typer.Exit(1)
 
 
-def chosen_settings(port: int | None, whisper: str | None) -> Any:
+def chosen_settings(port: int | None, whisper: str | None, host: str | None) -> Any:
     """The environment's settings with the command's options over them."""
     from voicechat_platform.settings import settings
 
-    given = {"port": port, "whisper": whisper}
+    given = {"port": port, "whisper": whisper, "host": host}
     return settings().model_copy(update={key: value for key, value in given.items() if value is not None})
 
 

@@ -124,7 +124,8 @@ def listening(port: int | None) -> Iterator[Finding]:
 
     wanted = port or settings().port
     try:
-        require_free(wanted)
+        require_free(wanted, settings().host)
         yield Finding("fine", f"port {wanted} is free")
-    except InputError:
-        yield Finding("fault", f"port {wanted} is in use", "give another: voicechat up --port 8080")
+    except InputError as error:
+        problem, _, advice = str(error).partition("; ")
+        yield Finding("fault", problem, "give another: voicechat up --port 8080" if advice else "see VOICECHAT_HOST")

@@ -48,14 +48,13 @@ Starting …</span></div>
 """
 
 
-def build_page(api_base_url: str, speeches: dict[str, Turn]) -> gr.Blocks:
+def build_page(api: ApiClient, speeches: dict[str, Turn]) -> gr.Blocks:
     """The page as Gradio blocks.
 
     Args:
-        api_base_url: the API that transcribes, replies and speaks; ends in /v1.
+        api: transcribes, replies and speaks.
         speeches: where the page puts each turn that has speech to fetch, by the turn's id.
     """
-    api = ApiClient(api_base_url)
 
     async def open_page() -> tuple[PageSession, Any]:
         session = PageSession(api, speeches)
@@ -204,13 +203,14 @@ def latency_line(timings: Timings) -> str:
     return f'<div id="latency" aria-label="Seconds from the start of the turn">{"".join(shown)}</div>'
 
 
-def mount_page(app: FastAPI, api_base_url: str) -> FastAPI:
+def mount_page(app: FastAPI, api_base_url: str, api_key: str = "none") -> FastAPI:
     """Put the page at "/" of `app`, with the speech route that it needs.
 
     The page answers every path that has no route yet, so `app`'s own routes must be there before.
 
     Args:
         api_base_url: the API as this process reaches it; ends in /v1.
+        api_key: the page's own, which it asks the API with, whoever looks at it.
 
     Returns:
         The app to serve.
@@ -228,7 +228,7 @@ def mount_page(app: FastAPI, api_base_url: str) -> FastAPI:
     folder = Path(__file__).parent
     return gr.mount_gradio_app(
         app,
-        build_page(api_base_url, speeches),
+        build_page(ApiClient(api_base_url, api_key), speeches),
         path="/",
         theme=THEME,
         # Not as `css`: Gradio scopes that by splitting selectors at commas, those inside :is(…) included.

@@ -19,8 +19,9 @@ from voicechat_platform.assets import locate
 from voicechat_platform.cluster import start_ray, stop_ray
 from voicechat_platform.registry import Registry, Version
 from voicechat_platform.settings import Settings
-from voicechat_serve.api.origins import LoopbackOnly
+from voicechat_serve.api.access import access_rules, guard
 from voicechat_serve.application import DeploymentState, deploy, require_free, stop, wait_until_ready
+from voicechat_serve.keys import make_secret
 from voicechat_serve.language_model import ServedModel
 from voicechat_tune.run import run_sweep
 from voicechat_tune.sweep_file import quickstart, read_sweep
@@ -37,9 +38,11 @@ def run_everything(settings: Settings) -> None:
     """Tune and promote a first model if there is no champion, then serve until Ctrl-C.
 
     Raises:
-        InputError: the port is in use or an asset is missing; found before anything is tuned.
+        InputError: the port is in use, an asset is missing, or it would listen beyond this machine without a key; found
+            before anything is tuned.
     """
-    require_free(settings.port)
+    access_rules(settings)
+    require_free(settings.port, settings.host)
     if not Registry().champions():
         prepare_assets(settings)
         tune_first_model()
@@ -85,18 +88,23 @@ def print_card(version: Version) -> None:
 
 def run_services(settings: Settings, with_page: bool) -> None:
     """Serve the champions and the packaged chat model until Ctrl-C, then leave no process behind."""
-    require_free(settings.port)
+    # The page's own key lives as long as the service. It goes to the page as an argument: the variables of a replica's
+    # environment are shown by Ray's dashboard and logs.
+    page_key = make_secret()
+    access = access_rules(settings, page_key)
+    require_free(settings.port, settings.host)
     prepare_assets(settings)
     models = [ServedModel(id=version.name, folder=version.checkpoint()) for version in Registry().champions()]
     models.append(ServedModel(id=CHAT_MODEL, folder=locate(f"{CHAT_MODEL}-int8")))
-    address = f"http://127.0.0.1:{settings.port}"
+    address = f"http://{reachable(settings.host)}:{settings.port}"
     api = f"{address}/v1"
+    page = partial(mount_page, api_base_url=api, api_key=page_key) if with_page else None
     os.environ.setdefault("GRADIO_TEMP_DIR", str(settings.folder("recordings")))  # read in the page's replica
     started = time.monotonic()
     with console.status("starting Ray") as status, torn_down(settings):
         start_ray()
         status.update("starting the services")
-        deploy(models, settings.whisper, settings.port, partial(mount_page, api_base_url=api) if with_page else None)
+        deploy(models, settings.whisper, settings.port, page, access)
         ready: set[str] = set()
 
         def show(states: list[DeploymentState]) -> None:
@@ -108,7 +116,7 @@ def run_services(settings: Settings, with_page: bool) -> None:
 
         wait_until_ready(show)
         status.stop()
-        announce(address if with_page else None, api, models[0].id)
+        announce(address if with_page else None, api, models[0].id, access.keys_required)
         with suppress(KeyboardInterrupt):  # how a service is meant to end
             while True:
                 time.sleep(1)
@@ -127,31 +135,51 @@ def torn_down(settings: Settings) -> Iterator[None]:
         shutil.rmtree(settings.folder("recordings"), ignore_errors=True)
 
 
-def announce(page: str | None, api: str, model: str) -> None:
+def reachable(host: str) -> str:
+    """The address to call a service by that listens on `host`, as it is written in a URL."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host
+
+
+def announce(page: str | None, api: str, model: str, needs_key: bool) -> None:
     if page:
         console.print(f"\nTalk:  {page}")
         if sys.stdout.isatty() and (os.environ.get("DISPLAY") or sys.platform == "darwin"):
             webbrowser.open(page)
     request = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "What is love?"}}]}}'
     console.print(f"API:   {api}")
+    header = "-H 'Authorization: Bearer KEY' " if needs_key else ""
     console.print(
-        f"Try:   curl {api}/chat/completions -H 'Content-Type: application/json' -d '{request}'", soft_wrap=True
+        f"Try:   curl {api}/chat/completions {header}-H 'Content-Type: application/json' -d '{request}'", soft_wrap=True
     )
+    if needs_key:
+        console.print("Every request needs a key; a browser asks for it as a password, with any name for the user.")
     console.print("Ctrl-C stops everything.\n")
 
 
-def run_page(api: str, port: int) -> None:
-    """The page alone, until Ctrl-C."""
+def run_page(settings: Settings, api: str) -> None:
+    """The page alone, until Ctrl-C.
+
+    Raises:
+        InputError: the port is in use, or it would listen beyond this machine without a key.
+    """
     import uvicorn
     from fastapi import FastAPI
 
-    require_free(port)
-    console.print(f"Talk:  http://127.0.0.1:{port} (the API is {api})")
+    access = access_rules(settings)
+    require_free(settings.port, settings.host)
+    console.print(f"Talk:  http://{reachable(settings.host)}:{settings.port} (the API is {api})")
     app = FastAPI()
-    app.add_middleware(LoopbackOnly)
-    mount_page(app, api_base_url=api)
-    # An open page holds a connection for good: do not wait for it to close.
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=1)
+    guard(app, access, "Basic")
+    mount_page(app, api, settings.api_key.get_secret_value() or "none")
+    uvicorn.run(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http="h11",  # bounds a request's headers; the default does not
+        log_level="warning",
+        timeout_graceful_shutdown=1,  # an open page holds a connection for good: do not wait for it to close
+    )
 
 
 def shown(path: Path) -> Path:

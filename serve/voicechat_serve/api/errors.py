@@ -1,6 +1,7 @@
 """Errors in OpenAI's form, whatever went wrong: {"error": {"message", "type", "param", "code"}}."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -9,6 +10,7 @@ from fastapi.responses import JSONResponse
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from voicechat_platform.errors import InputError
 from voicechat_serve.api.request_log import current_request
@@ -27,14 +29,26 @@ class APIError(HTTPException):
         message: for a person: what is wrong, and what would be right.
         param: the request's field at fault.
         code: for a program.
+        headers: of the answer; a 503 always has Retry-After.
     """
 
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None):
-        super().__init__(status, message, headers={"Retry-After": str(RETRY_AFTER_S)} if status == 503 else None)
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ):
+        busy = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
+        super().__init__(status, message, headers=busy | dict(headers or {}))
         self.param, self.code = param, code
 
     @property
     def kind(self) -> str:
+        if self.status_code == 429:
+            return "requests"  # OpenAI's name for the limit that was reached
         return "invalid_request_error" if self.status_code < 500 else "server_error"
 
     def body(self) -> dict[str, Any]:
@@ -73,6 +87,11 @@ def validation_error(error: RequestValidationError) -> APIError:
     param = ".".join(part for part in parts if "[" not in part) or None
     message = f"{param}: {first['msg']}" if param else f"the body is wrong: {first['msg']}"
     return APIError(400, message, param=param, code="invalid_value")
+
+
+async def refuse(scope: Scope, receive: Receive, send: Send, error: APIError) -> None:
+    """A middleware's answer to a request, or to a WebSocket's opening, that goes no further."""
+    await JSONResponse(error.body(), error.status_code, headers=error.headers)(scope, receive, send)
 
 
 def answer_errors_in_openai_form(app: FastAPI) -> None:

@@ -1,42 +1,81 @@
-"""A limit on every request's body, as declared and as received."""
+"""Limits on what a request may bring: the size of its headers and its body, and the time that the body takes."""
 
-from starlette.responses import JSONResponse
+import asyncio
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from voicechat_serve.api.errors import APIError
+from voicechat_serve.api.errors import APIError, refuse
+from voicechat_serve.audio import DecodingLimits
+
+FORM_BYTES = 64 * 1024
+"""What a multipart body may have besides its file."""
+
+JSON_BYTES = 2 * 1024 * 1024
+HEADER_BYTES = 64 * 1024
+BODY_SECONDS = 60.0
 
 
-class BodyLimit:
+class RequestLimits:
     """ASGI middleware.
 
     Args:
         app: what it stands before.
         upload_bytes: most bytes of a multipart body, which holds a file.
         json_bytes: most bytes of any other.
+        header_bytes: most bytes of all headers.
+        body_seconds: how long a body may take to arrive: a client that dribbles holds a place that others want.
     """
 
-    def __init__(self, app: ASGIApp, upload_bytes: int, json_bytes: int):
+    def __init__(
+        self,
+        app: ASGIApp,
+        upload_bytes: int = DecodingLimits().upload_bytes + FORM_BYTES,
+        json_bytes: int = JSON_BYTES,
+        header_bytes: int = HEADER_BYTES,
+        body_seconds: float = BODY_SECONDS,
+    ):
         self.app = app
-        self.upload_bytes, self.json_bytes = upload_bytes, json_bytes
+        self.upload_bytes, self.json_bytes, self.header_bytes = upload_bytes, json_bytes, header_bytes
+        self.body_seconds = body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
+            return await self.app(scope, receive, send)
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > self.header_bytes:
+            message = f"the request's headers have more than {self.header_bytes // 1024} KB"
+            return await refuse(scope, receive, send, APIError(431, message, code="too_large"))
+        if scope["type"] == "websocket":
             return await self.app(scope, receive, send)
         headers = dict(scope["headers"])
-        is_upload = headers.get(b"content-type", b"").startswith(b"multipart/form-data")
+        is_upload = headers.get(b"content-type", b"").lower().startswith(b"multipart/form-data")
         limit = self.upload_bytes if is_upload else self.json_bytes
         too_large = APIError(413, f"the request's body has more than {limit // 2**20} MB", code="too_large")
         declared = headers.get(b"content-length", b"0")
-        if not declared.isdigit() or int(declared) > limit:
-            return await JSONResponse(too_large.body(), 413)(scope, receive, send)
-        received = 0
+        if not declared.isdigit():
+            return await refuse(scope, receive, send, APIError(400, "content-length must be a number of bytes"))
+        if len(declared) > 18 or int(declared) > limit:  # by its length first: Python reads no endless numbers
+            return await refuse(scope, receive, send, too_large)
+        too_slow = APIError(
+            408, f"the body took more than {self.body_seconds:g} s to arrive", headers={"Connection": "close"}
+        )
+        deadline: float | None = None
+        received, is_whole = 0, False
 
         async def receive_limited() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal deadline, received, is_whole
+            if is_whole:  # what comes now is word that the client has left
+                return await receive()
+            if deadline is None:
+                deadline = asyncio.get_running_loop().time() + self.body_seconds
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise too_slow from None
             received += len(message.get("body", b""))
             if received > limit:
                 raise too_large
+            is_whole = not message.get("more_body", False)
             return message
 
         await self.app(scope, receive_limited, send)

@@ -1,32 +1,73 @@
-"""Who may ask: programs of this machine and the page itself, not the other pages of a person's browser.
+"""Who may ask from a browser: the service's own page, and pages that the settings name; not those of other sites.
 
-A service on loopback is still within reach of every web page that the browser has open: by a name that is made to
-resolve to 127.0.0.1 (DNS rebinding), or by a plain cross-origin POST. The first gives itself away by its Host header,
-the second by its Origin.
+A service is within reach of every web page that a person's browser has open, even where nothing else reaches it: by a
+name that is made to resolve to its address (DNS rebinding), or by a plain cross-origin request, which carries the
+password that the browser remembers. The first gives itself away by its Host header, the second by its Origin.
 """
 
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from voicechat_serve.api.errors import APIError
+from voicechat_serve.api.errors import APIError, refuse
 
 LOOPBACK_NAMES = {"127.0.0.1", "localhost", "::1"}
 
 
 class LoopbackOnly:
-    """ASGI middleware: refuses requests that name another host, or come from another host's page."""
+    """ASGI middleware of a service on loopback: refuses requests that name another host, or come from one's page.
 
-    def __init__(self, app: ASGIApp):
+    Args:
+        app: what it stands before.
+        allowed_origins: others that may ask, and under whose names a proxy on this machine may publish the service.
+    """
+
+    def __init__(self, app: ASGIApp, allowed_origins: Sequence[str] = ()):
         self.app = app
+        self.allowed_origins = allowed_origins
+        self.hosts = {*LOOPBACK_NAMES, *(hostname(origin) for origin in allowed_origins)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
             headers = Headers(scope=scope)
-            named = [f"//{headers.get('host', '')}", *headers.getlist("origin")]
-            if any(urlsplit(name).hostname not in LOOPBACK_NAMES for name in named):
+            origins = [origin for origin in headers.getlist("origin") if origin not in self.allowed_origins]
+            if hostname(f"//{headers.get('host', '')}") not in self.hosts or any(
+                hostname(origin) not in LOOPBACK_NAMES for origin in origins
+            ):
                 refusal = APIError(403, "only this machine may ask: use http://127.0.0.1", code="forbidden_origin")
-                return await JSONResponse(refusal.body(), 403)(scope, receive, send)
+                return await refuse(scope, receive, send, refusal)
         await self.app(scope, receive, send)
+
+
+class SameOriginOnly:
+    """ASGI middleware of a service that listens elsewhere, where any name may be its own: it relies on keys.
+
+    A page under a name that was made to resolve here looks like the service's own, but no browser remembers a key
+    for that name.
+
+    Args:
+        app: what it stands before.
+        allowed_origins: others that may ask.
+    """
+
+    def __init__(self, app: ASGIApp, allowed_origins: Sequence[str] = ()):
+        self.app = app
+        self.allowed_origins = allowed_origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            headers = Headers(scope=scope)
+            own = {f"{scheme}://{headers.get('host', '').lower()}" for scheme in ("http", "https")}
+            if any(origin not in own and origin not in self.allowed_origins for origin in headers.getlist("origin")):
+                message = "pages of other sites may not ask, unless VOICECHAT_ALLOWED_ORIGINS names them"
+                return await refuse(scope, receive, send, APIError(403, message, code="forbidden_origin"))
+        await self.app(scope, receive, send)
+
+
+def hostname(address: str) -> str | None:
+    try:
+        return urlsplit(address).hostname
+    except ValueError:  # such as an unclosed [
+        return None

@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from voicechat_serve.metrics import UNKNOWN, observe_request
@@ -160,8 +159,3 @@ class CleanRequestId:
             ]
             scope = {**scope, "headers": headers}
         await self.app(scope, receive, send)
-
-
-def proxy_middlewares() -> list[Middleware]:
-    """Called by Serve's proxies (the package's __init__.py tells them where)."""
-    return [Middleware(CleanRequestId)]

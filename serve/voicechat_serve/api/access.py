@@ -1,0 +1,200 @@
+"""What stands before every route, of the API and of the front: who may ask, with which key, and how much.
+
+A key comes as `Authorization: Bearer KEY`; from a browser as HTTP Basic, the key for its password; or, where a script
+in a browser opens a WebSocket and can set no header, as OpenAI's subprotocol `openai-insecure-api-key.KEY`. Where keys
+are needed, every route needs one: a probe of /health or a scraper of /metrics sends a key like anybody else.
+"""
+
+import base64
+import binascii
+import hmac
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Literal
+
+from fastapi import FastAPI
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from voicechat_platform.errors import InputError
+from voicechat_platform.settings import Settings
+from voicechat_serve.api.errors import APIError, refuse
+from voicechat_serve.api.key_limits import KeyLimits
+from voicechat_serve.api.limits import RequestLimits
+from voicechat_serve.api.origins import LOOPBACK_NAMES, LoopbackOnly, SameOriginOnly
+from voicechat_serve.keys import Key, KeysFollowed, KeysUnreadableError, find_key, fingerprint, keys_path, read_keys
+
+SUBPROTOCOL = "openai-insecure-api-key."
+
+Challenge = Literal["Bearer", "Basic"]
+"""What a 401 asks for: the API's clients a token, a person's browser a password. Both are taken in both places."""
+
+RATE_HEADERS = [f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccessRules:
+    """Where the service listens and whom it lets in; goes to the replicas.
+
+    Raises:
+        InputError: it would listen beyond this machine without asking for keys.
+    """
+
+    host: str = "127.0.0.1"
+    keys_file: Path | None = None
+    """Absolute, and on a cluster in a folder that its machines share."""
+    keys_required: bool = False
+    """False: a key is needed only from when there is a keys file."""
+    page_key_sha256: str = ""
+    """The fingerprint of the page's own key, which has no limits: a person's key is counted where the page is asked."""
+    allowed_origins: tuple[str, ...] = ()
+    requests_per_minute: int = 600
+    concurrent_requests: int = 16
+
+    def __post_init__(self) -> None:
+        if self.keys_required and self.keys_file is None:
+            raise ValueError("keys are required, and no file of them is named")
+        if self.host not in LOOPBACK_NAMES and not self.keys_required:
+            raise InputError(
+                f"{self.host} can be reached from other machines, and there is no key: create one with "
+                f"`voicechat keys create NAME`, or listen on 127.0.0.1"
+            )
+
+
+def access_rules(settings: Settings, page_key: str = "") -> AccessRules:
+    """
+    Args:
+        settings: say where to listen, where the keys are and what they may.
+        page_key: a new secret that the page is given; "" where there is no page.
+
+    Raises:
+        InputError: the keys file cannot be read, or the service would listen beyond this machine without a key.
+    """
+    path = keys_path()
+    try:
+        keys = read_keys(path)
+    except FileNotFoundError:
+        keys = None
+    if settings.host not in LOOPBACK_NAMES and not any(not key.is_expired() for key in keys or ()):
+        keys = None  # nobody could get in
+    return AccessRules(
+        host=settings.host,
+        keys_file=path,
+        keys_required=keys is not None,
+        page_key_sha256=fingerprint(page_key) if page_key else "",
+        allowed_origins=settings.allowed_origins,
+        requests_per_minute=settings.requests_per_minute,
+        concurrent_requests=settings.concurrent_requests,
+    )
+
+
+def guard(app: FastAPI, rules: AccessRules, challenge: Challenge) -> None:
+    """Puts all of it before `app`'s routes."""
+    app.add_middleware(RequestLimits)
+    app.add_middleware(KeyCheck, rules=rules, challenge=challenge)
+    if rules.allowed_origins and challenge == "Bearer":
+        # Outside of the key check: a browser asks for leave without a key, and shows a refusal to allowed pages only.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=rules.allowed_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["retry-after", "x-request-id", *RATE_HEADERS],
+        )
+    origins = LoopbackOnly if rules.host in LOOPBACK_NAMES else SameOriginOnly
+    app.add_middleware(origins, allowed_origins=rules.allowed_origins)
+
+
+class KeyCheck:
+    """ASGI middleware: lets a request on only with a key, where keys are needed, and within the key's limits.
+
+    On the front what a browser only reads is not counted: a page is made of a hundred files, and of streams that stay
+    open. Without keys nothing is counted: the queues of the models bound the work.
+    """
+
+    def __init__(self, app: ASGIApp, rules: AccessRules, challenge: Challenge, clock: Callable[[], float] = monotonic):
+        self.app, self.rules, self.challenge = app, rules, challenge
+        self.followed = KeysFollowed(rules.keys_file, rules.keys_required, clock) if rules.keys_file else None
+        self.limits = KeyLimits(rules.requests_per_minute, rules.concurrent_requests, clock)
+        self.asks_for = 'Basic realm="llm-voice-chat", charset="UTF-8"' if challenge == "Basic" else "Bearer"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):  # the server's start and end
+            return await self.app(scope, receive, send)
+        headers: dict[str, str] = {}
+        try:
+            key = self._admitted(scope)
+            if self.challenge == "Basic" and scope.get("method") in ("GET", "HEAD"):
+                key = None  # not counted
+            if key:
+                headers = self.limits.begin(key)
+                scope.setdefault("state", {})["key_id"] = key.id  # for the log
+        except APIError as refusal:
+            return await refuse(scope, receive, send, refusal)
+
+        async def send_on(message: Message) -> None:
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
+                MutableHeaders(scope=message).update(headers)
+            elif message["type"] == "websocket.accept" and "realtime" in scope.get("subprotocols", ()):
+                # A browser that has offered subprotocols, if only to bring a key, gives up unless one is taken.
+                message = {**message, "subprotocol": message.get("subprotocol") or "realtime"}
+            await send(message)
+
+        try:
+            await self.app(without_keys(scope), receive, send_on)
+        finally:
+            if key:
+                self.limits.end(key)
+
+    def _admitted(self, scope: Scope) -> Key | None:
+        """The key that the request brings; None where none is needed, and for the page's own.
+
+        Raises:
+            APIError: 401, there is none or a wrong one; 503, nobody can be known.
+        """
+        try:
+            keys = self.followed.keys() if self.followed else None
+        except KeysUnreadableError:
+            message = "the server cannot read its keys, so it lets nobody in; its log says why"
+            raise APIError(503, message, code="unavailable") from None
+        if keys is None:
+            return None
+        offered = list(offered_keys(scope))
+        for secret in offered:
+            if hmac.compare_digest(self.rules.page_key_sha256, fingerprint(secret)):
+                return None
+            if key := find_key(keys, secret):
+                return key
+        message = (
+            "the API key is wrong, or was revoked" if offered else "this server needs an API key, and none was sent"
+        )
+        hint = "send it as 'Authorization: Bearer KEY', or as the password of HTTP Basic"
+        raise APIError(401, f"{message}: {hint}", code="invalid_api_key", headers={"WWW-Authenticate": self.asks_for})
+
+
+def offered_keys(scope: Scope) -> Iterator[str]:
+    """Whatever a request brings that could be a key."""
+    for value in Headers(scope=scope).getlist("authorization"):
+        kind, _, credentials = value.strip().partition(" ")
+        if kind.lower() == "bearer":
+            yield credentials.strip()
+        elif kind.lower() == "basic":
+            try:
+                yield base64.b64decode(credentials.strip(), validate=True).decode().partition(":")[2]
+            except (binascii.Error, UnicodeDecodeError):
+                continue
+    for protocol in scope.get("subprotocols", ()):
+        if protocol.startswith(SUBPROTOCOL):
+            yield protocol.removeprefix(SUBPROTOCOL)
+
+
+def without_keys(scope: Scope) -> Scope:
+    """The scope as the routes see it, who cannot log what they are not told."""
+    kept = [
+        (name, value) for name, value in scope["headers"] if name not in (b"authorization", b"sec-websocket-protocol")
+    ]
+    protocols = [protocol for protocol in scope.get("subprotocols", ()) if not protocol.startswith(SUBPROTOCOL)]
+    return {**scope, "headers": kept} | ({"subprotocols": protocols} if "subprotocols" in scope else {})

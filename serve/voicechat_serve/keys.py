@@ -1,0 +1,242 @@
+"""Keys: who may use the service, kept in a file that a running service follows.
+
+The file holds a hash of each key, never the key itself, which is shown once when it is made. No file means that nobody
+has asked for keys; a file, even one without a key left in it, means that every request needs one.
+"""
+
+import fcntl
+import hashlib
+import hmac
+import json
+import logging
+import os
+import re
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from voicechat_platform.errors import InputError
+from voicechat_platform.settings import settings
+
+log = logging.getLogger(__name__)
+
+NAME = re.compile(r"\w[\w .@-]{0,63}")
+
+REREAD_S = 1.0
+"""How old what a service knows of the file may be."""
+
+
+class Key(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    """Short, for lists and for revoking."""
+    name: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    created: AwareDatetime
+    expires: AwareDatetime | None = None
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    """None: as many as the settings say; so below."""
+    concurrent_requests: Annotated[int, Field(ge=1)] | None = None
+
+    def is_expired(self) -> bool:
+        return self.expires is not None and self.expires <= datetime.now(UTC)
+
+
+class KeysUnreadableError(InputError):
+    """The keys file is there but cannot be used, or is not there although there must be one."""
+
+
+class Content(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    keys: tuple[Key, ...]
+
+
+def keys_path() -> Path:
+    """The keys file of the settings, which need not be there."""
+    chosen = settings().keys
+    return chosen.absolute() if chosen else settings().folder() / "keys.json"
+
+
+def make_secret() -> str:
+    """A new key: 256 random bits."""
+    return f"vc-{secrets.token_urlsafe(32)}"
+
+
+def fingerprint(secret: str) -> str:
+    """What is kept of a key.
+
+    Plain SHA-256: slow, salted hashes protect passwords, which can be guessed; 256 random bits cannot, and this is
+    computed at every request.
+    """
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def read_keys(path: Path) -> tuple[Key, ...]:
+    """
+    Raises:
+        FileNotFoundError: there is no file.
+        KeysUnreadableError: it cannot be read, or is not what `create_key` writes.
+    """
+    try:
+        return Content.model_validate_json(path.read_bytes()).keys
+    except FileNotFoundError:
+        raise
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        message = f"{path}: {where + ': ' if where else ''}{problem['msg']}"
+        raise KeysUnreadableError(f"{message}; mend it, or delete it and create keys anew") from None
+    except OSError as error:
+        raise KeysUnreadableError(f"{path}: {error.strerror}; it must be readable by the service's user") from error
+
+
+def create_key(
+    path: Path,
+    name: str,
+    requests_per_minute: int | None = None,
+    concurrent_requests: int | None = None,
+    expires: datetime | None = None,
+) -> tuple[Key, str]:
+    """Adds a key to the file.
+
+    Returns:
+        What is kept of it, and the key itself, which is nowhere else.
+
+    Raises:
+        InputError: the name is taken or impossible.
+        KeysUnreadableError: as `read_keys`.
+    """
+    if not NAME.fullmatch(name):
+        raise InputError(
+            f"a key's name is up to 64 letters, digits, spaces and .@_-, beginning with none of those: {name!r}"
+        )
+    secret = make_secret()
+    with changing(path) as keys:
+        taken = {word for key in keys for word in (key.id, key.name)}
+        if name in taken:
+            raise InputError(f"there is a key {name!r} already: choose another name, or revoke it first")
+        key = Key(
+            id=next(number for number in iter(lambda: secrets.token_hex(4), None) if number not in {*taken, name}),
+            name=name,
+            sha256=fingerprint(secret),
+            created=datetime.now(UTC).replace(microsecond=0),
+            expires=expires,
+            requests_per_minute=requests_per_minute,
+            concurrent_requests=concurrent_requests,
+        )
+        keys.append(key)
+    return key, secret
+
+
+def revoke_key(path: Path, id_or_name: str) -> Key:
+    """Takes a key out of the file: services that follow it refuse it within a second.
+
+    Raises:
+        InputError: there is no such key.
+        KeysUnreadableError: as `read_keys`.
+    """
+    with changing(path) as keys:
+        for key in keys:
+            if id_or_name in (key.id, key.name):
+                keys.remove(key)
+                return key
+        raise InputError(f"there is no key {id_or_name!r}; there are: {', '.join(k.name for k in keys) or 'none yet'}")
+
+
+@contextmanager
+def changing(path: Path) -> Iterator[list[Key]]:
+    """The file's keys, to be changed in place; written when the block ends well.
+
+    The new file takes the old one's place in one step, so that a reader sees one or the other. The lock is another
+    file's, because this one is replaced.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            keys = list(read_keys(path))
+        except FileNotFoundError:
+            keys = []
+        yield keys
+        content = json.loads(Content(keys=tuple(keys)).model_dump_json(exclude_none=True))
+        descriptor, new = tempfile.mkstemp(prefix=path.name, dir=path.parent)  # for its owner alone: mode 0600
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(json.dumps(content, indent=2) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, path)
+        except BaseException:
+            os.unlink(new)
+            raise
+
+
+def find_key(keys: Sequence[Key], secret: str) -> Key | None:
+    """The key that `secret` is, unless it has expired.
+
+    Every hash is compared, each in constant time: how long it takes says nothing about which is nearly right.
+    """
+    offered = fingerprint(secret)
+    found = None
+    for key in keys:
+        if hmac.compare_digest(key.sha256, offered):
+            found = key
+    return None if found is None or found.is_expired() else found
+
+
+class KeysFollowed:
+    """A keys file as a running service sees it: looked at once a second at most, and read again when it has changed.
+
+    Args:
+        path: the file.
+        required: whether it must be there. From when it has been there once it must, lest losing it open the door.
+        clock: seconds, from anywhere.
+    """
+
+    def __init__(self, path: Path, required: bool, clock: Callable[[], float] = time.monotonic):
+        self.path, self.required, self.clock = path, required, clock
+        self._looked_at = float("-inf")
+        self._version: tuple[int, ...] = ()
+        self._keys: tuple[Key, ...] | None = None
+        self._error: KeysUnreadableError | None = None
+
+    def keys(self) -> tuple[Key, ...] | None:
+        """The keys, or None where none are asked for.
+
+        Raises:
+            KeysUnreadableError: the file cannot be used, so nobody can be known.
+        """
+        if self.clock() - self._looked_at >= REREAD_S:
+            self._looked_at = self.clock()
+            self._look()
+        if self._error:
+            raise self._error
+        return self._keys
+
+    def _look(self) -> None:
+        before, self._error = self._error, None
+        try:
+            facts = self.path.stat()
+            self.required = True
+            version = (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+            if version != self._version or before:
+                self._keys = read_keys(self.path)
+                self._version = version
+        except FileNotFoundError:
+            if self.required:
+                self._error = KeysUnreadableError(f"{self.path} is gone; put it back, or start the service anew")
+        except OSError as error:
+            self._error = KeysUnreadableError(f"{self.path}: {error.strerror}")
+        except KeysUnreadableError as error:
+            self._error = error
+        if self._error and str(self._error) != str(before):
+            log.error("every request is refused until the keys file can be read: %s", self._error)
