@@ -21,6 +21,9 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
 CHAMPION = "champion"
 
+PREVIOUS = "previous"
+"""The alias of the champion before, to which a rollback returns."""
+
 
 @dataclass(frozen=True)
 class Version:
@@ -184,9 +187,28 @@ class Registry:
         return [version for version in self.versions() if version.is_champion]
 
     def promote(self, version: Version) -> Version:
-        """Make it the version of its model that is served."""
+        """Make it the version of its model that is served; the one before is kept for a rollback."""
+        before = self.client.get_registered_model(version.name).aliases.get(CHAMPION)
+        if before is not None and int(before) != version.number:
+            self.client.set_registered_model_alias(version.name, PREVIOUS, str(before))
         self.client.set_registered_model_alias(version.name, CHAMPION, str(version.number))
         return self.version(version.name, version.number)
+
+    def roll_back(self, name: str) -> Version:
+        """Make the champion before the champion again; a second time undoes the first.
+
+        Raises:
+            InputError: there is no such model, or it had no champion before.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            aliases = self.client.get_registered_model(name).aliases
+        except MlflowException:
+            aliases = {}
+        if PREVIOUS not in aliases:
+            raise InputError(f"{name!r} has no earlier champion to go back to; `voicechat models` lists what there is")
+        return self.promote(self.version(name, int(aliases[PREVIOUS])))
 
     def _as_version(self, found: Any) -> Version:
         tags = found.tags

@@ -7,6 +7,7 @@ config.json and generation_config.json.
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from jinja2.exceptions import TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel
 
 from voicechat_platform.errors import InputError
 
@@ -79,6 +81,32 @@ class ChatTokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self.tokenizer.decode(token_ids)
+
+    @cached_property
+    def size(self) -> int:
+        """How many tokens there are."""
+        return self.tokenizer.get_vocab_size()
+
+    @cached_property
+    def is_byte_level(self) -> bool:
+        return isinstance(self.tokenizer.decoder, ByteLevel)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """A token alone, which may be a part of a character; a special token as it is written."""
+        token = self.tokenizer.id_to_token(token_id) or ""
+        if self.is_byte_level and all(character in BYTE_OF for character in token):
+            return bytes(BYTE_OF[character] for character in token)
+        return (self.tokenizer.decode([token_id]) or token).encode()
+
+
+def byte_alphabet() -> dict[str, int]:
+    """What stands for each byte in the tokens of byte-level byte pairs: GPT-2's printable alphabet."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+BYTE_OF = byte_alphabet()
 
 
 def read_json(path: Path) -> dict[str, Any]:

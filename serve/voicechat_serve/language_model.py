@@ -1,28 +1,32 @@
-"""The language-model deployment: one model, its engine, its tokenizer; messages in, text out as it is written."""
+"""The language-model deployment: one model under its name, its champion and, on demand, other versions of it."""
 
 import asyncio
-import time
-from bisect import bisect_left
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
+from ray.serve.handle import DeploymentHandle
+
+from voicechat_platform.errors import InputError
+from voicechat_serve.champions import version_folder
 from voicechat_serve.chat_tokenizer import ChatTokenizer, Message
-from voicechat_serve.engines.interface import Engine, FinishReason, GenerationRequest, Sampling
+from voicechat_serve.engines.choice import EngineName, Precision, make_engine
+from voicechat_serve.engines.interface import Load, UnknownVersionError
+from voicechat_serve.loaded_model import Delta, LoadedModel, Wishes
 from voicechat_serve.loopback import listen_where_ray_listens
 from voicechat_serve.metrics import ModelMetrics
 
-Truncation = Literal["disabled", "auto"]
-"""Whether a conversation that outgrows the context is refused, or loses its oldest messages."""
+log = logging.getLogger("ray.serve.voicechat.language_model")
 
-MESSAGE_INTERVAL_S = 0.04
-"""Least time between two messages to the API: small models write a token in 1 ms, which is less than a hop costs."""
+MOST_VERSIONS = 3
+"""In memory at once: the champion, the one before it for a rollback, and one that a client asks for by its number."""
 
-ANSWER_SHARE = 0.25
-"""How much of the context `truncation="auto"` keeps free for the answer."""
+IDLE_POLL_S = 1.0
+
+RETRY_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,117 +35,137 @@ class ServedModel:
     """The name that clients ask for."""
     folder: Path
     """A Hugging Face model directory, or one that CTranslate2's converter wrote (with model.bin)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """A piece of an answer."""
-
-    text: str
-    prompt_tokens: int
-    completion_tokens: int
-    """Generated so far."""
-    finish_reason: FinishReason | None
-    """Set on the last piece."""
+    version: int | None = None
+    """Which version of the registry's model `id` the folder holds; None where it is no model of the registry."""
+    engine: EngineName = "auto"
+    precision: Precision = "auto"
+    threads: int = 1
+    """CPU threads of one decode step; a small model's step is too short to share."""
 
 
 class LanguageModel:
-    def __init__(self, served: ServedModel):
+    """
+    Args:
+        served: what it begins with.
+        champions: a `Champions`, whose champion of the model's name is served from when it is promoted.
+    """
+
+    def __init__(self, served: ServedModel, champions: DeploymentHandle | None = None):
         listen_where_ray_listens()
-        folder = Path(served.folder)
-        self.tokenizer = ChatTokenizer(folder)
-        self.engine = engine_for(folder, self.tokenizer)
-        self.metrics = ModelMetrics(served.id, self.engine.load)
-        wanted = {name: self.tokenizer.generation.get(name) for name in ("temperature", "top_p", "top_k")}
-        self.defaults = Sampling(**{name: value for name, value in wanted.items() if value is not None})
+        self.served, self.champions = served, champions
         # Serve calls this inside a running event loop, where no second one can be run: hence the thread.
         with ThreadPoolExecutor(1) as thread:
-            thread.submit(asyncio.run, self.warm_up()).result()
+            self.current = thread.submit(self.load, served.version, Path(served.folder)).result()
+        self.versions = {served.version: self.current}
+        """By number, the one used last at the end."""
+        self.loading = asyncio.Lock()
+        self.closing: set[asyncio.Task] = set()
+        self.metrics = ModelMetrics(served.id, self.engine_load)
+        if champions is not None:
+            self.following = asyncio.get_running_loop().create_task(self.follow())
 
-    async def warm_up(self) -> None:
-        # A token, not a text: a model of characters may know none of the text's.
-        request = GenerationRequest(prompt_ids=[0], sampling=Sampling(max_tokens=2))
-        async for _ in self.engine.generate(request):
-            pass
-
-    async def chat(
-        self, messages: Sequence[Message], wishes: dict[str, Any], truncation: Truncation = "disabled"
-    ) -> AsyncGenerator[Delta, None]:
+    async def chat(self, messages: Sequence[Message], wishes: Wishes) -> AsyncGenerator[Delta, None]:
         """The assistant's next turn.
 
-        Args:
-            messages: the conversation so far.
-            wishes: fields of `Sampling` that the client has set; the model's own defaults stand for the others.
-            truncation: what to do with a conversation that is longer than the context.
-
-        Raises (at the first piece): what `Engine.generate` raises, and InputError where the messages do not fit
-        the model's template.
+        Raises (at the first piece): what `LoadedModel.chat` raises; UnknownVersionError.
         """
-        sampling = replace(self.defaults, **wishes)
-        sampling = replace(sampling, stop=(*sampling.stop, *self.tokenizer.chat_stop))
-        # Not on the event loop: a long conversation takes seconds, and the others' answers would wait.
-        prompt_ids = await asyncio.to_thread(self.tokenizer.encode_chat, messages)
-        limit = int(self.engine.context * (1 - ANSWER_SHARE))
-        if truncation == "auto" and len(prompt_ids) > limit:
-            prompt_ids = await asyncio.to_thread(self.shortened, messages, limit)
-        async with aclosing(self.write(prompt_ids, sampling)) as deltas:
+        model = await self.version(wishes.version)
+        async with aclosing(self.measured(model.chat(messages, wishes))) as deltas:
             async for delta in deltas:
                 yield delta
 
-    def shortened(self, messages: Sequence[Message], limit: int) -> list[int]:
-        """The longest prompt within the limit that leaves out the oldest messages, but never the system's.
-
-        Where the last message alone is too long, its beginning is left out too.
-        """
-        system = [message for message in messages[:1] if message["role"] == "system"]
-        rest = messages[len(system) :]
-
-        def prompt_of(num_left_out: int) -> list[int]:
-            return self.tokenizer.encode_chat([*system, *rest[num_left_out:]])
-
-        num_left_out = bisect_left(range(len(rest) - 1), True, key=lambda number: len(prompt_of(number)) <= limit)
-        return prompt_of(num_left_out)[-limit:]
-
-    async def complete(self, prompt: str, wishes: dict[str, Any]) -> AsyncGenerator[Delta, None]:
-        """What follows the prompt; arguments and errors as in `chat`."""
-        prompt_ids = await asyncio.to_thread(self.tokenizer.encode, prompt)
-        async with aclosing(self.write(prompt_ids, replace(self.defaults, **wishes))) as deltas:
+    async def complete(self, prompt: str | list[int], wishes: Wishes) -> AsyncGenerator[Delta, None]:
+        """What follows the prompt; errors as in `chat`."""
+        model = await self.version(wishes.version)
+        async with aclosing(self.measured(model.complete(prompt, wishes))) as deltas:
             async for delta in deltas:
                 yield delta
 
-    async def write(self, prompt_ids: list[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
-        text, sent = "", 0.0
-        measured = self.metrics.answer(len(prompt_ids))
-        async with aclosing(
-            self.engine.generate(GenerationRequest(prompt_ids=prompt_ids, sampling=sampling))
-        ) as tokens:
-            count = 0
-            async for token in tokens:
-                count += 1
-                text += token.text
-                if token.finish_reason or time.monotonic() - sent >= MESSAGE_INTERVAL_S:
-                    measured.observe(count)
-                    yield Delta(text, len(prompt_ids), count, token.finish_reason)
-                    text, sent = "", time.monotonic()
+    async def measured(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
+        measured = self.metrics.answer()
+        async with aclosing(deltas):
+            async for delta in deltas:
+                measured.observe(delta.prompt_tokens, delta.completion_tokens)
+                yield delta
+
+    async def require_version(self, number: int | None) -> None:
+        """
+        Raises:
+            UnknownVersionError: there is none of that number.
+        """
+        if number not in self.versions:
+            await asyncio.to_thread(self.find_version, number)
+
+    def find_version(self, number: int | None) -> Path:
+        """Where the files of a version are; blocks."""
+        if number is None or self.served.version is None:
+            raise UnknownVersionError(f"{self.served.id} has no versions: it is not a model of the registry")
+        try:
+            return version_folder(self.served.id, number)
+        except InputError as error:
+            raise UnknownVersionError(str(error)) from None
+
+    async def version(self, number: int | None) -> LoadedModel:
+        """A version of the model, loaded if it is not yet; the champion for None.
+
+        Raises:
+            UnknownVersionError: there is none of that number.
+        """
+        if number is None:
+            return self.current
+        if number not in self.versions:
+            async with self.loading:
+                if number not in self.versions:
+                    folder = await asyncio.to_thread(self.find_version, number)
+                    self.keep(number, await asyncio.to_thread(self.load, number, folder))
+        self.versions[number] = self.versions.pop(number)
+        return self.versions[number]
+
+    def load(self, number: int | None, folder: Path) -> LoadedModel:
+        """Loads and warms up; blocks, on a thread without an event loop."""
+        tokenizer = ChatTokenizer(folder)
+        engine = make_engine(folder, tokenizer, self.served.engine, self.served.precision, self.served.threads)
+        fingerprint = self.served.id if number is None else f"{self.served.id}@{number}"
+        model = LoadedModel(tokenizer, engine, fingerprint)
+        asyncio.run(model.warm_up())
+        return model
+
+    def keep(self, number: int, model: LoadedModel) -> None:
+        self.versions[number] = model
+        for other, loaded in list(self.versions.items()):
+            if len(self.versions) > MOST_VERSIONS and loaded is not self.current and other != number:
+                del self.versions[other]
+                task = asyncio.create_task(close_when_idle(loaded))
+                self.closing.add(task)
+                task.add_done_callback(self.closing.discard)
+
+    async def follow(self) -> None:
+        """Serves each new champion from when it is warm; requests under way end with the model they began with."""
+        number = self.served.version
+        while True:
+            try:
+                assert self.champions is not None
+                promoted = await self.champions.next.remote(self.served.id, number)
+                if promoted != number:
+                    self.current = await self.version(promoted)
+                    number = promoted
+                    log.info("%s is served from now on", self.current.fingerprint)
+            except Exception:
+                log.exception("cannot follow the champion of %s; %s goes on", self.served.id, self.current.fingerprint)
+                await asyncio.sleep(RETRY_S)
+
+    def engine_load(self) -> Load:
+        return self.current.engine.load()
 
     def check_health(self) -> None:
         """Called by Serve, which replaces the replica when this raises."""
-        self.engine.check()
+        self.current.engine.check()
 
 
-def engine_for(folder: Path, tokenizer: ChatTokenizer) -> Engine:
-    # Imported here, so that a replica loads its own engine's library only, and the driver none.
-    if (folder / "model.bin").exists():
-        from voicechat_serve.engines.ctranslate2_engine import CTranslate2Engine
-
-        return CTranslate2Engine(folder, tokenizer.tokenizer, tokenizer.end_ids)
-
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    import voicechat_platform.models  # noqa: F401 (registers our family with the Auto classes)
-    from voicechat_serve.engines.torch_engine import TorchEngine
-
-    torch.set_num_threads(1)  # a small model's step is too short to share
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return TorchEngine(model, tokenizer.decode, tokenizer.end_ids)
+async def close_when_idle(model: LoadedModel) -> None:
+    """Ends a model's engine once nobody is answered by it any more."""
+    while True:
+        await asyncio.sleep(IDLE_POLL_S)
+        load = model.engine.load()
+        if not load.running and not load.waiting:
+            return await asyncio.to_thread(model.engine.close)

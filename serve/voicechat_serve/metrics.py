@@ -100,9 +100,9 @@ class ModelMetrics:
         self.load = load
         threading.Thread(target=self.watch, name="load-samples", daemon=True).start()
 
-    def answer(self, prompt_tokens: int) -> "AnswerMetrics":
+    def answer(self) -> "AnswerMetrics":
         """Begins the clock of one answer."""
-        return AnswerMetrics(self.tags, prompt_tokens)
+        return AnswerMetrics(self.tags)
 
     def watch(self) -> None:
         while True:
@@ -120,15 +120,16 @@ class ModelMetrics:
 class AnswerMetrics:
     """The metrics of one answer."""
 
-    def __init__(self, tags: dict[str, str], prompt_tokens: int):
-        self.tags, self.prompt_tokens = tags, prompt_tokens
+    def __init__(self, tags: dict[str, str]):
+        self.tags = tags
         self.completion_tokens = 0
         self.observed = time.monotonic()
 
-    def observe(self, completion_tokens: int) -> None:
+    def observe(self, prompt_tokens: int, completion_tokens: int) -> None:
         """Called for each message to the API.
 
         Args:
+            prompt_tokens: read before the first.
             completion_tokens: written so far, those of earlier messages included.
         """
         now = time.monotonic()
@@ -139,6 +140,6 @@ class AnswerMetrics:
             INTER_TOKEN_SECONDS.observe((now - self.observed) / new, self.tags)
         else:
             FIRST_TOKEN_SECONDS.observe(now - self.observed, self.tags)
-            PROMPT_TOKENS.inc(self.prompt_tokens, self.tags)
+            PROMPT_TOKENS.inc(prompt_tokens, self.tags)
         COMPLETION_TOKENS.inc(new, self.tags)
         self.completion_tokens, self.observed = completion_tokens, now

@@ -1,16 +1,19 @@
 """/chat/completions: the next turn of a conversation, whole or as server-sent events."""
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
+from voicechat_serve.api.answers import Ask, Tally, event_stream, heading, whole_answer
 from voicechat_serve.api.errors import APIError
 from voicechat_serve.api.fields import Text
 from voicechat_serve.api.services import Services
-from voicechat_serve.api.text_request import TextRequest, event_stream, heading, usage, whole_answer
+from voicechat_serve.api.text_request import TextRequest, choice_sampling
 from voicechat_serve.chat_tokenizer import Message
-from voicechat_serve.language_model import Delta, Truncation
+from voicechat_serve.loaded_model import Delta, ScoredToken, Truncation, Wishes
 
 
 class ContentPart(BaseModel):
@@ -45,14 +48,32 @@ class ChatMessage(BaseModel):
 class ChatRequest(TextRequest):
     messages: list[ChatMessage] = Field(min_length=1, max_length=2048)
     max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
     truncation: Truncation = "disabled"
     """As in OpenAI's responses: "auto" lets a conversation that outgrows the context lose its oldest messages."""
 
-    def wishes(self) -> dict[str, Any]:
-        given = super().wishes()
+    def asks(self, version: int | None) -> list[Ask]:
+        """One for each choice.
+
+        Raises:
+            APIError: 400, a field has a value that is not supported.
+        """
+        messages = [message.as_prompt(position) for position, message in enumerate(self.messages)]
+        if self.top_logprobs and not self.logprobs:
+            message = "top_logprobs needs logprobs to be true"
+            raise APIError(400, message, param="top_logprobs", code="invalid_value")
+        sampling = self.sampling()
         if self.max_completion_tokens is not None:
-            given["max_tokens"] = self.max_completion_tokens
-        return given
+            sampling["max_tokens"] = self.max_completion_tokens
+        wishes = Wishes(
+            sampling=sampling,
+            top_scores=(self.top_logprobs or 0) if self.logprobs else None,
+            truncation=self.truncation,
+            version=version,
+        )
+        choices = [choice_sampling(sampling, choice) for choice in range(self.choices)]
+        return [Ask("chat", messages, replace(wishes, sampling=each)) for each in choices]
 
 
 def router(services: Services) -> APIRouter:
@@ -60,39 +81,67 @@ def router(services: Services) -> APIRouter:
 
     @routes.post("/chat/completions")
     async def create_chat_completion(request: ChatRequest) -> Any:
-        handle = services.language_model(request.model)
-        messages = [message.as_prompt(position) for position, message in enumerate(request.messages)]
-        arguments = ("chat", messages, request.wishes(), request.truncation)
+        handle, version = services.language_model(request.model)
+        asks = request.asks(version)
+        tally = Tally(choices_per_prompt=len(asks))
         if request.stream:
             head = heading("chatcmpl", "chat.completion.chunk", request.model)
-            return await event_stream(handle, *arguments, chunks=ChunkWriter(head, request.usage_wanted))
-        text, last = await whole_answer(handle, *arguments)
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": 0, "message": message, "finish_reason": last.finish_reason, "logprobs": None}
-        return heading("chatcmpl", "chat.completion", request.model) | {"choices": [choice], "usage": usage(last)}
+            chunks = ChunkWriter(head, request.usage_wanted)
+            last = head | {"choices": []} if request.usage_wanted else None
+            return await event_stream(handle, asks, tally, chunks, last)
+        choices = await whole_answer(handle, asks, tally)
+        return heading("chatcmpl", "chat.completion", request.model) | {
+            "choices": [
+                {
+                    "index": index,
+                    "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                    "finish_reason": choice.finish_reason,
+                    "logprobs": told_scores(choice.scores),
+                }
+                for index, choice in enumerate(choices)
+            ],
+            "usage": tally.usage(),
+            "system_fingerprint": tally.fingerprint,
+        }
 
     return routes
 
 
 class ChunkWriter:
-    """Tells pieces of an answer as OpenAI does: the role, the text, the reason it ended, and the usage if wanted."""
+    """Tells pieces of an answer as OpenAI does: of each choice the role, the text, and the reason it ended."""
 
     def __init__(self, head: dict[str, Any], usage_wanted: bool):
-        self.head, self.usage_wanted = head, usage_wanted
+        self.head = head | {"usage": None} if usage_wanted else head
+        self.begun: set[int] = set()
 
-    def __call__(self, delta: Delta, first: bool) -> list[dict[str, Any]]:
-        chunks = []
-        if first:
-            chunks.append(self.chunk({"role": "assistant", "content": ""}))
-        if delta.text:
-            chunks.append(self.chunk({"content": delta.text}))
+    def __call__(self, index: int, delta: Delta) -> Iterator[dict[str, Any]]:
+        if index not in self.begun:
+            self.begun.add(index)
+            yield self.chunk(index, delta, {"role": "assistant", "content": ""})
+        if delta.text or delta.scores:
+            yield self.chunk(index, delta, {"content": delta.text}, logprobs=told_scores(delta.scores))
         if delta.finish_reason:
-            chunks.append(self.chunk({}, delta.finish_reason))
-            if self.usage_wanted:
-                chunks.append(self.head | {"choices": [], "usage": usage(delta)})
-        return chunks
+            yield self.chunk(index, delta, {}, delta.finish_reason)
 
-    def chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
-        chunk = self.head | {"choices": [choice]}
-        return chunk | {"usage": None} if self.usage_wanted else chunk
+    def chunk(
+        self,
+        index: int,
+        delta: Delta,
+        content: dict[str, str],
+        finish_reason: str | None = None,
+        logprobs: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        choice = {"index": index, "delta": content, "finish_reason": finish_reason, "logprobs": logprobs}
+        return self.head | {"choices": [choice], "system_fingerprint": delta.fingerprint}
+
+
+def told_scores(scores: Sequence[ScoredToken]) -> dict[str, Any] | None:
+    """As chat completions tell them; None where there are none."""
+    if not scores:
+        return None
+    content = [told_score(score) | {"top_logprobs": [told_score(top) for top in score.top]} for score in scores]
+    return {"content": content, "refusal": None}
+
+
+def told_score(score: ScoredToken) -> dict[str, Any]:
+    return {"token": score.text, "logprob": score.logprob, "bytes": score.bytes}

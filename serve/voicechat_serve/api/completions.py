@@ -1,35 +1,73 @@
 """/completions: text that follows a prompt, whole or as server-sent events."""
 
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import Field
 
+from voicechat_serve.api.answers import Ask, Choice, Tally, event_stream, heading, whole_answer
 from voicechat_serve.api.errors import APIError
 from voicechat_serve.api.fields import Text
 from voicechat_serve.api.services import Services
-from voicechat_serve.api.text_request import TextRequest, event_stream, heading, usage, whole_answer
-from voicechat_serve.language_model import Delta
+from voicechat_serve.api.text_request import MOST_CHOICES, TextRequest, choice_sampling
+from voicechat_serve.loaded_model import Delta, ScoredToken, Wishes
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's own."""
 
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Prompt = str | list[int]
+
 
 class CompletionRequest(TextRequest):
-    prompt: Text | list[Text]
-    max_tokens: int | None = Field(DEFAULT_MAX_TOKENS, ge=1)
+    prompt: Text | list[Text] | list[TokenId] | list[list[TokenId]]
+    max_tokens: int | None = Field(DEFAULT_MAX_TOKENS, ge=0)
+    echo: bool | None = None
+    logprobs: int | None = Field(None, ge=0, le=5)
 
-    def text(self) -> str:
+    def prompts(self) -> list[Prompt]:
         """
         Raises:
-            APIError: 400, more or less than one prompt, or an empty one.
+            APIError: 400, no prompt, an empty one, or more than can be answered at once.
         """
-        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
-        if len(prompts) != 1:
-            raise APIError(400, "give exactly one prompt", param="prompt", code="invalid_value")
-        if not prompts[0]:
+        if isinstance(self.prompt, str):
+            prompts: list[Any] = [self.prompt]
+        elif self.prompt and isinstance(self.prompt[0], int):
+            prompts = [self.prompt]
+        else:
+            prompts = list(self.prompt)
+        if not prompts or not all(prompts):
             raise APIError(400, "the prompt is empty", param="prompt", code="invalid_value")
-        return prompts[0]
+        if len(prompts) * self.choices > MOST_CHOICES:
+            message = f"{len(prompts)} prompts with n={self.choices} make more than {MOST_CHOICES} choices"
+            raise APIError(400, message, param="prompt", code="invalid_value")
+        if self.echo and not isinstance(prompts[0], str):
+            raise APIError(400, "echo needs prompts that are text", param="echo", code="unsupported_parameter")
+        return prompts
+
+    def asks(self, version: int | None) -> list[Ask]:
+        """One for each choice, prompt by prompt.
+
+        Raises:
+            APIError: 400, a field has a value that is not supported.
+        """
+        if self.max_tokens == 0 and not self.echo:
+            raise APIError(400, "max_tokens of 0 needs echo", param="max_tokens", code="invalid_value")
+        sampling = self.sampling()
+        if self.max_tokens == 0:  # the model writes one token, and nobody is told
+            sampling["max_tokens"] = 1
+        wishes = Wishes(
+            sampling=sampling,
+            top_scores=self.logprobs,
+            score_prompt=bool(self.echo) and self.logprobs is not None,
+            version=version,
+        )
+        choices = [choice_sampling(sampling, choice) for choice in range(self.choices)]
+        return [
+            Ask("complete", prompt, replace(wishes, sampling=each)) for prompt in self.prompts() for each in choices
+        ]
 
 
 def router(services: Services) -> APIRouter:
@@ -37,22 +75,63 @@ def router(services: Services) -> APIRouter:
 
     @routes.post("/completions")
     async def create_completion(request: CompletionRequest) -> Any:
-        handle = services.language_model(request.model)
-        arguments = ("complete", request.text(), request.wishes())
+        handle, version = services.language_model(request.model)
+        asks = request.asks(version)
+        tally = Tally(choices_per_prompt=request.choices)
         head = heading("cmpl", "text_completion", request.model)
-
-        def choice(text: str, finish_reason: str | None) -> dict[str, Any]:
-            return {"index": 0, "text": text, "finish_reason": finish_reason, "logprobs": None}
-
-        def chunks(delta: Delta, first: bool) -> list[dict[str, Any]]:
-            told = [head | {"choices": [choice(delta.text, delta.finish_reason)]}]
-            if delta.finish_reason and request.usage_wanted:
-                told.append(head | {"choices": [], "usage": usage(delta)})
-            return told
-
+        tell = CompletionWriter(asks, echo=bool(request.echo), silent=request.max_tokens == 0)
         if request.stream:
-            return await event_stream(handle, *arguments, chunks=chunks)
-        text, last = await whole_answer(handle, *arguments)
-        return head | {"choices": [choice(text, last.finish_reason)], "usage": usage(last)}
+
+            def chunks(index: int, delta: Delta) -> Iterator[dict[str, Any]]:
+                yield head | {"choices": [tell(index, delta)], "system_fingerprint": delta.fingerprint}
+
+            return await event_stream(
+                handle, asks, tally, chunks, head | {"choices": []} if request.usage_wanted else None
+            )
+        choices = await whole_answer(handle, asks, tally)
+        usage = tally.usage()
+        if tell.silent:
+            usage |= {"completion_tokens": 0, "total_tokens": usage["prompt_tokens"]}
+        return head | {
+            "choices": [tell(index, choice) for index, choice in enumerate(choices)],
+            "usage": usage,
+            "system_fingerprint": tally.fingerprint,
+        }
 
     return routes
+
+
+class CompletionWriter:
+    """Tells choices, or pieces of them, as OpenAI does.
+
+    Args:
+        asks: what they answer.
+        echo: whether the text begins with the prompt.
+        silent: whether it ends there.
+    """
+
+    def __init__(self, asks: Sequence[Ask], echo: bool, silent: bool):
+        self.asks, self.echo, self.silent = asks, echo, silent
+        self.offsets = [0] * len(asks)
+        self.begun: set[int] = set()
+
+    def __call__(self, index: int, given: Choice | Delta) -> dict[str, Any]:
+        prompt = self.asks[index].prompt if self.echo and index not in self.begun else ""
+        self.begun.add(index)
+        text = prompt if self.silent else prompt + given.text
+        scores = [*given.prompt_scores, *(() if self.silent else given.scores)]
+        finish_reason = "length" if self.silent and given.finish_reason else given.finish_reason
+        return {"index": index, "text": text, "finish_reason": finish_reason, "logprobs": self.told(index, scores)}
+
+    def told(self, index: int, scores: Iterable[ScoredToken]) -> dict[str, Any] | None:
+        if self.asks[index].wishes.top_scores is None:
+            return None
+        told: dict[str, list] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for score in scores:
+            told["tokens"].append(score.text)
+            told["token_logprobs"].append(score.logprob)
+            top = None if score.logprob is None else {each.text: each.logprob for each in score.top}
+            told["top_logprobs"].append(top)
+            told["text_offset"].append(self.offsets[index])
+            self.offsets[index] += len(score.text)
+        return told

@@ -14,7 +14,12 @@ from starlette.types import Receive, Scope, Send
 
 from voicechat_platform.errors import InputError
 from voicechat_serve.api.request_log import current_request
-from voicechat_serve.engines.interface import OverloadedError, PromptTooLongError
+from voicechat_serve.engines.interface import (
+    OverloadedError,
+    PromptTooLongError,
+    UnknownVersionError,
+    UnsupportedError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +70,10 @@ def api_error(error: Exception) -> APIError:
         return validation_error(error)
     if isinstance(error, HTTPException):
         return APIError(error.status_code, str(error.detail), code="not_found" if error.status_code == 404 else None)
+    if isinstance(error, UnknownVersionError):
+        return APIError(404, str(error), param="model", code="model_not_found")
+    if isinstance(error, UnsupportedError):
+        return APIError(400, str(error), param=error.feature, code="unsupported_parameter")
     if isinstance(error, PromptTooLongError):
         return APIError(400, str(error), code="context_length_exceeded")
     if isinstance(error, InputError):

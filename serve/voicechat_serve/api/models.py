@@ -31,8 +31,12 @@ def router(services: Services) -> APIRouter:
     # A path, because a model's name may hold a slash.
     @routes.get("/models/{name:path}")
     async def retrieve_model(name: str) -> dict[str, Any]:
-        if name not in (*names, *TRANSCRIPTION_ALIASES, *SYNTHESIS_ALIASES):
+        if name in (*names, *TRANSCRIPTION_ALIASES, *SYNTHESIS_ALIASES):
+            return card(name)
+        if name.rpartition("@")[0] not in created:
             raise unknown_model(name, names)
+        handle, version = services.language_model(name)
+        await handle.require_version.remote(version)
         return card(name)
 
     return routes

@@ -31,15 +31,19 @@ class Services:
     synthesis: DeploymentHandle
     """A `Synthesis`."""
 
-    def language_model(self, name: str) -> DeploymentHandle:
-        """
+    def language_model(self, name: str) -> tuple[DeploymentHandle, int | None]:
+        """A language model, and the version of it that a name such as "shakespeare@3" asks for.
+
         Raises:
             APIError: 404, there is no such language model.
         """
-        if name not in self.language_models:
+        model, at, number = name.rpartition("@")
+        if not at or not (number.isascii() and number.isdigit() and len(number) < 10):
+            model, number = name, ""
+        if model not in self.language_models:
             raise unknown_model(name, self.language_models)
-        current_request().model = name
-        return self.language_models[name]
+        current_request().model = model
+        return self.language_models[model], int(number) if number else None
 
     def require_transcription(self, name: str) -> None:
         if name not in (self.transcription_model, *TRANSCRIPTION_ALIASES):

@@ -1,31 +1,17 @@
-"""What chat completions and completions share: sampling fields, what is not supported, and answering as SSE."""
+"""What chat completions and completions share: the fields of a request, and what is not supported."""
 
 import json
-import time
-import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
-from ray.serve.handle import DeploymentHandle
 
-from voicechat_serve.api.errors import APIError, api_error
+from voicechat_serve.api.errors import APIError
 from voicechat_serve.api.fields import Text
-from voicechat_serve.api.request_log import current_request
-from voicechat_serve.api.services import streamed
-from voicechat_serve.language_model import Delta
+
+MOST_CHOICES = 16
+"""Answers to one request, over all of its prompts."""
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "echo": (False,),
     "suffix": ("",),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -37,111 +23,78 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """OpenAI's fields that are not supported -> the values with which they mean nothing, as null always does."""
 
+SAMPLING_FIELDS = (
+    *("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed"),
+    *("repetition_penalty", "frequency_penalty", "presence_penalty"),
+)
+
 
 class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
 class TextRequest(BaseModel):
-    """Fields of both endpoints. Fields that OpenAI does not know are ignored."""
+    """Fields of both endpoints; top_k, min_p and repetition_penalty are not OpenAI's. Unknown fields are ignored."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
     model: Text
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1, le=MOST_CHOICES)
+    best_of: int | None = None
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=0, le=1_000_000)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
     stop: Text | list[Text] | None = Field(None, max_length=256)
-    seed: int | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**64)
 
-    def wishes(self) -> dict[str, Any]:
+    def sampling(self) -> dict[str, Any]:
         """The fields of `Sampling` that the client has set.
 
         Raises:
-            APIError: 400, a field that is not supported has a value that matters.
+            APIError: 400, a field that is not supported has a value that matters, or a token id is no number.
         """
         for name, value in (self.model_extra or {}).items():
             if name in NEUTRAL and value is not None and value not in NEUTRAL[name]:
                 allowed = f" beyond {json.dumps(NEUTRAL[name][0])}" if NEUTRAL[name] else ""
                 message = f"{name} is not supported{allowed}"
                 raise APIError(400, message, param=name, code="unsupported_parameter")
-        given = {name: getattr(self, name) for name in ("max_tokens", "temperature", "top_p", "top_k", "seed")}
+        if self.best_of not in (None, self.choices):
+            raise APIError(400, "best_of must be the same as n", param="best_of", code="unsupported_parameter")
+        given = {name: getattr(self, name) for name in SAMPLING_FIELDS}
         if self.stop is not None:
             given["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if self.logit_bias:
+            given["logit_bias"] = tuple((token_id_of(key), bias) for key, bias in self.logit_bias.items())
         return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def choices(self) -> int:
+        return self.n or 1
 
     @property
     def usage_wanted(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-def heading(prefix: str, kind: str, model: str) -> dict[str, Any]:
-    """The fields that begin every object of one answer."""
-    return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
-
-
-def usage(last: Delta) -> dict[str, int]:
-    return {
-        "prompt_tokens": last.prompt_tokens,
-        "completion_tokens": last.completion_tokens,
-        "total_tokens": last.prompt_tokens + last.completion_tokens,
-    }
-
-
-async def whole_answer(handle: DeploymentHandle, method: str, *arguments: Any) -> tuple[str, Delta]:
-    """The whole text, and the last piece of it."""
-    parts = []
-    async with streamed(handle, method, *arguments) as deltas:
-        async for delta in deltas:
-            parts.append(delta.text)
-            current_request().count(delta.prompt_tokens, delta.completion_tokens)
-    return "".join(parts), delta
-
-
-async def event_stream(
-    handle: DeploymentHandle,
-    method: str,
-    *arguments: Any,
-    chunks: Callable[[Delta, bool], list[dict[str, Any]]],
-) -> StreamingResponse:
-    """Server-sent events, one JSON object each; an error before the first piece is an error of the request.
-
-    Args:
-        handle: the language model.
-        method: its method.
-        arguments: of the method.
-        chunks: (a piece of the answer, whether it is the first) -> the objects that tell it.
+def token_id_of(key: str) -> int:
     """
-    stack = AsyncExitStack()
-    try:
-        deltas = await stack.enter_async_context(streamed(handle, method, *arguments))
-        first = await anext(deltas)
-    except BaseException:
-        await stack.aclose()
-        raise
-
-    async def events() -> AsyncIterator[str]:
-        async with stack:
-            try:
-                current_request().count(first.prompt_tokens, first.completion_tokens)
-                for chunk in chunks(first, True):
-                    yield event(chunk)
-                async for delta in deltas:
-                    current_request().count(delta.prompt_tokens, delta.completion_tokens)
-                    for chunk in chunks(delta, False):
-                        yield event(chunk)
-            except Exception as error:
-                told = api_error(error)
-                current_request().error = told.code or told.kind
-                yield event(told.body())
-                return
-            yield "data: [DONE]\n\n"
-
-    return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+    Raises:
+        APIError: 400, not a token's number.
+    """
+    if not (key.isascii() and key.isdigit() and len(key) < 10):
+        message = f"logit_bias: {key[:20]!r} is not a token id"
+        raise APIError(400, message, param="logit_bias", code="invalid_value")
+    return int(key)
 
 
-def event(content: dict[str, Any]) -> str:
-    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+def choice_sampling(sampling: dict[str, Any], choice: int) -> dict[str, Any]:
+    """The sampling of one of several choices: with a seed each has another, or all would be the same."""
+    return sampling | {"seed": sampling["seed"] + choice} if "seed" in sampling and choice else sampling

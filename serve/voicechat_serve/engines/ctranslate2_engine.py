@@ -15,7 +15,14 @@ from pathlib import Path
 import ctranslate2
 from tokenizers import Tokenizer
 
-from voicechat_serve.engines.interface import GenerationRequest, Load, OverloadedError, Token, room_for
+from voicechat_serve.engines.interface import (
+    GenerationRequest,
+    Load,
+    OverloadedError,
+    Token,
+    UnsupportedError,
+    room_for,
+)
 from voicechat_serve.engines.text_stream import TextStream
 
 LONGEST_CONTEXT = 2048
@@ -69,6 +76,7 @@ class CTranslate2Engine:
         self.decodings: set[Decoding] = set()
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Token, None]:
+        require_supported(request)
         room = room_for(request, self.context)
         if len(self.decodings) >= self.capacity:
             raise OverloadedError(f"the model already has {self.capacity} requests")
@@ -108,6 +116,7 @@ class CTranslate2Engine:
                 max_length=room,
                 sampling_topk=1 if sampling.greedy else min(sampling.top_k, self.tokenizer.get_vocab_size()),
                 sampling_topp=max(sampling.top_p, 1e-6),
+                repetition_penalty=sampling.repetition_penalty,
                 sampling_temperature=1.0 if sampling.greedy else sampling.temperature,
                 end_token=self.end_ids,
                 return_end_token=True,
@@ -125,3 +134,25 @@ class CTranslate2Engine:
 
     def check(self) -> None:
         """CTranslate2 keeps no state that could break between requests."""
+
+    def close(self) -> None:
+        self.workers.shutdown()
+        self.generator.unload_model()
+
+
+def require_supported(request: GenerationRequest) -> None:
+    """
+    Raises:
+        UnsupportedError: the request asks for what CTranslate2 cannot do.
+    """
+    sampling = request.sampling
+    asked_for = {
+        "min_p": sampling.min_p > 0,
+        "frequency_penalty": sampling.frequency_penalty != 0,
+        "presence_penalty": sampling.presence_penalty != 0,
+        "logit_bias": bool(sampling.logit_bias),
+        "logprobs": request.top_scores is not None,
+    }
+    for feature, is_wanted in asked_for.items():
+        if is_wanted:
+            raise UnsupportedError(feature, "ctranslate2")

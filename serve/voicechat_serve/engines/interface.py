@@ -24,23 +24,24 @@ class PromptTooLongError(InputError):
     """The prompt leaves no room for an answer in the model's context."""
 
 
+class UnknownVersionError(InputError):
+    """The model has no such version, or no versions at all."""
+
+
 class UnsupportedError(InputError):
     """The request asks for what this model's engine cannot do.
 
     Args:
-        feature: the field of `Sampling` or `GenerationRequest`.
+        feature: the request's field.
         engine: the engine's name in an application file.
     """
 
     def __init__(self, feature: str, engine: str):
-        super().__init__(
-            f"{feature} is not supported by this model's engine ({engine}); the engine `torch` supports it: choose it "
-            f"in the application file"
-        )
-        self.feature = feature
+        super().__init__(feature, engine)  # what an exception is made of again when it crosses to another process
+        self.feature, self.engine = feature, engine
 
-    def __reduce__(self):  # exceptions cross processes by their message alone
-        return type(self), (self.feature, "")
+    def __str__(self) -> str:
+        return f"this model runs on the engine {self.engine}, which has no {self.feature}; the engine torch does"
 
 
 @dataclass(frozen=True, kw_only=True)

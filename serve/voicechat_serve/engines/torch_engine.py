@@ -86,18 +86,30 @@ class TorchEngine:
         end_ids: tokens that end an answer.
         slots: most requests in flight at once; as many as `CACHE_MEBIBYTES` hold when not given, 32 at most.
         max_waiting: most requests that wait for a slot; more are refused.
+        dtype: to compute in, for a model of the family; the model's own when not given.
     """
 
     def __init__(
-        self, model, decode: Decode, end_ids: Sequence[int], *, slots: int | None = None, max_waiting: int = 64
+        self,
+        model,
+        decode: Decode,
+        end_ids: Sequence[int],
+        *,
+        slots: int | None = None,
+        max_waiting: int = 64,
+        dtype: torch.dtype | None = None,
     ):
         self.decode_text = decode
         self.end_ids = frozenset(end_ids)
         self.max_waiting = max_waiting
         self.context: int = min(model.config.get_text_config().max_position_embeddings, LONGEST_CONTEXT)
-        slots = slots or slots_within(CACHE_MEBIBYTES * 2**20, model, self.context)
-        decoder = SlotDecoder if isinstance(model, GPTForCausalLM) else TransformersDecoder
-        self.decoder = decoder(model, slots, self.context)
+        dtype = dtype or model.dtype
+        slots = slots or slots_within(CACHE_MEBIBYTES * 2**20, model.config.get_text_config(), self.context, dtype)
+        self.decoder: SlotDecoder | TransformersDecoder
+        if isinstance(model, GPTForCausalLM):
+            self.decoder = SlotDecoder(model, slots, self.context, dtype)
+        else:
+            self.decoder = TransformersDecoder(model, slots, self.context)
         self.slots = Slots(self.decoder)
         self.waiting: deque[Flight] = deque()
         self.filling: list[Flight] = []
@@ -312,13 +324,12 @@ class TorchEngine:
         return Token(text, token_id, None, score, prompt_scores)
 
 
-def slots_within(budget_bytes: int, model, context: int) -> int:
+def slots_within(budget_bytes: int, config, context: int, dtype: torch.dtype) -> int:
     """How many rows of `context` positions fit, at least one: models with tied values get twice as many."""
-    config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     tensors = 1 if getattr(config, "values", "") == "tied" else 2
-    bytes_per_slot = tensors * config.num_hidden_layers * heads * width * context * model.dtype.itemsize
+    bytes_per_slot = tensors * config.num_hidden_layers * heads * width * context * dtype.itemsize
     return max(1, min(MOST_SLOTS, budget_bytes // bytes_per_slot))
 
 

@@ -1,0 +1,191 @@
+"""From a language model's replicas to the client: several choices side by side, whole or as server-sent events."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi.responses import StreamingResponse
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from voicechat_serve.api.errors import api_error
+from voicechat_serve.api.request_log import current_request
+from voicechat_serve.api.services import streamed
+from voicechat_serve.engines.interface import FinishReason
+from voicechat_serve.loaded_model import Delta, ScoredToken, Wishes
+
+log = logging.getLogger(__name__)
+
+MOST_ATTEMPTS = 3
+"""At a whole answer, when replicas die under it."""
+
+PAUSE_S = 1.0
+"""Before the next attempt: until then Serve may still send requests to the replica that died."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What one choice of an answer asks a `LanguageModel` for."""
+
+    method: str
+    """"chat" or "complete"."""
+    prompt: Any
+    wishes: Wishes
+
+
+@dataclass
+class Choice:
+    """One choice of an answer, whole."""
+
+    text: str = ""
+    scores: list[ScoredToken] = field(default_factory=list)
+    prompt_scores: tuple[ScoredToken, ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+@dataclass
+class Tally:
+    """Counts the tokens of an answer: a prompt's once, however many choices it has."""
+
+    choices_per_prompt: int
+    prompts: dict[int, int] = field(default_factory=dict)
+    completions: dict[int, int] = field(default_factory=dict)
+    fingerprint: str = ""
+
+    def count(self, index: int, delta: Delta) -> None:
+        self.prompts[index // self.choices_per_prompt] = delta.prompt_tokens
+        self.completions[index] = delta.completion_tokens
+        self.fingerprint = delta.fingerprint
+        current_request().count(sum(self.prompts.values()), sum(self.completions.values()))
+
+    def usage(self) -> dict[str, int]:
+        prompt, completion = sum(self.prompts.values()), sum(self.completions.values())
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def heading(prefix: str, kind: str, model: str) -> dict[str, Any]:
+    """The fields that begin every object of one answer."""
+    return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
+
+
+async def whole_answer(handle: DeploymentHandle, asks: Sequence[Ask], tally: Tally) -> list[Choice]:
+    """All choices, whole; begun anew when a replica dies, since the client has seen nothing yet."""
+    for attempt in range(1, MOST_ATTEMPTS + 1):
+        choices = [Choice() for _ in asks]
+        try:
+            async with pieces(handle, asks) as told:
+                async for index, delta in told:
+                    tally.count(index, delta)
+                    choice = choices[index]
+                    choice.text += delta.text
+                    choice.scores += delta.scores
+                    choice.prompt_scores = choice.prompt_scores or delta.prompt_scores
+                    choice.finish_reason = delta.finish_reason
+            return choices
+        except (ActorDiedError, ActorUnavailableError):
+            if attempt == MOST_ATTEMPTS:
+                raise
+            log.warning("a replica died under a request, which is tried again")
+            await asyncio.sleep(PAUSE_S * attempt)
+    raise AssertionError
+
+
+@contextlib.asynccontextmanager
+async def pieces(handle: DeploymentHandle, asks: Sequence[Ask]) -> AsyncIterator[AsyncIterator[tuple[int, Delta]]]:
+    """(choice, piece) of all choices as they come; leaving the block early cancels what is still being written."""
+    async with AsyncExitStack() as stack:
+        streams = [
+            await stack.enter_async_context(streamed(handle, ask.method, ask.prompt, ask.wishes)) for ask in asks
+        ]
+        merged = numbered(streams[0]) if len(streams) == 1 else interleaved(streams)
+        yield await stack.enter_async_context(contextlib.aclosing(merged))
+
+
+async def numbered(stream: AsyncIterator[Delta]) -> AsyncGenerator[tuple[int, Delta], None]:
+    async for delta in stream:
+        yield 0, delta
+
+
+async def interleaved(streams: Sequence[AsyncIterator[Delta]]) -> AsyncGenerator[tuple[int, Delta], None]:
+    """What any of the streams gives, as it comes; the first error ends all."""
+    queue: asyncio.Queue[tuple[int, Delta | Exception | None]] = asyncio.Queue(maxsize=64)
+
+    async def pass_on(index: int, stream: AsyncIterator[Delta]) -> None:
+        try:
+            async for delta in stream:
+                await queue.put((index, delta))
+            await queue.put((index, None))
+        except Exception as error:
+            await queue.put((index, error))
+
+    tasks = [asyncio.create_task(pass_on(index, stream)) for index, stream in enumerate(streams)]
+    try:
+        open_streams = len(streams)
+        while open_streams:
+            index, given = await queue.get()
+            if given is None:
+                open_streams -= 1
+            elif isinstance(given, Exception):
+                raise given
+            else:
+                yield index, given
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def event_stream(
+    handle: DeploymentHandle,
+    asks: Sequence[Ask],
+    tally: Tally,
+    tell: Callable[[int, Delta], Iterable[dict[str, Any]]],
+    last: dict[str, Any] | None,
+) -> StreamingResponse:
+    """Server-sent events, one JSON object each; an error before the first piece is an error of the request.
+
+    Args:
+        handle: the language model.
+        asks: one for each choice.
+        tally: counts the tokens.
+        tell: (choice, a piece of it) -> the objects that tell it.
+        last: an object that is completed with the usage and sent at the end, where the client wants it.
+    """
+    stack = AsyncExitStack()
+    try:
+        told = await stack.enter_async_context(pieces(handle, asks))
+        first = await anext(told)
+    except BaseException:
+        await stack.aclose()
+        raise
+
+    def events_of(index: int, delta: Delta) -> str:
+        tally.count(index, delta)
+        return "".join(event(chunk) for chunk in tell(index, delta))
+
+    async def events() -> AsyncIterator[str]:
+        async with stack:
+            try:
+                yield events_of(*first)
+                async for index, delta in told:
+                    yield events_of(index, delta)
+            except Exception as error:
+                problem = api_error(error)
+                current_request().error = problem.code or problem.kind
+                yield event(problem.body())
+                return
+            end = event(last | {"usage": tally.usage()}) if last else ""
+            yield f"{end}data: [DONE]\n\n"
+
+    return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+
+def event(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"

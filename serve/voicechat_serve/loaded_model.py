@@ -1,0 +1,174 @@
+"""One model in memory, its engine and its tokenizer: messages in, text out as it is written."""
+
+import asyncio
+import time
+from bisect import bisect_left
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from voicechat_platform.errors import InputError
+from voicechat_serve.chat_tokenizer import ChatTokenizer, Message
+from voicechat_serve.engines.interface import Engine, FinishReason, GenerationRequest, Sampling, Score
+
+Truncation = Literal["disabled", "auto"]
+"""Whether a conversation that outgrows the context is refused, or loses its oldest messages."""
+
+MESSAGE_INTERVAL_S = 0.04
+"""Least time between two messages to the API: small models write a token in 1 ms, which is less than a hop costs."""
+
+ANSWER_SHARE = 0.25
+"""How much of the context `truncation="auto"` keeps free for the answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What a client asks for besides its prompt."""
+
+    sampling: dict[str, Any] = field(default_factory=dict)
+    """Fields of `Sampling` that the client has set; the model's own defaults stand for the others."""
+    top_scores: int | None = None
+    """Score every token, and so many of the likeliest beside it."""
+    score_prompt: bool = False
+    truncation: Truncation = "disabled"
+    version: int | None = None
+    """A version of the model in the registry; the champion when not given."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """A token as OpenAI's logprobs tell it."""
+
+    text: str
+    bytes: list[int]
+    logprob: float | None
+    top: tuple["ScoredToken", ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of an answer."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    """Generated so far."""
+    finish_reason: FinishReason | None
+    """Set on the last piece."""
+    scores: tuple[ScoredToken, ...] = ()
+    """Of the piece's tokens, where they were asked for."""
+    prompt_scores: tuple[ScoredToken, ...] = ()
+    """On the first piece, where they were asked for."""
+    fingerprint: str = ""
+    """Which version of the model writes, such as "shakespeare@3"."""
+
+
+class LoadedModel:
+    """
+    Args:
+        tokenizer: the model's.
+        engine: runs it.
+        fingerprint: names the version.
+    """
+
+    def __init__(self, tokenizer: ChatTokenizer, engine: Engine, fingerprint: str):
+        self.tokenizer, self.engine, self.fingerprint = tokenizer, engine, fingerprint
+        wanted = {name: tokenizer.generation.get(name) for name in ("temperature", "top_p", "top_k")}
+        self.defaults = Sampling(**{name: value for name, value in wanted.items() if value is not None})
+
+    async def warm_up(self) -> None:
+        # A token, not a text: a model of characters may know none of the text's.
+        request = GenerationRequest(prompt_ids=[0], sampling=Sampling(max_tokens=2))
+        async for _ in self.engine.generate(request):
+            pass
+
+    async def chat(self, messages: Sequence[Message], wishes: Wishes) -> AsyncGenerator[Delta, None]:
+        """The assistant's next turn.
+
+        Args:
+            messages: the conversation so far.
+            wishes: how.
+
+        Raises (at the first piece): what `Engine.generate` raises, and InputError where the messages do not fit
+        the model's template or a token id is not one of the model's.
+        """
+        # Not on the event loop: a long conversation takes seconds, and the others' answers would wait.
+        prompt_ids = await asyncio.to_thread(self.tokenizer.encode_chat, messages)
+        limit = int(self.engine.context * (1 - ANSWER_SHARE))
+        if wishes.truncation == "auto" and len(prompt_ids) > limit:
+            prompt_ids = await asyncio.to_thread(self.shortened, messages, limit)
+        async with aclosing(self.write(prompt_ids, wishes, self.tokenizer.chat_stop)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    def shortened(self, messages: Sequence[Message], limit: int) -> list[int]:
+        """The longest prompt within the limit that leaves out the oldest messages, but never the system's.
+
+        Where the last message alone is too long, its beginning is left out too.
+        """
+        system = [message for message in messages[:1] if message["role"] == "system"]
+        rest = messages[len(system) :]
+
+        def prompt_of(num_left_out: int) -> list[int]:
+            return self.tokenizer.encode_chat([*system, *rest[num_left_out:]])
+
+        num_left_out = bisect_left(range(len(rest) - 1), True, key=lambda number: len(prompt_of(number)) <= limit)
+        return prompt_of(num_left_out)[-limit:]
+
+    async def complete(self, prompt: str | list[int], wishes: Wishes) -> AsyncGenerator[Delta, None]:
+        """What follows the prompt, a text or token ids; errors as in `chat`."""
+        prompt_ids = await asyncio.to_thread(self.tokenizer.encode, prompt) if isinstance(prompt, str) else prompt
+        async with aclosing(self.write(prompt_ids, wishes)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def write(
+        self, prompt_ids: list[int], wishes: Wishes, more_stops: tuple[str, ...] = ()
+    ) -> AsyncGenerator[Delta, None]:
+        sampling = replace(self.defaults, **wishes.sampling)
+        sampling = replace(sampling, stop=(*sampling.stop, *more_stops))
+        self.require_known([*prompt_ids, *(token_id for token_id, _ in sampling.logit_bias)])
+        request = GenerationRequest(
+            prompt_ids=prompt_ids,
+            sampling=sampling,
+            top_scores=wishes.top_scores,
+            score_prompt=wishes.score_prompt,
+        )
+        texts: list[str] = []
+        scores: list[ScoredToken] = []
+        prompt_scores: tuple[ScoredToken, ...] = ()
+        count, sent = 0, 0.0
+        async with aclosing(self.engine.generate(request)) as tokens:
+            async for token in tokens:
+                count += 1
+                texts.append(token.text)
+                if token.score:
+                    scores.append(self.told(token.score))
+                if token.prompt_scores:
+                    prompt_scores = tuple(self.told(score) for score in token.prompt_scores)
+                if token.finish_reason or time.monotonic() - sent >= MESSAGE_INTERVAL_S:
+                    yield Delta(
+                        "".join(texts),
+                        len(prompt_ids),
+                        count,
+                        token.finish_reason,
+                        tuple(scores),
+                        prompt_scores,
+                        self.fingerprint,
+                    )
+                    texts, scores, prompt_scores = [], [], ()
+                    sent = time.monotonic()
+
+    def require_known(self, token_ids: Sequence[int]) -> None:
+        size = self.tokenizer.size
+        if token_ids and not 0 <= min(token_ids) <= max(token_ids) < size:
+            raise InputError(f"a token id is not one of the model's, which are 0 to {size - 1}")
+
+    def told(self, score: Score) -> ScoredToken:
+        top = tuple(self.named(token_id, logprob) for token_id, logprob in score.top)
+        return replace(self.named(score.id, score.logprob), top=top)
+
+    def named(self, token_id: int, logprob: float | None) -> ScoredToken:
+        data = self.tokenizer.token_bytes(token_id)
+        return ScoredToken(data.decode(errors="replace"), list(data), logprob)
