@@ -346,7 +346,7 @@ def test_a_place_is_given_back_however_a_request_ends(tmp_path_factory, order, k
             assert all(isinstance(result, kinds.get(ending, asyncio.CancelledError)) for result in results)
         assert inside == 0
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), 30))  # a place that is lost would be waited for without end
 
 
 async def test_a_stream_counts_until_its_end(path):
