@@ -42,8 +42,9 @@ class Settings(BaseSettings):
     api_key: SecretStr = SecretStr("")
     """VOICECHAT_API_KEY: the key with which `voicechat page` calls its API."""
 
-    whisper: Literal["base", "tiny.en"] = "base"
-    """VOICECHAT_WHISPER: the transcription model; tiny.en is twice as fast and hears English only."""
+    whisper: Literal["base", "tiny.en"] | None = None
+    """VOICECHAT_WHISPER: the transcription model, by default the application file's; tiny.en is twice as fast and hears
+    English only."""
 
     ray_address: str = "local"
     """VOICECHAT_RAY_ADDRESS: the Ray to join, "auto" on a cluster's head; by default one of our own is started."""

@@ -1,15 +1,17 @@
 """What is deployed on Ray Serve, how to start it, and how to wait until all of it is ready.
 
 Two applications share one port: the API at /v1, and at / the front with probes, metrics and the page. Ray must be
-running (and is joined, not started, here).
+running (and is joined, not started, here). `api` and `front` are what an application file names for Serve to call.
 """
 
 import errno
+import importlib
 import logging
 import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from ray import serve
@@ -17,9 +19,12 @@ from ray.serve.schema import ApplicationStatus, DeploymentStatus, LoggingConfig
 
 from voicechat_platform.assets import locate
 from voicechat_platform.errors import InputError
-from voicechat_serve.api.access import AccessRules
+from voicechat_platform.settings import settings
+from voicechat_serve.api.access import AccessRules, access_rules
 from voicechat_serve.api.ingress import APIIngress
 from voicechat_serve.api.services import RESERVED_NAMES, Services
+from voicechat_serve.application_file import API, FRONT, APIArguments, FrontArguments, Replicas, served_models
+from voicechat_serve.champions import Champions
 from voicechat_serve.front import FrontIngress, Page
 from voicechat_serve.language_model import LanguageModel, ServedModel
 from voicechat_serve.synthesis import Synthesis
@@ -27,11 +32,9 @@ from voicechat_serve.transcription import Transcription
 
 log = logging.getLogger(__name__)
 
-API, FRONT = "api", "front"
-
-# The CPU counts below only say how many replicas fit: two language models and all the rest fit on one core.
-
 POLL_S = 0.25
+
+REQUEST_TIMEOUT_S = 900.0
 
 LOGGING = LoggingConfig(encoding="JSON", enable_access_log=False)
 """A replica's log is one JSON object a line; api/request_log.py tells more of a request than Serve's access log."""
@@ -46,13 +49,33 @@ class DeploymentFailedError(RuntimeError):
 @dataclass(frozen=True)
 class DeploymentState:
     name: str
-    """"transcription", "synthesis", "model NAME", "api" or "front"."""
+    """"transcription", "synthesis", "model NAME", "champions", "api" or "front"."""
     state: ReplicaState
 
 
+def api(arguments: APIArguments) -> serve.Application:
+    """The API's application, as Serve builds it from a file; where it listens is the file's, whom it lets in the
+    environment's (VOICECHAT_KEYS, …).
+
+    Raises:
+        InputError: a model's files are not found.
+    """
+    return api_application(served_models(arguments), arguments, access_rules(settings()))
+
+
+def front(arguments: FrontArguments) -> serve.Application:
+    """The front's application, as Serve builds it from a file."""
+    if not arguments.page:
+        return front_application(None, access_rules(settings()))
+    module, _, function = arguments.page.partition(":")
+    mount = getattr(importlib.import_module(module), function)
+    key = settings().api_key.get_secret_value() or "none"
+    return front_application(partial(mount, api_base_url=arguments.api, api_key=key), access_rules(settings()))
+
+
 def deploy(
-    models: Sequence[ServedModel],
-    whisper: str,
+    models: Sequence[tuple[ServedModel, Replicas]],
+    arguments: APIArguments,
     port: int,
     page: Page | None = None,
     access: AccessRules = AccessRules(),
@@ -60,8 +83,8 @@ def deploy(
     """Starts everything and returns at once; `wait_until_ready` tells when it answers.
 
     Args:
-        models: the language models; at least one.
-        whisper: "base" or "tiny.en".
+        models: the language models with what each needs; at least one.
+        arguments: what all the rest needs.
         port: where to listen.
         page: mounts the page at /; must be importable in the replica.
         access: the address to listen on, and who is let in; by default loopback, without a key.
@@ -70,58 +93,51 @@ def deploy(
         InputError: two models of one name, the port is in use, a model's folder is not there, or an asset is missing.
     """
     require_free(port, access.host)
-    ids = [model.id for model in models]
-    if len(set(ids)) < len(ids) or set(ids) & RESERVED_NAMES:
-        raise InputError(f"models must have names of their own, and none of {', '.join(sorted(RESERVED_NAMES))}: {ids}")
-    for model in models:
-        if not model.folder.is_dir():
-            raise InputError(f"the model {model.id!r} has no folder {model.folder}")
     targets = [
-        serve.RunTarget(api_application(models, whisper, access), name=API, route_prefix="/v1", logging_config=LOGGING),
+        serve.RunTarget(
+            api_application(models, arguments, access), name=API, route_prefix="/v1", logging_config=LOGGING
+        ),
         serve.RunTarget(front_application(page, access), name=FRONT, route_prefix="/"),
     ]
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's; replicas keep theirs
-    serve.start(proxy_location="HeadOnly", http_options={"host": access.host, "port": port})
+    http_options = {"host": access.host, "port": port, "request_timeout_s": REQUEST_TIMEOUT_S}
+    serve.start(proxy_location="HeadOnly", http_options=http_options)
     serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 
 
-def api_application(models: Sequence[ServedModel], whisper: str, access: AccessRules) -> serve.Application:
-    whisper_name = f"whisper-{whisper}"
+def api_application(
+    models: Sequence[tuple[ServedModel, Replicas]], arguments: APIArguments, access: AccessRules
+) -> serve.Application:
+    """
+    Raises:
+        InputError: two models of one name, a model's folder is not there, or an asset is missing.
+    """
+    ids = [model.id for model, _ in models]
+    if len(set(ids)) < len(ids) or set(ids) & RESERVED_NAMES:
+        raise InputError(f"models must have names of their own, and none of {', '.join(sorted(RESERVED_NAMES))}: {ids}")
+    for model, _ in models:
+        if not model.folder.is_dir():
+            raise InputError(f"the model {model.id!r} has no folder {model.folder}")
+    whisper_name = f"whisper-{arguments.whisper}"
     whisper_folder = locate(whisper_name)
-    transcription = serve.deployment(
-        Transcription,
-        name="transcription",
-        ray_actor_options={"num_cpus": 0.3},
-        max_ongoing_requests=4,
-        max_queued_requests=32,
-    )
-    synthesis = serve.deployment(
-        Synthesis,
-        name="synthesis",
-        ray_actor_options={"num_cpus": 0.1},
-        max_ongoing_requests=8,
-        max_queued_requests=32,
-    )
-    language_models = {
-        model.id: serve.deployment(
-            LanguageModel,
-            name=deployment_name(model),
-            ray_actor_options={"num_cpus": 0.2},
-            # The engine queues and refuses itself: it knows how many it can decode at once.
-            max_ongoing_requests=256,
-        ).bind(model)
-        for model in models
-    }
+    champions = None
+    if any(model.version is not None for model, _ in models):
+        champions = serve.deployment(Champions, name="champions", ray_actor_options={"num_cpus": 0.05}).bind()
+
+    def bound(model: ServedModel, replicas: Replicas) -> serve.Application:
+        deployment = serve.deployment(LanguageModel, name=deployment_name(model), **replicas.options())
+        return deployment.bind(model, champions if model.version is not None else None)
+
+    transcription = serve.deployment(Transcription, name="transcription", **arguments.transcription.options())
+    synthesis = serve.deployment(Synthesis, name="synthesis", **arguments.synthesis.options())
     services = Services(
-        models={model.id: model for model in models},
-        language_models=language_models,
+        models={model.id: model for model, _ in models},
+        language_models={model.id: bound(model, replicas) for model, replicas in models},
         transcription=transcription.bind(whisper_folder),
         transcription_model=whisper_name,
         synthesis=synthesis.bind(),
     )
-    ingress = serve.deployment(
-        APIIngress, name=API, ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=512, max_queued_requests=512
-    )
+    ingress = serve.deployment(APIIngress, name=API, **arguments.ingress.options())
     return ingress.bind(services, access)
 
 

@@ -18,6 +18,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from voicechat_platform.assets import locate
 from voicechat_serve import application
+from voicechat_serve.application_file import APIArguments, Engines
 from voicechat_serve.language_model import ServedModel
 from voicechat_ui.page import mount_page
 
@@ -50,7 +51,9 @@ def url() -> Iterator[str]:
     model = ServedModel(id="smollm2-135m-instruct", folder=locate("smollm2-135m-instruct-int8"))
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        application.deploy([model], "base", port, partial(mount_page, api_base_url=f"{address}/v1"))
+        application.deploy(
+            [(model, Engines())], APIArguments(), port, partial(mount_page, api_base_url=f"{address}/v1")
+        )
         application.wait_until_ready(timeout_s=180)
         yield address
     finally:

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from voicechat_platform.assets import locate
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
 from voicechat_serve import application
+from voicechat_serve.application_file import APIArguments, Engines
 from voicechat_serve.language_model import ServedModel
 
 LIBRIVOX = Path(os.environ.get("VOICECHAT_LIBRIVOX", "/usr/share/pocketsphinx/test/data/librivox"))
@@ -81,7 +82,10 @@ def server(tiny_model) -> Iterator[str]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         application.deploy(
-            [ServedModel(id="shakespeare", folder=tiny_model), smollm2], "tiny.en", port, page_in_the_replica
+            [(ServedModel(id="shakespeare", folder=tiny_model), Engines()), (smollm2, Engines())],
+            APIArguments(whisper="tiny.en"),
+            port,
+            page_in_the_replica,
         )
         application.wait_until_ready(timeout_s=120)
         yield f"http://127.0.0.1:{port}"

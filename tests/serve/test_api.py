@@ -43,7 +43,7 @@ def test_models(client):
 def test_whole_chat(http):
     body = {"model": SMOLLM2, "messages": SAY_HELLO, "max_tokens": 24, "temperature": 0}
     answer = http.post("/v1/chat/completions", json=body).json()
-    assert set(answer) == {"id", "object", "created", "model", "choices", "usage"}
+    assert set(answer) == {"id", "object", "created", "model", "choices", "usage", "system_fingerprint"}
     assert answer["object"] == "chat.completion"
     assert isinstance(answer["created"], int)
     (choice,) = answer["choices"]
@@ -213,12 +213,10 @@ GOOD_SPEECH = {"model": "tts-1", "input": "Hello.", "voice": "alloy"}
         (CHAT, GOOD_CHAT | {"temperature": 9}, 400, "temperature"),
         (CHAT, GOOD_CHAT | {"max_tokens": 0}, 400, "max_tokens"),
         (CHAT, GOOD_CHAT | {"top_k": 10**23}, 400, "top_k"),
-        (CHAT, GOOD_CHAT | {"n": 2}, 400, "n"),
-        (CHAT, GOOD_CHAT | {"frequency_penalty": 0.5}, 400, "frequency_penalty"),
         (CHAT, GOOD_CHAT | {"tools": [{"type": "function"}]}, 400, "tools"),
         (CHAT, GOOD_CHAT | {"messages": [{"role": "user", "content": "\ud800"}]}, 400, None),
         (CHAT, ["not", "an", "object"], 400, None),
-        ("/v1/completions", {"model": "shakespeare", "prompt": ["a", "b"]}, 400, "prompt"),
+        (CHAT, GOOD_CHAT | {"model": SMOLLM2, "frequency_penalty": 0.5}, 400, "frequency_penalty"),
         ("/v1/completions", {"model": "shakespeare"}, 400, "prompt"),
         ("/v1/completions", {"model": "shakespeare", "prompt": ""}, 400, None),
         ("/v1/audio/speech", GOOD_SPEECH | {"voice": "bob"}, 400, "voice"),

@@ -10,6 +10,9 @@ import ray
 from voicechat_platform.errors import InputError
 from voicechat_serve import application
 from voicechat_serve.application import DeploymentFailedError, DeploymentState, ServedModel
+from voicechat_serve.application_file import APIArguments, Engines
+
+TINY = APIArguments(whisper="tiny.en")
 
 
 def test_a_port_in_use(tiny_model):
@@ -17,12 +20,12 @@ def test_a_port_in_use(tiny_model):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(InputError, match="--port"):
-            application.deploy([ServedModel(id="m", folder=tiny_model)], "tiny.en", taken.getsockname()[1])
+            application.deploy([(ServedModel(id="m", folder=tiny_model), Engines())], TINY, taken.getsockname()[1])
 
 
 def test_a_model_whose_folder_is_gone(tmp_path, free_port):
     with pytest.raises(InputError, match="no folder"):
-        application.deploy([ServedModel(id="m", folder=tmp_path / "gone")], "tiny.en", free_port)
+        application.deploy([(ServedModel(id="m", folder=tmp_path / "gone"), Engines())], TINY, free_port)
 
 
 def test_a_model_that_cannot_load(tiny_model, tmp_path, free_port):
@@ -30,7 +33,7 @@ def test_a_model_that_cannot_load(tiny_model, tmp_path, free_port):
     states: dict[str, DeploymentState] = {}
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        application.deploy([ServedModel(id="broken", folder=tmp_path)], "tiny.en", free_port)
+        application.deploy([(ServedModel(id="broken", folder=tmp_path), Engines())], TINY, free_port)
         with pytest.raises(DeploymentFailedError, match=r"model broken: OSError: .*model\.safetensors"):
             application.wait_until_ready(lambda seen: states.update({state.name: state for state in seen}))
         assert states["model broken"].state == "failed"

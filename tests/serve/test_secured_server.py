@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from voicechat_serve import application
 from voicechat_serve.api.access import AccessRules
 from voicechat_serve.api.limits import BODY_SECONDS
+from voicechat_serve.application_file import APIArguments, Engines
 from voicechat_serve.keys import create_key, fingerprint, make_secret, revoke_key
 from voicechat_serve.language_model import ServedModel
 
@@ -57,7 +58,13 @@ def server(tiny_model, keys_file, secret, page_key) -> Iterator[str]:
     page = partial(page_that_asks_the_api, api_base_url=f"http://127.0.0.1:{port}/v1", api_key=page_key)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        application.deploy([ServedModel(id="shakespeare", folder=tiny_model)], "tiny.en", port, page, access)
+        application.deploy(
+            [(ServedModel(id="shakespeare", folder=tiny_model), Engines())],
+            APIArguments(whisper="tiny.en"),
+            port,
+            page,
+            access,
+        )
         application.wait_until_ready(timeout_s=120)
         yield f"http://127.0.0.1:{port}"
     finally:

@@ -33,6 +33,9 @@ console = Console(stderr=True, highlight=False)
 Number = TypeVar("Number", int, float)
 Reference = Annotated[str, typer.Argument(help="a checkpoint's folder, NAME@NUMBER, or NAME for its champion")]
 Port = Annotated[int | None, typer.Option(min=1, max=65535, help="where to listen  [default: 8000]")]
+Application = Annotated[
+    Path | None, typer.Option("--application", help="what to serve: a file such as serve/applications/local.yaml")
+]
 Host = Annotated[
     str | None,
     typer.Option(help="the address to listen on; beyond this machine only with a key  [default: 127.0.0.1]"),
@@ -68,6 +71,7 @@ def serve(
     port: Port = None,
     whisper: Whisper = None,
     host: Host = None,
+    application: Application = None,
 ) -> None:
     """The OpenAI-compatible API alone, without the page. Ctrl-C ends it.
 
@@ -76,7 +80,7 @@ def serve(
     with console.status("loading"):
         from voicechat_ui.services import run_services
 
-    run_services(chosen_settings(port, whisper, host), with_page=False)
+    run_services(chosen_settings(port, whisper, host), with_page=False, application=application)
 
 
 @app.command()
@@ -360,7 +364,22 @@ def promote(version: Annotated[str, typer.Argument(help="NAME@NUMBER, as `voicec
 
     registry = Registry()
     promoted = registry.promote(registry.version(*parse_version(version)))
-    print(f"{promoted} is the champion of {promoted.name}. A service that starts now serves it.")
+    print(
+        f"{promoted} is the champion of {promoted.name}. A running service serves it within seconds; "
+        f"`voicechat rollback {promoted.name}` undoes it."
+    )
+
+
+@app.command()
+def rollback(name: Annotated[str, typer.Argument(help="a model of the registry")]) -> None:
+    """Make the champion before the champion again; a running service follows. A second time undoes the first.
+
+    Example: voicechat rollback shakespeare
+    """
+    from voicechat_platform.registry import Registry
+
+    champion = Registry().roll_back(name)
+    print(f"{champion} is the champion of {champion.name} again.")
 
 
 @app.command()

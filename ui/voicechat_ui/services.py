@@ -21,8 +21,8 @@ from voicechat_platform.registry import Registry, Version
 from voicechat_platform.settings import Settings
 from voicechat_serve.api.access import access_rules, guard
 from voicechat_serve.application import DeploymentState, deploy, require_free, stop, wait_until_ready
+from voicechat_serve.application_file import local_application, read_application, served_models
 from voicechat_serve.keys import make_secret
-from voicechat_serve.language_model import ServedModel
 from voicechat_tune.run import run_sweep
 from voicechat_tune.sweep_file import quickstart, read_sweep
 from voicechat_ui.page import mount_page
@@ -44,14 +44,14 @@ def run_everything(settings: Settings) -> None:
     access_rules(settings)
     require_free(settings.port, settings.host)
     if not Registry().champions():
-        prepare_assets(settings)
+        prepare_assets(settings.whisper or "base")
         tune_first_model()
     run_services(settings, with_page=True)
 
 
-def prepare_assets(settings: Settings) -> None:
+def prepare_assets(whisper: str) -> None:
     """Whatever is served or trained on, joined or converted where that has not been done yet."""
-    for name in (f"whisper-{settings.whisper}", f"{CHAT_MODEL}-int8", "hibari", "shakespeare-plays"):
+    for name in (f"whisper-{whisper}", f"{CHAT_MODEL}-int8", "hibari", "shakespeare-plays"):
         locate(name)
 
 
@@ -86,16 +86,23 @@ def print_card(version: Version) -> None:
     )
 
 
-def run_services(settings: Settings, with_page: bool) -> None:
-    """Serve the champions and the packaged chat model until Ctrl-C, then leave no process behind."""
+def run_services(settings: Settings, with_page: bool, application: Path | None = None) -> None:
+    """Serve what an application file names until Ctrl-C, then leave no process behind.
+
+    Raises:
+        InputError: the file is wrong, the port is in use, an asset is missing, or it would listen beyond this machine
+            without a key.
+    """
     # The page's own key lives as long as the service. It goes to the page as an argument: the variables of a replica's
     # environment are shown by Ray's dashboard and logs.
     page_key = make_secret()
     access = access_rules(settings, page_key)
     require_free(settings.port, settings.host)
-    prepare_assets(settings)
-    models = [ServedModel(id=version.name, folder=version.checkpoint()) for version in Registry().champions()]
-    models.append(ServedModel(id=CHAT_MODEL, folder=locate(f"{CHAT_MODEL}-int8")))
+    arguments = read_application(application or local_application()).api
+    if settings.whisper:
+        arguments = arguments.model_copy(update={"whisper": settings.whisper})
+    prepare_assets(arguments.whisper)
+    models = served_models(arguments)
     address = f"http://{reachable(settings.host)}:{settings.port}"
     api = f"{address}/v1"
     page = partial(mount_page, api_base_url=api, api_key=page_key) if with_page else None
@@ -104,7 +111,7 @@ def run_services(settings: Settings, with_page: bool) -> None:
     with console.status("starting Ray") as status, torn_down(settings):
         start_ray()
         status.update("starting the services")
-        deploy(models, settings.whisper, settings.port, page, access)
+        deploy(models, arguments, settings.port, page, access)
         ready: set[str] = set()
 
         def show(states: list[DeploymentState]) -> None:
@@ -116,7 +123,7 @@ def run_services(settings: Settings, with_page: bool) -> None:
 
         wait_until_ready(show)
         status.stop()
-        announce(address if with_page else None, api, models[0].id, access.keys_required)
+        announce(address if with_page else None, api, models[0][0].id, access.keys_required)
         with suppress(KeyboardInterrupt):  # how a service is meant to end
             while True:
                 time.sleep(1)
@@ -129,8 +136,7 @@ def torn_down(settings: Settings) -> Iterator[None]:
         yield
     finally:
         console.print("stopping")
-        if settings.ray_address != "local":
-            stop()  # a Ray of our own takes Serve down with it, and sooner
+        stop()  # lets the replicas end what they have begun
         stop_ray()
         shutil.rmtree(settings.folder("recordings"), ignore_errors=True)
 

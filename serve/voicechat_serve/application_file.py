@@ -1,0 +1,183 @@
+"""The application file: what is deployed, with how many replicas on which machines.
+
+The form is Ray Serve's own: on a cluster `serve deploy FILE` takes it. The two applications' `args` are described here.
+`voicechat serve` and `voicechat up` read serve/applications/local.yaml.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+from ray.serve.schema import ServeDeploySchema
+
+from voicechat_platform.assets import LANGUAGE_MODELS, locate
+from voicechat_platform.errors import InputError
+from voicechat_platform.registry import Registry, Version, find_checkpoint
+from voicechat_platform.strict_yaml import Strict, read_yaml, validate
+from voicechat_serve.engines.choice import EngineName, Precision
+from voicechat_serve.language_model import ServedModel
+
+API, FRONT = "api", "front"
+
+
+class Replicas(Strict):
+    """How many replicas of a deployment there are, and what each needs."""
+
+    num_cpus: float = Field(default=0.1, ge=0)
+    """CPU cores to reserve; they only say how many replicas fit on a machine."""
+    num_gpus: float = Field(default=0, ge=0)
+    """GPUs to reserve; .25 lets four replicas share one."""
+    min_replicas: int = Field(default=1, ge=0)
+    """0: the deployment goes away when nobody asks, and the next request waits until it is loaded again."""
+    max_replicas: int = Field(default=1, ge=1)
+    target_ongoing_requests: float = Field(default=16, gt=0)
+    """Requests at once for each replica: more are a reason for another one."""
+    upscale_delay_s: float = Field(default=10, ge=0)
+    downscale_delay_s: float = Field(default=300, ge=0)
+    max_ongoing_requests: int = Field(default=256, ge=1)
+    """At once in one replica."""
+    max_queued_requests: int = Field(default=256, ge=1)
+    """That wait for a replica, in each process that asks; more are answered 503."""
+
+    @model_validator(mode="after")
+    def are_in_order(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas {self.min_replicas} is more than max_replicas {self.max_replicas}")
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """For `serve.deployment`."""
+        options: dict[str, Any] = {
+            "ray_actor_options": {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus},
+            "max_ongoing_requests": self.max_ongoing_requests,
+            "max_queued_requests": self.max_queued_requests,
+            # An idle replica goes at once, a busy one may end what it has begun.
+            "graceful_shutdown_wait_loop_s": 0.1,
+            "graceful_shutdown_timeout_s": 20,
+        }
+        if self.min_replicas == self.max_replicas:
+            return options | {"num_replicas": self.min_replicas}
+        return options | {
+            "autoscaling_config": {
+                "min_replicas": self.min_replicas,
+                "max_replicas": self.max_replicas,
+                "target_ongoing_requests": self.target_ongoing_requests,
+                "upscale_delay_s": self.upscale_delay_s,
+                "downscale_delay_s": self.downscale_delay_s,
+            }
+        }
+
+
+class Engines(Replicas):
+    """How a language model is run."""
+
+    num_cpus: float = Field(default=0.2, ge=0)
+    engine: EngineName = "auto"
+    """torch, ctranslate2 (int8, on a CPU), or auto: what suits the files."""
+    precision: Precision = "auto"
+    """Of the torch engine: float32, bfloat16, or auto: bfloat16 on a GPU."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads of one decode step."""
+
+
+class ModelEntry(Engines):
+    """A language model that is served under a name of its own."""
+
+    id: str = Field(min_length=1)
+    """The name that clients ask for."""
+    source: str = ""
+    """A folder, NAME@NUMBER, a packaged model, or OWNER/NAME of the Hugging Face hub; `id` when not given."""
+
+
+class APIArguments(Strict):
+    """`args` of the application `api`."""
+
+    champions: Engines | None = Engines()
+    """How the champions of the registry are run, each under its model's name; null to serve none."""
+    models: tuple[ModelEntry, ...] = ()
+    """Language models besides."""
+    whisper: Literal["base", "tiny.en"] = "base"
+    """The transcription model."""
+    transcription: Replicas = Replicas(num_cpus=0.3, max_ongoing_requests=4, max_queued_requests=32)
+    synthesis: Replicas = Replicas(max_ongoing_requests=8, max_queued_requests=32)
+    ingress: Replicas = Replicas(max_ongoing_requests=512, max_queued_requests=512)
+    """The HTTP API. Limits of keys are counted in each replica of it."""
+
+
+class FrontArguments(Strict):
+    """`args` of the application `front`."""
+
+    page: str = ""
+    """What mounts the page, as module:function; none when empty."""
+    api: str = "http://127.0.0.1:8000/v1"
+    """The API, as the page's process reaches it. Its key there is VOICECHAT_API_KEY."""
+
+
+class ApplicationFile(Strict):
+    """An application file, checked by Serve's own schema and by ours."""
+
+    serve: ServeDeploySchema
+    api: APIArguments
+
+
+def local_application() -> Path:
+    """The packaged file that `voicechat serve` deploys."""
+    package = Path(__file__).parent
+    installed = package / "applications" / "local.yaml"
+    return installed if installed.exists() else package.parent / "applications" / "local.yaml"
+
+
+def read_application(path: Path) -> ApplicationFile:
+    """
+    Raises:
+        InputError: there is no such file, it is not what Serve takes, or `args` have unknown or impossible fields.
+    """
+    try:
+        serve_file = read_yaml(path, ServeDeploySchema)
+    except ValidationError as error:  # Serve's own checks of the whole
+        raise InputError(f"{path}: {error}") from None
+    applications = {application.name: application for application in serve_file.applications}
+    if API not in applications:
+        raise InputError(f"{path}: there is no application named {API}; it has {', '.join(applications) or 'none'}")
+    for name, application in applications.items():
+        if application.deployments:
+            raise InputError(f"{path}: {name}: say what deployments need in the application's args, not in deployments")
+    arguments = validate(applications[API].args, APIArguments, f"{path}: {API}.args")
+    if FRONT in applications:
+        validate(applications[FRONT].args, FrontArguments, f"{path}: {FRONT}.args")
+    return ApplicationFile(serve=serve_file, api=arguments)
+
+
+def served_models(arguments: APIArguments) -> list[tuple[ServedModel, Replicas]]:
+    """The language models to deploy: the registry's champions first.
+
+    Raises:
+        InputError: a model's files are not found.
+    """
+    found: list[tuple[ServedModel, Replicas]] = []
+    if arguments.champions is not None:
+        how = arguments.champions
+        found += [(served_version(version, how), how) for version in Registry().champions()]
+    for entry in arguments.models:
+        folder = model_folder(entry.source or entry.id, entry.engine)
+        served = ServedModel(
+            id=entry.id, folder=folder, engine=entry.engine, precision=entry.precision, threads=entry.threads
+        )
+        found.append((served, entry))
+    return found
+
+
+def served_version(version: Version, how: Engines) -> ServedModel:
+    return ServedModel(
+        id=version.name,
+        folder=version.checkpoint(),
+        version=version.number,
+        engine=how.engine,
+        precision=how.precision,
+        threads=how.threads,
+    )
+
+
+def model_folder(source: str, engine: EngineName) -> Path:
+    """A packaged chat model is there in two forms: as CTranslate2 runs it, and as torch does."""
+    return locate(f"{source}-int8") if source in LANGUAGE_MODELS and engine != "torch" else find_checkpoint(source)

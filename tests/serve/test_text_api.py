@@ -1,0 +1,310 @@
+"""Chat and completions in every detail: a real model behind the real routes, in this process, without Ray."""
+
+import asyncio
+import json
+import math
+
+import httpx
+import openai
+import pytest
+from ray.exceptions import ActorDiedError
+
+from voicechat_serve.api import answers
+from voicechat_serve.api.ingress import build
+from voicechat_serve.api.services import Services
+from voicechat_serve.chat_tokenizer import ChatTokenizer
+from voicechat_serve.engines.choice import make_engine
+from voicechat_serve.engines.interface import UnknownVersionError
+from voicechat_serve.language_model import ServedModel
+from voicechat_serve.loaded_model import LoadedModel
+
+PROMPT = "To be, or not"
+
+
+class Handle:
+    """A deployment's handle, whose replica is an object of this process."""
+
+    def __init__(self, replica):
+        self.replica = replica
+
+    def options(self, stream):
+        return self
+
+    def __getattr__(self, method):
+        return Call(getattr(self.replica, method))
+
+
+class Call:
+    def __init__(self, method):
+        self.method = method
+
+    def remote(self, *arguments):
+        return Stream(self.method(*arguments))
+
+
+class Stream:
+    def __init__(self, pieces):
+        self.pieces = pieces
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        return await anext(self.pieces)
+
+    def cancel(self):
+        self.closing = asyncio.ensure_future(self.pieces.aclose())
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    tokenizer = ChatTokenizer(tiny_model)
+    model = LoadedModel(tokenizer, make_engine(tiny_model, tokenizer), "shakespeare@1")
+    yield model
+    model.engine.close()
+
+
+def services_of(replica, folder) -> Services:
+    return Services(
+        models={"shakespeare": ServedModel(id="shakespeare", folder=folder)},
+        language_models={"shakespeare": Handle(replica)},
+        transcription=None,
+        transcription_model="whisper-tiny.en",
+        synthesis=None,
+    )
+
+
+@pytest.fixture
+async def http(model, tiny_model):
+    transport = httpx.ASGITransport(build(services_of(model, tiny_model)))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=30) as http:
+        yield http
+
+
+@pytest.fixture
+async def client(http):
+    return openai.AsyncOpenAI(base_url="http://127.0.0.1", api_key="none", max_retries=0, http_client=http)
+
+
+async def complete(client, **fields):
+    return await client.completions.create(
+        **({"model": "shakespeare", "prompt": PROMPT, "max_tokens": 8, "seed": 1} | fields)
+    )
+
+
+async def chat(client, **fields):
+    messages = [{"role": "user", "content": PROMPT}]
+    return await client.chat.completions.create(
+        **({"model": "shakespeare", "messages": messages, "max_tokens": 8, "seed": 1} | fields)
+    )
+
+
+async def test_several_choices_differ_and_are_counted(client):
+    answer = await complete(client, n=3, temperature=1)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert len({choice.text for choice in answer.choices}) == 3
+    assert answer.usage.prompt_tokens == len(PROMPT)  # a character a token, counted once
+    assert answer.usage.completion_tokens == 24
+    assert answer.usage.total_tokens == len(PROMPT) + 24
+    alone = await complete(client, temperature=1, seed=3)
+    assert alone.choices[0].text == answer.choices[2].text  # each choice has the next seed
+    assert answer.system_fingerprint == "shakespeare@1"
+
+
+async def test_several_prompts(client):
+    answer = await complete(client, prompt=["To be", "Never"], n=2, temperature=0)
+    singles = [await complete(client, prompt=prompt, temperature=0) for prompt in ("To be", "Never")]
+    texts = [choice.text for choice in answer.choices]
+    assert texts == [singles[0].choices[0].text] * 2 + [singles[1].choices[0].text] * 2
+    assert answer.usage.prompt_tokens == 10
+
+
+async def test_token_ids_are_a_prompt(client, model):
+    ids = model.tokenizer.encode(PROMPT)
+    expected = (await complete(client)).choices[0].text
+    assert (await complete(client, prompt=ids)).choices[0].text == expected
+    assert [choice.text for choice in (await complete(client, prompt=[ids, ids], seed=None, temperature=0)).choices]
+
+
+async def test_streamed_choices_are_the_whole_ones(client):
+    whole = await chat(client, n=3, temperature=1)
+    stream = await chat(client, n=3, temperature=1, stream=True, stream_options={"include_usage": True})
+    chunks = [chunk async for chunk in stream]
+    assert (chunks[-1].choices, chunks[-1].usage) == ([], whole.usage)
+    for index, choice in enumerate(whole.choices):
+        own = [chunk.choices[0] for chunk in chunks[:-1] if chunk.choices[0].index == index]
+        assert own[0].delta.role == "assistant"
+        assert "".join(each.delta.content or "" for each in own) == choice.message.content
+        assert [each.finish_reason for each in own] == [None] * (len(own) - 1) + [choice.finish_reason]
+
+
+async def test_chat_logprobs(client, model):
+    answer = await chat(client, logprobs=True, top_logprobs=3, temperature=0, max_tokens=6)
+    content = answer.choices[0].logprobs.content
+    assert "".join(token.token for token in content) == answer.choices[0].message.content
+    for token in content:
+        assert bytes(token.bytes).decode() == token.token
+        assert len(token.top_logprobs) == 3
+        assert token.logprob == token.top_logprobs[0].logprob  # greedy takes the likeliest
+        assert token.logprob <= 0
+    stream = await chat(client, logprobs=True, top_logprobs=3, temperature=0, max_tokens=6, stream=True)
+    streamed = [
+        token async for chunk in stream if chunk.choices[0].logprobs for token in chunk.choices[0].logprobs.content
+    ]
+    assert [token.token for token in streamed] == [token.token for token in content]
+    assert (await chat(client)).choices[0].logprobs is None
+
+
+async def test_completion_logprobs_with_the_prompts(client):
+    answer = await complete(client, echo=True, logprobs=2, temperature=0)
+    (choice,) = answer.choices
+    scores = choice.logprobs
+    assert choice.text.startswith(PROMPT)
+    assert "".join(scores.tokens) == choice.text
+    assert scores.token_logprobs[0] is None
+    assert scores.top_logprobs[0] is None
+    assert all(value <= 0 for value in scores.token_logprobs[1:])
+    assert all(len(top) == 2 for top in scores.top_logprobs[1:])
+    assert scores.text_offset == list(range(len(choice.text)))
+    assert answer.usage.completion_tokens == 8
+    pieces = [
+        chunk.choices[0] async for chunk in await complete(client, echo=True, logprobs=2, temperature=0, stream=True)
+    ]
+    assert "".join(piece.text for piece in pieces) == choice.text
+    assert [token for piece in pieces for token in piece.logprobs.tokens] == scores.tokens
+    assert [place for piece in pieces for place in piece.logprobs.text_offset] == scores.text_offset
+
+
+async def test_a_prompt_is_scored_without_an_answer(client):
+    """As harnesses ask that rank given texts by their likelihood."""
+    longer = await complete(client, echo=True, logprobs=1, temperature=0)
+    answer = await complete(client, echo=True, logprobs=1, max_tokens=0)
+    assert answer.choices[0].text == PROMPT
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.choices[0].logprobs.token_logprobs == pytest.approx(
+        longer.choices[0].logprobs.token_logprobs[: len(PROMPT)]
+    )
+    assert (answer.usage.completion_tokens, answer.usage.total_tokens) == (0, len(PROMPT))
+
+
+async def test_biases_and_penalties(client, model):
+    wanted = model.tokenizer.encode("z")[0]
+    assert (await complete(client, logit_bias={str(wanted): 100})).choices[0].text == "z" * 8
+    never = await complete(client, logit_bias={str(wanted): -100}, temperature=2, max_tokens=100)
+    assert "z" not in never.choices[0].text
+    favoured = {str(wanted): 1}  # the logits of a model that was never trained are small
+    once = await complete(client, temperature=0, max_tokens=20, logit_bias=favoured, presence_penalty=2)
+    assert once.choices[0].text.count("z") == 1
+    varied = await complete(client, temperature=0, max_tokens=40, extra_body={"repetition_penalty": 10})
+    assert len(set(varied.choices[0].text)) > 20
+    greedy = (await complete(client, temperature=0)).choices[0].text
+    assert (await complete(client, temperature=2, extra_body={"min_p": 1})).choices[0].text == greedy
+
+
+async def test_raw_types_of_an_answer(http):
+    body = {"model": "shakespeare", "prompt": PROMPT, "logprobs": 1, "max_tokens": 3}
+    answer = (await http.post("/completions", json=body)).json()
+    assert set(answer) == {"id", "object", "created", "model", "choices", "usage", "system_fingerprint"}
+    logprobs = answer["choices"][0]["logprobs"]
+    assert {name: type(value) for name, value in logprobs.items()} == dict.fromkeys(logprobs, list)
+    assert set(logprobs) == {"tokens", "token_logprobs", "top_logprobs", "text_offset"}
+    assert all(isinstance(value, float) for value in logprobs["token_logprobs"])
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("completions", {"n": 17}, "n"),
+        ("completions", {"n": 9, "prompt": ["a", "b"]}, "prompt"),
+        ("completions", {"prompt": []}, "prompt"),
+        ("completions", {"prompt": ["a", ""]}, "prompt"),
+        ("completions", {"prompt": [[]]}, "prompt"),
+        ("completions", {"prompt": [-1]}, None),
+        ("completions", {"prompt": [10**6]}, None),
+        ("completions", {"prompt": ["a", 1]}, None),
+        ("completions", {"max_tokens": 0}, "max_tokens"),
+        ("completions", {"prompt": [1, 2], "echo": True}, "echo"),
+        ("completions", {"best_of": 3}, "best_of"),
+        ("completions", {"logprobs": 6}, "logprobs"),
+        ("completions", {"logit_bias": {"x": 1}}, "logit_bias"),
+        ("completions", {"logit_bias": {"5": 101}}, "logit_bias.5"),
+        ("completions", {"logit_bias": {"²": 1}}, "logit_bias"),
+        ("completions", {"logit_bias": {"999999": 1}}, None),
+        ("completions", {"seed": 2**70}, "seed"),
+        ("chat/completions", {"top_logprobs": 2}, "top_logprobs"),
+        ("chat/completions", {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ("chat/completions", {"tools": [{"type": "function"}]}, "tools"),
+    ],
+)
+async def test_bad_requests(http, path, fields, param):
+    body = {"model": "shakespeare", "prompt": PROMPT, "messages": [{"role": "user", "content": "a"}]} | fields
+    response = await http.post(f"/{path}", json=body)
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert param is None or error["param"] == param
+
+
+async def test_embeddings_are_not_there(http):
+    response = await http.post("/embeddings", json={"model": "shakespeare", "input": "a"})
+    assert response.status_code == 404
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+class Mortal:
+    """A replica that dies under its first requests."""
+
+    def __init__(self, model, deaths: int):
+        self.model, self.deaths = model, deaths
+
+    async def complete(self, prompt, wishes):
+        async for delta in self.model.complete(prompt, wishes):
+            yield delta
+            if self.deaths:
+                self.deaths -= 1
+                raise ActorDiedError
+
+    async def chat(self, messages, wishes):
+        raise UnknownVersionError(f"no version {wishes.version}")
+        yield
+
+
+async def ask_of(replica, folder, path, monkeypatch, **fields) -> httpx.Response:
+    monkeypatch.setattr(answers, "PAUSE_S", 0)
+    transport = httpx.ASGITransport(build(services_of(replica, folder)))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+        body = {"model": "shakespeare", "prompt": PROMPT, "max_tokens": 200, "temperature": 0}
+        return await http.post(path, json=body | fields)
+
+
+async def test_a_whole_answer_outlives_a_replica(model, tiny_model, monkeypatch):
+    died = await ask_of(Mortal(model, 2), tiny_model, "/completions", monkeypatch)
+    expected = await ask_of(Mortal(model, 0), tiny_model, "/completions", monkeypatch)
+    assert died.json()["choices"] == expected.json()["choices"]
+    assert died.json()["usage"] == expected.json()["usage"]
+    hopeless = await ask_of(Mortal(model, 9), tiny_model, "/completions", monkeypatch)
+    assert hopeless.status_code == 503
+    assert hopeless.headers["retry-after"]
+
+
+async def test_a_stream_ends_with_an_error_event_when_its_replica_dies(model, tiny_model, monkeypatch):
+    response = await ask_of(Mortal(model, 1), tiny_model, "/completions", monkeypatch, stream=True)
+    events = response.text.strip().split("\n\n")
+    assert json.loads(events[0].removeprefix("data: "))["choices"][0]["text"]
+    error = json.loads(events[-1].removeprefix("data: "))["error"]
+    assert (error["type"], error["code"]) == ("server_error", "unavailable")
+
+
+async def test_an_unknown_version(model, tiny_model, monkeypatch):
+    messages = [{"role": "user", "content": "a"}]
+    fields = {"model": "shakespeare@7", "messages": messages}
+    response = await ask_of(Mortal(model, 0), tiny_model, "/chat/completions", monkeypatch, **fields)
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "model_not_found"
+    assert "7" in response.json()["error"]["message"]
+
+
+async def test_scores_are_probabilities(client):
+    answer = await complete(client, logprobs=5, temperature=0, max_tokens=1)
+    (top,) = answer.choices[0].logprobs.top_logprobs
+    assert 0 < sum(math.exp(value) for value in top.values()) <= 1
