@@ -138,6 +138,18 @@ async def test_streamed_choices_are_the_whole_ones(client):
         assert [each.finish_reason for each in own] == [None] * (len(own) - 1) + [choice.finish_reason]
 
 
+@pytest.mark.parametrize("path", ["/completions", "/chat/completions"])
+async def test_every_chunk_says_usage_where_it_is_wanted(http, path):
+    body = {"model": "shakespeare", "prompt": PROMPT, "messages": [{"role": "user", "content": "a"}], "max_tokens": 3}
+    body |= {"stream": True, "stream_options": {"include_usage": True}}
+    *events, done, _ = (await http.post(path, json=body)).text.split("\n\n")
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+    assert done == "data: [DONE]"
+    assert [chunk["usage"] for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+    assert chunks[-1]["usage"]["completion_tokens"] == 3
+    assert chunks[-1]["choices"] == []
+
+
 async def test_chat_logprobs(client, model):
     answer = await chat(client, logprobs=True, top_logprobs=3, temperature=0, max_tokens=6)
     content = answer.choices[0].logprobs.content

@@ -81,9 +81,10 @@ def router(services: Services) -> APIRouter:
         head = heading("cmpl", "text_completion", request.model)
         tell = CompletionWriter(asks, echo=bool(request.echo), silent=request.max_tokens == 0)
         if request.stream:
+            chunk = head | {"usage": None} if request.usage_wanted else head
 
             def chunks(index: int, delta: Delta) -> Iterator[dict[str, Any]]:
-                yield head | {"choices": [tell(index, delta)], "system_fingerprint": delta.fingerprint}
+                yield chunk | {"choices": [tell(index, delta)], "system_fingerprint": delta.fingerprint}
 
             return await event_stream(
                 handle, asks, tally, chunks, head | {"choices": []} if request.usage_wanted else None
