@@ -76,8 +76,9 @@ async def measure_engine(folder: Path, streams: int, rounds: int) -> dict[str, f
     async def ask(prompt: str, most: int) -> AsyncIterator[int]:
         sampling = Sampling(max_tokens=most, temperature=1)
         count = 0
-        async for _ in engine.generate(GenerationRequest(prompt_ids=tokenizer.encode(prompt), sampling=sampling)):
-            count += 1
+        request = GenerationRequest(prompt_ids=tokenizer.encode(prompt), sampling=sampling)
+        async for made in engine.generate(request):
+            count += len(made)
             yield count
 
     try:

@@ -121,7 +121,7 @@ def through(engine) -> Callable[[int, int], int]:
 
     async def one(prompt_ids: list[int], tokens: int) -> int:
         request = GenerationRequest(prompt_ids=prompt_ids, sampling=Sampling(max_tokens=tokens, temperature=0))
-        return sum([1 async for _ in engine.generate(request)])
+        return sum([len(made) async for made in engine.generate(request)])
 
     async def together(streams: int, tokens: int) -> int:
         return sum(await asyncio.gather(*(one(prompt, tokens) for prompt in prompts(streams))))

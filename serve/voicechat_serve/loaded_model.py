@@ -1,7 +1,6 @@
 """One model in memory, its engine and its tokenizer: messages in, text out as it is written."""
 
 import asyncio
-import time
 from bisect import bisect_left
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -14,14 +13,6 @@ from voicechat_serve.engines.interface import Engine, FinishReason, GenerationRe
 
 Truncation = Literal["disabled", "auto"]
 """Whether a conversation that outgrows the context is refused, or loses its oldest messages."""
-
-MESSAGE_INTERVAL_S = 0.04
-"""Least time between two messages of an answer to the API: small models write a token in 1 ms, which is less than a hop
-costs."""
-
-MESSAGES_PER_S = 100
-"""Of all answers of a replica together: with many streams each message holds more tokens, and the cores that the model
-needs are not spent on carrying them. First tokens go at once."""
 
 ANSWER_SHARE = 0.25
 """How much of the context `truncation="auto"` keeps free for the answer."""
@@ -79,7 +70,6 @@ class LoadedModel:
 
     def __init__(self, tokenizer: ChatTokenizer, engine: Engine, fingerprint: str):
         self.tokenizer, self.engine, self.fingerprint = tokenizer, engine, fingerprint
-        self.answering = 0
         wanted = {name: tokenizer.generation.get(name) for name in ("temperature", "top_p", "top_k")}
         self.defaults = Sampling(**{name: value for name, value in wanted.items() if value is not None})
 
@@ -141,38 +131,19 @@ class LoadedModel:
             top_scores=wishes.top_scores,
             score_prompt=wishes.score_prompt,
         )
-        texts: list[str] = []
-        scores: list[ScoredToken] = []
-        prompt_scores: tuple[ScoredToken, ...] = ()
-        count, sent = 0, 0.0
-        self.answering += 1
-        try:
-            async with aclosing(self.engine.generate(request)) as tokens:
-                async for token in tokens:
-                    count += 1
-                    texts.append(token.text)
-                    if token.score:
-                        scores.append(self.told(token.score))
-                    if token.prompt_scores:
-                        prompt_scores = tuple(self.told(score) for score in token.prompt_scores)
-                    if token.finish_reason or time.monotonic() - sent >= self.message_interval_s:
-                        yield Delta(
-                            "".join(texts),
-                            len(prompt_ids),
-                            count,
-                            token.finish_reason,
-                            tuple(scores),
-                            prompt_scores,
-                            self.fingerprint,
-                        )
-                        texts, scores, prompt_scores = [], [], ()
-                        sent = time.monotonic()
-        finally:
-            self.answering -= 1
-
-    @property
-    def message_interval_s(self) -> float:
-        return max(MESSAGE_INTERVAL_S, self.answering / MESSAGES_PER_S)
+        count = 0
+        async with aclosing(self.engine.generate(request)) as batches:
+            async for tokens in batches:
+                count += len(tokens)
+                yield Delta(
+                    text="".join(token.text for token in tokens),
+                    prompt_tokens=len(prompt_ids),
+                    completion_tokens=count,
+                    finish_reason=tokens[-1].finish_reason,
+                    scores=tuple(self.told(token.score) for token in tokens if token.score),
+                    prompt_scores=tuple(self.told(score) for score in tokens[0].prompt_scores),
+                    fingerprint=self.fingerprint,
+                )
 
     def require_known(self, token_ids: Sequence[int]) -> None:
         size = self.tokenizer.size

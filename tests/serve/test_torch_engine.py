@@ -14,6 +14,7 @@ from voicechat_serve.engines.interface import (
     OverloadedError,
     PromptTooLongError,
     Sampling,
+    Token,
 )
 from voicechat_serve.engines.torch_engine import TorchEngine
 
@@ -57,7 +58,7 @@ def letters(token_ids) -> str:
 
 
 def engine_of(kind: str, **options) -> TorchEngine:
-    return TorchEngine(model_of(kind), letters, end_ids=[], **options)
+    return TorchEngine(model_of(kind), letters, end_ids=[], handover_interval_s=0, **options)
 
 
 def request(prompt_ids, max_tokens=24, **sampling) -> GenerationRequest:
@@ -66,7 +67,11 @@ def request(prompt_ids, max_tokens=24, **sampling) -> GenerationRequest:
 
 
 async def ids_of(engine, wanted) -> list[int]:
-    return [token.id async for token in engine.generate(wanted)]
+    return [token.id for token in await tokens_of(engine, wanted)]
+
+
+async def tokens_of(engine, wanted) -> list[Token]:
+    return [token async for tokens in engine.generate(wanted) for token in tokens]
 
 
 def mixed_requests(count: int) -> list[GenerationRequest]:
@@ -145,8 +150,7 @@ async def test_a_long_prompt_is_read_in_pieces_between_the_steps_of_others(kind,
     long = asyncio.create_task(ids_of(engine, request(long_ids, 10)))
     steps = 0
     while len(reads) < 10:
-        await anext(other)
-        steps += 1
+        steps += len(await anext(other))
     found = await long
     assert max(reads) == 8
     assert steps >= 8
@@ -180,7 +184,7 @@ async def test_scores_of_prompt_and_answer(kind, monkeypatch):
     wanted = GenerationRequest(
         prompt_ids=prompt_ids, sampling=Sampling(max_tokens=5, seed=1), top_scores=3, score_prompt=True
     )
-    tokens = [token async for token in engine.generate(wanted)]
+    tokens = await tokens_of(engine, wanted)
     engine.close()
     ids = [*prompt_ids, *(token.id for token in tokens)]
     with torch.no_grad():
@@ -205,7 +209,7 @@ async def test_metric_attention_caches_one_tensor():
 
 async def test_the_context_bounds_prompt_and_answer():
     engine = engine_of("standard")
-    tokens = [token async for token in engine.generate(request([1] * 90, max_tokens=None))]
+    tokens = await tokens_of(engine, request([1] * 90, max_tokens=None))
     assert len(tokens) == CONTEXT - 90
     assert tokens[-1].finish_reason == "length"
     with pytest.raises(PromptTooLongError, match="96 tokens"):
@@ -217,14 +221,14 @@ async def test_end_tokens_and_stop_strings():
     engine = engine_of("standard")
     free = await ids_of(engine, request([5, 6, 7]))
     stop = letters(free[9:11])
-    tokens = [token async for token in engine.generate(request([5, 6, 7], stop=(stop,)))]
+    tokens = await tokens_of(engine, request([5, 6, 7], stop=(stop,)))
     assert tokens[-1].finish_reason == "stop"
     assert "".join(token.text for token in tokens) == letters(free).split(stop)[0]
     engine.close()
 
     ending = TorchEngine(model_of("standard"), letters, end_ids=[free[9]])
     first = free.index(free[9])
-    tokens = [token async for token in ending.generate(request([5, 6, 7]))]
+    tokens = await tokens_of(ending, request([5, 6, 7]))
     assert (len(tokens), tokens[-1].finish_reason) == (first + 1, "stop")
     assert "".join(token.text for token in tokens) == letters(free[:first])
     ending.close()

@@ -184,7 +184,7 @@ class DecodingLayer:
             if self.p_norm is not None:
                 k_bgtk = self.p_norm(k_bgtk)
             v_bgtk = states_bhtk[:, self.groups :]
-            q_bhtk = turned(k_bgtk @ self.metric_hkk, turns_b1tk)
+            q_bhtk = turned(self.measured(k_bgtk), turns_b1tk)
             if not self.tied:
                 k_bgtk = turned(k_bgtk, turns_b1tk)
         elif self.tied:
@@ -204,6 +204,14 @@ class DecodingLayer:
             k_bgsk, v_bgsk = (x.expand(-1, q_bhtk.shape[1], -1, -1) for x in (k_bgsk, v_bgsk))
         y_bhtk = F.scaled_dot_product_attention(q_bhtk, k_bgsk, v_bgsk, mask_b1ts)
         return y_bhtk.transpose(1, 2).flatten(-2)
+
+    def measured(self, p_bgtk: Tensor) -> Tensor:
+        """p M for every head, (b, h, t, k), as one product a head: a broadcast one would copy M for every row."""
+        assert self.metric_hkk is not None
+        b, g, t, k = p_bgtk.shape
+        p_gnk = p_bgtk.transpose(0, 1).reshape(g, b * t, k)
+        q_hnk = torch.bmm(p_gnk.expand(len(self.metric_hkk), -1, -1), self.metric_hkk)
+        return q_hnk.unflatten(1, (b, t)).transpose(0, 1)
 
 
 def turned(x_bhtk: Tensor, turns_tk: Tensor | None) -> Tensor:
@@ -233,8 +241,16 @@ def heads(weight: Tensor, width: int) -> Tensor:
 def split_norm(norm: nn.Module, dtype: torch.dtype) -> tuple[Callable[[Tensor], Tensor], Tensor | None]:
     """A norm without its weight, and the weight, to be multiplied into what follows; LayerNorm keeps both inside."""
     if isinstance(norm, nn.RMSNorm):
-        shape, eps = norm.normalized_shape, norm.eps
-        return lambda x: F.rms_norm(x, shape, None, eps), norm.weight
+        width, least = norm.normalized_shape[0], torch.tensor(norm.eps, dtype=dtype, device=norm.weight.device)
+
+        def normalised(x: Tensor) -> Tensor:
+            # On a CPU half the time of F.rms_norm, which is composed of more operations.
+            if x.device.type != "cpu":
+                return F.rms_norm(x, (width,), None, norm.eps)
+            size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+            return x * torch.addcmul(least, size, size, value=1 / width).rsqrt_()
+
+        return normalised, norm.weight
     assert isinstance(norm, nn.LayerNorm)
     weight, bias = laid_out(norm.weight, dtype), laid_out(norm.bias, dtype)
     return lambda x: F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps), None

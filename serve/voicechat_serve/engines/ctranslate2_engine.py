@@ -75,7 +75,7 @@ class CTranslate2Engine:
         self.parallel, self.capacity = parallel, parallel + max_waiting
         self.decodings: set[Decoding] = set()
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Token, None]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Token], None]:
         require_supported(request)
         room = room_for(request, self.context)
         if len(self.decodings) >= self.capacity:
@@ -91,15 +91,15 @@ class CTranslate2Engine:
                     await finished  # raises what went wrong
                     raise RuntimeError("CTranslate2 ended without an end token")
                 if token_id in self.end_ids:
-                    yield Token(text.finish(), token_id, "stop")
+                    yield [Token(text.finish(), token_id, "stop")]
                     return
                 new, stopped = text.push(token_id)
                 if stopped:
-                    yield Token(new, token_id, "stop")
+                    yield [Token(new, token_id, "stop")]
                     return
                 if count == room:
                     new += text.finish()
-                yield Token(new, token_id, "length" if count == room else None)
+                yield [Token(new, token_id, "length" if count == room else None)]
         finally:
             decoding.cancelled = True
             if finished.cancel():  # it was still waiting for a worker, and leaves its place to others

@@ -131,8 +131,10 @@ class Engine(Protocol):
     context: int
     """Most tokens that a prompt and its answer may have together."""
 
-    def generate(self, request: GenerationRequest) -> AsyncGenerator[Token, None]:
-        """Streams the request's tokens. Closing the iterator cancels the request within one decode step.
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Token], None]:
+        """Streams the request's tokens: the first as soon as it is there, the others as they come, several at a time
+        where waking up for each would cost more than making it. Closing the iterator cancels the request within one
+        decode step.
 
         Raises (at the first token):
             OverloadedError: too many requests are waiting.

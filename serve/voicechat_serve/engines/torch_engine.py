@@ -47,6 +47,13 @@ CACHE_MEBIBYTES = 1024
 
 MOST_SLOTS = 32
 
+HANDOVER_INTERVAL_S = 0.04
+"""Least time between two handovers of one answer's tokens: small models write a token in 1 ms, and whoever reads it
+runs on the core that writes the next one."""
+
+HANDOVERS_PER_S = 100
+"""Of all answers together: with many streams each handover holds more tokens."""
+
 
 @dataclass(eq=False)
 class Flight:
@@ -57,7 +64,12 @@ class Flight:
     text: TextStream
     generator: random.Random
     loop: asyncio.AbstractEventLoop
-    tokens: asyncio.Queue[Token | Exception] = field(default_factory=asyncio.Queue)
+    made: list[Token | Exception] = field(default_factory=list)
+    """Not yet handed over."""
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set with the first token."""
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set with the last one, or an error."""
     cancelled: bool = False
     row: Row | None = None
     """Of the cache, while it is in flight."""
@@ -87,6 +99,7 @@ class TorchEngine:
         slots: most requests in flight at once; as many as `CACHE_MEBIBYTES` hold when not given, 32 at most.
         max_waiting: most requests that wait for a slot; more are refused.
         dtype: to compute in, for a model of the family; the model's own when not given.
+        handover_interval_s: least time between two handovers of one answer's tokens.
     """
 
     def __init__(
@@ -98,10 +111,11 @@ class TorchEngine:
         slots: int | None = None,
         max_waiting: int = 64,
         dtype: torch.dtype | None = None,
+        handover_interval_s: float = HANDOVER_INTERVAL_S,
     ):
         self.decode_text = decode
         self.end_ids = frozenset(end_ids)
-        self.max_waiting = max_waiting
+        self.max_waiting, self.handover_interval_s = max_waiting, handover_interval_s
         self.context: int = min(model.config.get_text_config().max_position_embeddings, LONGEST_CONTEXT)
         dtype = dtype or model.dtype
         slots = slots or slots_within(CACHE_MEBIBYTES * 2**20, model.config.get_text_config(), self.context, dtype)
@@ -124,7 +138,7 @@ class TorchEngine:
         self.thread = threading.Thread(target=self.run, name="torch-engine", daemon=True)
         self.thread.start()
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Token, None]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Token], None]:
         flight = Flight(
             request=request,
             room=room_for(request, self.context),
@@ -138,17 +152,29 @@ class TorchEngine:
             self.waiting.append(flight)
             self.changed.notify()
         try:
+            await flight.begun.wait()
             while True:
-                token = await flight.tokens.get()
-                if isinstance(token, Exception):
-                    raise token
-                yield token
-                if token.finish_reason:
+                made, flight.made = flight.made, []
+                tokens = [token for token in made if isinstance(token, Token)]
+                if tokens:
+                    yield tokens
+                if made and isinstance(made[-1], Exception):
+                    raise made[-1]
+                if tokens and tokens[-1].finish_reason:
                     return
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(flight.ended.wait(), self.pause_s)
         finally:
             flight.cancelled = True
             with self.changed, contextlib.suppress(ValueError):  # most often it waits no longer
                 self.waiting.remove(flight)
+
+    @property
+    def pause_s(self) -> float:
+        """Between two handovers of one answer's tokens."""
+        if not self.handover_interval_s:
+            return 0.001
+        return max(self.handover_interval_s, len(self.flights) / HANDOVERS_PER_S)
 
     def load(self) -> Load:
         flights = [*self.flights, *self.filling]
@@ -190,16 +216,15 @@ class TorchEngine:
                 self.batch_is_stale = True
 
     def deliver(self, given: Sequence[tuple[Flight, Token | Exception]]) -> None:
-        """Hands tokens to the waiting coroutines: one wake-up per event loop and step, not one per token."""
-        by_loop: dict[asyncio.AbstractEventLoop, list] = {}
+        """Keeps tokens until they are asked for; wakes those up who wait for their first or last one."""
         for flight, token in given:
-            by_loop.setdefault(flight.loop, []).append((flight.tokens, token))
-        for loop, batch in by_loop.items():
-            try:
-                loop.call_soon_threadsafe(put_all, batch)
-            except RuntimeError:  # the loop is closed, and with it everybody who waited
-                for flight, _ in given:
-                    flight.cancelled |= flight.loop is loop
+            flight.made.append(token)
+            is_last = isinstance(token, Exception) or token.finish_reason is not None
+            if is_last or not flight.begun.is_set():
+                try:
+                    flight.loop.call_soon_threadsafe(wake, flight, is_last)
+                except RuntimeError:  # the loop is closed, and with it whoever waited
+                    flight.cancelled = True
 
     def drop_cancelled(self) -> None:
         for flight in [flight for flight in (*self.flights, *self.filling) if flight.cancelled]:
@@ -333,6 +358,7 @@ def slots_within(budget_bytes: int, config, context: int, dtype: torch.dtype) ->
     return max(1, min(MOST_SLOTS, budget_bytes // bytes_per_slot))
 
 
-def put_all(batch: list[tuple[asyncio.Queue, Token | Exception]]) -> None:
-    for queue, token in batch:
-        queue.put_nowait(token)
+def wake(flight: Flight, ended: bool) -> None:
+    flight.begun.set()
+    if ended:
+        flight.ended.set()
