@@ -2,18 +2,18 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from typing import Any, Literal
 
 from fastapi import APIRouter
-from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from voicechat_serve.api.errors import APIError, api_error
 from voicechat_serve.api.fields import Text
 from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.services import Services, streamed
+from voicechat_serve.api.streaming import ClosedStream
 from voicechat_serve.api.text_request import event
 from voicechat_serve.audio import SPEECH_FORMATS, SpeechEncoder
 from voicechat_serve.synthesis import SPEECH_RATE, VOICE
@@ -81,13 +81,13 @@ def router(services: Services) -> APIRouter:
 
         if request.stream_format == "sse":
             events = speech_events(sound(), len(request.input))
-            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        return StreamingResponse(sound(), media_type=SPEECH_FORMATS[request.response_format].media_type)
+            return ClosedStream(events, "text/event-stream")
+        return ClosedStream(sound(), SPEECH_FORMATS[request.response_format].media_type)
 
     return routes
 
 
-async def speech_events(sound: AsyncGenerator[bytes], characters: int) -> AsyncIterator[str]:
+async def speech_events(sound: AsyncGenerator[bytes], characters: int) -> AsyncGenerator[str]:
     """The bytes of a sound file as server-sent events.
 
     Args:

@@ -1,16 +1,17 @@
 """/audio/transcriptions and /audio/translations: what is said in a sound file, in its language or in English."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, UploadFile
-from fastapi.responses import PlainTextResponse, StreamingResponse
+from fastapi.responses import PlainTextResponse
 
 from voicechat_serve.api.errors import APIError, api_error
 from voicechat_serve.api.fields import Text
 from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.services import Services, streamed
+from voicechat_serve.api.streaming import ClosedStream
 from voicechat_serve.api.text_request import event
 from voicechat_serve.api.transcript_formats import (
     PLAIN_FORMATS,
@@ -104,7 +105,7 @@ async def whole_transcript(services: Services, uploads: Uploads, file: UploadFil
     return transcript
 
 
-async def transcript_stream(services: Services, uploads: Uploads, file: UploadFile, *wishes: Any) -> StreamingResponse:
+async def transcript_stream(services: Services, uploads: Uploads, file: UploadFile, *wishes: Any) -> ClosedStream:
     """Server-sent events: the text of each segment when it is known, then the whole. Errors before are the request's.
 
     Args:
@@ -124,7 +125,7 @@ async def transcript_stream(services: Services, uploads: Uploads, file: UploadFi
         async for heard in listening:
             yield heard
 
-    async def events() -> AsyncIterator[str]:
+    async def events() -> AsyncGenerator[str]:
         said = ""
         async with stack:
             try:
@@ -142,4 +143,4 @@ async def transcript_stream(services: Services, uploads: Uploads, file: UploadFi
                 current_request().error = told.code or told.kind
                 yield event(told.body())
 
-    return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+    return ClosedStream(events(), "text/event-stream")
