@@ -134,7 +134,7 @@ class Transcription:
             prompt: text that the sound continues, for names and spelling.
             temperature: 0 starts greedy and rises only where the result is implausible.
             task: what to write.
-            with_words: whether to find each word's times; a third slower.
+            with_words: whether to find each word's times, which takes longer.
 
         Raises:
             InputError: a language that the model does not know, or a translation by a model that knows only English.

@@ -11,7 +11,7 @@ class ClosedStream(StreamingResponse):
     """Closes what it streams, however it ends.
 
     Starlette leaves that to the garbage collector. A cancelled stream is most often held by the traceback of its own
-    cancellation, and is only found minutes later; until then the deployment goes on working for nobody.
+    cancellation, and is found when the collector next runs; until then the deployment goes on working for nobody.
     """
 
     def __init__(self, content: AsyncGenerator[Any], media_type: str):

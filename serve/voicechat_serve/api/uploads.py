@@ -17,8 +17,8 @@ class UploadLimits:
     """Beside those of each file (audio.DecodingLimits)."""
 
     simultaneous: int = 2
-    """Files that are decoded at the same time. One takes up to 150 MB while it is: the file and half an hour of
-    sound."""
+    """Files that are decoded at the same time. One takes less than 200 MB while it is: the file and half an hour
+    of sound."""
     waiting: int = 32
     """Files that may wait to be decoded; they wait on disk, where the form's parser puts what is larger than 1 MB."""
     held_seconds: float = 2 * 60 * 60
