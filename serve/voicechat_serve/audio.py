@@ -3,6 +3,7 @@
 Letters: n samples, c channels.
 """
 
+import ctypes
 import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 import av
 import numpy as np
 from av.audio.resampler import AudioResampler
+from av.codec import Codec
+from av.codec.codec import UnknownCodecError
 from numpy.typing import NDArray
 
 from voicechat_platform.errors import InputError
@@ -21,11 +24,41 @@ HEARING_RATE = 16_000
 """Samples a second that transcription works with."""
 
 
+def is_sound_decoder(name: str) -> bool:
+    try:
+        return Codec(name, "r").type == "audio"
+    except UnknownCodecError:  # only encodes
+        return False
+
+
 CONTAINERS = "wav,mp3,ogg,flac,aac,mov,matroska,webm,aiff,au,caf,amr,w64,asf"
 """Formats that are sound. FFmpeg also knows playlists and session descriptions, which open other files and sockets."""
 
+DECODERS = ",".join(name for name in sorted(av.codecs_available) if is_sound_decoder(name))
+"""FFmpeg would decode pictures as well, of any size, only to describe the file."""
+
+STREAMS = 8
+LARGEST_ALLOCATION = 32 * 2**20
+"""Bytes that FFmpeg may ask for at once: more than any upload has, so enough for whatever it truly holds. Without it,
+an MP4 file of one kilobyte that claims 60 million samples takes 2 GB for their index; such a claim can stand in each
+stream, hence the limit on those."""
+
+# PyAV does not offer it; a symbol of FFmpeg is found through any module of PyAV that is linked to it.
+ctypes.CDLL(av._core.__file__).av_max_alloc(ctypes.c_size_t(LARGEST_ALLOCATION))
+
 LOWEST_RATE = 1_000
 """A forged rate below it would turn one frame into gigabytes when resampled."""
+
+HIGHEST_RATE = 768_000
+"""No recorder goes beyond it, and the resampler's filter grows with it."""
+
+
+OPENING = {
+    "format_whitelist": CONTAINERS,
+    "codec_whitelist": DECODERS,
+    "protocol_whitelist": "none",
+    "max_streams": str(STREAMS),
+}
 
 
 class AudioError(InputError):
@@ -55,16 +88,17 @@ def decode(upload: bytes, limits: DecodingLimits = DecodingLimits()) -> Samples:
     if len(upload) > limits.upload_bytes:
         raise AudioError(f"the audio file has more than {limits.upload_bytes // 2**20} MB")
     try:
-        options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
-        with av.open(io.BytesIO(upload), metadata_errors="ignore", options=options) as container:
+        with av.open(io.BytesIO(upload), metadata_errors="ignore", options=OPENING) as container:
             if not container.streams.audio:
                 raise AudioError("the file holds no audio")
-            parts_n = list(decoded_parts(container, limits))
+            sound = bytearray()  # grows in place: a list of parts would need twice the memory when joined
+            for part_n in decoded_parts(container, limits):
+                sound += part_n.tobytes()
     except (av.FFmpegError, ValueError, EOFError) as error:
         if isinstance(error, AudioError):
             raise
         raise AudioError(f"the audio file cannot be decoded: {getattr(error, 'strerror', error)}") from error
-    samples_n = np.concatenate(parts_n) if parts_n else np.zeros(0, np.float32)
+    samples_n = np.frombuffer(sound, np.float32)
     if not len(samples_n):
         raise AudioError("the audio file holds no sound at all")
     return samples_n
@@ -74,9 +108,9 @@ def decoded_parts(container, limits: DecodingLimits) -> Iterator[Samples]:
     resampler = AudioResampler(format="fltp", layout="mono", rate=HEARING_RATE)
     read = given = 0
     for frame in container.decode(audio=0):
-        if frame.sample_rate < LOWEST_RATE:
+        if not LOWEST_RATE <= frame.sample_rate <= HIGHEST_RATE:
             raise AudioError(
-                f"the audio file claims {frame.sample_rate} samples a second; sound has {LOWEST_RATE} or more"
+                f"the audio file claims {frame.sample_rate} samples a second; sound has {LOWEST_RATE} to {HIGHEST_RATE}"
             )
         read += frame.samples * frame.layout.nb_channels
         if read > limits.samples:
@@ -152,11 +186,14 @@ class SpeechEncoder:
     def encode(self, samples_n: Samples) -> bytes:
         """The bytes that are ready after this chunk; the codec may keep a frame back."""
         pcm_1n = (np.clip(samples_n, -1, 1) * 32767).astype(np.int16)[None]
-        frame = av.AudioFrame.from_ndarray(pcm_1n, format="s16", layout="mono")
-        frame.sample_rate = self.rate
-        frame.pts = self.written
-        self.written += len(samples_n)
-        self.container.mux(self.stream.encode(frame))
+        # By the second: what the resampler needs for minutes at once is more than LARGEST_ALLOCATION.
+        for start in range(0, len(samples_n), self.rate):
+            part_1n = pcm_1n[:, start : start + self.rate]
+            frame = av.AudioFrame.from_ndarray(part_1n, format="s16", layout="mono")
+            frame.sample_rate = self.rate
+            frame.pts = self.written
+            self.written += part_1n.shape[1]
+            self.container.mux(self.stream.encode(frame))
         return self.sink.take()
 
     def finish(self) -> bytes:

@@ -3,10 +3,11 @@
 import asyncio
 import threading
 import time
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -15,9 +16,59 @@ from voicechat_serve.audio import HEARING_RATE, Samples
 from voicechat_serve.loopback import listen_where_ray_listens
 from voicechat_serve.metrics import AUDIO_HEARD_SECONDS, TRANSCRIPTION_SECONDS
 
+if TYPE_CHECKING:
+    import faster_whisper.transcribe as faster_whisper
+
 BEAM_SIZE = 5
 """Fewer wrong words than greedy on our clips (tiny.en: 4.3% against 7.5%). Most of an utterance's time goes into
 encoding Whisper's 30 s window, whatever the beam."""
+
+SILENT_NO_SPEECH = 0.6
+SILENT_LOG_PROBABILITY = -0.7
+"""A window is taken for silence where Whisper gives "no speech" more than the one, and its own words on average less
+than the other. Without the voice activity detector, tiny.en's inventions on silence, noise, hum, music and clicks stood
+at 0.83 to 0.95 and -0.86 to -1.40, clips of speech at 0.10 or less and -0.40 or more; speech that noise half drowns at
+0.29 and -1.00, so neither alone is a sign. Whisper's own gate, at -1, lets "You" pass where nothing is said."""
+
+REPEATING_COMPRESSION = 2.4
+"""Text that zlib makes more than this many times shorter is a loop; sentences of our clips stay under 1.3. Whisper
+decodes such a window again, up to five times and ever more at random; what still repeats then is dropped."""
+
+FRAME_RATE = 100
+"""Whisper's frames a second, the unit of `Segment.seek`."""
+
+Task = Literal["transcribe", "translate"]
+"""Write what is said in its own language, or in English."""
+
+
+@dataclass(frozen=True)
+class Word:
+    text: str
+    """With its punctuation, without spaces around."""
+    start: float
+    """Seconds from the beginning of the sound, as all times here."""
+    end: float
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A phrase, and how sure Whisper is of it; the sureness is that of the window of up to 30 s that holds it."""
+
+    id: int
+    """Counts from 0."""
+    seek: int
+    """Where the speech of the segment's window begins, in frames of 10 ms."""
+    start: float
+    end: float
+    text: str
+    """Begins with the space that separates it from the segment before; joined, segments are the transcript."""
+    tokens: tuple[int, ...]
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+    words: tuple[Word, ...] = ()
+    """Empty unless they were asked for."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +76,10 @@ class Transcript:
     text: str
     """Empty when no speech was found."""
     language: str
+    """ISO-639-1 code of what is spoken."""
     seconds: float
     """Length of the sound."""
+    segments: tuple[Segment, ...] = ()
 
 
 class Transcription:
@@ -39,67 +92,135 @@ class Transcription:
     def __init__(self, folder: Path, threads: int = 2):
         listen_where_ray_listens()
         # Imported here, because the driver and the API import this module for its types alone.
-        from faster_whisper import WhisperModel
+        from voicechat_serve.whisper import Whisper
 
-        self.model = WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=threads)
-        # One at a time: a second would only take the first one's cores.
+        self.model = Whisper(str(folder), device="cpu", compute_type="int8", cpu_threads=threads)
+        # One at a time: a second would only take the first one's cores. Several sounds take turns by segments, so that
+        # a word need not wait for a lecture.
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="transcription")
         silence_n = np.zeros(HEARING_RATE, np.float32)
-        self.hear(
-            silence_n, None, None, 0.0, threading.Event()
-        )  # loads the voice activity detector, which then finds nothing
+        list(self.model.transcribe(silence_n, vad_filter=True)[0])  # loads the voice activity detector, finds nothing
         list(self.model.transcribe(silence_n, language="en", without_timestamps=True, max_new_tokens=1)[0])
 
     async def transcribe(
-        self, samples_n: Samples, language: str | None = None, prompt: str | None = None, temperature: float = 0.0
+        self,
+        samples_n: Samples,
+        language: str | None = None,
+        prompt: str | None = None,
+        temperature: float = 0.0,
+        task: Task = "transcribe",
+        with_words: bool = False,
     ) -> Transcript:
-        """What is said.
+        """What is said, when all of it is known; arguments and errors are those of `listen`."""
+        async for heard in self.listen(samples_n, language, prompt, temperature, task, with_words):
+            if isinstance(heard, Transcript):
+                transcript = heard
+        return transcript
+
+    async def listen(
+        self,
+        samples_n: Samples,
+        language: str | None = None,
+        prompt: str | None = None,
+        temperature: float = 0.0,
+        task: Task = "transcribe",
+        with_words: bool = False,
+    ) -> AsyncIterator[Segment | Transcript]:
+        """Each segment as soon as it is known, and at last the whole.
 
         Args:
             samples_n: (n,) 16 kHz mono.
-            language: ISO-639-1 code; detected when not given.
+            language: ISO-639-1 code of what is spoken; detected when not given.
             prompt: text that the sound continues, for names and spelling.
             temperature: 0 starts greedy and rises only where the result is implausible.
+            task: what to write.
+            with_words: whether to find each word's times, which takes longer.
 
         Raises:
-            InputError: a language that the model does not know.
+            InputError: a language that the model does not know, or a translation by a model that knows only English.
         """
-        if language is not None and self.model.model.is_multilingual:
-            known = self.model.supported_languages  # told without the client's own word, which Serve would log
-            if language not in known:
-                raise InputError(f"unknown language; known are {', '.join(known)}")
+        self.require(language, task)
         abandoned = threading.Event()
         began = time.monotonic()
         loop = asyncio.get_running_loop()
-        try:
-            transcript = await loop.run_in_executor(
-                self.worker, self.hear, samples_n, language, prompt, temperature, abandoned
+
+        def begin() -> tuple[Iterator["faster_whisper.Segment"], str]:
+            self.model.abandoned = abandoned
+            segments, information = self.model.transcribe(
+                samples_n,
+                language=language,
+                task=task,
+                initial_prompt=prompt,
+                beam_size=BEAM_SIZE,
+                word_timestamps=with_words,
+                # Without the detector, Whisper invents words on silence; with its own text as context, it repeats them.
+                vad_filter=True,
+                condition_on_previous_text=False,
+                **({"temperature": temperature} if temperature else {}),
             )
+            return iter(segments), information.language
+
+        def following() -> "faster_whisper.Segment | None":
+            self.model.abandoned = abandoned
+            return next(segments, None)
+
+        try:
+            segments, spoken_language = await loop.run_in_executor(self.worker, begin)
+            kept: list[Segment] = []
+            window, seek = -1, 0
+            while (found := await loop.run_in_executor(self.worker, following)) is not None:
+                if found.seek != window:  # counted without the silence that the detector took out
+                    window, seek = found.seek, round(found.start * FRAME_RATE)
+                if not is_invented(found):
+                    kept.append(as_segment(found, len(kept), seek))
+                    yield kept[-1]
+            text = "".join(segment.text for segment in kept).strip()
+            transcript = Transcript(text, spoken_language, len(samples_n) / HEARING_RATE, tuple(kept))
             TRANSCRIPTION_SECONDS.observe(time.monotonic() - began)
             if transcript.seconds:
                 AUDIO_HEARD_SECONDS.inc(transcript.seconds)
-            return transcript
+            yield transcript
         finally:
             abandoned.set()
 
-    def hear(
-        self,
-        samples_n: Samples,
-        language: str | None,
-        prompt: str | None,
-        temperature: float,
-        abandoned: threading.Event,
-    ) -> Transcript:
-        segments, information = self.model.transcribe(
-            samples_n,
-            language=language,
-            initial_prompt=prompt,
-            beam_size=BEAM_SIZE,
-            # Without the detector, Whisper invents words on silence; with its own text as context, it repeats them.
-            vad_filter=True,
-            condition_on_previous_text=False,
-            **({"temperature": temperature} if temperature else {}),
-        )
-        # Segments are transcribed as they are asked for: nobody waits for those of a client that has gone.
-        text = "".join(segment.text for segment in takewhile(lambda _: not abandoned.is_set(), segments)).strip()
-        return Transcript(text, information.language, len(samples_n) / HEARING_RATE)
+    def require(self, language: str | None, task: Task) -> None:
+        """
+        Raises:
+            InputError: this model cannot do it.
+        """
+        if not self.model.model.is_multilingual:
+            if task == "translate":
+                raise InputError("this model knows only English; translations need a multilingual one, such as base")
+            if language not in (None, "en"):
+                raise InputError("this model knows only English: leave language out, or serve a multilingual one")
+        if language is not None:
+            known = [code for code in self.model.supported_languages if self.knows(code)]
+            if language not in known:  # told without the client's own word, which Serve would log
+                raise InputError(f"unknown language; known are {', '.join(known)}")
+
+    def knows(self, language: str) -> bool:
+        """Codes that only larger models have, such as yue, have no token here; an English model has none at all."""
+        is_multilingual = self.model.model.is_multilingual
+        return not is_multilingual or self.model.hf_tokenizer.token_to_id(f"<|{language}|>") is not None
+
+
+def is_invented(segment: "faster_whisper.Segment") -> bool:
+    """Whether Whisper wrote words that nobody said, by its own account."""
+    is_silent = segment.no_speech_prob > SILENT_NO_SPEECH and segment.avg_logprob < SILENT_LOG_PROBABILITY
+    return is_silent or segment.compression_ratio > REPEATING_COMPRESSION
+
+
+def as_segment(found: "faster_whisper.Segment", id: int, seek: int) -> Segment:
+    return Segment(
+        id=id,
+        seek=seek,
+        start=float(found.start),
+        end=float(found.end),
+        text=found.text.rstrip(),
+        tokens=tuple(found.tokens),
+        temperature=float(found.temperature),
+        avg_logprob=float(found.avg_logprob),
+        compression_ratio=float(found.compression_ratio),
+        no_speech_prob=float(found.no_speech_prob),
+        words=tuple(Word(word.word.strip(), float(word.start), float(word.end)) for word in found.words or ()),
+    )

@@ -249,7 +249,7 @@ def test_errors_have_openais_form(http, path, body, status, param):
         (b"", {}, "file"),
         (b"this is no sound", {}, "file"),
         (wav(np.zeros(100))[:30], {}, "file"),
-        (wav(np.zeros(100)), {"response_format": "srt"}, "response_format"),
+        (wav(np.zeros(100)), {"response_format": "mp3"}, "response_format"),
         (wav(np.zeros(100)), {"temperature": "hot"}, "temperature"),
         (None, {}, "file"),
     ],

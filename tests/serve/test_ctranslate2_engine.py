@@ -31,24 +31,28 @@ def request(tokenizer, text="Say hello.", **sampling) -> GenerationRequest:
     return GenerationRequest(prompt_ids=prompt_ids, sampling=Sampling(**({"temperature": 0} | sampling)))
 
 
+async def tokens_of(engine, wanted):
+    return [token async for made in engine.generate(wanted) for token in made]
+
+
 async def test_text_and_end(engine, tokenizer):
-    tokens = [token async for made in engine.generate(request(tokenizer)) for token in made]
+    tokens = await tokens_of(engine, request(tokenizer))
     assert "ello" in "".join(token.text for token in tokens)
     assert (tokens[-1].id, tokens[-1].finish_reason) == (tokenizer.end_ids[0], "stop")
     assert "<|im_end|>" not in "".join(token.text for token in tokens)
 
 
 async def test_limits(engine, tokenizer):
-    tokens = [token async for made in engine.generate(request(tokenizer, max_tokens=3)) for token in made]
+    tokens = await tokens_of(engine, request(tokenizer, max_tokens=3))
     assert [token.finish_reason for token in tokens] == [None, None, "length"]
     with pytest.raises(PromptTooLongError):
         await anext(engine.generate(request(tokenizer, "word " * 9000)))
 
 
 async def test_a_stop_string_ends_the_decoding(engine, tokenizer):
-    free = "".join([token.text async for made in engine.generate(request(tokenizer)) for token in made])
+    free = "".join([token.text for token in await tokens_of(engine, request(tokenizer))])
     stop = free[4:7]
-    stopped = [token async for made in engine.generate(request(tokenizer, stop=(stop,))) for token in made]
+    stopped = await tokens_of(engine, request(tokenizer, stop=(stop,)))
     assert "".join(token.text for token in stopped) == free.split(stop)[0]
     assert stopped[-1].finish_reason == "stop"
 
@@ -80,10 +84,18 @@ async def test_who_leaves_while_waiting_makes_room_at_once(engine, tokenizer):
 
 
 async def test_extreme_sampling_is_greedy_or_harmless(engine, tokenizer):
-    greedy = [token.id async for made in engine.generate(request(tokenizer, max_tokens=5)) for token in made]
-    almost = [token.id async for made in engine.generate(request(tokenizer, max_tokens=5, temperature=1e-46)) for token in made]
+    greedy = [token.id for token in await tokens_of(engine, request(tokenizer, max_tokens=5))]
+    almost = [
+        token.id
+        async for made in engine.generate(request(tokenizer, max_tokens=5, temperature=1e-46))
+        for token in made
+    ]
     assert almost == greedy
-    assert [token async for made in engine.generate(request(tokenizer, max_tokens=2, temperature=1, top_k=10**6)) for token in made]
+    assert [
+        token
+        async for made in engine.generate(request(tokenizer, max_tokens=2, temperature=1, top_k=10**6))
+        for token in made
+    ]
 
 
 async def test_what_fails_in_the_library_fails_the_request(engine):

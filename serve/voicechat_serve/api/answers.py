@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
 import uuid
@@ -11,13 +10,13 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi.responses import StreamingResponse
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from voicechat_serve.api.errors import api_error
 from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.services import streamed
+from voicechat_serve.api.streaming import ClosedStream, event
 from voicechat_serve.engines.interface import FinishReason
 from voicechat_serve.loaded_model import Delta, ScoredToken, Wishes
 
@@ -148,7 +147,7 @@ async def event_stream(
     tally: Tally,
     tell: Callable[[int, Delta], Iterable[dict[str, Any]]],
     last: dict[str, Any] | None,
-) -> StreamingResponse:
+) -> ClosedStream:
     """Server-sent events, one JSON object each; an error before the first piece is an error of the request.
 
     Args:
@@ -170,7 +169,7 @@ async def event_stream(
         tally.count(index, delta)
         return "".join(event(chunk) for chunk in tell(index, delta))
 
-    async def events() -> AsyncIterator[str]:
+    async def events() -> AsyncGenerator[str, None]:
         async with stack:
             try:
                 yield events_of(*first)
@@ -184,8 +183,4 @@ async def event_stream(
             end = event(last | {"usage": tally.usage()}) if last else ""
             yield f"{end}data: [DONE]\n\n"
 
-    return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-
-
-def event(content: dict[str, Any]) -> str:
-    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+    return ClosedStream(events(), media_type="text/event-stream")

@@ -91,9 +91,10 @@ def validation_error(error: RequestValidationError) -> APIError:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return APIError(400, f"the body is not valid JSON: {first['ctx']['error']}", code="invalid_json")
-    # The first part only says where FastAPI looked: body, query, path; those with brackets are pydantic's own.
+    # The first part only says where FastAPI looked: body, query, path; those with brackets are pydantic's own,
+    # but for the names of lists in forms, which end in a pair of them.
     parts = [str(part) for part in first["loc"][1:]]
-    param = ".".join(part for part in parts if "[" not in part) or None
+    param = ".".join(part for part in parts if "[" not in part or part.endswith("[]")) or None
     message = f"{param}: {first['msg']}" if param else f"the body is wrong: {first['msg']}"
     return APIError(400, message, param=param, code="invalid_value")
 

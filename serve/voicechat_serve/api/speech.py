@@ -1,18 +1,19 @@
 """/audio/speech: text spoken, sent sentence by sentence as it is made."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+import base64
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
 from typing import Any, Literal
 
 from fastapi import APIRouter
-from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from voicechat_serve.api.errors import APIError
+from voicechat_serve.api.errors import APIError, api_error
 from voicechat_serve.api.fields import Text
 from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.services import Services, streamed
+from voicechat_serve.api.streaming import ClosedStream, event
 from voicechat_serve.audio import SPEECH_FORMATS, SpeechEncoder
 from voicechat_serve.synthesis import SPEECH_RATE, VOICE
 
@@ -21,6 +22,9 @@ OPENAI_VOICES = (
     *("alloy", "ash", "ballad", "cedar", "coral", "echo", "fable"),
     *("marin", "nova", "onyx", "sage", "shimmer", "verse"),
 )
+
+TOKEN_S = 0.02
+"""Usage is told in tokens, which this voice has none of: its input counts characters, its output stretches of this."""
 
 
 class VoiceId(BaseModel):
@@ -35,7 +39,7 @@ class SpeechRequest(BaseModel):
     voice: Text | VoiceId = VOICE
     response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
     speed: float = Field(1.0, ge=0.25, le=4)
-    stream_format: Literal["audio"] = "audio"
+    stream_format: Literal["audio", "sse"] = "audio"
 
 
 def router(services: Services) -> APIRouter:
@@ -60,7 +64,7 @@ def router(services: Services) -> APIRouter:
             await stack.aclose()
             raise
 
-        async def sound() -> AsyncIterator[bytes]:
+        async def sound() -> AsyncGenerator[bytes]:
             spoken = 0
             async with stack:
                 encoder = SpeechEncoder(request.response_format, SPEECH_RATE)
@@ -74,6 +78,31 @@ def router(services: Services) -> APIRouter:
                         yield await asyncio.to_thread(encoder.encode, samples_n)
                 yield await asyncio.to_thread(encoder.finish)
 
-        return StreamingResponse(sound(), media_type=SPEECH_FORMATS[request.response_format].media_type)
+        if request.stream_format == "sse":
+            events = speech_events(sound(), len(request.input))
+            return ClosedStream(events, "text/event-stream")
+        return ClosedStream(sound(), SPEECH_FORMATS[request.response_format].media_type)
 
     return routes
+
+
+async def speech_events(sound: AsyncGenerator[bytes], characters: int) -> AsyncGenerator[str]:
+    """The bytes of a sound file as server-sent events.
+
+    Args:
+        sound: the file, as it is made; closed with this stream.
+        characters: of the text that is spoken.
+    """
+    async with aclosing(sound):
+        try:
+            async for part in sound:
+                if part:  # the codec may have kept all of it back
+                    yield event({"type": "speech.audio.delta", "audio": base64.b64encode(part).decode()})
+        except Exception as error:
+            told = api_error(error)
+            current_request().error = told.code or told.kind
+            yield event(told.body())
+            return
+        spoken = round((current_request().audio_seconds or 0) / TOKEN_S)
+        usage = {"input_tokens": characters, "output_tokens": spoken, "total_tokens": characters + spoken}
+        yield event({"type": "speech.audio.done", "usage": usage})

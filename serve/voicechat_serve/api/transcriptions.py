@@ -1,46 +1,145 @@
-"""/audio/transcriptions: what is said in a sound file."""
+"""/audio/transcriptions and /audio/translations: what is said in a sound file, in its language or in English."""
 
-import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, UploadFile
 from fastapi.responses import PlainTextResponse
 
-from voicechat_serve.api.errors import APIError
+from voicechat_serve.api.errors import APIError, api_error
+from voicechat_serve.api.fields import Text
 from voicechat_serve.api.request_log import current_request
-from voicechat_serve.api.services import Services
-from voicechat_serve.audio import AudioError, decode
+from voicechat_serve.api.services import Services, streamed
+from voicechat_serve.api.streaming import ClosedStream, event
+from voicechat_serve.api.transcript_formats import (
+    PLAIN_FORMATS,
+    Granularity,
+    TranscriptFormat,
+    as_verbose_json,
+    duration_usage,
+    token_usage,
+)
+from voicechat_serve.api.uploads import Uploads
+from voicechat_serve.transcription import Transcript
 
-FORMATS = ("json", "text")
+# What both endpoints are asked. The file's name is never looked at.
+Sound = Annotated[UploadFile, File()]
+ModelName = Annotated[Text, Form()]
+Prompt = Annotated[Text | None, Form(max_length=4096)]
+Format = Annotated[TranscriptFormat, Form()]
+Temperature = Annotated[float, Form(ge=0, le=1)]
 
 
 def router(services: Services) -> APIRouter:
     routes = APIRouter()
+    uploads = Uploads()
 
     @routes.post("/audio/transcriptions")
     async def create_transcription(
-        file: Annotated[UploadFile, File()],
-        model: Annotated[str, Form()],
-        language: Annotated[str | None, Form()] = None,
-        prompt: Annotated[str | None, Form(max_length=4096)] = None,
-        response_format: Annotated[str, Form()] = "json",
-        temperature: Annotated[float, Form(ge=0, le=1)] = 0,
+        file: Sound,
+        model: ModelName,
+        language: Annotated[Text | None, Form()] = None,
+        prompt: Prompt = None,
+        response_format: Format = "json",
+        temperature: Temperature = 0,
+        granularities: Annotated[list[Granularity] | None, Form(alias="timestamp_granularities[]")] = None,
+        include: Annotated[list[str] | None, Form(alias="include[]")] = None,
         stream: Annotated[bool, Form()] = False,
     ) -> Any:
         services.require_transcription(model)
-        if response_format not in FORMATS:
-            message = f"response_format {response_format!r} is not supported; there are {', '.join(FORMATS)}"
-            raise APIError(400, message, param="response_format", code="unsupported_value")
+        if include:
+            message = "include is not supported: log probabilities of tokens are not told"
+            raise APIError(400, message, param="include", code="unsupported_parameter")
+        if granularities and response_format != "verbose_json":
+            message = "timestamp_granularities need the response_format verbose_json"
+            raise APIError(400, message, param="timestamp_granularities", code="invalid_value")
+        wishes = (language, prompt, temperature, "transcribe", "word" in (granularities or ()))
         if stream:
-            raise APIError(400, "stream is not supported", param="stream", code="unsupported_parameter")
-        try:
-            samples_n = await asyncio.to_thread(decode, await file.read())
-        except AudioError as error:
-            raise APIError(400, str(error), param="file", code="invalid_audio") from error
-        transcript = await services.transcription.transcribe.remote(samples_n, language, prompt, temperature)
-        current_request().audio_seconds = transcript.seconds
-        if response_format == "text":
-            return PlainTextResponse(transcript.text + "\n")
-        return {"text": transcript.text, "usage": {"type": "duration", "seconds": transcript.seconds}}
+            if response_format != "json":
+                message = f"a stream has no response_format {response_format}, only json"
+                raise APIError(400, message, param="response_format", code="unsupported_value")
+            return await transcript_stream(services, uploads, file, *wishes)
+        transcript = await whole_transcript(services, uploads, file, *wishes)
+        if response_format == "verbose_json":
+            return as_verbose_json(transcript, granularities or ["segment"])
+        if response_format == "json":
+            return {"text": transcript.text, "usage": duration_usage(transcript)}
+        return PlainTextResponse(PLAIN_FORMATS[response_format](transcript))
+
+    @routes.post("/audio/translations")
+    async def create_translation(
+        file: Sound,
+        model: ModelName,
+        prompt: Prompt = None,
+        response_format: Format = "json",
+        temperature: Temperature = 0,
+    ) -> Any:
+        services.require_transcription(model)
+        if services.transcription_model.endswith(
+            ".en"
+        ):  # all of Whisper's names that end so; the model refuses as well
+            message = f"{services.transcription_model} knows only English: serve whisper-base for translations"
+            raise APIError(400, message, param="model", code="unsupported_value")
+        transcript = await whole_transcript(services, uploads, file, None, prompt, temperature, "translate")
+        if response_format == "verbose_json":
+            verbose = as_verbose_json(transcript, ["segment"]) | {"task": "translate", "language": "english"}
+            del verbose["usage"]  # OpenAI's translations have none
+            return verbose
+        if response_format == "json":
+            return {"text": transcript.text}
+        return PlainTextResponse(PLAIN_FORMATS[response_format](transcript))
 
     return routes
+
+
+async def whole_transcript(services: Services, uploads: Uploads, file: UploadFile, *wishes: Any) -> Transcript:
+    """
+    Args:
+        wishes: the arguments of `Transcription.listen` after the sound.
+    """
+    async with uploads.sound(file) as samples_n:
+        transcript = await services.transcription.transcribe.remote(samples_n, *wishes)
+    current_request().audio_seconds = transcript.seconds
+    return transcript
+
+
+async def transcript_stream(services: Services, uploads: Uploads, file: UploadFile, *wishes: Any) -> ClosedStream:
+    """Server-sent events: the text of each segment when it is known, then the whole. Errors before are the request's.
+
+    Args:
+        wishes: as of `whole_transcript`.
+    """
+    stack = AsyncExitStack()
+    try:
+        samples_n = await stack.enter_async_context(uploads.sound(file))
+        listening = await stack.enter_async_context(streamed(services.transcription, "listen", samples_n, *wishes))
+        first = await anext(listening)
+    except BaseException:
+        await stack.aclose()
+        raise
+
+    async def all_heard() -> AsyncIterator[Any]:
+        yield first
+        async for heard in listening:
+            yield heard
+
+    async def events() -> AsyncGenerator[str]:
+        said = ""
+        async with stack:
+            try:
+                async for heard in all_heard():
+                    if isinstance(heard, Transcript):
+                        current_request().audio_seconds = heard.seconds
+                        done = {"type": "transcript.text.done", "text": heard.text, "usage": token_usage(heard)}
+                        yield event(done)
+                    else:
+                        delta = heard.text if said else heard.text.lstrip()
+                        said += delta
+                        yield event({"type": "transcript.text.delta", "delta": delta})
+            except Exception as error:
+                told = api_error(error)
+                current_request().error = told.code or told.kind
+                yield event(told.body())
+
+    return ClosedStream(events(), "text/event-stream")
