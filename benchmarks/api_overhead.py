@@ -11,7 +11,8 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +48,15 @@ def main() -> None:
         folder = Path(path)
         save_model(folder, arguments.shape)
         direct = asyncio.run(measure_engine(folder, arguments.streams, arguments.rounds))
-        served = measure_service(folder, arguments.streams, arguments.rounds)
-    results = [{"way": "engine", **direct}, {"way": "HTTP", **served}]
-    overhead_ms = served["first token alone, ms"] - direct["first token alone, ms"]
+        over_http = measure_service(folder, arguments.streams, arguments.rounds)
+    results = [{"way": "engine", **direct}, {"way": "HTTP", **over_http}]
+    overhead_ms = over_http["first token alone, ms"] - direct["first token alone, ms"]
     report(
         "api_overhead",
         results,
         [
             bar("first token over HTTP less the engine's, p50, ms", overhead_ms, 15),
-            floor("tokens/s over HTTP / the engine's", served["tokens/s"] / direct["tokens/s"], 0.9),
+            floor("tokens/s over HTTP / the engine's", over_http["tokens/s"] / direct["tokens/s"], 0.9),
         ],
     )
 
@@ -88,6 +89,13 @@ async def measure_engine(folder: Path, streams: int, rounds: int) -> dict[str, f
 
 
 def measure_service(folder: Path, streams: int, rounds: int) -> dict[str, float]:
+    with served(folder) as url:
+        return asyncio.run(measure_http(url, streams, rounds))
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of /completions of a running service with one model, named "model"."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -96,7 +104,7 @@ def measure_service(folder: Path, streams: int, rounds: int) -> dict[str, float]
         model = ServedModel(id="model", folder=folder)
         application.deploy([(model, Engines())], APIArguments(whisper="tiny.en"), port)
         application.wait_until_ready()
-        return asyncio.run(measure_http(f"http://127.0.0.1:{port}/v1/completions", streams, rounds))
+        yield f"http://127.0.0.1:{port}/v1/completions"
     finally:
         application.stop()
         stop_ray()

@@ -171,7 +171,14 @@ def wav() -> bytes:
         ("GET", f"/v1/models/{SECRET}", None, "/v1/models/{name:path}", 404, "model_not_found"),
         ("GET", f"/v1/models?key={SECRET}", None, "/v1/models", 200, None),
         ("POST", "/v1/chat/completions", CHAT | {"model": SECRET}, "/v1/chat/completions", 404, "model_not_found"),
-        ("POST", "/v1/chat/completions", CHAT | {"suffix": SECRET}, "/v1/chat/completions", 400, "unsupported_parameter"),
+        (
+            "POST",
+            "/v1/chat/completions",
+            CHAT | {"suffix": SECRET},
+            "/v1/chat/completions",
+            400,
+            "unsupported_parameter",
+        ),
         ("POST", "/v1/chat/completions", {SECRET: SECRET}, "/v1/chat/completions", 400, "invalid_value"),
     ],
 )
