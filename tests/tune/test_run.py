@@ -164,6 +164,7 @@ def test_an_interrupted_sweep_keeps_its_trials_and_goes_on(sweep_file, voicechat
     assert all(trial.state in ("finished", "stopped") for trial in trials_in(tmp_path))
 
 
+@pytest.mark.nightly
 def test_two_workers_three_seeds_and_a_limit(sweep_file, voicechat, tmp_path):
     """One sweep of each: they share the slow start."""
     path = sweep_file(20, 10, "workers_per_trial: 2\ncpus_per_trial: 1\n")
@@ -254,6 +255,7 @@ def test_only_one_process_drives_a_sweep(tmp_path):
         pass  # a killed one holds it no more
 
 
+@pytest.mark.nightly
 def test_results_go_to_s3_and_another_machine_goes_on_from_there(
     sweep_file, voicechat, tmp_path, s3_server, credentials
 ):
@@ -297,6 +299,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.nightly
 def test_a_full_disk_stops_the_sweep_which_goes_on_when_there_is_room(sweep_file, voicechat, tmp_path, small_disk):
     folder, enlarge = small_disk
     path = sweep_file(60, 20)
@@ -318,6 +321,7 @@ def test_a_full_disk_is_known_from_other_faults(tmp_path):
     assert not is_disk_full(OSError(errno.EACCES, "Permission denied"), tmp_path)
 
 
+@pytest.mark.nightly
 def test_a_population_trains_on_from_its_best_and_is_written_up(sweep_file, voicechat, tmp_path):
     path = sweep_file(60, 20, "limits: {hours: 1}\n")
     text = path.read_text()
