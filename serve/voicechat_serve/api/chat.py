@@ -17,6 +17,8 @@ from voicechat_serve.loaded_model import Delta, ScoredToken, Truncation, Wishes
 
 
 class ContentPart(BaseModel):
+    model_config = ConfigDict(strict=True)
+
     type: str
     text: Text | None = None
 

@@ -25,6 +25,10 @@ log = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
 
+LONGEST_MESSAGE = 1000
+LONGEST_PARAM = 100
+"""Characters: an error may quote the request, but does not send megabytes of it back."""
+
 
 class APIError(HTTPException):
     """An error that says all that OpenAI's form holds.
@@ -57,7 +61,13 @@ class APIError(HTTPException):
         return "invalid_request_error" if self.status_code < 500 else "server_error"
 
     def body(self) -> dict[str, Any]:
-        return {"error": {"message": self.detail, "type": self.kind, "param": self.param, "code": self.code}}
+        param = self.param and shortened(self.param, LONGEST_PARAM)
+        message = shortened(self.detail, LONGEST_MESSAGE)
+        return {"error": {"message": message, "type": self.kind, "param": param, "code": self.code}}
+
+
+def shortened(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def api_error(error: Exception) -> APIError:
@@ -94,7 +104,8 @@ def validation_error(error: RequestValidationError) -> APIError:
     # The first part only says where FastAPI looked: body, query, path; those with brackets are pydantic's own.
     parts = [str(part) for part in first["loc"][1:]]
     param = ".".join(part for part in parts if "[" not in part) or None
-    message = f"{param}: {first['msg']}" if param else f"the body is wrong: {first['msg']}"
+    where = shortened(param, LONGEST_PARAM) if param else "the body is wrong"
+    message = f"{where}: {first['msg']}"
     return APIError(400, message, param=param, code="invalid_value")
 
 
