@@ -2,11 +2,11 @@
 
 import json
 import socket
-import typing
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from pydantic import BaseModel, ValidationError
 
 from voicechat_serve.api.access import AccessRules
 from voicechat_serve.api.chat import ChatRequest
@@ -95,9 +95,15 @@ def test_some_values_are_wrong_for_every_field():
     """Or the test above would test nothing for a field of a new type."""
     for kind in (ChatRequest, CompletionRequest):
         for name in kind.model_fields:
-            with pytest.raises(ValueError, match=f"(?s).*{name}"):
-                for value in VALUES[:8]:
-                    kind.model_validate_json(with_field(name, value))
+            assert any(is_refused(kind, with_field(name, value)) for value in VALUES[:8]), name
+
+
+def is_refused(kind: type[BaseModel], body: str) -> bool:
+    try:
+        kind.model_validate_json(body)
+    except ValidationError:
+        return True
+    return False
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 from starlette.exceptions import HTTPException
@@ -28,6 +29,26 @@ RETRY_AFTER_S = 1
 LONGEST_MESSAGE = 1000
 LONGEST_PARAM = 100
 """Characters: an error may quote the request, but does not send megabytes of it back."""
+
+
+class ErrorDetails(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """The form, for the OpenAPI document."""
+
+    error: ErrorDetails
+
+
+DOCUMENTED: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorAnswer, "description": "The request is wrong, or may not be made now"},
+    "5XX": {"model": ErrorAnswer, "description": "The server is busy, or failed"},
+}
+"""Every route's errors in the OpenAPI document, in place of FastAPI's own 422."""
 
 
 class APIError(HTTPException):
