@@ -215,6 +215,39 @@ def api(services) -> Iterator[str]:
         yield address
 
 
+class CancelledWhenLeft:
+    """ASGI middleware: cancels a request whose client has left, as Serve's proxy does."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        messages: asyncio.Queue = asyncio.Queue()
+        is_answered = False
+
+        async def send_on(message):
+            nonlocal is_answered
+            is_answered = message["type"] == "http.response.body" and not message.get("more_body", False)
+            await send(message)
+
+        async def listen():
+            while (message := await receive())["type"] != "http.disconnect":
+                messages.put_nowait(message)
+            if not is_answered:
+                answering.cancel()
+
+        answering = asyncio.create_task(self.app(scope, messages.get, send_on))
+        listening = asyncio.create_task(listen())
+        try:
+            await asyncio.wait([answering])
+        finally:
+            listening.cancel()
+        if not answering.cancelled():
+            answering.result()
+
+
 @pytest.fixture(scope="session")
 def listening():
     return listening_server
@@ -223,7 +256,7 @@ def listening():
 @contextmanager
 def listening_server(app: FastAPI) -> Iterator[str]:
     port = find_free_port()
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="critical"))
+    server = uvicorn.Server(uvicorn.Config(CancelledWhenLeft(app), host="127.0.0.1", port=port, log_level="critical"))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
