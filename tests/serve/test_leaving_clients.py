@@ -64,6 +64,10 @@ def arrived(replica) -> int:
     return load.running + load.waiting
 
 
+def staying(replica) -> int:
+    return sum(not flight.cancelled for flight in replica.engine.flights)
+
+
 def connect(api: str, path: str, **fields) -> socket.socket:
     """A client that has sent its request."""
     address = urlsplit(api)
@@ -89,12 +93,12 @@ def test_the_work_ends_within_a_step(api, replica, gate, path, stream, leave):
     gate.let(3)
     assert gate.num_rows[-1] == 2
     leave(leaves)
-    wait_until(lambda: sum(flight.cancelled for flight in replica.engine.flights) == 1)
+    wait_until(lambda: staying(replica) == 1)
     gate.let(2)  # the step that waited at the gate was laid out before
     assert gate.num_rows[-1] == 1
     leave(stays)
-    wait_until(lambda: all(flight.cancelled for flight in replica.engine.flights))
-    gate.let(1)
+    wait_until(lambda: staying(replica) == 0)
+    gate.permits.release()
     wait_until(lambda: replica.engine.load() == IDLE)
 
 
@@ -110,8 +114,8 @@ def test_those_who_leave_before_they_are_read_are_never_read(api, replica, gate,
     gate.let(2)
     assert gate.num_rows == [1] * len(gate.num_rows)
     stays.close()
-    wait_until(lambda: all(flight.cancelled for flight in replica.engine.flights))
-    gate.let(1)
+    wait_until(lambda: staying(replica) == 0)
+    gate.permits.release()
     wait_until(lambda: replica.engine.load() == IDLE)
 
 
