@@ -1,16 +1,24 @@
-"""The real server for the tests of this folder: Ray, both applications, every model real but one tiny GPT of ours."""
+"""What the tests of this folder ask: the real server (Ray, both applications, every model real but one tiny GPT of
+ours), and the API alone on a socket of this process, where a failure shows itself and a start costs nothing."""
 
+import asyncio
 import os
 import re
 import socket
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
+import numpy as np
 import openai
 import pytest
 import ray
 import torch
+import uvicorn
 from fastapi import FastAPI
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -18,8 +26,17 @@ from transformers import PreTrainedTokenizerFast
 from voicechat_platform.assets import locate
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
 from voicechat_serve import application
+from voicechat_serve.api.ingress import build
+from voicechat_serve.api.services import Services
 from voicechat_serve.application_file import APIArguments, Engines
+from voicechat_serve.audio import HEARING_RATE
+from voicechat_serve.chat_tokenizer import ChatTokenizer
+from voicechat_serve.engines.choice import make_engine
+from voicechat_serve.engines.interface import UnknownVersionError
 from voicechat_serve.language_model import ServedModel
+from voicechat_serve.loaded_model import LoadedModel
+from voicechat_serve.synthesis import SPEECH_RATE
+from voicechat_serve.transcription import Transcript
 
 LIBRIVOX = Path(os.environ.get("VOICECHAT_LIBRIVOX", "/usr/share/pocketsphinx/test/data/librivox"))
 
@@ -103,3 +120,150 @@ def client(server) -> openai.OpenAI:
 def http(server) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server, timeout=60) as http:
         yield http
+
+
+class Handle:
+    """A deployment's handle, whose replica is an object of this process."""
+
+    def __init__(self, replica):
+        self.replica = replica
+
+    def options(self, stream):
+        return self
+
+    def __getattr__(self, method):
+        return SimpleNamespace(remote=lambda *arguments: Answer(getattr(self.replica, method)(*arguments)))
+
+
+class Answer:
+    """What a method of the replica gives: one result to await, or a stream."""
+
+    def __init__(self, given):
+        self.given = given
+
+    def __await__(self):
+        return self.given.__await__()
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        return await anext(self.given)
+
+    def cancel(self):
+        self.closing = asyncio.ensure_future(self.given.aclose())
+
+
+class Replica(LoadedModel):
+    """A language model that is none of the registry's: `LanguageModel` without Ray."""
+
+    async def require_version(self, number):
+        raise UnknownVersionError("shakespeare has no versions")
+
+    async def chat(self, messages, wishes):
+        if wishes.version is not None:
+            await self.require_version(wishes.version)
+        async with aclosing(super().chat(messages, wishes)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def complete(self, prompt, wishes):
+        if wishes.version is not None:
+            await self.require_version(wishes.version)
+        async with aclosing(super().complete(prompt, wishes)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+
+class Tone:
+    """In place of a `Synthesis`: a tenth of a second, whatever the text."""
+
+    async def speak(self, text, speed):
+        yield np.sin(np.arange(SPEECH_RATE // 10, dtype=np.float32))
+
+
+class Deaf:
+    """In place of a `Transcription`."""
+
+    async def transcribe(self, samples_n, language, prompt, temperature):
+        return Transcript("", "en", len(samples_n) / HEARING_RATE)
+
+
+@pytest.fixture(scope="module")
+def replica(tiny_model) -> Iterator[Replica]:
+    tokenizer = ChatTokenizer(tiny_model)
+    replica = Replica(tokenizer, make_engine(tiny_model, tokenizer), "shakespeare")
+    yield replica
+    replica.engine.close()
+
+
+@pytest.fixture(scope="module")
+def services(replica, tiny_model) -> Services:
+    return Services(
+        models={"shakespeare": ServedModel(id="shakespeare", folder=tiny_model)},
+        language_models={"shakespeare": Handle(replica)},
+        transcription=Handle(Deaf()),
+        transcription_model="whisper-tiny.en",
+        synthesis=Handle(Tone()),
+    )
+
+
+@pytest.fixture(scope="module")
+def api(services) -> Iterator[str]:
+    """The address of the API over real sockets, without Ray and without the /v1 that Serve gives it."""
+    with listening_server(build(services)) as address:
+        yield address
+
+
+class CancelledWhenLeft:
+    """ASGI middleware: cancels a request whose client has left, as Serve's proxy does."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        messages: asyncio.Queue = asyncio.Queue()
+        is_answered = False
+
+        async def send_on(message):
+            nonlocal is_answered
+            is_answered = message["type"] == "http.response.body" and not message.get("more_body", False)
+            await send(message)
+
+        async def listen():
+            while (message := await receive())["type"] != "http.disconnect":
+                messages.put_nowait(message)
+            if not is_answered:
+                answering.cancel()
+
+        answering = asyncio.create_task(self.app(scope, messages.get, send_on))
+        listening = asyncio.create_task(listen())
+        try:
+            await asyncio.wait([answering])
+        finally:
+            listening.cancel()
+        if not answering.cancelled():
+            answering.result()
+
+
+@pytest.fixture(scope="session")
+def listening():
+    return listening_server
+
+
+@contextmanager
+def listening_server(app: FastAPI) -> Iterator[str]:
+    port = find_free_port()
+    server = uvicorn.Server(uvicorn.Config(CancelledWhenLeft(app), host="127.0.0.1", port=port, log_level="critical"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()

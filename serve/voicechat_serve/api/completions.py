@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import Field
 
-from voicechat_serve.api.answers import Ask, Choice, Tally, event_stream, heading, whole_answer
+from voicechat_serve.api.answers import DOCUMENTED, Ask, Choice, Tally, event_stream, heading, whole_answer
 from voicechat_serve.api.errors import APIError
 from voicechat_serve.api.fields import Text
 from voicechat_serve.api.services import Services
@@ -73,7 +73,7 @@ class CompletionRequest(TextRequest):
 def router(services: Services) -> APIRouter:
     routes = APIRouter()
 
-    @routes.post("/completions")
+    @routes.post("/completions", responses=DOCUMENTED)
     async def create_completion(request: CompletionRequest) -> Any:
         handle, version = services.language_model(request.model)
         asks = request.asks(version)

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 from starlette.exceptions import HTTPException
@@ -24,6 +25,30 @@ from voicechat_serve.engines.interface import (
 log = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
+
+LONGEST_MESSAGE = 1000
+LONGEST_PARAM = 100
+"""Characters: an error may quote the request, but does not send megabytes of it back."""
+
+
+class ErrorDetails(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """The form, for the OpenAPI document."""
+
+    error: ErrorDetails
+
+
+DOCUMENTED: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorAnswer, "description": "The request is wrong, or may not be made now"},
+    "5XX": {"model": ErrorAnswer, "description": "The server is busy, or failed"},
+}
+"""Every route's errors in the OpenAPI document, in place of FastAPI's own 422."""
 
 
 class APIError(HTTPException):
@@ -57,7 +82,13 @@ class APIError(HTTPException):
         return "invalid_request_error" if self.status_code < 500 else "server_error"
 
     def body(self) -> dict[str, Any]:
-        return {"error": {"message": self.detail, "type": self.kind, "param": self.param, "code": self.code}}
+        param = self.param and shortened(self.param, LONGEST_PARAM)
+        message = shortened(self.detail, LONGEST_MESSAGE)
+        return {"error": {"message": message, "type": self.kind, "param": param, "code": self.code}}
+
+
+def shortened(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def api_error(error: Exception) -> APIError:
@@ -95,7 +126,8 @@ def validation_error(error: RequestValidationError) -> APIError:
     # but for the names of lists in forms, which end in a pair of them.
     parts = [str(part) for part in first["loc"][1:]]
     param = ".".join(part for part in parts if "[" not in part or part.endswith("[]")) or None
-    message = f"{param}: {first['msg']}" if param else f"the body is wrong: {first['msg']}"
+    where = shortened(param, LONGEST_PARAM) if param else "the body is wrong"
+    message = f"{where}: {first['msg']}"
     return APIError(400, message, param=param, code="invalid_value")
 
 

@@ -5,7 +5,7 @@ from ray import serve
 
 from voicechat_serve.api import chat, completions, models, speech, transcriptions
 from voicechat_serve.api.access import AccessRules, guard
-from voicechat_serve.api.errors import answer_errors_in_openai_form
+from voicechat_serve.api.errors import DOCUMENTED, answer_errors_in_openai_form
 from voicechat_serve.api.request_log import RequestLog
 from voicechat_serve.api.services import Services
 from voicechat_serve.loopback import listen_where_ray_listens
@@ -13,7 +13,7 @@ from voicechat_serve.loopback import listen_where_ray_listens
 
 def build(services: Services, access: AccessRules = AccessRules()) -> FastAPI:
     """The API without its /v1: Serve's route prefix, or whoever mounts it, gives that."""
-    app = FastAPI(title="llm-voice-chat", docs_url=None, redoc_url=None)
+    app = FastAPI(title="llm-voice-chat", docs_url=None, redoc_url=None, responses=DOCUMENTED)
     guard(app, access, "Bearer")
     app.add_middleware(RequestLog)  # the last one added is the outermost
     answer_errors_in_openai_form(app)

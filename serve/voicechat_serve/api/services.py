@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
-from voicechat_serve.api.errors import APIError
+from voicechat_serve.api.errors import APIError, shortened
 from voicechat_serve.api.request_log import current_request
 from voicechat_serve.language_model import ServedModel
 
@@ -57,7 +57,7 @@ class Services:
 
 
 def unknown_model(name: str, available) -> APIError:
-    message = f"the model {name!r} does not exist here; there are {', '.join(available)}"
+    message = f"the model {shortened(name, 100)!r} does not exist here; there are {', '.join(available)}"
     return APIError(404, message, param="model", code="model_not_found")
 
 

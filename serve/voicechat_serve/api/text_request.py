@@ -11,6 +11,11 @@ from voicechat_serve.api.fields import Text
 MOST_CHOICES = 16
 """Answers to one request, over all of its prompts."""
 
+MOST_STOPS = 256
+MOST_STOP_CHARACTERS = 4096
+"""In all stop strings together: each may have to be compared with the end of the text at every token, for everybody's
+answers on one thread."""
+
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "tools": ([],),
@@ -30,6 +35,8 @@ SAMPLING_FIELDS = (
 
 
 class StreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True)
+
     include_usage: bool = False
 
 
@@ -52,14 +59,15 @@ class TextRequest(BaseModel):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
-    stop: Text | list[Text] | None = Field(None, max_length=256)
+    stop: Text | Annotated[list[Text], Field(max_length=MOST_STOPS)] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
 
     def sampling(self) -> dict[str, Any]:
         """The fields of `Sampling` that the client has set.
 
         Raises:
-            APIError: 400, a field that is not supported has a value that matters, or a token id is no number.
+            APIError: 400, a field that is not supported has a value that matters, the stop strings are too long, or a
+                token id is no number.
         """
         for name, value in (self.model_extra or {}).items():
             if name in NEUTRAL and value is not None and value not in NEUTRAL[name]:
@@ -71,6 +79,9 @@ class TextRequest(BaseModel):
         given = {name: getattr(self, name) for name in SAMPLING_FIELDS}
         if self.stop is not None:
             given["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+            if sum(map(len, given["stop"])) > MOST_STOP_CHARACTERS:
+                message = f"stop: the strings have more than {MOST_STOP_CHARACTERS} characters together"
+                raise APIError(400, message, param="stop", code="invalid_value")
         if self.logit_bias:
             given["logit_bias"] = tuple((token_id_of(key), bias) for key, bias in self.logit_bias.items())
         return {name: value for name, value in given.items() if value is not None}

@@ -1,0 +1,366 @@
+"""What no client should send: each is answered with a 4xx in OpenAI's form, or harmlessly, and never with a 5xx."""
+
+import json
+import socket
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from voicechat_serve.api.access import AccessRules
+from voicechat_serve.api.chat import ChatRequest
+from voicechat_serve.api.completions import CompletionRequest
+from voicechat_serve.api.ingress import build
+from voicechat_serve.keys import create_key
+
+CHAT = "/chat/completions"
+COMPLETIONS = "/completions"
+PATHS = (CHAT, COMPLETIONS)
+GOOD = {
+    "model": "shakespeare",
+    "messages": [{"role": "user", "content": "To be"}],
+    "prompt": "To be",
+    "max_tokens": 2,
+    "temperature": 0,
+}
+"""Good for either endpoint, which ignores the other's fields."""
+JSON = {"content-type": "application/json"}
+ERROR_FIELDS = {"message": str, "type": str, "param": str | None, "code": str | None}
+LONGEST_ERROR = 4096
+"""Bytes: an error does not send back what it was sent."""
+
+
+@pytest.fixture(scope="module")
+def http(api):
+    with httpx.Client(base_url=api, timeout=60) as http:
+        yield http
+
+
+def assert_refused(response: httpx.Response, *statuses: int) -> dict:
+    assert response.status_code in (statuses or (400,)), response.text[:500]
+    assert list(response.json()) == ["error"]
+    error = response.json()["error"]
+    assert set(error) == set(ERROR_FIELDS)
+    for name, kind in ERROR_FIELDS.items():
+        assert isinstance(error[name], kind), (name, error)
+    assert error["message"]
+    assert error["type"] == "invalid_request_error"
+    assert len(response.content) <= LONGEST_ERROR
+    assert response.headers["x-request-id"]
+    return error
+
+
+def assert_harmless(response: httpx.Response, *statuses: int) -> None:
+    """Answered, or refused as it should be."""
+    if response.status_code != 200:
+        assert_refused(response, *statuses)
+
+
+def post(http: httpx.Client, path: str, content: bytes | str, headers: dict[str, str] = JSON) -> httpx.Response:
+    return http.post(path, content=content, headers=headers)
+
+
+def with_field(name: str, value: str) -> str:
+    """A good body as JSON in which one field has a value that is spelled as it stands."""
+    body = json.dumps({key: each for key, each in GOOD.items() if key != name})
+    return f'{body[:-1]}, "{name}": {value}}}'
+
+
+# Of every type, some that no field takes, some that overflow, and some that JSON itself does not know.
+VALUES = [
+    *("true", '"text"', "[]", "{}", "[[]]", '{"a": {}}', "[null]", '[{"a": 1}]', "null", '""'),
+    *("-1", "0.5", "1e400", "-1e400", "1" + "0" * 400, "-" + "9" * 4000, "9" * 5000, "1e-400", "18446744073709551616"),
+    *("NaN", "Infinity", "-Infinity"),
+    *('"\\u0000"', '"\\ud800"', '["\\udfff"]', '{"\\ud800": 1}', '"\u0661"', '"-0"'),
+    *('"' + "x" * 100_000 + '"', '{"' + "x" * 100_000 + '": 1}', "[" * 800 + "]" * 800),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        (path, name)
+        for path, kind in ((CHAT, ChatRequest), (COMPLETIONS, CompletionRequest))
+        for name in kind.model_fields
+    ],
+)
+def test_any_value_in_any_field(http, path, field):
+    for value in VALUES:
+        response = post(http, path, with_field(field, value))
+        assert_harmless(response, *((400, 404) if field == "model" else (400,)))
+
+
+def test_some_values_are_wrong_for_every_field():
+    """Or the test above would test nothing for a field of a new type."""
+    for kind in (ChatRequest, CompletionRequest):
+        for name in kind.model_fields:
+            assert any(is_refused(kind, with_field(name, value)) for value in VALUES[:8]), name
+
+
+def is_refused(kind: type[BaseModel], body: str) -> bool:
+    try:
+        kind.model_validate_json(body)
+    except ValidationError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        '[{"role": "user", "content": "\\ud83d"}]',
+        '[{"role": "user\\u0000", "content": "a"}]',
+        '[{"role": "user", "content": [{"type": "text", "text": "\\udc00"}]}]',
+        '[{"role": "user", "content": [{"type": "text"}]}]',
+        '[{"role": "user", "content": [{"type": "\\ud800", "text": "a"}]}]',
+        '[{"role": "user", "content": {"text": "a"}}]',
+        '[{"role": "user", "content": null}]',
+        '[{"role": ["user"], "content": "a"}]',
+        '[{"content": "a"}]',
+        "[null]",
+        "[[]]",
+        "[" + ", ".join(['{"role": "user", "content": "a"}'] * 2049) + "]",
+    ],
+)
+def test_bad_messages(http, messages):
+    assert_refused(post(http, CHAT, with_field("messages", messages)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("messages", '[{"role": "user", "content": "\\u0000\\u0007\\u001b[2J\\u202e\\ufffe"}]'),
+        ("messages", '[{"role": "user", "content": ""}]'),
+        ("messages", '[{"role": "user", "content": []}]'),
+        ("messages", '[{"role": "user", "content": "a", "content": "b", "name": "\\ud800", "\\ud800": 1}]'),
+        ("messages", '[{"role": "assistant"}, {"role": "system", "content": "a"}, {"role": "user", "content": "a"}]'),
+        ("messages", '[{"role": "user", "content": "{{ 7 * 7 }}{% for x in range(9**9) %}{% endfor %}"}]'),
+        ("stop", '""'),
+        ("stop", json.dumps([""] * 256)),
+        ("stop", json.dumps([f"{number:03} stops" for number in range(256)])),
+        ("logit_bias", json.dumps({str(number): 0.5 for number in range(96)})),
+        ("logit_bias", '{"00000005": 1, "5": 1}'),
+        ("temperature", "5e-324"),
+        ("seed", str(-(2**63))),
+        ("seed", str(2**64 - 1)),
+        ("metadata", "[" * 500 + "]" * 500),
+        ("user", '"' + "u" * 1_000_000 + '"'),
+        ("x" * 100_000, "1"),
+    ],
+)
+def test_harmless_oddities(http, field, value):
+    for path in PATHS:
+        response = post(http, path, with_field(field, value))
+        assert response.status_code == 200, response.text[:500]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("stop", json.dumps(["a"] * 257)),
+        ("stop", json.dumps("a" * 1_000_000)),
+        ("stop", json.dumps(["a" * 1_000_000])),
+        ("stop", '["\\ud800"]'),
+        ("logit_bias", json.dumps({str(number): 1 for number in range(1024)})),  # more tokens than there are
+        ("logit_bias", json.dumps({str(number): 1 for number in range(1025)})),
+        ("logit_bias", json.dumps({"x" * 1_000_000: 1})),
+        ("logit_bias", json.dumps({"x" * 1_000_000: 101})),
+        ("logit_bias", json.dumps({"\ud800": 101})),
+        ("logit_bias", json.dumps({"\ud800": 1})),
+        ("logit_bias", json.dumps({"\u0665": 1})),
+        ("logit_bias", json.dumps({"-1": 1, " 5": 1, "5.0": 1})),
+        ("logit_bias", json.dumps({"[5]": 101})),
+        ("logit_bias", '{"5": NaN}'),
+        ("logit_bias", '{"5": 1e999}'),
+        ("stream_options", '{"include_usage": "yes"}'),
+        ("tools", '[{"type": "\\ud800"}]'),
+        ("response_format", '{"type": "' + "x" * 1_000_000 + '"}'),
+        ("modalities", "NaN"),
+        ("\\ud800", "1"),
+    ],
+)
+def test_refused_values(http, field, value):
+    for path in PATHS:
+        assert_refused(post(http, path, with_field(field, value)))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        '["a", 1]',
+        "[1, true]",
+        "[[1], [0.5]]",
+        '["\\ud800"]',
+        "[[[1]]]",
+        json.dumps(["a"] * 100_000),
+        json.dumps([[1]] * 17),
+    ],
+)
+def test_bad_prompts(http, value):
+    assert_refused(post(http, COMPLETIONS, with_field("prompt", value)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b" ", b"null", b"[]", b'"text"', b"5", b"true", b"NaN", b"{", b"{]", b"{}}", b"{'model': 1}", b"\x00"),
+        *(
+            b"\xff\xfe\x00",
+            b"\xef\xbb\xbf{}",
+            b'{"model": "\xff"}',
+            b'{"model": "\xed\xa0\x80"}',
+            "{}".encode("utf-16"),
+        ),
+        *(b"[" * 100_000, b'{"a":' * 100_000, b"[" * 100_000 + b"]" * 100_000, b'{"a": ' + b"9" * 100_000 + b"}"),
+    ],
+    ids=lambda content: repr(content[:12]),
+)
+def test_bad_bodies(http, content):
+    for path in (*PATHS, "/audio/speech"):
+        assert_refused(post(http, path, content))
+
+
+def test_the_last_of_duplicate_keys_counts(http):
+    """As in every JSON parser of the clients'."""
+    body = json.dumps(GOOD)[:-1] + ', "model": "nobody", "model": "shakespeare", "max_tokens": "x", "max_tokens": 1}'
+    assert post(http, COMPLETIONS, body).json()["usage"]["completion_tokens"] == 1
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        *("text/plain", "application/xml", "multipart/form-data", "multipart/form-data; boundary=x", "", "/", ";;;="),
+        *(
+            "application/x-www-form-urlencoded",
+            "application/jsonp",
+            "a" * 10_000,
+            "\xff\xfe",
+            "application/json\t;\x80",
+        ),
+        "application/json; charset=utf-7",
+    ],
+)
+def test_content_types_that_lie(http, content_type):
+    """They are refused where the body is not read as JSON; the bytes decide nothing."""
+    for path in (*PATHS, "/audio/speech", "/audio/transcriptions"):
+        response = post(http, path, json.dumps(GOOD), {"content-type": content_type.encode("latin-1")})
+        assert_harmless(response)
+
+
+@pytest.mark.parametrize("charset", ["nonsense", "undefined", "idna", "base64", "\x80", "a\x80", "utf-16", "rot13"])
+def test_forms_in_odd_character_sets(http, charset):
+    form = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper-1\r\n--x--\r\n'
+    content_type = f"multipart/form-data; charset={charset}; boundary=x".encode("latin-1")
+    assert_refused(post(http, "/audio/transcriptions", form, {"content-type": content_type}))
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE", "PROPFIND"])
+def test_unknown_methods(http, method):
+    response = http.request(method, CHAT)
+    assert response.headers["allow"] == "POST"
+    if method == "HEAD":
+        assert (response.status_code, response.content) == (405, b"")
+    else:
+        assert_refused(response, 405)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../../etc/passwd", "..", "/", "//", "%2e%2e%2f%2e%2e%2fetc%2fpasswd", "%00", "shakespeare%00", "%ff%fe"),
+        *("%ed%a0%80", "shakespeare@", "@1", "shakespeare@1", "shakespeare@%d9%a1", "shakespeare@-1", "a" * 50_000),
+        *(
+            "shakespeare@" + "9" * 5000,
+            "shakespeare@999999999",
+            "shakespeare/",
+            "?x=y",
+            "%250a",
+            "%0d%0aset-cookie:a",
+            ".",
+        ),
+    ],
+)
+def test_models_that_are_not_there(api, name):
+    # httpx would tidy up the path.
+    response = raw(api, f"GET /models/{name} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
+    assert_refused(response, 404)
+
+
+def test_names_of_models_as_paths(http):
+    for name in ("../../etc/passwd", "shakespeare/../x", "shakespeare\u0000", "x" * 1_000_000, "@" * 1_000_000, "\n"):
+        for path in (*PATHS, "/audio/speech"):
+            body = GOOD | {"model": name, "input": "a", "voice": "alloy"}
+            assert assert_refused(post(http, path, json.dumps(body)), 404)["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *(b"X-Odd: \xff\xfe\x80", b"X-Request-Id: \xff", b"X-Request-Id: " + b"9" * 1000, b"X-Client-Request-Id: \x80"),
+        *(b"Authorization: Basic \xff\xff", b"Authorization: \xa0", b"Cookie: \xff=\xff", b"Accept-Encoding: \xff"),
+        *(
+            b"Content-Length: \xb2",
+            b"Content-Length: -1",
+            b"Content-Length: 9" + b"9" * 400,
+            b"Transfer-Encoding: \xff",
+        ),
+        *(
+            b"X\xff: a",
+            b"X Y: a",
+            b": a",
+            b"X(): a",
+            b"no colon",
+            b"X: a\x00b",
+            b"Host: 127.0.0.1",
+            b"Host: [",
+            b"Host: \xff",
+        ),
+        *(
+            b"Origin: [",
+            b"Origin: http://[",
+            b"Origin: \xff",
+            b"Expect: \xff",
+            b"Connection: upgrade\r\nUpgrade: websocket",
+        ),
+        *(b"X-Forwarded-Proto: \xff", b"X-Forwarded-For: \xff", b"Range: bytes=-1", b"Content-Encoding: gzip"),
+    ],
+)
+@pytest.mark.parametrize(
+    "line", [b"GET /models", b"GET /models/", b"POST /completions", b"POST /completions/", b"GET /nowhere"]
+)
+def test_headers_of_odd_bytes(api, guarded, line, header):
+    guarded_api, key = guarded
+    for address, own in ((api, b""), (guarded_api, f"Authorization: Bearer {key}\r\n".encode())):
+        response = raw(
+            address, line + b" HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n" + header + b"\r\n" + own + b"\r\n"
+        )
+        # Beneath the application uvicorn's parser answers with a plain text of its own.
+        assert 200 <= response.status_code < 500, response.text
+
+
+@pytest.fixture(scope="module")
+def guarded(services, listening, tmp_path_factory):
+    """The address of an API that can be reached from elsewhere, and a key to it."""
+    path = tmp_path_factory.mktemp("keys") / "keys.json"
+    _, secret = create_key(path, "anna")
+    rules = AccessRules(host="0.0.0.0", keys_file=path, keys_required=True, requests_per_minute=100_000)
+    with listening(build(services, rules)) as address:
+        yield address, secret
+
+
+def raw(api: str, request: bytes) -> httpx.Response:
+    """The answer to the bytes as they are."""
+    address = urlsplit(api)
+    with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
+        connection.sendall(request)
+        received = b""
+        while piece := connection.recv(65536):
+            received += piece
+    head, _, body = received.partition(b"\r\n\r\n")
+    status, *headers = head.split(b"\r\n")
+    return httpx.Response(
+        int(status.split()[1]),
+        headers=[tuple(header.split(b": ", 1)) for header in headers if b"chunked" not in header],
+        content=body,
+    )
