@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import json
+import subprocess
+import sys
 
 import httpx
 import numpy as np
@@ -158,3 +160,43 @@ async def test_leaving_stops_the_voice_within_a_sentence(synthesis, monkeypatch)
     await sentences.aclose()
     assert len(spoken) == 2
     assert len([samples_n async for samples_n in synthesis.speak(text)]) == 40  # and the voice goes on
+
+
+HARD_TO_SAY = {
+    "no full stop": "word " * 819,
+    "no space": "a" * 4096,
+    "one symbol": "\N{GRINNING FACE}" * 4095 + "a",
+    "one number": "1" * 4096,
+    "many numbers": "1 " * 2048,
+    "numbers without a name": "1,000,000,000,000,000,000,000,000,000,000,000,000,000 " * 70,
+    "digits that are none": "① ② ③ $①.5 x² x⁴",
+    "slashes": "/" * 4000 + "1",
+    "nothing in English": "\u4f60\u597d" * 2000,
+}
+
+
+@pytest.mark.parametrize("name", HARD_TO_SAY)
+def test_any_text_is_spoken_in_small_parts(synthesis, monkeypatch, name):
+    """The real sounds of each text; the model that speaks them is left out, for time's sake."""
+    asked = []
+    monkeypatch.setattr(synthesis.model, "from_phonemes", lambda phonemes, speed: asked.append(phonemes) or phonemes)
+    parts = list(synthesis.spoken(HARD_TO_SAY[name], 1.0))
+    assert parts == asked
+    assert all(len(phonemes) <= 400 for phonemes in asked)
+    assert bool(asked) is (name not in ("nothing in English", "slashes"))
+
+
+def test_text_without_a_full_stop_is_spoken_within_bounded_memory():
+    """Spoken at once it took 1.6 GB; hibari itself splits it only at punctuation."""
+    code = """
+import resource
+from voicechat_serve.synthesis import Synthesis
+synthesis = Synthesis()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+seconds = sum(len(samples_n) for samples_n in synthesis.spoken("word " * 819, 1.0)) / 24_000
+print(seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    seconds, megabytes = map(float, told[-2:])
+    assert seconds > 100
+    assert megabytes < 600
