@@ -30,9 +30,10 @@ than the other. Without the voice activity detector, tiny.en's inventions on sil
 at 0.83 to 0.95 and -0.86 to -1.40, clips of speech at 0.10 or less and -0.40 or more; speech that noise half drowns at
 0.29 and -1.00, so neither alone is a sign. Whisper's own gate, at -1, lets "You" pass where nothing is said."""
 
-REPEATING_COMPRESSION = 2.4
-"""Text that zlib makes more than this many times shorter is a loop; sentences of our clips stay under 1.3. Whisper
-decodes such a window again, up to five times and ever more at random; what still repeats then is dropped."""
+REPEATING_COMPRESSION = 12
+"""Text that zlib makes more than this many times shorter is a loop: one of Whisper's stood at 32, a sentence that a
+person really said seven times at 5.5. From 2.4 on Whisper decodes a window again, up to five times and ever more at
+random; what still repeats without end is dropped."""
 
 FRAME_RATE = 100
 """Whisper's frames a second, the unit of `Segment.seek`."""

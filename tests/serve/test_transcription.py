@@ -188,8 +188,8 @@ def test_what_whisper_invents_is_told_from_what_it_hears(english, speech):
         (0.9, -0.9, 1.0, True),
         (0.9, -0.3, 1.0, False),  # sure of its words, music or not
         (0.3, -1.0, 1.0, False),  # unsure, but of words
-        (0.1, -0.2, 2.5, True),
-        (0.1, -0.2, 2.3, False),
+        (0.1, -0.2, 12.5, True),
+        (0.1, -0.2, 5.5, False),
     ],
 )
 async def test_invented_segments_are_left_out(english, monkeypatch, no_speech, log_probability, compression, invented):
