@@ -1,8 +1,9 @@
 """Reading a YAML file into a pydantic model; errors name the file, the line, the field and what is allowed."""
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -25,6 +26,12 @@ def read_yaml(path: Path, model: type[Model]) -> Model:
     Raises:
         InputError: the file is missing, not YAML, or has a field that is unknown or impossible.
     """
+    values, root = compose_yaml(path)
+    return validate(values, model, str(path), root)
+
+
+def compose_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node]:
+    """The file's values, and the document itself, which knows its lines; errors as in `read_yaml`."""
     try:
         text = path.read_text()
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -35,17 +42,20 @@ def read_yaml(path: Path, model: type[Model]) -> Model:
         raise InputError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or root is None:
         raise InputError(f"{path}: expected a mapping of fields to values, such as `name: shakespeare`")
-    return validate(values, model, str(path), root)
+    return values, root
 
 
-def validate(values: dict[str, Any], model: type[Model], where: str, root: yaml.Node | None = None) -> Model:
+def validate(
+    values: Any, model: type[Model], where: str, root: yaml.Node | None = None, at: Sequence[str | int] = ()
+) -> Model:
     """The values as a validated model.
 
     Args:
         where: what the values were read from, for messages.
         root: the composed YAML document, when there is one, for line numbers.
+        at: where in the document the values stand.
     """
     try:
         return model.model_validate(values)
@@ -53,9 +63,9 @@ def validate(values: dict[str, Any], model: type[Model], where: str, root: yaml.
         lines = []
         for problem in error.errors():
             location = [part for part in problem["loc"] if not (isinstance(part, str) and "[" in part)]
-            line = line_of(root, location) if location else None
+            line = line_of(root, [*at, *location]) if at or location else None
             place = f"{where}:{line}" if line else where
-            field = ".".join(str(part) for part in location)
+            field = ".".join(str(part) for part in (*at, *location))
             lines.append(": ".join(part for part in (place, field, explain(problem, location, model)) if part))
         raise InputError("\n".join(lines)) from None
 
@@ -78,10 +88,16 @@ def allowed_fields(model: type[BaseModel], location: list[Any]) -> list[str]:
     """The fields of the model that stands at the location inside `model`."""
     for part in location:
         field = model.model_fields.get(str(part))
-        annotation = field.annotation if field else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
+        inner = model_within(field.annotation) if field else None
+        model = inner or model
     return list(model.model_fields)
+
+
+def model_within(annotation: Any) -> type[BaseModel] | None:
+    """The model of a field that holds one, perhaps, or a list of them."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for inner in get_args(annotation) if (found := model_within(inner))), None)
 
 
 def line_of(node: yaml.Node | None, location: list[Any]) -> int | None:

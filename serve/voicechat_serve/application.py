@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+import ray
 from ray import serve
 from ray.serve.schema import ApplicationStatus, DeploymentStatus, LoggingConfig
 
@@ -58,19 +59,29 @@ def api(arguments: APIArguments) -> serve.Application:
     environment's (VOICECHAT_KEYS, …).
 
     Raises:
-        InputError: a model's files are not found.
+        InputError: a model's files are not found, or other machines could ask without a key.
     """
-    return api_application(served_models(arguments), arguments, access_rules(settings()))
+    return api_application(served_models(arguments), arguments, rules_of_the_running_serve())
 
 
 def front(arguments: FrontArguments) -> serve.Application:
-    """The front's application, as Serve builds it from a file."""
+    """The front's application, as Serve builds it from a file; errors as in `api`."""
+    access = rules_of_the_running_serve()
     if not arguments.page:
-        return front_application(None, access_rules(settings()))
+        return front_application(None, access)
     module, _, function = arguments.page.partition(":")
     mount = getattr(importlib.import_module(module), function)
     key = settings().api_key.get_secret_value() or "none"
-    return front_application(partial(mount, api_base_url=arguments.api, api_key=key), access_rules(settings()))
+    return front_application(partial(mount, api_base_url=arguments.api, api_key=key), access)
+
+
+def rules_of_the_running_serve() -> AccessRules:
+    """The environment's rules for the address where Serve listens already, as it does when it builds from a file."""
+    chosen = settings()
+    client = serve.context._get_global_client(raise_if_no_controller_running=False) if ray.is_initialized() else None
+    if client is not None:
+        chosen = chosen.model_copy(update={"host": client.http_config.host})
+    return access_rules(chosen)
 
 
 def deploy(

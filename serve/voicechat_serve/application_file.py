@@ -7,13 +7,13 @@ The form is Ray Serve's own: on a cluster `serve deploy FILE` takes it. The two 
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
-from ray.serve.schema import ServeDeploySchema
+from pydantic import ConfigDict, Field, field_validator, model_validator
+from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
 from voicechat_platform.assets import LANGUAGE_MODELS, locate
 from voicechat_platform.errors import InputError
 from voicechat_platform.registry import Registry, Version, find_checkpoint
-from voicechat_platform.strict_yaml import Strict, read_yaml, validate
+from voicechat_platform.strict_yaml import Strict, compose_yaml, line_of, validate
 from voicechat_serve.engines.choice import EngineName, Precision
 from voicechat_serve.language_model import ServedModel
 
@@ -73,7 +73,7 @@ class Engines(Replicas):
 
     num_cpus: float = Field(default=0.2, ge=0)
     engine: EngineName = "auto"
-    """torch, ctranslate2 (int8, on a CPU), or auto: what suits the files."""
+    """torch, ctranslate2 (int8, on a CPU), vllm (installed besides), or auto: what suits the files."""
     precision: Precision = "auto"
     """Of the torch engine: float32, bfloat16, or auto: bfloat16 on a GPU."""
     threads: int = Field(default=1, ge=1)
@@ -84,9 +84,16 @@ class ModelEntry(Engines):
     """A language model that is served under a name of its own."""
 
     id: str = Field(min_length=1)
-    """The name that clients ask for."""
+    """The name that clients ask for, without an @: NAME@NUMBER asks for a version of a champion's model."""
     source: str = ""
     """A folder, NAME@NUMBER, a packaged model, or OWNER/NAME of the Hugging Face hub; `id` when not given."""
+
+    @field_validator("id")
+    @classmethod
+    def names_no_version(cls, given: str) -> str:
+        if "@" in given:
+            raise ValueError(f"{given!r} has an @: choose another id, and put what is to be served under `source`")
+        return given
 
 
 class APIArguments(Strict):
@@ -103,6 +110,14 @@ class APIArguments(Strict):
     ingress: Replicas = Replicas(max_ongoing_requests=512, max_queued_requests=512)
     """The HTTP API. Limits of keys are counted in each replica of it."""
 
+    @field_validator("models")
+    @classmethod
+    def have_names_of_their_own(cls, models: tuple[ModelEntry, ...]) -> tuple[ModelEntry, ...]:
+        ids = [model.id for model in models]
+        if twice := sorted({name for name in ids if ids.count(name) > 1}):
+            raise ValueError(f"two models have the id {twice[0]!r}")
+        return models
+
 
 class FrontArguments(Strict):
     """`args` of the application `front`."""
@@ -113,10 +128,30 @@ class FrontArguments(Strict):
     """The API, as the page's process reaches it. Its key there is VOICECHAT_API_KEY."""
 
 
+ARGUMENTS: dict[str, type[Strict]] = {API: APIArguments, FRONT: FrontArguments}
+
+# Serve passes over fields that it does not know: a misspelt one would be as if it were not there.
+
+
+class Application(ServeApplicationSchema):
+    model_config = ConfigDict(extra="forbid")
+
+
+class HTTPOptions(HTTPOptionsSchema):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ServeFile(ServeDeploySchema):
+    model_config = ConfigDict(extra="forbid")
+
+    applications: list[Application]
+    http_options: HTTPOptions = HTTPOptions()
+
+
 class ApplicationFile(Strict):
     """An application file, checked by Serve's own schema and by ours."""
 
-    serve: ServeDeploySchema
+    serve: ServeFile
     api: APIArguments
 
 
@@ -132,20 +167,22 @@ def read_application(path: Path) -> ApplicationFile:
     Raises:
         InputError: there is no such file, it is not what Serve takes, or `args` have unknown or impossible fields.
     """
-    try:
-        serve_file = read_yaml(path, ServeDeploySchema)
-    except ValidationError as error:  # Serve's own checks of the whole
-        raise InputError(f"{path}: {error}") from None
-    applications = {application.name: application for application in serve_file.applications}
-    if API not in applications:
-        raise InputError(f"{path}: there is no application named {API}; it has {', '.join(applications) or 'none'}")
-    for name, application in applications.items():
+    values, root = compose_yaml(path)
+    file = validate(values, ServeFile, str(path), root)
+    names = [application.name for application in file.applications]
+    if API not in names:
+        raise InputError(f"{path}: there is no application named {API}; it has {', '.join(names) or 'none'}")
+    found: dict[str, Strict] = {}
+    for number, (name, application) in enumerate(zip(names, file.applications, strict=True)):
         if application.deployments:
-            raise InputError(f"{path}: {name}: say what deployments need in the application's args, not in deployments")
-    arguments = validate(applications[API].args, APIArguments, f"{path}: {API}.args")
-    if FRONT in applications:
-        validate(applications[FRONT].args, FrontArguments, f"{path}: {FRONT}.args")
-    return ApplicationFile(serve=serve_file, api=arguments)
+            line = line_of(root, ["applications", number, "deployments"])
+            raise InputError(f"{path}:{line}: {name}: say what deployments need in `args`, not in `deployments`")
+        if name in ARGUMENTS:
+            place = ("applications", number, "args")
+            found[name] = validate(application.args, ARGUMENTS[name], str(path), root, place)
+    arguments = found[API]
+    assert isinstance(arguments, APIArguments)
+    return ApplicationFile(serve=file, api=arguments)
 
 
 def served_models(arguments: APIArguments) -> list[tuple[ServedModel, Replicas]]:
@@ -179,5 +216,6 @@ def served_version(version: Version, how: Engines) -> ServedModel:
 
 
 def model_folder(source: str, engine: EngineName) -> Path:
-    """A packaged chat model is there in two forms: as CTranslate2 runs it, and as torch does."""
-    return locate(f"{source}-int8") if source in LANGUAGE_MODELS and engine != "torch" else find_checkpoint(source)
+    """A packaged chat model is there in two forms: as CTranslate2 runs it, and as the others do."""
+    for_ctranslate2 = source in LANGUAGE_MODELS and engine in ("auto", "ctranslate2")
+    return locate(f"{source}-int8") if for_ctranslate2 else find_checkpoint(source)

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from ray import serve
-from ray.serve.schema import ReplicaState, ServeStatus
+from ray.serve.schema import DeploymentStatus, ReplicaState, ServeStatus
 
 from voicechat_serve.api.access import AccessRules, guard
 from voicechat_serve.api.errors import answer_errors_in_openai_form
@@ -50,6 +50,8 @@ def not_ready(status: ServeStatus) -> dict[str, str]:
         for application in status.applications.values()
         for name, deployment in application.deployments.items()
         if not deployment.replica_states.get(ReplicaState.RUNNING)
+        # Healthy with none at all: it is gone because nobody asks, and comes back for the next request.
+        and (deployment.replica_states or deployment.status != DeploymentStatus.HEALTHY)
     } | {
         # Of one that is deployed from a file, Serve learns later which deployments it has.
         name: application.status.value.lower()

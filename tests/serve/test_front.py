@@ -71,6 +71,13 @@ async def test_not_ready_while_one_has_none(probes, states):
     assert (health.status_code, health.json()) == (200, {"status": "ok"})
 
 
+async def test_a_deployment_that_is_gone_because_nobody_asks_is_no_reason_to_send_nothing(probes):
+    asleep = status(one={"RUNNING": 1}, two={})
+    asleep.applications["api"].deployments["two"].status = DeploymentStatus.HEALTHY
+    probes.answer = lambda: asleep
+    assert (await probes.get("/ready")).json() == {"status": "ready", "not_ready": {}}
+
+
 async def test_not_ready_while_serve_does_not_know_the_deployments(probes):
     probes.answer = status  # an application without any
     assert (await probes.get("/ready")).json()["not_ready"] == {"api": "running"}
