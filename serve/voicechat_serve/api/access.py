@@ -143,7 +143,8 @@ class KeyCheck:
             await send(message)
 
         try:
-            await self.app(without_keys(scope), receive, send_on)
+            scope.update(without_keys(scope))  # in place: the log outside reads from it which route was taken
+            await self.app(scope, receive, send_on)
         finally:
             if key:
                 self.limits.end(key)
