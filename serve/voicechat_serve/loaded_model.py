@@ -2,7 +2,7 @@
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -70,6 +70,8 @@ class LoadedModel:
 
     def __init__(self, tokenizer: ChatTokenizer, engine: Engine, fingerprint: str):
         self.tokenizer, self.engine, self.fingerprint = tokenizer, engine, fingerprint
+        self.encoding: dict[tuple[str, str], asyncio.Task[list[int]]] = {}
+        """Prompts that are being encoded."""
         wanted = {name: tokenizer.generation.get(name) for name in ("temperature", "top_p", "top_k")}
         self.defaults = Sampling(**{name: value for name, value in wanted.items() if value is not None})
 
@@ -89,14 +91,27 @@ class LoadedModel:
         Raises (at the first piece): what `Engine.generate` raises, and InputError where the messages do not fit
         the model's template or a token id is not one of the model's.
         """
-        # Not on the event loop: a long conversation takes seconds, and the others' answers would wait.
-        prompt_ids = await asyncio.to_thread(self.tokenizer.encode_chat, messages)
-        limit = int(self.engine.context * (1 - ANSWER_SHARE))
-        if wishes.truncation == "auto" and len(prompt_ids) > limit:
-            prompt_ids = await asyncio.to_thread(self.shortened, messages, limit)
+        prompt_ids = await self.encoded(self.chat_prompt, messages, wishes.truncation)
         async with aclosing(self.write(prompt_ids, wishes, self.tokenizer.chat_stop)) as deltas:
             async for delta in deltas:
                 yield delta
+
+    async def encoded(self, encode: Callable[..., list[int]], *prompt: Any) -> list[int]:
+        """Token ids of a prompt: encoded once for all the choices that wait for it, as they may be many.
+
+        Not on the event loop: a long conversation takes seconds, and the others' answers would wait.
+        """
+        key = (encode.__name__, repr(prompt))
+        if key not in self.encoding:
+            self.encoding[key] = asyncio.create_task(asyncio.to_thread(encode, *prompt))
+            self.encoding[key].add_done_callback(lambda _: self.encoding.pop(key))
+        return await asyncio.shield(self.encoding[key])  # the others still wait when one leaves
+
+    def chat_prompt(self, messages: Sequence[Message], truncation: Truncation) -> list[int]:
+        """The conversation's, within the context where `truncation` allows it."""
+        prompt_ids = self.tokenizer.encode_chat(messages)
+        limit = int(self.engine.context * (1 - ANSWER_SHARE))
+        return self.shortened(messages, limit) if truncation == "auto" and len(prompt_ids) > limit else prompt_ids
 
     def shortened(self, messages: Sequence[Message], limit: int) -> list[int]:
         """The longest prompt within the limit that leaves out the oldest messages, but never the system's.
@@ -114,7 +129,7 @@ class LoadedModel:
 
     async def complete(self, prompt: str | list[int], wishes: Wishes) -> AsyncGenerator[Delta, None]:
         """What follows the prompt, a text or token ids; errors as in `chat`."""
-        prompt_ids = await asyncio.to_thread(self.tokenizer.encode, prompt) if isinstance(prompt, str) else prompt
+        prompt_ids = await self.encoded(self.tokenizer.encode, prompt) if isinstance(prompt, str) else prompt
         async with aclosing(self.write(prompt_ids, wishes)) as deltas:
             async for delta in deltas:
                 yield delta

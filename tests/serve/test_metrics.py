@@ -174,9 +174,9 @@ def recorded(monkeypatch) -> dict[str, Recorded]:
 def test_an_answers_tokens_and_times(recorded, monkeypatch):
     now = 100.0
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now)
-    answer = metrics.AnswerMetrics({"model": "m"}, prompt_tokens=7)
+    answer = metrics.AnswerMetrics({"model": "m"})
     for now, completion_tokens in [(102.0, 1), (104.0, 5), (104.5, 5), (105.0, 7)]:  # noqa: B007
-        answer.observe(completion_tokens)
+        answer.observe(7, completion_tokens)
     assert recorded["FIRST_TOKEN_SECONDS"].values == [2.0]
     assert recorded["INTER_TOKEN_SECONDS"].values == [0.5, 0.5]  # 2 s for four, 1 s for two
     assert recorded["PROMPT_TOKENS"].values == [7]

@@ -143,7 +143,8 @@ class KeyCheck:
             await send(message)
 
         try:
-            await self.app(without_keys(scope), receive, send_on)
+            hide_keys(scope)
+            await self.app(scope, receive, send_on)
         finally:
             if key:
                 self.limits.end(key)
@@ -190,13 +191,12 @@ def offered_keys(scope: Scope) -> Iterator[str]:
             yield protocol.removeprefix(SUBPROTOCOL)
 
 
-def without_keys(scope: Scope) -> Scope:
-    """The scope as the routes see it, who cannot log what they are not told."""
-    kept = [
-        (name, value) for name, value in scope["headers"] if name not in (b"authorization", b"sec-websocket-protocol")
-    ]
-    protocols = [protocol for protocol in scope.get("subprotocols", ()) if not protocol.startswith(SUBPROTOCOL)]
-    scope["headers"] = kept
+def hide_keys(scope: Scope) -> None:
+    """Takes the keys out of what the routes see, who cannot log what they are not told.
+
+    In place: the log, outside of here, reads in the same scope which route was taken.
+    """
+    hidden = (b"authorization", b"sec-websocket-protocol")
+    scope["headers"] = [(name, value) for name, value in scope["headers"] if name not in hidden]
     if "subprotocols" in scope:
-        scope["subprotocols"] = protocols
-    return scope  # the same one: the log, outside of here, reads in it which route was taken
+        scope["subprotocols"] = [name for name in scope["subprotocols"] if not name.startswith(SUBPROTOCOL)]

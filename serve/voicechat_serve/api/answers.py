@@ -22,7 +22,7 @@ from voicechat_serve.loaded_model import Delta, ScoredToken, Wishes
 
 log = logging.getLogger(__name__)
 
-DOCUMENTED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+STREAM_DOCUMENTED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 """Besides JSON, in the OpenAPI document."""
 
 MOST_ATTEMPTS = 3

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from voicechat_serve.api.answers import DOCUMENTED, Ask, Tally, event_stream, heading, whole_answer
+from voicechat_serve.api.answers import STREAM_DOCUMENTED, Ask, Tally, event_stream, heading, whole_answer
 from voicechat_serve.api.errors import APIError
 from voicechat_serve.api.fields import Text
 from voicechat_serve.api.services import Services
@@ -81,7 +81,7 @@ class ChatRequest(TextRequest):
 def router(services: Services) -> APIRouter:
     routes = APIRouter()
 
-    @routes.post("/chat/completions", responses=DOCUMENTED)
+    @routes.post("/chat/completions", responses=STREAM_DOCUMENTED)
     async def create_chat_completion(request: ChatRequest) -> Any:
         handle, version = services.language_model(request.model)
         asks = request.asks(version)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import Field
 
-from voicechat_serve.api.answers import DOCUMENTED, Ask, Choice, Tally, event_stream, heading, whole_answer
+from voicechat_serve.api.answers import STREAM_DOCUMENTED, Ask, Choice, Tally, event_stream, heading, whole_answer
 from voicechat_serve.api.errors import APIError
 from voicechat_serve.api.fields import Text
 from voicechat_serve.api.services import Services
@@ -73,7 +73,7 @@ class CompletionRequest(TextRequest):
 def router(services: Services) -> APIRouter:
     routes = APIRouter()
 
-    @routes.post("/completions", responses=DOCUMENTED)
+    @routes.post("/completions", responses=STREAM_DOCUMENTED)
     async def create_completion(request: CompletionRequest) -> Any:
         handle, version = services.language_model(request.model)
         asks = request.asks(version)
