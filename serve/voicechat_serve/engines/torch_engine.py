@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -64,8 +65,8 @@ class Flight:
     text: TextStream
     generator: random.Random
     loop: asyncio.AbstractEventLoop
-    made: list[Token | Exception] = field(default_factory=list)
-    """Not yet handed over."""
+    made: deque[Token | Exception] = field(default_factory=deque)
+    """Not yet handed over: one thread appends, the other takes from the left."""
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     """Set with the first token."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -154,14 +155,15 @@ class TorchEngine:
         try:
             await flight.begun.wait()
             while True:
-                made, flight.made = flight.made, []
-                tokens = [token for token in made if isinstance(token, Token)]
+                tokens: list[Token] = []
+                while flight.made and isinstance(flight.made[0], Token):
+                    tokens.append(cast(Token, flight.made.popleft()))
                 if tokens:
                     yield tokens
-                if made and isinstance(made[-1], Exception):
-                    raise made[-1]
                 if tokens and tokens[-1].finish_reason:
                     return
+                if flight.made and isinstance(error := flight.made[0], Exception):
+                    raise error
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(flight.ended.wait(), self.pause_s)
         finally:
