@@ -208,8 +208,9 @@ def last_line(message: str) -> str:
 
 
 def stop() -> None:
-    """Takes everything down that `deploy` started; Ray goes on."""
-    serve.shutdown()
+    """Takes everything down that `deploy` started, once replicas have ended what they had begun; Ray goes on."""
+    if ray.is_initialized():  # otherwise Serve would start one, to ask it
+        serve.shutdown()
 
 
 def require_free(port: int, host: str = "127.0.0.1") -> None:
