@@ -5,6 +5,7 @@ config.json and generation_config.json.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from functools import cached_property
@@ -21,6 +22,10 @@ from voicechat_platform.errors import InputError
 
 Message = dict[str, str]
 """{"role": ..., "content": ...}"""
+
+
+WORD_JOINER = "\u2060"
+"""Invisible, and not a part of any special token."""
 
 
 class ChatTokenizer:
@@ -70,11 +75,23 @@ class ChatTokenizer:
             raise InputError("this model has no chat template; ask it for completions instead")
         special = {name: special_token(self.config.get(name)) or "" for name in ("bos_token", "eos_token", "unk_token")}
         try:
+            messages = [{**message, "content": self.without_markers(message["content"])} for message in messages]
             text = self.template.render(messages=messages, add_generation_prompt=True, **special)
         except TemplateError as error:
             raise InputError(f"the model's chat template refuses these messages: {error}") from error
         # The template has written the special tokens itself.
         return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def without_markers(self, text: str) -> str:
+        """A message in which what spells a special token is text: nobody ends their turn and begins the system's."""
+        return self.markers.sub(lambda found: found[0][0] + WORD_JOINER + found[0][1:], text) if self.markers else text
+
+    @cached_property
+    def markers(self) -> re.Pattern[str] | None:
+        tokens = [token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special]
+        # A special token of one character could not be taken apart; no tokenizer has one.
+        longest_first = sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text).ids
