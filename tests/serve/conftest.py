@@ -135,6 +135,11 @@ class Handle:
         return SimpleNamespace(remote=lambda *arguments: Answer(getattr(self.replica, method)(*arguments)))
 
 
+@pytest.fixture(scope="session")
+def local_handle() -> type[Handle]:
+    return Handle
+
+
 class Answer:
     """What a method of the replica gives: one result to await, or a stream."""
 

@@ -1,6 +1,5 @@
 """Chat and completions in every detail: a real model behind the real routes, in this process, without Ray."""
 
-import asyncio
 import json
 import math
 
@@ -21,41 +20,6 @@ from voicechat_serve.loaded_model import LoadedModel
 PROMPT = "To be, or not"
 
 
-class Handle:
-    """A deployment's handle, whose replica is an object of this process."""
-
-    def __init__(self, replica):
-        self.replica = replica
-
-    def options(self, stream):
-        return self
-
-    def __getattr__(self, method):
-        return Call(getattr(self.replica, method))
-
-
-class Call:
-    def __init__(self, method):
-        self.method = method
-
-    def remote(self, *arguments):
-        return Stream(self.method(*arguments))
-
-
-class Stream:
-    def __init__(self, pieces):
-        self.pieces = pieces
-
-    def __aiter__(self):
-        return self
-
-    async def __anext__(self):
-        return await anext(self.pieces)
-
-    def cancel(self):
-        self.closing = asyncio.ensure_future(self.pieces.aclose())
-
-
 @pytest.fixture(scope="module")
 def model(tiny_model):
     tokenizer = ChatTokenizer(tiny_model)
@@ -64,19 +28,23 @@ def model(tiny_model):
     model.engine.close()
 
 
-def services_of(replica, folder) -> Services:
-    return Services(
-        models={"shakespeare": ServedModel(id="shakespeare", folder=folder)},
-        language_models={"shakespeare": Handle(replica)},
-        transcription=None,
-        transcription_model="whisper-tiny.en",
-        synthesis=None,
-    )
+@pytest.fixture(scope="module")
+def services_of(tiny_model, local_handle):
+    def services(replica) -> Services:
+        return Services(
+            models={"shakespeare": ServedModel(id="shakespeare", folder=tiny_model)},
+            language_models={"shakespeare": local_handle(replica)},
+            transcription=None,
+            transcription_model="whisper-tiny.en",
+            synthesis=None,
+        )
+
+    return services
 
 
 @pytest.fixture
-async def http(model, tiny_model):
-    transport = httpx.ASGITransport(build(services_of(model, tiny_model)))
+async def http(model, services_of):
+    transport = httpx.ASGITransport(build(services_of(model)))
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=30) as http:
         yield http
 
@@ -281,36 +249,36 @@ class Mortal:
         yield
 
 
-async def ask_of(replica, folder, path, monkeypatch, **fields) -> httpx.Response:
+async def ask_of(services, path, monkeypatch, **fields) -> httpx.Response:
     monkeypatch.setattr(answers, "PAUSE_S", 0)
-    transport = httpx.ASGITransport(build(services_of(replica, folder)))
+    transport = httpx.ASGITransport(build(services))
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
         body = {"model": "shakespeare", "prompt": PROMPT, "max_tokens": 200, "temperature": 0}
         return await http.post(path, json=body | fields)
 
 
-async def test_a_whole_answer_outlives_a_replica(model, tiny_model, monkeypatch):
-    died = await ask_of(Mortal(model, 2), tiny_model, "/completions", monkeypatch)
-    expected = await ask_of(Mortal(model, 0), tiny_model, "/completions", monkeypatch)
+async def test_a_whole_answer_outlives_a_replica(model, services_of, monkeypatch):
+    died = await ask_of(services_of(Mortal(model, 2)), "/completions", monkeypatch)
+    expected = await ask_of(services_of(Mortal(model, 0)), "/completions", monkeypatch)
     assert died.json()["choices"] == expected.json()["choices"]
     assert died.json()["usage"] == expected.json()["usage"]
-    hopeless = await ask_of(Mortal(model, 9), tiny_model, "/completions", monkeypatch)
+    hopeless = await ask_of(services_of(Mortal(model, 9)), "/completions", monkeypatch)
     assert hopeless.status_code == 503
     assert hopeless.headers["retry-after"]
 
 
-async def test_a_stream_ends_with_an_error_event_when_its_replica_dies(model, tiny_model, monkeypatch):
-    response = await ask_of(Mortal(model, 1), tiny_model, "/completions", monkeypatch, stream=True)
+async def test_a_stream_ends_with_an_error_event_when_its_replica_dies(model, services_of, monkeypatch):
+    response = await ask_of(services_of(Mortal(model, 1)), "/completions", monkeypatch, stream=True)
     events = response.text.strip().split("\n\n")
     assert json.loads(events[0].removeprefix("data: "))["choices"][0]["text"]
     error = json.loads(events[-1].removeprefix("data: "))["error"]
     assert (error["type"], error["code"]) == ("server_error", "unavailable")
 
 
-async def test_an_unknown_version(model, tiny_model, monkeypatch):
+async def test_an_unknown_version(model, services_of, monkeypatch):
     messages = [{"role": "user", "content": "a"}]
     fields = {"model": "shakespeare@7", "messages": messages}
-    response = await ask_of(Mortal(model, 0), tiny_model, "/chat/completions", monkeypatch, **fields)
+    response = await ask_of(services_of(Mortal(model, 0)), "/chat/completions", monkeypatch, **fields)
     assert response.status_code == 404
     assert response.json()["error"]["code"] == "model_not_found"
     assert "7" in response.json()["error"]["message"]
