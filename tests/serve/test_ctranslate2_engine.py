@@ -7,8 +7,15 @@ import pytest
 
 from voicechat_platform.assets import locate
 from voicechat_serve.chat_tokenizer import ChatTokenizer
+from voicechat_serve.engines.choice import make_engine
 from voicechat_serve.engines.ctranslate2_engine import CTranslate2Engine
-from voicechat_serve.engines.interface import GenerationRequest, OverloadedError, PromptTooLongError, Sampling
+from voicechat_serve.engines.interface import (
+    GenerationRequest,
+    OverloadedError,
+    PromptTooLongError,
+    Sampling,
+    UnsupportedError,
+)
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +108,24 @@ async def test_extreme_sampling_is_greedy_or_harmless(engine, tokenizer):
 async def test_what_fails_in_the_library_fails_the_request(engine):
     with pytest.raises(TypeError):
         await anext(engine.generate(GenerationRequest(prompt_ids=[10**6])))
+
+
+async def test_a_metric_checkpoint_is_folded_and_converted(tiny_model):
+    tokenizer = ChatTokenizer(tiny_model)
+    engine = make_engine(tiny_model, tokenizer, "ctranslate2")
+    assert isinstance(engine, CTranslate2Engine)
+    wanted = GenerationRequest(prompt_ids=tokenizer.encode("To be"), sampling=Sampling(max_tokens=6, temperature=0))
+    tokens = await tokens_of(engine, wanted)
+    assert [token.finish_reason for token in tokens] == [None] * 5 + ["length"]
+    assert all(0 <= token.id < tokenizer.size for token in tokens)
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"min_p": 0.1}, {"frequency_penalty": 1.0}, {"presence_penalty": 1.0}, {"logit_bias": ((1, 1.0),)}],
+)
+async def test_what_it_cannot_do_is_said(engine, asked):
+    (feature,) = asked
+    with pytest.raises(UnsupportedError, match=feature):
+        await tokens_of(engine, GenerationRequest(prompt_ids=[1], sampling=Sampling(**asked)))

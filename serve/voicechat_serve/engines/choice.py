@@ -80,7 +80,7 @@ def converted_folder(folder: Path) -> Path:
     from voicechat_platform.models.ctranslate2_conversion import convert_to_ctranslate2
     from voicechat_platform.settings import settings
 
-    target = settings().folder("converted") / "-".join(folder.parts[-3:])
+    target = settings().folder("converted") / prepared_name(folder)
     if not (target / "model.bin").exists():
         convert_to_ctranslate2(folded_folder(folder), target, quantization="int8")
     return target
@@ -100,9 +100,15 @@ def folded_folder(folder: Path) -> Path:
 
     if not isinstance(AutoConfig.from_pretrained(folder), GPTConfig):
         return folder
-    target = settings().folder("folded") / "-".join(folder.parts[-3:])
+    target = settings().folder("folded") / prepared_name(folder)
     if not target.exists():
         with appearing_whole(target) as whole:
             fold(AutoModelForCausalLM.from_pretrained(folder)).save_pretrained(whole)
             AutoTokenizer.from_pretrained(folder).save_pretrained(whole)
     return target
+
+
+def prepared_name(folder: Path) -> str:
+    """Of what is made from a checkpoint; another one when the checkpoint is written anew."""
+    written = max(file.stat().st_mtime_ns for file in folder.glob("*.safetensors"))
+    return "-".join([*folder.parts[-3:], f"{written:x}"])
