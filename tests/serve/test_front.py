@@ -23,6 +23,7 @@ from ray.serve.schema import (
 )
 
 from voicechat_serve import application, front
+from voicechat_serve.api.access import AccessRules
 
 
 def status(**replicas: dict[str, int]) -> ServeStatus:
@@ -147,7 +148,7 @@ def address(gate) -> Iterator[str]:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         targets = [
             serve.RunTarget(gated(gate), name="api", route_prefix="/v1"),
-            serve.RunTarget(application.front_application(None), name="front", route_prefix="/"),
+            serve.RunTarget(application.front_application(None, AccessRules()), name="front", route_prefix="/"),
         ]
         serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
         yield f"http://127.0.0.1:{port}"
