@@ -173,8 +173,10 @@ class Registry:
         try:
             found = self.client.get_model_version(name, str(number))
         except MlflowException:
-            known = ", ".join(str(version) for version in self.versions()) or "none yet; `voicechat sweep` makes some"
-            raise InputError(f"there is no model version {name}@{number}; there are: {known}") from None
+            found = [] if "'" in name else self.client.search_model_versions(f"name = '{name}'", max_results=20)
+            known = ", ".join(f"{name}@{each.version}" for each in found)
+            hint = f"there are: {known}" if known else "`voicechat models` lists what there is"
+            raise InputError(f"there is no model version {name}@{number}; {hint}") from None
         return self._as_version(found)
 
     def versions(self) -> list[Version]:
@@ -184,13 +186,18 @@ class Registry:
 
     def champions(self) -> list[Version]:
         """The promoted version of each model that has one."""
-        return [version for version in self.versions() if version.is_champion]
+        models = self.client.search_registered_models(max_results=1000)
+        numbers = {model.name: model.aliases[CHAMPION] for model in models if CHAMPION in model.aliases}
+        return [self.version(name, int(number)) for name, number in sorted(numbers.items())]
 
     def promote(self, version: Version) -> Version:
         """Make it the version of its model that is served; the one before is kept for a rollback."""
-        before = self.client.get_registered_model(version.name).aliases.get(CHAMPION)
+        aliases = self.client.get_registered_model(version.name).aliases
+        before = aliases.get(CHAMPION)
         if before is not None and int(before) != version.number:
             self.client.set_registered_model_alias(version.name, PREVIOUS, str(before))
+        elif before is None and aliases.get(PREVIOUS) == str(version.number):
+            self.client.delete_registered_model_alias(version.name, PREVIOUS)  # nobody goes back to where they are
         self.client.set_registered_model_alias(version.name, CHAMPION, str(version.number))
         return self.version(version.name, version.number)
 

@@ -129,11 +129,22 @@ def api_application(
     for model, _ in models:
         if not model.folder.is_dir():
             raise InputError(f"the model {model.id!r} has no folder {model.folder}")
+    if not models:
+        raise InputError(
+            "there is no language model to serve: promote one (`voicechat promote`), or name one in `models`"
+        )
     whisper_name = f"whisper-{arguments.whisper}"
     whisper_folder = locate(whisper_name)
     champions = None
     if any(model.version is not None for model, _ in models):
-        champions = serve.deployment(Champions, name="champions", ray_actor_options={"num_cpus": 0.05}).bind()
+        champions = serve.deployment(
+            Champions,
+            name="champions",
+            ray_actor_options={"num_cpus": 0.05},
+            max_ongoing_requests=10_000,  # every replica of every language model waits in it
+            graceful_shutdown_wait_loop_s=0.1,
+            graceful_shutdown_timeout_s=0.5,  # nobody need be answered any more
+        ).bind()
 
     def bound(model: ServedModel, replicas: Replicas) -> serve.Application:
         deployment = serve.deployment(LanguageModel, name=deployment_name(model), **replicas.options())

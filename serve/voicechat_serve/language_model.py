@@ -14,7 +14,7 @@ from voicechat_platform.errors import InputError
 from voicechat_serve.champions import version_folder
 from voicechat_serve.chat_tokenizer import ChatTokenizer, Message
 from voicechat_serve.engines.choice import EngineName, Precision, make_engine
-from voicechat_serve.engines.interface import Load, UnknownVersionError
+from voicechat_serve.engines.interface import Load, OverloadedError, UnknownVersionError
 from voicechat_serve.loaded_model import Delta, LoadedModel, Wishes
 from voicechat_serve.loopback import listen_where_ray_listens
 from voicechat_serve.metrics import ModelMetrics
@@ -58,7 +58,9 @@ class LanguageModel:
             self.current = thread.submit(self.load, served.version, Path(served.folder)).result()
         self.versions = {served.version: self.current}
         """By number, the one used last at the end."""
-        self.loading = asyncio.Lock()
+        self.previous: int | None = None
+        """The champion before the champion: kept for a rollback."""
+        self.loading: dict[int, asyncio.Task[None]] = {}
         self.closing: set[asyncio.Task] = set()
         self.metrics = ModelMetrics(served.id, self.engine_load)
         if champions is not None:
@@ -70,23 +72,28 @@ class LanguageModel:
         Raises (at the first piece): what `LoadedModel.chat` raises; UnknownVersionError.
         """
         model = await self.version(wishes.version)
-        async with aclosing(self.measured(model.chat(messages, wishes))) as deltas:
+        async with aclosing(self.measured(model, model.chat(messages, wishes))) as deltas:
             async for delta in deltas:
                 yield delta
 
     async def complete(self, prompt: str | list[int], wishes: Wishes) -> AsyncGenerator[Delta, None]:
         """What follows the prompt; errors as in `chat`."""
         model = await self.version(wishes.version)
-        async with aclosing(self.measured(model.complete(prompt, wishes))) as deltas:
+        async with aclosing(self.measured(model, model.complete(prompt, wishes))) as deltas:
             async for delta in deltas:
                 yield delta
 
-    async def measured(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
+    async def measured(self, model: LoadedModel, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
+        """Passes an answer on, counted as one of the model's users until it ends."""
         measured = self.metrics.answer()
-        async with aclosing(deltas):
-            async for delta in deltas:
-                measured.observe(delta.prompt_tokens, delta.completion_tokens)
-                yield delta
+        model.users += 1
+        try:
+            async with aclosing(deltas):
+                async for delta in deltas:
+                    measured.observe(delta.prompt_tokens, delta.completion_tokens)
+                    yield delta
+        finally:
+            model.users -= 1
 
     async def require_version(self, number: int | None) -> None:
         """
@@ -110,16 +117,23 @@ class LanguageModel:
 
         Raises:
             UnknownVersionError: there is none of that number.
+            OverloadedError: versions that were replaced still answer, and there is no room for another.
         """
         if number is None:
             return self.current
-        if number not in self.versions:
-            async with self.loading:
-                if number not in self.versions:
-                    folder = await asyncio.to_thread(self.find_version, number)
-                    self.keep(number, await asyncio.to_thread(self.load, number, folder))
+        while number not in self.versions:
+            if number not in self.loading:
+                if len(self.closing) >= MOST_VERSIONS:
+                    raise OverloadedError(f"{len(self.closing)} earlier versions still answer; try again later")
+                self.loading[number] = asyncio.create_task(self.fetch(number))
+                self.loading[number].add_done_callback(lambda _: self.loading.pop(number))
+            await asyncio.shield(self.loading[number])  # whoever leaves meanwhile, the others still want it
         self.versions[number] = self.versions.pop(number)
         return self.versions[number]
+
+    async def fetch(self, number: int) -> None:
+        folder = await asyncio.to_thread(self.find_version, number)
+        self.keep(number, await asyncio.to_thread(self.load, number, folder))
 
     def load(self, number: int | None, folder: Path) -> LoadedModel:
         """Loads and warms up; blocks, on a thread without an event loop."""
@@ -127,13 +141,18 @@ class LanguageModel:
         engine = make_engine(folder, tokenizer, self.served.engine, self.served.precision, self.served.threads)
         fingerprint = self.served.id if number is None else f"{self.served.id}@{number}"
         model = LoadedModel(tokenizer, engine, fingerprint)
-        asyncio.run(model.warm_up())
+        try:
+            asyncio.run(model.warm_up())
+        except BaseException:
+            engine.close()
+            raise
         return model
 
     def keep(self, number: int, model: LoadedModel) -> None:
         self.versions[number] = model
         for other, loaded in list(self.versions.items()):
-            if len(self.versions) > MOST_VERSIONS and loaded is not self.current and other != number:
+            is_needed = loaded is self.current or other in (number, self.previous)
+            if len(self.versions) > MOST_VERSIONS and not is_needed:
                 del self.versions[other]
                 task = asyncio.create_task(close_when_idle(loaded))
                 self.closing.add(task)
@@ -148,7 +167,7 @@ class LanguageModel:
                 promoted = await self.champions.next.remote(self.served.id, number)
                 if promoted != number:
                     self.current = await self.version(promoted)
-                    number = promoted
+                    number, self.previous = promoted, number
                     log.info("%s is served from now on", self.current.fingerprint)
             except Exception:
                 log.exception("cannot follow the champion of %s; %s goes on", self.served.id, self.current.fingerprint)
@@ -160,12 +179,12 @@ class LanguageModel:
     def check_health(self) -> None:
         """Called by Serve, which replaces the replica when this raises."""
         self.current.engine.check()
+        if self.champions is not None and self.following.done():
+            raise RuntimeError("the champion is not followed any more")
 
 
 async def close_when_idle(model: LoadedModel) -> None:
     """Ends a model's engine once nobody is answered by it any more."""
-    while True:
+    while model.users:
         await asyncio.sleep(IDLE_POLL_S)
-        load = model.engine.load()
-        if not load.running and not load.waiting:
-            return await asyncio.to_thread(model.engine.close)
+    await asyncio.to_thread(model.engine.close)

@@ -70,6 +70,8 @@ class LoadedModel:
 
     def __init__(self, tokenizer: ChatTokenizer, engine: Engine, fingerprint: str):
         self.tokenizer, self.engine, self.fingerprint = tokenizer, engine, fingerprint
+        self.users = 0
+        """Answers under way; counted by whoever may close the engine."""
         self.encoding: dict[tuple[str, str], asyncio.Task[list[int]]] = {}
         """Prompts that are being encoded."""
         wanted = {name: tokenizer.generation.get(name) for name in ("temperature", "top_p", "top_k")}

@@ -101,7 +101,8 @@ def run_services(settings: Settings, with_page: bool, application: Path | None =
     arguments = read_application(application or local_application()).api
     if settings.whisper:
         arguments = arguments.model_copy(update={"whisper": settings.whisper})
-    prepare_assets(arguments.whisper)
+    for name in (f"whisper-{arguments.whisper}", "hibari"):
+        locate(name)
     models = served_models(arguments)
     address = f"http://{reachable(settings.host)}:{settings.port}"
     api = f"{address}/v1"
@@ -136,9 +137,11 @@ def torn_down(settings: Settings) -> Iterator[None]:
         yield
     finally:
         console.print("stopping")
-        stop()  # lets the replicas end what they have begun
-        stop_ray()
-        shutil.rmtree(settings.folder("recordings"), ignore_errors=True)
+        try:
+            stop()  # lets the replicas end what they have begun
+        finally:
+            stop_ray()
+            shutil.rmtree(settings.folder("recordings"), ignore_errors=True)
 
 
 def reachable(host: str) -> str:

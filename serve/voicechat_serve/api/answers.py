@@ -57,6 +57,8 @@ class Tally:
     """Counts the tokens of an answer: a prompt's once, however many choices it has."""
 
     choices_per_prompt: int
+    is_silent: bool = False
+    """Whether the client asked for no tokens at all: the one that the model writes is not told."""
     prompts: dict[int, int] = field(default_factory=dict)
     completions: dict[int, int] = field(default_factory=dict)
     fingerprint: str = ""
@@ -68,7 +70,8 @@ class Tally:
         current_request().count(sum(self.prompts.values()), sum(self.completions.values()))
 
     def usage(self) -> dict[str, int]:
-        prompt, completion = sum(self.prompts.values()), sum(self.completions.values())
+        prompt = sum(self.prompts.values())
+        completion = 0 if self.is_silent else sum(self.completions.values())
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
@@ -126,6 +129,10 @@ async def interleaved(streams: Sequence[AsyncIterator[Delta]]) -> AsyncGenerator
             await queue.put((index, None))
         except Exception as error:
             await queue.put((index, error))
+        except asyncio.CancelledError:  # by Serve, or by this function's own end, when nobody listens any more
+            with contextlib.suppress(asyncio.QueueFull):
+                queue.put_nowait((index, RuntimeError("an answer was cancelled inside the server")))
+            raise
 
     tasks = [asyncio.create_task(pass_on(index, stream)) for index, stream in enumerate(streams)]
     try:
@@ -186,4 +193,4 @@ async def event_stream(
             end = event(last | {"usage": tally.usage()}) if last else ""
             yield f"{end}data: [DONE]\n\n"
 
-    return ClosedStream(events(), media_type="text/event-stream")
+    return ClosedStream(events(), "text/event-stream", stack)

@@ -77,9 +77,9 @@ def router(services: Services) -> APIRouter:
     async def create_completion(request: CompletionRequest) -> Any:
         handle, version = services.language_model(request.model)
         asks = request.asks(version)
-        tally = Tally(choices_per_prompt=request.choices)
+        tally = Tally(choices_per_prompt=request.choices, is_silent=request.max_tokens == 0)
         head = heading("cmpl", "text_completion", request.model)
-        tell = CompletionWriter(asks, echo=bool(request.echo), silent=request.max_tokens == 0)
+        tell = CompletionWriter(asks, echo=bool(request.echo), silent=tally.is_silent)
         if request.stream:
             chunk = head | {"usage": None} if request.usage_wanted else head
 
@@ -90,12 +90,9 @@ def router(services: Services) -> APIRouter:
                 handle, asks, tally, chunks, head | {"choices": []} if request.usage_wanted else None
             )
         choices = await whole_answer(handle, asks, tally)
-        usage = tally.usage()
-        if tell.silent:
-            usage |= {"completion_tokens": 0, "total_tokens": usage["prompt_tokens"]}
         return head | {
             "choices": [tell(index, choice) for index, choice in enumerate(choices)],
-            "usage": usage,
+            "usage": tally.usage(),
             "system_fingerprint": tally.fingerprint,
         }
 
@@ -131,7 +128,8 @@ class CompletionWriter:
         for score in scores:
             told["tokens"].append(score.text)
             told["token_logprobs"].append(score.logprob)
-            top = None if score.logprob is None else {each.text: each.logprob for each in score.top}
+            # Likeliest last: two tokens that read the same, such as halves of characters, keep the likelier value.
+            top = None if score.logprob is None else {each.text: each.logprob for each in reversed(score.top)}
             told["top_logprobs"].append(top)
             told["text_offset"].append(self.offsets[index])
             self.offsets[index] += len(score.text)

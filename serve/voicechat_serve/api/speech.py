@@ -80,8 +80,8 @@ def router(services: Services) -> APIRouter:
 
         if request.stream_format == "sse":
             events = speech_events(sound(), len(request.input))
-            return ClosedStream(events, "text/event-stream")
-        return ClosedStream(sound(), SPEECH_FORMATS[request.response_format].media_type)
+            return ClosedStream(events, "text/event-stream", stack)
+        return ClosedStream(sound(), SPEECH_FORMATS[request.response_format].media_type, stack)
 
     return routes
 

@@ -37,7 +37,7 @@ SAMPLING_FIELDS = (
 class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True)
 
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class TextRequest(BaseModel):
@@ -92,7 +92,7 @@ class TextRequest(BaseModel):
 
     @property
     def usage_wanted(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+        return bool(self.stream_options and self.stream_options.include_usage)
 
 
 def token_id_of(key: str) -> int:

@@ -142,4 +142,4 @@ async def transcript_stream(services: Services, uploads: Uploads, file: UploadFi
                 current_request().error = told.code or told.kind
                 yield event(told.body())
 
-    return ClosedStream(events(), "text/event-stream")
+    return ClosedStream(events(), "text/event-stream", stack)

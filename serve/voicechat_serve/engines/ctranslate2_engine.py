@@ -81,14 +81,15 @@ class CTranslate2Engine:
         if len(self.decodings) >= self.capacity:
             raise OverloadedError(f"the model already has {self.capacity} requests")
         decoding = Decoding(asyncio.get_running_loop())
+        running = self.workers.submit(self.decode, request, room, decoding)
         self.decodings.add(decoding)
-        finished = decoding.loop.run_in_executor(self.workers, self.decode, request, room, decoding)
+        running.add_done_callback(lambda _: self.decodings.discard(decoding))
         text = TextStream(self.tokenizer.decode, request.sampling.stop)
         try:
             for count in range(1, room + 1):
                 token_id = await decoding.token_ids.get()
                 if token_id is None:
-                    await finished  # raises what went wrong
+                    await asyncio.wrap_future(running)  # raises what went wrong
                     raise RuntimeError("CTranslate2 ended without an end token")
                 if token_id in self.end_ids:
                     yield [Token(text.finish(), token_id, "stop")]
@@ -102,8 +103,7 @@ class CTranslate2Engine:
                 yield [Token(new, token_id, "length" if count == room else None)]
         finally:
             decoding.cancelled = True
-            if finished.cancel():  # it was still waiting for a worker, and leaves its place to others
-                self.decodings.discard(decoding)
+            running.cancel()  # where it still waits for a worker, it leaves its place to others at once
 
     def decode(self, request: GenerationRequest, room: int, decoding: Decoding) -> None:
         """Runs one request to its end; blocks."""
@@ -124,7 +124,6 @@ class CTranslate2Engine:
                 callback=decoding.receive,
             )
         finally:
-            self.decodings.discard(decoding)
             decoding.send(None)
 
     def load(self) -> Load:

@@ -144,10 +144,13 @@ class TorchEngine:
             request=request,
             room=room_for(request, self.context),
             text=TextStream(self.decode_text, request.sampling.stop),
-            generator=random.Random(request.sampling.seed),
+            # By itself Random takes -1 and 1 for the same.
+            generator=random.Random(None if request.sampling.seed is None else request.sampling.seed % 2**64),
             loop=asyncio.get_running_loop(),
         )
         with self.changed:
+            if self.closing or not self.thread.is_alive():
+                raise RuntimeError("the engine has ended")
             if len(self.waiting) >= self.max_waiting:
                 raise OverloadedError(f"{self.max_waiting} requests are already waiting for the model")
             self.waiting.append(flight)
@@ -196,8 +199,18 @@ class TorchEngine:
 
     # From here on everything runs on the engine's thread.
 
-    @torch.inference_mode()
     def run(self) -> None:
+        try:
+            self.serve()
+        finally:
+            with self.changed:
+                self.closing = True
+                left = [*self.waiting, *self.filling, *self.flights]
+            for flight in left:
+                self.deliver(flight, RuntimeError("the engine has ended"))
+
+    @torch.inference_mode()
+    def serve(self) -> None:
         while True:
             with self.changed:
                 self.changed.wait_for(lambda: self.waiting or self.filling or self.flights or self.closing)
@@ -206,27 +219,27 @@ class TorchEngine:
             try:
                 self.drop_cancelled()
                 self.admit()
-                self.deliver(self.read_prompts())
+                self.read_prompts()
                 if self.flights:
-                    self.deliver(self.decode_step())
+                    self.decode_step()
             except Exception as error:
                 log.exception("a decode step failed; the requests in flight are given up")
-                self.deliver([(flight, error) for flight in (*self.flights, *self.filling)])
+                for flight in (*self.flights, *self.filling):
+                    self.deliver(flight, error)
                 self.flights.clear()
                 self.filling.clear()
                 self.slots.forget()
                 self.batch_is_stale = True
 
-    def deliver(self, given: Sequence[tuple[Flight, Token | Exception]]) -> None:
-        """Keeps tokens until they are asked for; wakes those up who wait for their first or last one."""
-        for flight, token in given:
-            flight.made.append(token)
-            is_last = isinstance(token, Exception) or token.finish_reason is not None
-            if is_last or not flight.begun.is_set():
-                try:
-                    flight.loop.call_soon_threadsafe(wake, flight, is_last)
-                except RuntimeError:  # the loop is closed, and with it whoever waited
-                    flight.cancelled = True
+    def deliver(self, flight: Flight, token: Token | Exception) -> None:
+        """Keeps a token until it is asked for; wakes whoever waits for the first or the last one."""
+        flight.made.append(token)
+        is_last = isinstance(token, Exception) or token.finish_reason is not None
+        if is_last or not flight.begun.is_set():
+            try:
+                flight.loop.call_soon_threadsafe(wake, flight, is_last)
+            except RuntimeError:  # the loop is closed, and with it whoever waited
+                flight.cancelled = True
 
     def drop_cancelled(self) -> None:
         for flight in [flight for flight in (*self.flights, *self.filling) if flight.cancelled]:
@@ -249,38 +262,36 @@ class TorchEngine:
             while self.waiting and len(self.flights) + len(self.filling) < self.decoder.slots:
                 self.filling.append(self.waiting.popleft())
 
-    def read_prompts(self) -> list[tuple[Flight, Token | Exception]]:
+    def read_prompts(self) -> None:
         """Reads a piece of the prompts that wait to be read; a whole prompt gives its first token."""
-        given: list[tuple[Flight, Token | Exception]] = []
         budget = PREFILL_TOKENS
         while self.filling and budget > 0:
-            flight = self.filling.pop(0)
-            if flight.row is None:  # not sooner: the prompt before it may begin with the same tokens
-                # A prompt whose tokens are to be scored must be read whole.
-                flight.row = self.slots.take([] if flight.request.score_prompt else flight.request.prompt_ids)
-            piece = flight.unread_ids[:budget]
-            budget -= len(piece)
+            flight = self.filling[0]  # and there it stays while it is read, so that nobody takes the engine for idle
             try:
+                if flight.row is None:  # not sooner: the prompt before it may begin with the same tokens
+                    # A prompt whose tokens are to be scored must be read whole.
+                    flight.row = self.slots.take([] if flight.request.score_prompt else flight.request.prompt_ids)
+                piece = flight.unread_ids[:budget]
+                budget -= len(piece)
                 logits_1v = self.read_piece(flight, piece)
-                if flight.unread_ids:
-                    self.filling.append(flight)  # the others' turn
-                    continue
-                token = self.first_token(flight, logits_1v)
+                token = None if flight.unread_ids else self.first_token(flight, logits_1v)
             except Exception as error:
-                assert flight.row is not None
-                flight.row.token_ids.clear()
-                self.slots.release(flight.row)
-                given.append((flight, error))
+                if flight.row is not None:
+                    flight.row.token_ids.clear()
+                self.release(flight)
+                self.deliver(flight, error)
                 continue
-            given.append((flight, token))
-            assert flight.row is not None
+            if token is None:
+                self.filling.append(self.filling.pop(0))  # the others' turn
+                continue
+            self.deliver(flight, token)
             if token.finish_reason:
-                self.slots.release(flight.row)
-            else:
-                self.slots.begin_decoding(flight.row)
-                self.flights.append(flight)
-                self.batch_is_stale = True
-        return given
+                self.release(flight)
+                continue
+            assert flight.row is not None
+            self.slots.begin_decoding(flight.row)
+            self.flights.append(self.filling.pop(0))
+            self.batch_is_stale = True
 
     def read_piece(self, flight: Flight, piece: list[int]) -> Tensor:
         """(1, v) logits after a piece of the prompt."""
@@ -305,7 +316,7 @@ class TorchEngine:
         ids_b = sampler.choose(logits_1v)
         return self.take(flight, int(ids_b), sampler.scores(logits_1v, ids_b).get(0), tuple(flight.prompt_scores))
 
-    def decode_step(self) -> list[tuple[Flight, Token | Exception]]:
+    def decode_step(self) -> None:
         """One more token for every request in flight."""
         if self.batch_is_stale:
             self.lay_out_batch()
@@ -317,16 +328,14 @@ class TorchEngine:
         self.positions_b = self.positions_b + 1
         scores = self.sampler.scores(logits_bv, self.ids_b)
 
-        given: list[tuple[Flight, Token | Exception]] = []
         finished = []
         for place, (flight, token_id) in enumerate(zip(self.flights, self.ids_b.tolist(), strict=True)):
             token = self.take(flight, token_id, scores.get(place))
-            given.append((flight, token))
+            self.deliver(flight, token)
             if token.finish_reason:
                 finished.append(flight)
         for flight in finished:
             self.release(flight)
-        return given
 
     def lay_out_batch(self) -> None:
         """Tensors that describe who is in flight; between changes a step only advances them."""
@@ -342,7 +351,7 @@ class TorchEngine:
         """The token as the client sees it: its text, and whether the answer ends here."""
         flight.answer_ids.append(token_id)
         if token_id in self.end_ids:
-            return Token(flight.text.finish(), token_id, "stop", score, prompt_scores)
+            return Token(flight.text.finish(), token_id, "stop", None, prompt_scores)  # it is no part of the text
         text, stopped = flight.text.push(token_id)
         if stopped:
             return Token(text, token_id, "stop", score, prompt_scores)
