@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 
 import pytest
 import torch
@@ -298,27 +299,37 @@ def fail(*arguments):
 
 async def test_a_prompt_whose_beginning_cannot_be_copied_fails_alone(monkeypatch):
     engine = engine_of("metric", slots=3)
+    decode, gate = engine.decoder.decode, threading.Event()
+    monkeypatch.setattr(engine.decoder, "decode", lambda *arguments: gate.wait(60) and decode(*arguments))
     first = engine.generate(request([*range(30)], 60))
-    await anext(first)
+    begun = await anext(first)
     with monkeypatch.context() as broken:
         broken.setattr(engine.decoder, "copy", fail)
+        second = asyncio.create_task(ids_of(engine, request([*range(20), 5], 3)))
+        await asyncio.sleep(0)  # it is in the queue, and the first one still decodes
+        gate.set()
         with pytest.raises(MemoryError):
-            await ids_of(engine, request([*range(20), 5], 3))
-    assert len(await rest_of(first)) > 50
+            await second
+    assert len(begun) + len(await rest_of(first)) == 60
     engine.close()
 
 
 async def test_rows_that_cannot_be_exchanged_end_everybody_with_the_error(monkeypatch):
     engine = engine_of("metric", slots=3)
-    stays, leaves, waits = (engine.generate(request([token], 90)) for token in range(3))
+    decode, gate = engine.decoder.decode, threading.Event()
+    monkeypatch.setattr(engine.decoder, "decode", lambda *arguments: gate.wait(60) and decode(*arguments))
+    leaves, stays = (engine.generate(request([token], 90)) for token in range(2))
     await anext(leaves)
-    await anext(stays)
+    following = asyncio.create_task(anext(stays))
+    await asyncio.sleep(0)
     with monkeypatch.context() as broken:
         broken.setattr(engine.decoder, "swap", fail)
+        gate.set()
+        await following
         await leaves.aclose()  # the other's row takes the place of this one
         with pytest.raises(MemoryError):
             await rest_of(stays)
-    assert len(await rest_of(waits)) == 90  # and the engine goes on
+    assert len(await ids_of(engine, request([2], 90))) == 90  # and the engine goes on
     engine.close()
 
 
