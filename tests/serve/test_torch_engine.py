@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
+from voicechat_platform.models.metrics import METRICS
 from voicechat_serve.engines.interface import (
     GenerationRequest,
     Load,
@@ -29,6 +30,8 @@ VARIANTS: dict[str, dict] = {
     "shared projection": {"attention": "metric", "projection": "shared"},
     "shared projection, separate values": {"attention": "metric", "projection": "shared", "values": "separate"},
     "learned positions": {"attention": "metric", "positions": "learned"},
+    "one metric, normalised": {"attention": "metric", "metric_sharing": "model", "qk_norm": True},
+    **{metric: {"attention": "metric", "metric": metric} for metric in METRICS if metric != "symmetric"},
 }
 
 torch.set_num_threads(1)  # models this small only wait for a second thread
@@ -87,15 +90,15 @@ def mixed_requests(count: int) -> list[GenerationRequest]:
 
 @pytest.mark.parametrize("kind", [*VARIANTS, "llama"])
 async def test_tokens_do_not_depend_on_company(kind):
-    engine = engine_of(kind, slots=8)
-    requests = mixed_requests(16)
+    engine = engine_of(kind, slots=32)
+    requests = mixed_requests(32)
     alone = [await ids_of(engine, wanted) for wanted in requests]
 
     async def later(wanted, delay):
         await asyncio.sleep(delay)
         return await ids_of(engine, wanted)
 
-    together = await asyncio.gather(*(later(wanted, i * 0.004) for i, wanted in enumerate(requests)))
+    together = await asyncio.gather(*(later(wanted, i * 0.001) for i, wanted in enumerate(requests)))
     assert together == alone
     assert len({tuple(tokens) for tokens in alone}) == len(alone)
     engine.close()
