@@ -175,8 +175,8 @@ class Registry:
         except MlflowException:
             found = [] if "'" in name else self.client.search_model_versions(f"name = '{name}'", max_results=20)
             known = ", ".join(f"{name}@{each.version}" for each in found)
-            hint = f"there are: {known}" if known else "`voicechat models` lists what there is"
-            raise InputError(f"there is no model version {name}@{number}; {hint}") from None
+            hint = known or "none yet of that name; `voicechat models` lists what there is"
+            raise InputError(f"there is no model version {name}@{number}; there are: {hint}") from None
         return self._as_version(found)
 
     def versions(self) -> list[Version]:
