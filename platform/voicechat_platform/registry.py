@@ -177,18 +177,24 @@ class Registry:
             known = ", ".join(f"{name}@{each.version}" for each in found)
             hint = known or "none yet of that name; `voicechat models` lists what there is"
             raise InputError(f"there is no model version {name}@{number}; there are: {hint}") from None
-        return self._as_version(found)
+        return as_version(found, self.client.get_registered_model(name).aliases.get(CHAMPION))
 
     def versions(self) -> list[Version]:
         """Every version of every model, newest first."""
-        found = [self._as_version(version) for version in self.client.search_model_versions(max_results=10_000)]
-        return sorted(found, key=lambda version: (version.name, -version.number))
+        champions = self._champion_numbers()
+        found = self.client.search_model_versions(max_results=10_000)
+        versions = [as_version(version, champions.get(version.name)) for version in found]
+        return sorted(versions, key=lambda version: (version.name, -version.number))
 
     def champions(self) -> list[Version]:
         """The promoted version of each model that has one."""
+        numbers = sorted(self._champion_numbers().items())
+        return [as_version(self.client.get_model_version(name, number), number) for name, number in numbers]
+
+    def _champion_numbers(self) -> dict[str, str]:
+        """By model: search_model_versions leaves the aliases out, the registered models have them all."""
         models = self.client.search_registered_models(max_results=1000)
-        numbers = {model.name: model.aliases[CHAMPION] for model in models if CHAMPION in model.aliases}
-        return [self.version(name, int(number)) for name, number in sorted(numbers.items())]
+        return {model.name: str(model.aliases[CHAMPION]) for model in models if CHAMPION in model.aliases}
 
     def promote(self, version: Version) -> Version:
         """Make it the version of its model that is served; the one before is kept for a rollback."""
@@ -217,20 +223,24 @@ class Registry:
             raise InputError(f"{name!r} has no earlier champion to go back to; `voicechat models` lists what there is")
         return self.promote(self.version(name, int(aliases[PREVIOUS])))
 
-    def _as_version(self, found: Any) -> Version:
-        tags = found.tags
-        # search_model_versions leaves the aliases out; the registered model has them all.
-        aliases = self.client.get_registered_model(found.name).aliases
-        return Version(
-            name=found.name,
-            number=int(found.version),
-            source=found.source,
-            is_champion=str(aliases.get(CHAMPION)) == str(found.version),
-            origin=tags.get("origin", ""),
-            attention=tags.get("attention", ""),
-            parameters=int(tags.get("parameters", 0)),
-            nats_per_character=float(tags.get("nats_per_character", "nan")),
-        )
+
+def as_version(found: Any, champion: str | None) -> Version:
+    """MLflow's own object as ours.
+
+    Args:
+        champion: the number of its model's champion.
+    """
+    tags = found.tags
+    return Version(
+        name=found.name,
+        number=int(found.version),
+        source=found.source,
+        is_champion=champion == str(found.version),
+        origin=tags.get("origin", ""),
+        attention=tags.get("attention", ""),
+        parameters=int(tags.get("parameters", 0)),
+        nats_per_character=float(tags.get("nats_per_character", "nan")),
+    )
 
 
 def parse_version(text: str) -> tuple[str, int]:

@@ -121,7 +121,7 @@ def api_application(
 ) -> serve.Application:
     """
     Raises:
-        InputError: two models of one name, a model's folder is not there, or an asset is missing.
+        InputError: no model, two of one name, a model's folder is not there, or an asset is missing.
     """
     ids = [model.id for model, _ in models]
     if len(set(ids)) < len(ids) or set(ids) & RESERVED_NAMES:

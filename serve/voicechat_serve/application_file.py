@@ -75,7 +75,7 @@ class Engines(Replicas):
     engine: EngineName = "auto"
     """torch, ctranslate2 (int8, on a CPU), vllm (installed besides), or auto: what suits the files."""
     precision: Precision = "auto"
-    """Of the torch engine: float32, bfloat16, or auto: bfloat16 on a GPU."""
+    """Of torch and vllm: float32, bfloat16, or auto: bfloat16 on a GPU."""
     threads: int = Field(default=1, ge=1)
     """CPU threads of one decode step."""
 

@@ -62,7 +62,7 @@ def letters(token_ids) -> str:
 
 
 def engine_of(kind: str, **options) -> TorchEngine:
-    return TorchEngine(model_of(kind), letters, end_ids=[], handover_interval_s=0, **options)
+    return TorchEngine(model_of(kind), letters, end_ids=[], handover_interval_s=0.001, **options)
 
 
 def request(prompt_ids, max_tokens=24, **sampling) -> GenerationRequest:

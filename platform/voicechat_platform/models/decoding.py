@@ -10,7 +10,7 @@ is one product of complex numbers. Pairs are permuted in queries, keys, metrics 
 output projection, which leaves every result as it was.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,29 @@ from voicechat_platform.models.attention import MetricAttention, StandardAttenti
 from voicechat_platform.models.gpt import Block, GPTForCausalLM, SquaredReluMLP
 
 
-class SlotDecoder:
+class SlotRows:
+    """What can be done with the rows of any cache of fixed slots."""
+
+    def tensors(self) -> Iterable[Tensor]:
+        """Every tensor of the cache, (slots, g, s, k)."""
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copies the first `length` positions of one row over another."""
+        for cache_bgsk in self.tensors():
+            cache_bgsk[target, :, :length] = cache_bgsk[source, :, :length]
+
+    @torch.inference_mode()
+    def swap(self, one: int, other: int, length: int) -> None:
+        """Exchanges the first `length` positions of two rows."""
+        for cache_bgsk in self.tensors():
+            kept_gsk = cache_bgsk[one, :, :length].clone()
+            cache_bgsk[one, :, :length] = cache_bgsk[other, :, :length]
+            cache_bgsk[other, :, :length] = kept_gsk
+
+
+class SlotDecoder(SlotRows):
     """A model of the family over a cache of `slots` rows, each at a position of its own.
 
     Tied values are cached once, unrotated: half of a standard cache. A request in flight holds one row; rows that
@@ -49,7 +71,10 @@ class SlotDecoder:
 
     @property
     def bytes_per_slot(self) -> int:
-        return sum(cache.nbytes for layer in self.layers for cache in layer.caches) // self.slots
+        return sum(cache.nbytes for cache in self.tensors()) // self.slots
+
+    def tensors(self) -> Iterable[Tensor]:
+        return (cache for layer in self.layers for cache in layer.caches)
 
     @torch.inference_mode()
     def prefill(self, row: int, ids_t: Tensor, start: int, every: bool = False) -> Tensor:
@@ -103,22 +128,6 @@ class SlotDecoder:
         for layer in self.layers:
             x_btd = layer.run(x_btd, turns_b1tk, self.turns_sk, mask_b1ts, store)
         return x_btd
-
-    @torch.inference_mode()
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Copies the first `length` positions of one row over another."""
-        for layer in self.layers:
-            for cache_bgsk in layer.caches:
-                cache_bgsk[target, :, :length] = cache_bgsk[source, :, :length]
-
-    @torch.inference_mode()
-    def swap(self, one: int, other: int, length: int) -> None:
-        """Exchanges the first `length` positions of two rows."""
-        for layer in self.layers:
-            for cache_bgsk in layer.caches:
-                kept_gsk = cache_bgsk[one, :, :length].clone()
-                cache_bgsk[one, :, :length] = cache_bgsk[other, :, :length]
-                cache_bgsk[other, :, :length] = kept_gsk
 
 
 Store = Callable[[Tensor, Tensor], Tensor]

@@ -13,10 +13,9 @@ from typing import Any
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from voicechat_serve.api.errors import api_error
 from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.services import streamed
-from voicechat_serve.api.streaming import ClosedStream, event
+from voicechat_serve.api.streaming import ClosedStream, error_event, event
 from voicechat_serve.engines.interface import FinishReason
 from voicechat_serve.loaded_model import Delta, ScoredToken, Wishes
 
@@ -167,30 +166,24 @@ async def event_stream(
         tell: (choice, a piece of it) -> the objects that tell it.
         last: an object that is completed with the usage and sent at the end, where the client wants it.
     """
-    stack = AsyncExitStack()
-    try:
-        told = await stack.enter_async_context(pieces(handle, asks))
+    async with AsyncExitStack() as opening:
+        told = await opening.enter_async_context(pieces(handle, asks))
         first = await anext(told)
-    except BaseException:
-        await stack.aclose()
-        raise
+        stack = opening.pop_all()
 
     def events_of(index: int, delta: Delta) -> str:
         tally.count(index, delta)
         return "".join(event(chunk) for chunk in tell(index, delta))
 
     async def events() -> AsyncGenerator[str, None]:
-        async with stack:
-            try:
-                yield events_of(*first)
-                async for index, delta in told:
-                    yield events_of(index, delta)
-            except Exception as error:
-                problem = api_error(error)
-                current_request().error = problem.code or problem.kind
-                yield event(problem.body())
-                return
-            end = event(last | {"usage": tally.usage()}) if last else ""
-            yield f"{end}data: [DONE]\n\n"
+        try:
+            yield events_of(*first)
+            async for index, delta in told:
+                yield events_of(index, delta)
+        except Exception as error:
+            yield error_event(error)
+            return
+        end = event(last | {"usage": tally.usage()}) if last else ""
+        yield f"{end}data: [DONE]\n\n"
 
     return ClosedStream(events(), "text/event-stream", stack)

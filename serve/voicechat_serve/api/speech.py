@@ -54,29 +54,22 @@ def router(services: Services) -> APIRouter:
         if voice not in (VOICE, *OPENAI_VOICES):
             message = f"unknown voice {voice!r}; there are {', '.join((VOICE, *OPENAI_VOICES))}"
             raise APIError(400, message, param="voice", code="invalid_value")
-        stack = AsyncExitStack()
-        try:
-            sentences = await stack.enter_async_context(
+        async with AsyncExitStack() as opening:
+            sentences = await opening.enter_async_context(
                 streamed(services.synthesis, "speak", request.input, request.speed)
             )
             first_n = await anext(sentences, None)  # an error must come before the status is sent
-        except BaseException:
-            await stack.aclose()
-            raise
+            stack = opening.pop_all()
 
         async def sound() -> AsyncGenerator[bytes]:
-            spoken = 0
-            async with stack:
-                encoder = SpeechEncoder(request.response_format, SPEECH_RATE)
-                if first_n is not None:
-                    spoken += len(first_n)
-                    current_request().audio_seconds = spoken / SPEECH_RATE
-                    yield await asyncio.to_thread(encoder.encode, first_n)
-                    async for samples_n in sentences:
-                        spoken += len(samples_n)
-                        current_request().audio_seconds = spoken / SPEECH_RATE
-                        yield await asyncio.to_thread(encoder.encode, samples_n)
-                yield await asyncio.to_thread(encoder.finish)
+            spoken, samples_n = 0, first_n
+            encoder = SpeechEncoder(request.response_format, SPEECH_RATE)
+            while samples_n is not None:
+                spoken += len(samples_n)
+                current_request().audio_seconds = spoken / SPEECH_RATE
+                yield await asyncio.to_thread(encoder.encode, samples_n)
+                samples_n = await anext(sentences, None)
+            yield await asyncio.to_thread(encoder.finish)
 
         if request.stream_format == "sse":
             events = speech_events(sound(), len(request.input))

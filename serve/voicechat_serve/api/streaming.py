@@ -8,9 +8,12 @@ from typing import Any
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from voicechat_serve.api.errors import api_error
+from voicechat_serve.api.request_log import current_request
+
 
 class ClosedStream(StreamingResponse):
-    """Closes what it streams, and what that stands on, however it ends.
+    """Closes what it streams, and then the stack that this stands on, however it ends: begun or not.
 
     Starlette leaves that to the garbage collector. A cancelled stream is most often held by the traceback of its own
     cancellation, and is found when the collector next runs; until then the deployment goes on working for nobody.
@@ -26,9 +29,16 @@ class ClosedStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             await self.content.aclose()
-            await self.stack.aclose()  # a stream that was not begun has closed nothing
+            await self.stack.aclose()
 
 
 def event(content: dict[str, Any]) -> str:
     """One server-sent event."""
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+
+def error_event(error: Exception) -> str:
+    """How a stream ends that fails after its status was sent."""
+    told = api_error(error)
+    current_request().error = told.code or told.kind
+    return event(told.body())

@@ -1,17 +1,17 @@
 """/audio/transcriptions and /audio/translations: what is said in a sound file, in its language or in English."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, UploadFile
 from fastapi.responses import PlainTextResponse
 
-from voicechat_serve.api.errors import APIError, api_error
+from voicechat_serve.api.errors import APIError
 from voicechat_serve.api.fields import Text
 from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.services import Services, streamed
-from voicechat_serve.api.streaming import ClosedStream, event
+from voicechat_serve.api.streaming import ClosedStream, error_event, event
 from voicechat_serve.api.transcript_formats import (
     PLAIN_FORMATS,
     Granularity,
@@ -110,36 +110,25 @@ async def transcript_stream(services: Services, uploads: Uploads, file: UploadFi
     Args:
         wishes: as of `whole_transcript`.
     """
-    stack = AsyncExitStack()
-    try:
-        samples_n = await stack.enter_async_context(uploads.sound(file))
-        listening = await stack.enter_async_context(streamed(services.transcription, "listen", samples_n, *wishes))
+    async with AsyncExitStack() as opening:
+        samples_n = await opening.enter_async_context(uploads.sound(file))
+        listening = await opening.enter_async_context(streamed(services.transcription, "listen", samples_n, *wishes))
         first = await anext(listening)
-    except BaseException:
-        await stack.aclose()
-        raise
-
-    async def all_heard() -> AsyncIterator[Any]:
-        yield first
-        async for heard in listening:
-            yield heard
+        stack = opening.pop_all()
 
     async def events() -> AsyncGenerator[str]:
-        said = ""
-        async with stack:
-            try:
-                async for heard in all_heard():
-                    if isinstance(heard, Transcript):
-                        current_request().audio_seconds = heard.seconds
-                        done = {"type": "transcript.text.done", "text": heard.text, "usage": token_usage(heard)}
-                        yield event(done)
-                    else:
-                        delta = heard.text if said else heard.text.lstrip()
-                        said += delta
-                        yield event({"type": "transcript.text.delta", "delta": delta})
-            except Exception as error:
-                told = api_error(error)
-                current_request().error = told.code or told.kind
-                yield event(told.body())
+        said, heard = "", first
+        try:
+            while heard is not None:
+                if isinstance(heard, Transcript):
+                    current_request().audio_seconds = heard.seconds
+                    yield event({"type": "transcript.text.done", "text": heard.text, "usage": token_usage(heard)})
+                else:
+                    delta = heard.text if said else heard.text.lstrip()
+                    said += delta
+                    yield event({"type": "transcript.text.delta", "delta": delta})
+                heard = await anext(listening, None)
+        except Exception as error:
+            yield error_event(error)
 
     return ClosedStream(events(), "text/event-stream", stack)

@@ -1,11 +1,13 @@
 """Which engine a model gets, and how its files are made ready for it."""
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from voicechat_platform.assets import appearing_whole
 from voicechat_platform.errors import InputError
+from voicechat_platform.settings import settings
 from voicechat_serve.chat_tokenizer import ChatTokenizer
 from voicechat_serve.engines.interface import Engine
 
@@ -51,20 +53,19 @@ def make_engine(
     from voicechat_platform.models import GPTForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if precision == "auto":
+        precision = "bfloat16" if device == "cuda" else "float32"
     if engine == "vllm":
         from voicechat_serve.engines.vllm_engine import VLLMEngine
 
         stock = folded_folder(folder)
         context = AutoConfig.from_pretrained(stock).get_text_config().max_position_embeddings
-        chosen = precision if precision != "auto" else "bfloat16" if device == "cuda" else "float32"
-        return VLLMEngine(stock, context, tokenizer.decode, tokenizer.end_ids, chosen, threads)
+        return VLLMEngine(stock, context, tokenizer.decode, tokenizer.end_ids, precision, threads)
 
     from voicechat_serve.engines.torch_engine import TorchEngine
 
     torch.set_num_threads(threads)
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
-        precision, torch.bfloat16 if device == "cuda" else torch.float32
-    )
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     if not isinstance(model, GPTForCausalLM):  # one of ours is rounded after its weights are laid out
         model = model.to(dtype)
@@ -78,12 +79,10 @@ def converted_folder(folder: Path) -> Path:
         InputError: the model has no stock equivalent.
     """
     from voicechat_platform.models.ctranslate2_conversion import convert_to_ctranslate2
-    from voicechat_platform.settings import settings
 
-    target = settings().folder("converted") / prepared_name(folder)
-    if not (target / "model.bin").exists():
-        convert_to_ctranslate2(folded_folder(folder), target, quantization="int8")
-    return target
+    return prepared(
+        "converted", folder, lambda whole: convert_to_ctranslate2(folded_folder(folder), whole, quantization="int8")
+    )
 
 
 def folded_folder(folder: Path) -> Path:
@@ -96,19 +95,22 @@ def folded_folder(folder: Path) -> Path:
 
     from voicechat_platform.models import GPTConfig
     from voicechat_platform.models.folding import fold
-    from voicechat_platform.settings import settings
 
     if not isinstance(AutoConfig.from_pretrained(folder), GPTConfig):
         return folder
-    target = settings().folder("folded") / prepared_name(folder)
+
+    def make(whole: Path) -> None:
+        fold(AutoModelForCausalLM.from_pretrained(folder)).save_pretrained(whole)
+        AutoTokenizer.from_pretrained(folder).save_pretrained(whole)
+
+    return prepared("folded", folder, make)
+
+
+def prepared(kind: str, folder: Path, make: Callable[[Path], None]) -> Path:
+    """What is made from a checkpoint, once; and anew when the checkpoint is written anew."""
+    written = max(file.stat().st_mtime_ns for file in folder.glob("*.safetensors"))
+    target = settings().folder(kind) / "-".join([*folder.parts[-3:], f"{written:x}"])
     if not target.exists():
         with appearing_whole(target) as whole:
-            fold(AutoModelForCausalLM.from_pretrained(folder)).save_pretrained(whole)
-            AutoTokenizer.from_pretrained(folder).save_pretrained(whole)
+            make(whole)
     return target
-
-
-def prepared_name(folder: Path) -> str:
-    """Of what is made from a checkpoint; another one when the checkpoint is written anew."""
-    written = max(file.stat().st_mtime_ns for file in folder.glob("*.safetensors"))
-    return "-".join([*folder.parts[-3:], f"{written:x}"])

@@ -8,6 +8,15 @@ from voicechat_platform.errors import InputError
 
 FinishReason = Literal["stop", "length"]
 
+LONGEST_CONTEXT = 4096
+"""Some models claim a hundred thousand positions, for which a cache has no room."""
+
+CACHE_BYTES = 2**30
+"""What one model's cache may take: other replicas and other versions want theirs on the same machine."""
+
+MOST_RUNNING, MOST_WAITING = 32, 64
+"""Requests that are decoded together, and that wait to be; more are refused."""
+
 LEAST_TEMPERATURE = 1e-3
 """Dividing by less would overflow, and the likeliest token is certain anyway."""
 

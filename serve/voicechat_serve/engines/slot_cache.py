@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from voicechat_platform.models.decoding import SlotRows, additive
 
-class TransformersDecoder:
+
+class TransformersDecoder(SlotRows):
     """
     Args:
         model: takes a cache, position ids and a ready attention mask, as transformers' causal models do.
@@ -43,10 +45,9 @@ class TransformersDecoder:
         return self.forward(ids_b[:, None], positions_b[:, None], blocked_bs[:, None, None], 1)[:, -1]
 
     def forward(self, ids_bt: Tensor, positions_bt: Tensor, blocked_b1ts: Tensor, logits_to_keep: int) -> Tensor:
-        mask_b1ts = torch.zeros(blocked_b1ts.shape, dtype=self.model.dtype, device=self.device)
         output = self.model(
             input_ids=ids_bt,
-            attention_mask=mask_b1ts.masked_fill_(blocked_b1ts, float("-inf")),
+            attention_mask=additive(blocked_b1ts, self.model.dtype),
             position_ids=positions_bt,
             cache=self.cache,
             use_cache=True,
@@ -54,17 +55,9 @@ class TransformersDecoder:
         )
         return output.logits
 
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Copies the first `length` positions of one row over another."""
-        for slots_bhsk in self.cache.tensors():
-            slots_bhsk[target, :, :length] = slots_bhsk[source, :, :length]
-
-    def swap(self, one: int, other: int, length: int) -> None:
-        """Exchanges the first `length` positions of two rows."""
-        for slots_bhsk in self.cache.tensors():
-            kept_hsk = slots_bhsk[one, :, :length].clone()
-            slots_bhsk[one, :, :length] = slots_bhsk[other, :, :length]
-            slots_bhsk[other, :, :length] = kept_hsk
+    def tensors(self) -> list[Tensor]:
+        layers = [layer for layer in self.cache.layers if layer.is_initialized]
+        return [tensor for layer in layers for tensor in (layer.keys, layer.values)]
 
 
 class SlotLayer(CacheLayerMixin):
@@ -125,6 +118,3 @@ class SlotCache(Cache):
             return slots_bhsk[: len(self.rows_b), :, : self.end]
         slots_bhsk[self.row, :, self.start : self.end] = new_bhtk[0]
         return slots_bhsk[self.row : self.row + 1, :, : self.end]
-
-    def tensors(self) -> list[Tensor]:
-        return [tensor for layer in self.layers if layer.is_initialized for tensor in (layer.keys, layer.values)]

@@ -23,6 +23,10 @@ from torch import Tensor
 from voicechat_platform.models import GPTForCausalLM
 from voicechat_platform.models.decoding import SlotDecoder
 from voicechat_serve.engines.interface import (
+    CACHE_BYTES,
+    LONGEST_CONTEXT,
+    MOST_RUNNING,
+    MOST_WAITING,
     GenerationRequest,
     Load,
     OverloadedError,
@@ -37,23 +41,15 @@ from voicechat_serve.engines.text_stream import Decode, TextStream
 
 log = logging.getLogger(__name__)
 
-LONGEST_CONTEXT = 4096
-"""The cache is allotted for every slot's whole context, and some models claim a hundred thousand positions."""
-
 PREFILL_TOKENS = 256
 """Of prompts, read between two decode steps."""
-
-CACHE_MEBIBYTES = 1024
-"""What the cache may take: how many slots that makes depends on the model."""
-
-MOST_SLOTS = 32
 
 HANDOVER_INTERVAL_S = 0.04
 """Least time between two handovers of one answer's tokens: small models write a token in 1 ms, and whoever reads it
 runs on the core that writes the next one."""
 
-HANDOVERS_PER_S = 100
-"""Of all answers together: with many streams each handover holds more tokens."""
+UNHURRIED_STREAMS = 4
+"""With more of them each handover holds more tokens, so that there are not more handovers of all together."""
 
 
 @dataclass(eq=False)
@@ -97,7 +93,7 @@ class TorchEngine:
         model: a causal language model, ready to run; one of the family is copied into a faster layout.
         decode: token ids -> text.
         end_ids: tokens that end an answer.
-        slots: most requests in flight at once; as many as `CACHE_MEBIBYTES` hold when not given, 32 at most.
+        slots: most requests in flight at once; as many as `CACHE_BYTES` hold when not given, `MOST_RUNNING` at most.
         max_waiting: most requests that wait for a slot; more are refused.
         dtype: to compute in, for a model of the family; the model's own when not given.
         handover_interval_s: least time between two handovers of one answer's tokens.
@@ -110,7 +106,7 @@ class TorchEngine:
         end_ids: Sequence[int],
         *,
         slots: int | None = None,
-        max_waiting: int = 64,
+        max_waiting: int = MOST_WAITING,
         dtype: torch.dtype | None = None,
         handover_interval_s: float = HANDOVER_INTERVAL_S,
     ):
@@ -119,7 +115,7 @@ class TorchEngine:
         self.max_waiting, self.handover_interval_s = max_waiting, handover_interval_s
         self.context: int = min(model.config.get_text_config().max_position_embeddings, LONGEST_CONTEXT)
         dtype = dtype or model.dtype
-        slots = slots or slots_within(CACHE_MEBIBYTES * 2**20, model.config.get_text_config(), self.context, dtype)
+        slots = slots or slots_within(CACHE_BYTES, model.config.get_text_config(), self.context, dtype)
         self.decoder: SlotDecoder | TransformersDecoder
         if isinstance(model, GPTForCausalLM):
             self.decoder = SlotDecoder(model, slots, self.context, dtype)
@@ -177,9 +173,7 @@ class TorchEngine:
     @property
     def pause_s(self) -> float:
         """Between two handovers of one answer's tokens."""
-        if not self.handover_interval_s:
-            return 0.001
-        return max(self.handover_interval_s, len(self.flights) / HANDOVERS_PER_S)
+        return self.handover_interval_s * max(1, len(self.flights) / UNHURRIED_STREAMS)
 
     def load(self) -> Load:
         flights = [*self.flights, *self.filling]
@@ -366,7 +360,7 @@ def slots_within(budget_bytes: int, config, context: int, dtype: torch.dtype) ->
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     tensors = 1 if getattr(config, "values", "") == "tied" else 2
     bytes_per_slot = tensors * config.num_hidden_layers * heads * width * context * dtype.itemsize
-    return max(1, min(MOST_SLOTS, budget_bytes // bytes_per_slot))
+    return max(1, min(MOST_RUNNING, budget_bytes // bytes_per_slot))
 
 
 def wake(flight: Flight, ended: bool) -> None:

@@ -9,6 +9,10 @@ from typing import Any
 from uuid import uuid4
 
 from voicechat_serve.engines.interface import (
+    CACHE_BYTES,
+    LONGEST_CONTEXT,
+    MOST_RUNNING,
+    MOST_WAITING,
     FinishReason,
     GenerationRequest,
     Load,
@@ -18,12 +22,6 @@ from voicechat_serve.engines.interface import (
     room_for,
 )
 from voicechat_serve.engines.text_stream import Decode, TextStream
-
-LONGEST_CONTEXT = 4096
-CACHE_BYTES = 2**30
-"""By itself vLLM takes nearly the whole GPU, which is other replicas' and versions' as well."""
-
-MOST_SLOTS, MOST_WAITING = 32, 64
 
 
 class VLLMEngine:
@@ -45,15 +43,15 @@ class VLLMEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self.decode_text, self.end_ids = decode, list(end_ids)
-        self.context, self.capacity = min(context, LONGEST_CONTEXT), MOST_SLOTS + MOST_WAITING
+        self.context, self.capacity = min(context, LONGEST_CONTEXT), MOST_RUNNING + MOST_WAITING
         arguments = AsyncEngineArgs(
             model=str(folder),
             skip_tokenizer_init=True,
             generation_config="vllm",  # nothing of the folder's: a request says all
             dtype=dtype,
             max_model_len=self.context,
-            max_num_seqs=MOST_SLOTS,
-            kv_cache_memory_bytes=CACHE_BYTES,
+            max_num_seqs=MOST_RUNNING,
+            kv_cache_memory_bytes=CACHE_BYTES,  # by itself it takes nearly the whole GPU
             enforce_eager=dtype == "float32",  # compiling takes minutes, and pays on a GPU
             disable_log_stats=True,
         )
@@ -116,7 +114,7 @@ class VLLMEngine:
 
     def load(self) -> Load:
         held = list(self.held.values())
-        running = min(len(held), MOST_SLOTS)
+        running = min(len(held), MOST_RUNNING)
         return Load(running=running, waiting=len(held) - running, cache_used=min(1.0, sum(held) / self.cache_tokens))
 
     def check(self) -> None:
