@@ -288,3 +288,19 @@ async def test_scores_are_probabilities(client):
     answer = await complete(client, logprobs=5, temperature=0, max_tokens=1)
     (top,) = answer.choices[0].logprobs.top_logprobs
     assert 0 < sum(math.exp(value) for value in top.values()) <= 1
+
+
+class Versioned:
+    async def require_version(self, number):
+        if number != 3:
+            raise UnknownVersionError(f"no version {number}")
+
+
+async def test_the_card_of_a_version_is_that_of_its_model(services_of):
+    transport = httpx.ASGITransport(build(services_of(Versioned())))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+        model, version = [(await http.get(f"/models/{name}")).json() for name in ("shakespeare", "shakespeare@3")]
+        assert version == model | {"id": "shakespeare@3"}
+        assert version["type"] == "language"
+        for name in ("shakespeare@4", "shakespeare@x", "whisper-1@3"):
+            assert (await http.get(f"/models/{name}")).status_code == 404

@@ -18,10 +18,16 @@ def router(services: Services) -> APIRouter:
     created = {model.id: int(model.folder.stat().st_mtime) for model in services.models.values()}
     names = [*created, services.transcription_model, SYNTHESIS_MODEL]
 
-    def card(name: str) -> dict[str, Any]:
-        is_synthesis = name in (SYNTHESIS_MODEL, *SYNTHESIS_ALIASES)
-        kind = "language" if name in created else "synthesis" if is_synthesis else "transcription"
-        card = {"id": name, "object": "model", "created": created.get(name, 0), "owned_by": "llm-voice-chat"}
+    def card(name: str, model: str | None = None) -> dict[str, Any]:
+        """
+        Args:
+            name: what the client calls it.
+            model: whose name it is, where that is another: "shakespeare@3" is one of shakespeare's.
+        """
+        model = model or name
+        is_synthesis = model in (SYNTHESIS_MODEL, *SYNTHESIS_ALIASES)
+        kind = "language" if model in created else "synthesis" if is_synthesis else "transcription"
+        card = {"id": name, "object": "model", "created": created.get(model, 0), "owned_by": "llm-voice-chat"}
         return card | {"type": kind}  # not OpenAI's: for clients that offer a choice of models
 
     @routes.get("/models")
@@ -33,10 +39,11 @@ def router(services: Services) -> APIRouter:
     async def retrieve_model(name: str) -> dict[str, Any]:
         if name in (*names, *TRANSCRIPTION_ALIASES, *SYNTHESIS_ALIASES):
             return card(name)
-        if name.rpartition("@")[0] not in created:
+        model = name.rpartition("@")[0]
+        if model not in created:
             raise unknown_model(name, names)
         handle, version = services.language_model(name)
         await handle.require_version.remote(version)
-        return card(name)
+        return card(name, model)
 
     return routes
