@@ -183,7 +183,7 @@ class Replica(LoadedModel):
 class Tone:
     """In place of a `Synthesis`: a tenth of a second, whatever the text."""
 
-    async def speak(self, text, speed):
+    async def speak(self, text, speed=1.0, voice="heart"):
         yield np.sin(np.arange(SPEECH_RATE // 10, dtype=np.float32))
 
 
@@ -192,6 +192,9 @@ class Deaf:
 
     async def transcribe(self, samples_n, language, prompt, temperature):
         return Transcript("", "en", len(samples_n) / HEARING_RATE)
+
+    async def hear(self, samples_n, language=None, prompt=None):
+        return Transcript("", language or "en", len(samples_n) / HEARING_RATE)
 
 
 @pytest.fixture(scope="module")
