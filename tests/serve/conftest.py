@@ -35,8 +35,8 @@ from voicechat_serve.engines.choice import make_engine
 from voicechat_serve.engines.interface import UnknownVersionError
 from voicechat_serve.language_model import ServedModel
 from voicechat_serve.loaded_model import LoadedModel
-from voicechat_serve.synthesis import SPEECH_RATE
 from voicechat_serve.transcription import Transcript
+from voicechat_serve.voices import SPEECH_RATE
 
 LIBRIVOX = Path(os.environ.get("VOICECHAT_LIBRIVOX", "/usr/share/pocketsphinx/test/data/librivox"))
 
@@ -120,6 +120,25 @@ def client(server) -> openai.OpenAI:
 def http(server) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server, timeout=60) as http:
         yield http
+
+
+HARD_TO_SAY = {
+    "no full stop": "word " * 819,
+    "no space": "a" * 4096,
+    "one symbol": "\N{GRINNING FACE}" * 4095 + "a",
+    "one number": "1" * 4096,
+    "many numbers": "1 " * 2048,
+    "numbers without a name": "1,000,000,000,000,000,000,000,000,000,000,000,000,000 " * 70,
+    "digits that are none": "① ② ③ $①.5 x² x⁴",
+    "slashes": "/" * 4000 + "1",
+    "nothing in English": "\u4f60\u597d" * 2000,
+}
+
+
+@pytest.fixture(params=HARD_TO_SAY)
+def hard_to_say(request) -> SimpleNamespace:
+    """A text that a voice may fail at, or take without bounds."""
+    return SimpleNamespace(name=request.param, text=HARD_TO_SAY[request.param])
 
 
 class Handle:
