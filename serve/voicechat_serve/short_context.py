@@ -58,7 +58,7 @@ SURE_LANGUAGE = 0.5
 
 
 @dataclass(frozen=True)
-class Utterance:
+class Decoded:
     """What was decoded, and how sure Whisper is of it."""
 
     text: str
@@ -83,7 +83,7 @@ def speech_in(samples_n: Samples) -> Samples:
     return samples_n[stretches[0]["start"] : stretches[-1]["end"]] if stretches else samples_n[:0]
 
 
-def decode_utterance(model: "Whisper", samples_n: Samples, language: str | None, prompt: str | None) -> Utterance:
+def decode_utterance(model: "Whisper", samples_n: Samples, language: str | None, prompt: str | None) -> Decoded:
     """
     Args:
         samples_n: (n,) 16 kHz mono, at most MOST_SECONDS.
@@ -118,7 +118,7 @@ def decode_utterance(model: "Whisper", samples_n: Samples, language: str | None,
     )[0]
     token_ids = result.sequences_ids[0]
     text = tokenizer.decode(token_ids).strip()
-    return Utterance(
+    return Decoded(
         text=text,
         language=tokenizer.language_code,
         language_probability=probability,
@@ -129,7 +129,7 @@ def decode_utterance(model: "Whisper", samples_n: Samples, language: str | None,
     )
 
 
-def is_sure(heard: Utterance) -> bool:
+def is_sure(heard: Decoded) -> bool:
     """Whether the words are to be believed without a look at the full window."""
     return (
         any(character.isalnum() for character in heard.text)

@@ -15,7 +15,7 @@ from voicechat_platform.errors import InputError
 from voicechat_serve.audio import HEARING_RATE, Samples
 from voicechat_serve.loopback import listen_where_ray_listens
 from voicechat_serve.metrics import AUDIO_HEARD_SECONDS, TRANSCRIPTION_SECONDS
-from voicechat_serve.short_context import MOST_SECONDS, Utterance, decode_utterance, is_sure, speech_in
+from voicechat_serve.short_context import MOST_SECONDS, Decoded, decode_utterance, is_sure, speech_in
 
 if TYPE_CHECKING:
     import faster_whisper.transcribe as faster_whisper
@@ -144,7 +144,7 @@ class Transcription:
                 return Transcript(heard.text, heard.language, seconds)
         return replace(await self.transcribe(samples_n, language, prompt), segments=())
 
-    def hear_briefly(self, samples_n: Samples, language: str | None, prompt: str | None) -> Utterance | None:
+    def hear_briefly(self, samples_n: Samples, language: str | None, prompt: str | None) -> Decoded | None:
         """On the worker: what is decoded from the stretch that holds speech; None where there is none."""
         self.model.abandoned = threading.Event()  # whoever leaves takes this one step out of the queue, or lets it end
         speech_n = speech_in(samples_n)
