@@ -633,3 +633,10 @@ async def test_what_comes_faster_than_it_can_be_heard_is_bounded(monkeypatch):
     client = Client(MadeUpStages())
     client.play(silence(10))
     assert await ended(client) == (1008, "too_fast")
+
+
+async def test_what_no_frame_can_hold_is_not_sent_back():
+    async with connected() as client:
+        client.send("response.cancel", event_id="\ud800mine")
+        error = (await client.until("error"))["error"]
+        assert error["event_id"] == "?mine"

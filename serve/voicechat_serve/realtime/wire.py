@@ -106,7 +106,8 @@ class Wire:
 
 
 def as_frame(event: dict[str, Any]) -> str:
-    return json.dumps({"event_id": new_id("event"), **event}, ensure_ascii=False)
+    frame = json.dumps({"event_id": new_id("event"), **event}, ensure_ascii=False)
+    return frame.encode(errors="replace").decode()  # JSON can hold halves of characters, which no frame can
 
 
 def parsed(frame: str) -> dict[str, Any]:
