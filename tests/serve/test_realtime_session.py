@@ -296,8 +296,10 @@ async def test_speaking_over_a_reply_ends_it_and_what_was_heard_stays(question):
     async with connected(stages) as client:
         client.play(question)
         await client.until("response.output_audio.delta")
+        stages.waits.clear()  # the reply is not at its end before it is interrupted
         client.play(question)
         done = await client.until("response.done")
+        stages.waits.set()
         assert done["response"]["status"] == "cancelled"
         assert done["response"]["status_details"] == {"type": "cancelled", "reason": "turn_detected"}
         item_id = done["response"]["output"][0]["id"]
@@ -321,8 +323,10 @@ async def test_the_next_turn_after_an_interruption_knows_what_was_heard(question
     async with connected(stages) as client:
         client.play(question)
         await client.until("response.output_audio.delta")
+        stages.waits.clear()
         client.play(question[: len(question) // 2])
         item_id = (await client.until("response.done"))["response"]["output"][0]["id"]
+        stages.waits.set()
         client.send("conversation.item.truncate", item_id=item_id, content_index=0, audio_end_ms=2000)
         stages.reply = "Well."
         client.play(question[len(question) // 2 :])
@@ -640,3 +644,14 @@ async def test_what_no_frame_can_hold_is_not_sent_back():
         client.send("response.cancel", event_id="\ud800mine")
         error = (await client.until("error"))["error"]
         assert error["event_id"] == "?mine"
+
+
+def written(text: str) -> dict[str, Any]:
+    return {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
+
+
+async def test_a_long_history_is_restored_at_once():
+    async with connected() as client:
+        for number in range(1500):
+            client.send("conversation.item.create", item=written(str(number)))
+        await client.until("conversation.item.done", 1500)

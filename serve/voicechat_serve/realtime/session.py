@@ -134,6 +134,7 @@ class Session:
                 raise SessionEndedError("session_idle", message)
             with contextlib.suppress(TimeoutError):
                 await self._handle(await self.wire.next_frame(LIMITS_CHECKED_S))
+            await asyncio.sleep(0)  # many at once take their turn with what is sent, and with other sessions
 
     def told(self) -> dict[str, Any]:
         told = self.settings.told() | {"id": self.id}
