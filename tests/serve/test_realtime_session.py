@@ -655,3 +655,19 @@ async def test_a_long_history_is_restored_at_once():
         for number in range(1500):
             client.send("conversation.item.create", item=written(str(number)))
         await client.until("conversation.item.done", 1500)
+
+
+async def test_a_pause_does_not_cost_what_was_said_long_before(question):
+    end = np.flatnonzero(np.abs(question) > 0.02)[-1]
+    speech_n = question[int(0.5 * SPEECH_RATE) : end]
+    stages = MadeUpStages()
+    stages.hearing_allowed.clear()
+    async with connected(stages) as client:
+        for _ in range(int(28 * SPEECH_RATE / len(speech_n)) + 1):
+            client.play(speech_n)
+        client.play(silence(0.3))  # an answer is anticipated, and waits for the part before
+        client.play(speech_n)
+        client.play(silence(1))
+        await client.until("input_audio_buffer.speech_stopped")
+        stages.hearing_allowed.set()
+        await client.until("response.done")

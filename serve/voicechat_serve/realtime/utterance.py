@@ -81,7 +81,9 @@ class Utterance:
         """
         await stop(self.partial)
         self.guess = self.guess or asyncio.create_task(self._hear_tail())
-        parts = [await part for part in self.parts]
+        if self.parts:
+            await asyncio.wait(self.parts)  # unlike these, the guess is thrown away with whoever waits for it
+        parts = [part.result() for part in self.parts]
         last = await self.guess
         text = " ".join(part.text for part in [*parts, last] if part.text)
         spoken = [part.language for part in [*parts, last] if part.text]
