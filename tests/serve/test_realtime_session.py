@@ -671,3 +671,13 @@ async def test_a_pause_does_not_cost_what_was_said_long_before(question):
         await client.until("input_audio_buffer.speech_stopped")
         stages.hearing_allowed.set()
         await client.until("response.done")
+
+
+async def test_leaving_ends_also_the_turns_that_wait(question):
+    stages = MadeUpStages()
+    stages.hearing_allowed.clear()
+    async with connected(stages) as client:
+        client.play(question)
+        client.play(question)
+        await client.until("input_audio_buffer.speech_stopped", 2)
+        await asyncio.sleep(0.05)

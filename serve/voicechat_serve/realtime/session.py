@@ -89,6 +89,8 @@ class Session:
         """Writes down, and begins to answer, what is perhaps over."""
         self.turns: list[asyncio.Task[None]] = []
         """Utterances that are written down and answered, in their order."""
+        self.unfinished: dict[str, tuple[Utterance, asyncio.Task[None] | None]] = {}
+        """By the item: what those turns write down, and their anticipation. A turn that waits may never begin."""
         self.unanswered = False
         """Something was said, and its answer left off because more followed."""
         self.began = self.last_activity = time.monotonic()
@@ -119,6 +121,9 @@ class Session:
     async def close(self) -> None:
         """Ends all work."""
         await stop(self.anticipation, *self.turns)
+        for utterance, anticipation in self.unfinished.values():
+            await stop(anticipation)
+            await utterance.close()
         await self.answering.close()
         await self.listening.forget()
 
@@ -317,13 +322,12 @@ class Session:
         self._tell_added(item, previous)
         detection = self.settings.audio.input.turn_detection
         is_answered = end_ms is not None and detection is not None and detection.create_response
-        anticipation, self.anticipation = self.anticipation, None
-        self._begin_turn(self._turn(utterance, item, anticipation, is_answered))
+        self.unfinished[item.id], self.anticipation = (utterance, self.anticipation), None
+        self._begin_turn(self._turn(item, is_answered))
 
-    async def _turn(
-        self, utterance: Utterance, item: Item, anticipation: asyncio.Task[None] | None, is_answered: bool
-    ) -> None:
+    async def _turn(self, item: Item, is_answered: bool) -> None:
         """Writes an utterance down, and answers it."""
+        utterance, anticipation = self.unfinished[item.id]
         try:
             if anticipation:
                 await asyncio.wait([anticipation])
@@ -334,6 +338,7 @@ class Session:
         finally:
             await stop(anticipation)
             await utterance.close()
+            del self.unfinished[item.id]
         item.text, self.language = transcript.text, transcript.language
         self._transcribed(
             item.id,
