@@ -72,7 +72,8 @@ class Response:
 
     @property
     def is_playing(self) -> bool:
-        return self.sounds_since is not None and self.played_ms < self.item.milliseconds
+        is_cut = self.item.heard_ms is not None  # the client plays no more of it
+        return self.sounds_since is not None and not is_cut and self.played_ms < self.item.milliseconds
 
     async def cancel(self, reason: Reason) -> None:
         """Ends the work; `run` tells the client."""
