@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 from voicechat_serve.api.errors import APIError, api_error
 from voicechat_serve.audio import HEARING_RATE
 from voicechat_serve.loaded_model import Delta
+from voicechat_serve.realtime import listening as listening_module
 from voicechat_serve.realtime import session as session_module
 from voicechat_serve.realtime import wire as wire_module
 from voicechat_serve.realtime.session import Session
@@ -681,3 +682,40 @@ async def test_leaving_ends_also_the_turns_that_wait(question):
         client.play(question)
         await client.until("input_audio_buffer.speech_stopped", 2)
         await asyncio.sleep(0.05)
+
+
+async def test_a_buffer_that_is_full_takes_no_more(monkeypatch):
+    monkeypatch.setattr(listening_module, "LONGEST_UTTERANCE_S", 2)
+    async with connected() as client:
+        client.send("session.update", session={"audio": {"input": {"turn_detection": None}}})
+        second = base64.b64encode(bytes(2 * SPEECH_RATE)).decode()
+        for _ in range(10):
+            client.send("input_audio_buffer.append", audio=second)
+        errors = [await client.until("error", number) for number in range(1, 9)]
+        assert {event["error"]["code"] for event in errors} == {"input_audio_buffer_full"}
+        assert len(client.session.listening.rest_n) < 512
+        client.send("input_audio_buffer.commit")
+        completed = await client.until("conversation.item.input_audio_transcription.completed")
+        assert completed["usage"]["seconds"] == pytest.approx(2, abs=0.1)
+
+
+async def test_the_clock_goes_on_over_what_is_cleared():
+    async with connected() as client:
+        for _ in range(30):
+            client.play(silence(0.7))
+            client.send("input_audio_buffer.clear")
+        await client.until("input_audio_buffer.cleared", 30)
+        assert client.session.listening.heard_ms == pytest.approx(30 * 700, abs=64)
+
+
+async def test_after_an_interruption_nothing_is_heard_any_more(question):
+    stages = MadeUpStages()
+    stages.reply, stages.sound_s = "One sentence. " * 40, 1.0
+    async with connected(stages) as client:
+        client.send("conversation.item.create", item=written("Go on."))
+        client.send("response.create")
+        await client.until("response.output_audio.delta")
+        assert client.session.answering.is_heard()
+        client.send("response.cancel")
+        await client.until("response.done")
+        assert not client.session.answering.is_heard()

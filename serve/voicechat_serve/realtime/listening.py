@@ -50,8 +50,8 @@ class Listening:
         self.resampler = soxr.ResampleStream(SPEECH_RATE, HEARING_RATE, 1, dtype="float32", quality="MQ")
         self.rest_n: Samples = np.zeros(0, np.float32)
         """Less than a chunk."""
-        self.chunks = 0
-        """Heard so far: the session's clock."""
+        self.samples = 0
+        """Heard so far, without the rest: the session's clock."""
         self.before: deque[Samples] = deque()
         """Chunks before speech has begun: its padding."""
         self.utterance: Utterance | None = None
@@ -79,7 +79,7 @@ class Listening:
     @property
     def heard_ms(self) -> float:
         """The session's time: how much sound has come in."""
-        return self.chunks * CHUNK_MS
+        return 1000 * self.samples / HEARING_RATE
 
     @property
     def start_ms(self) -> int:
@@ -112,7 +112,7 @@ class Listening:
             self.rest_n = np.concatenate([self.rest_n, self.resampler.resample_chunk(samples_n)])
             while len(self.rest_n) >= CHUNK:
                 chunk_n, self.rest_n = self.rest_n[:CHUNK], self.rest_n[CHUNK:]
-                self.chunks += 1
+                self.samples += CHUNK
                 change = await (self._detect(chunk_n) if self.voice_activity else self._gather(chunk_n))
                 if change:
                     yield change
@@ -121,6 +121,7 @@ class Listening:
     async def _gather(self, chunk_n: Samples) -> None:
         self.utterance = self.utterance or self.new_utterance(False)
         if self.utterance.seconds >= LONGEST_UTTERANCE_S:
+            self._take_rest()
             message = f"the buffer holds {LONGEST_UTTERANCE_S // 60} minutes: commit or clear it"
             raise EventError("input_audio_buffer_full", message)
         await self.utterance.append(chunk_n)
@@ -154,6 +155,11 @@ class Listening:
             self.voice_activity.end()
         return utterance
 
+    def _take_rest(self) -> Samples:
+        rest_n, self.rest_n = self.rest_n, self.rest_n[:0]
+        self.samples += len(rest_n)
+        return rest_n
+
     async def commit(self) -> Utterance:
         """The utterance, which the client says is over.
 
@@ -163,13 +169,12 @@ class Listening:
         if self.utterance is None or 1000 * self.utterance.seconds < SHORTEST_COMMIT_MS:
             message = f"there is less than {SHORTEST_COMMIT_MS} ms of sound in the buffer"
             raise EventError("input_audio_buffer_commit_empty", message)
-        await self.utterance.append(self.rest_n)
-        self.rest_n = self.rest_n[:0]
+        await self.utterance.append(self._take_rest())
         return self.take()
 
     async def forget(self) -> None:
         """What was heard of the utterance is thrown away."""
-        self.rest_n = self.rest_n[:0]
+        self._take_rest()
         self.before.clear()
         if self.utterance:
             utterance = self.take()
