@@ -719,3 +719,86 @@ async def test_after_an_interruption_nothing_is_heard_any_more(question):
         client.send("response.cancel")
         await client.until("response.done")
         assert not client.session.answering.is_heard()
+
+
+async def test_an_early_answer_to_what_the_client_commits_is_not_left_at_work(question):
+    end = np.flatnonzero(np.abs(question) > 0.02)[-1]
+    stages = MadeUpStages()
+    stages.reply = "One sentence. " * 400
+    async with connected(stages) as client:
+        client.play(question[: end + int(0.35 * SPEECH_RATE)])
+        async with asyncio.timeout(10):
+            while not stages.asked:
+                await asyncio.sleep(0.01)
+        client.send("input_audio_buffer.commit")
+        await client.until("conversation.item.input_audio_transcription.completed")
+        await asyncio.sleep(0.05)
+        assert stages.at_work == 0
+
+
+async def test_two_utterances_before_an_answer_are_answered_once(question):
+    stages = MadeUpStages()
+    stages.hearing_allowed.clear()
+    async with connected(stages) as client:
+        client.play(question)
+        client.play(question)
+        await client.until("input_audio_buffer.speech_stopped", 2)
+        stages.hearing_allowed.set()
+        await client.until("response.done")
+        await asyncio.sleep(0.05)
+        assert len(client.all("response.created")) == 1
+        assert stages.asked[-1][1] == [{"role": "user", "content": "What is love\nWhat is love"}]
+
+
+@pytest.mark.parametrize("broken_off_by", ["input_audio_buffer.clear", "session.update", "a failure"])
+async def test_what_was_said_before_an_utterance_that_comes_to_nothing_is_answered(question, broken_off_by):
+    stages = MadeUpStages()
+    stages.hearing_allowed.clear()
+    async with connected(stages) as client:
+        client.play(question)
+        await client.until("input_audio_buffer.speech_stopped")
+        client.play(question[: len(question) // 2])
+        await client.until("input_audio_buffer.speech_started", 2)
+        stages.hearing_allowed.set()
+        await client.until("conversation.item.input_audio_transcription.completed")
+        await asyncio.sleep(0.05)
+        assert not client.all("response.created")
+        if broken_off_by == "a failure":
+            stages.failing = "transcription"
+            client.play(silence(1))
+        else:
+            client.send(broken_off_by, session={"audio": {"input": {"turn_detection": None}}})
+        done = await client.until("response.done")
+        assert done["response"]["status"] == "completed"
+
+
+async def test_speech_that_begins_while_an_early_answer_is_thrown_away_is_not_spoken_over(question):
+    end = np.flatnonzero(np.abs(question) > 0.02)[-1]
+    stages = MadeUpStages()
+    stages.reply = "One sentence. " * 400
+    closing = asyncio.Event()
+
+    async def speak(sentence, speed, voice):
+        try:
+            await asyncio.sleep(3600)
+            yield np.zeros(0, np.float32)
+        finally:
+            await closing.wait()
+
+    async with connected(stages) as client:
+        stages.speak, usual = speak, stages.speak
+        client.play(question[: end + int(0.35 * SPEECH_RATE)])
+        async with asyncio.timeout(10):
+            while not stages.asked:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        client.send("session.update", session={"model": "poet"})  # so the draft is not what is wanted
+        client.play(silence(0.5))
+        await client.until("conversation.item.input_audio_transcription.completed")
+        stages.speak = usual
+        client.play(question[: len(question) // 2])
+        await client.until("input_audio_buffer.speech_started", 2)
+        closing.set()
+        await asyncio.sleep(0.1)
+        responses = client.all("response.created"), client.all("response.done")
+        assert len(responses[0]) == len(responses[1]), "a reply goes on while the person speaks"

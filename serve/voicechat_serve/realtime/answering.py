@@ -66,8 +66,9 @@ class Answering:
         options = self._options(JUST_THE_SESSIONS, language)
         item = Item(role="user", text=said)
         messages = self.conversation.messages(self.settings().instructions, [item])
-        await self.drop_draft()
-        self.draft = Draft(self._begin(options, messages), options, messages)
+        earlier, self.draft = self.draft, Draft(self._begin(options, messages), options, messages)
+        if earlier:
+            await earlier.reply.close()
 
     async def drop_draft(self) -> None:
         draft, self.draft = self.draft, None
@@ -89,7 +90,10 @@ class Answering:
         if not messages:
             message = "there is nothing to answer yet"
             return self.wire.emit_error({"type": "invalid_request_error", "code": "empty", "message": message})
-        reply = await self._begun(options, messages)
+        # Without waiting for anything: speech that begins meanwhile must find the response, or it would not end it.
+        draft, self.draft = self.draft, None
+        is_foreseen = draft is not None and (draft.options, draft.messages) == (options, messages)
+        reply = draft.reply if draft and is_foreseen else self._begin(options, messages)
         metadata = dict(wanted.metadata or {})
         if options.voice is None and self._wants_voice(wanted):
             metadata |= {"spoken": "false", "reason": f"no voice speaks {language}"}
@@ -105,6 +109,8 @@ class Answering:
         )
         previous = self.conversation.add(reply.item) if is_kept else None
         self.responding = asyncio.create_task(self.response.run(previous))
+        if draft and not is_foreseen:
+            await draft.reply.close()
 
     async def interrupt(self, reason: Reason) -> None:
         """Ends the response under way; what can have been heard of it by now stays. Returns when the client is told."""
@@ -121,14 +127,6 @@ class Answering:
         if self.response:
             await self.response.reply.close()
         await stop(self.responding)
-
-    async def _begun(self, options: ReplyOptions, messages: list[Message]) -> Reply:
-        """The draft, where it is what is wanted; a new reply otherwise."""
-        if self.draft and (self.draft.options, self.draft.messages) == (options, messages):
-            draft, self.draft = self.draft, None
-            return draft.reply
-        await self.drop_draft()
-        return self._begin(options, messages)
 
     def _begin(self, options: ReplyOptions, messages: list[Message]) -> Reply:
         sampling: dict[str, Any] = {"max_tokens": options.max_tokens}

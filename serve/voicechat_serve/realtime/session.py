@@ -190,8 +190,7 @@ class Session:
             case Nothing() if kind == "input_audio_buffer.commit":
                 self._end_utterance(await self.listening.commit(), None)
             case Nothing() if kind == "input_audio_buffer.clear":
-                await self._do_not_anticipate()
-                await self.listening.forget()
+                await self._forget_utterance()
                 self.emit({"type": "input_audio_buffer.cleared"})
             case Nothing():  # output_audio_buffer.clear
                 await self.answering.interrupt("client_cancelled")
@@ -215,8 +214,7 @@ class Session:
         if had and wanted:
             self.listening.adjust(wanted)
         elif had or wanted:
-            await self._do_not_anticipate()
-            await self.listening.forget()
+            await self._forget_utterance()
             self.listening.begin(wanted)
         self.emit({"type": "session.updated", "session": self.told()})
 
@@ -264,9 +262,9 @@ class Session:
         self._begin_turn(self._answer_client(wanted))
 
     async def _answer_client(self, wanted: ResponseSettings) -> None:
-        self.unanswered = False
         if self.answering.is_responding():
             return self.wire.emit_error(ALREADY_RESPONDING.body)
+        self.unanswered = False
         await self.answering.respond(wanted, self.language)
 
     # What is said.
@@ -333,8 +331,8 @@ class Session:
                 await asyncio.wait([anticipation])
             transcript = await utterance.finish()
         except Exception as error:
-            await self.answering.drop_draft()
-            return self._transcribed(item.id, "failed", error=self.stages.explain(error))
+            self._transcribed(item.id, "failed", error=self.stages.explain(error))
+            return await self._answer()
         finally:
             await stop(anticipation)
             await utterance.close()
@@ -347,13 +345,17 @@ class Session:
             usage={"type": "duration", "seconds": float(transcript.seconds)},
             languages=[{"code": transcript.language}] if transcript.text else None,
         )
-        if not is_answered or self.settings.type != "realtime":
-            return
-        self.unanswered = self.unanswered or bool(item.text)
-        if not self.unanswered or self.listening.is_speaking:  # the answer to what is being said answers this too
-            return await self.answering.drop_draft()
-        if self.answering.responding:  # it was not to be interrupted
+        if is_answered and item.text and self.settings.type == "realtime":
+            self.unanswered = True
+        await self._answer()
+
+    async def _answer(self) -> None:
+        """Answers what was said, if it was not yet: a turn, or the end of one."""
+        if self.unanswered and self.answering.responding:  # it was not to be interrupted
             await asyncio.wait([self.answering.responding])
+        more_follows = self.listening.is_speaking or self.turns[-1] is not asyncio.current_task()
+        if not self.unanswered or more_follows:  # the answer to what follows answers this too
+            return await self.answering.drop_draft()
         self.unanswered = False
         await self.answering.respond(language=self.language)
 
@@ -378,6 +380,13 @@ class Session:
             await self.listening.utterance.resume()
         if anticipation:
             await self.answering.drop_draft()
+
+    async def _forget_utterance(self) -> None:
+        """What is being said comes to nothing, and answers nothing that was said before."""
+        await self._do_not_anticipate()
+        await self.listening.forget()
+        if self.unanswered:
+            self._begin_turn(self._answer())
 
     def _begin_turn(self, turn: Coroutine[Any, Any, None]) -> None:
         """Turns follow one another: what was said first is written down, and answered, first."""
