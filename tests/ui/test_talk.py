@@ -120,7 +120,7 @@ class Session:
                 content_index=0,
                 transcript=words,
                 usage={"type": "duration", "seconds": 1.0},
-                language="en",
+                languages=[{"code": "en"}] if words else None,
             )
             if words:
                 await self.reply()

@@ -157,7 +157,7 @@ class Talk:
             case "conversation.item.input_audio_transcription.completed" if turn:
                 turn.note("transcription")
                 turn.heard = event.transcript.strip()
-                turn.language = (event.model_extra or {}).get("language")
+                turn.language = event.languages[0].code if event.languages else None
                 if turn.heard:
                     language = f" ({turn.language})" if turn.language else ""
                     self.say(f"You{language}: {turn.heard}", "\n")
@@ -231,8 +231,9 @@ class Talk:
         await self.connection.response.create(event_id=TYPED)
 
     async def turn_over(self) -> None:
+        """Waits until it is the person's turn: there is no reply to wait for, or they are speaking already."""
         async with self.changed:
-            await self.changed.wait_for(lambda: self.turn is None)
+            await self.changed.wait_for(lambda: self.turn is None or self.is_hearing)
 
 
 def latencies(turn: Turn) -> str:
@@ -347,13 +348,15 @@ class Wanted:
     def session(self, is_spoken: bool) -> Any:
         """For `session.update`; what is not given is the server's choice."""
         transcription = {"model": "whisper-1"} | ({"language": self.language} if self.language else {})
+        # A file goes on by itself, and is not to cut off the replies.
+        detection = {"type": "server_vad", "interrupt_response": self.sound is None}
         output = {"speed": self.speed} | ({"voice": self.voice} if self.voice else {})
         instructions = {"instructions": self.instructions} if self.instructions else {}
         return {
             "type": "realtime",
             "output_modalities": ["audio" if is_spoken else "text"],
             "audio": {
-                "input": {"transcription": transcription, "turn_detection": {"type": "server_vad"}},
+                "input": {"transcription": transcription, "turn_detection": detection},
                 "output": output,
             },
             **instructions,

@@ -65,7 +65,7 @@ def talk(
         code = 130
     except ConversationEndedError as error:
         problem, code = str(error), 1
-    if any(turn.status not in ("completed", "cancelled", "nothing heard") for turn in turns):
+    if any(turn.status in ("failed", "in progress") for turn in turns):
         code = code or 1
     if as_json:
         facts = {"url": url, "model": model, "sound": str(out) if out else None, "problem": problem}
