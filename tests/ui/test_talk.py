@@ -91,6 +91,9 @@ class Session:
     async def serve(self) -> None:
         async for event in self.socket.iter_json():
             match event["type"]:
+                case "session.update" if event["session"]["audio"]["output"].get("voice") == "nobody":
+                    error = {"type": "invalid_request_error", "message": "no such voice", "event_id": event["event_id"]}
+                    await self.send("error", error=error)
                 case "session.update":
                     self.server.sessions.append(event["session"])
                     await self.send("session.updated", session={"type": "realtime"})
@@ -280,6 +283,7 @@ def test_bad_input_says_what_to_do(server, address, tmp_path, monkeypatch):
     assert "voicechat serve" in failure_of(sound, "--out", tmp_path / "o.wav", "--url", closed, "--model", "m")
     assert "cannot be written" in failure_of(sound, "--out", tmp_path / "no" / "o.wav", "--url", address)
     assert "either a file or --text" in failure_of(sound, "--text")
+    assert failure_of(sound, "--out", tmp_path / "o.wav", "--url", address, "--voice", "nobody") == "no such voice"
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     assert "pip install 'llm-voice-chat[talk]'" in failure_of("--url", address)
     server.refuses = True

@@ -23,11 +23,13 @@ def sound_library() -> ModuleType:
         import sounddevice
     except ImportError:
         raise InputError(
-            "this machine's microphone and loudspeaker need the package sounddevice: pip install 'llm-voice-chat[talk]'"
+            "this machine's microphone and loudspeaker need the package sounddevice: pip install "
+            "'llm-voice-chat[talk]'; from a sound file (voicechat talk question.wav) it works without"
         ) from None
     except OSError as error:
         raise InputError(
-            f"sounddevice cannot work here ({error}): install PortAudio, on Debian with apt-get install libportaudio2"
+            f"sounddevice cannot work here ({error}): install PortAudio, on Debian with apt-get install "
+            f"libportaudio2; from a sound file (voicechat talk question.wav) it works without"
         ) from None
     return sounddevice
 

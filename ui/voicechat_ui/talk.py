@@ -7,6 +7,7 @@ and goes as sound into a file or to the loudspeaker.
 import asyncio
 import base64
 import contextlib
+import json
 import sys
 import threading
 import time
@@ -37,8 +38,8 @@ PATIENCE_S = 20.0
 """For the end of an utterance while nothing but silence is sent."""
 
 
-TYPED = "typed"
-"""Marks what a typed turn asks for: an error that answers it ends the turn."""
+TYPED, SETTINGS = "typed", "settings"
+"""Mark what a typed turn and what the command's options ask for, so that an error tells what it answers."""
 
 
 class ConversationEndedError(Exception):
@@ -128,12 +129,15 @@ class Talk:
 
         Raises:
             ConversationEndedError: as soon as it has.
+            InputError: it refuses the command's options.
         """
         reason = "the server has ended the conversation"
         try:
             async for event in self.connection:
                 if event.type == "error":
                     reason = event.error.message
+                    if event.error.event_id == SETTINGS:
+                        raise InputError(reason)
                     if self.turn is not None and event.error.event_id in (None, TYPED):
                         self.end_turn("failed", reason)
                 else:
@@ -201,7 +205,7 @@ class Talk:
             self.say(latencies(turn), "\n")
 
     def play(self, item_id: str, pcm: bytes, turn: Turn) -> None:
-        turn.sound_s += len(pcm) / BYTES_PER_SAMPLE / RATE
+        turn.sound_s = round(turn.sound_s + len(pcm) / BYTES_PER_SAMPLE / RATE, 3)
         if self.file is not None:
             self.file.write(pcm)
         if self.loudspeaker is not None:
@@ -396,7 +400,7 @@ async def hold(wanted: Wanted, say: Callable[[str, str], None], turns: list[Turn
         session = wanted.session(is_spoken=bool(file or loudspeaker))
 
         async def speak() -> None:
-            await connection.session.update(session=session)
+            await connection.session.update(session=session, event_id=SETTINGS)
             if microphone is not None:
                 say(f"Speak with {model}; Ctrl-C ends it. With headphones it does not hear itself.", "\n")
                 await say_aloud(talk, microphone)
@@ -453,8 +457,12 @@ async def opened_connection(client: openai.AsyncOpenAI, model: str, url: str) ->
         connection = await client.realtime.connect(model=model).enter()
     except InvalidStatus as error:
         status = error.response.status_code
-        why = "it wants a key: set VOICECHAT_API_KEY" if status in (401, 403) else "has it /v1/realtime?"
-        raise InputError(f"the server at {url} refused the conversation with {status}; {why}") from error
+        try:
+            why = json.loads(error.response.body or b"")["error"]["message"]
+        except (ValueError, KeyError, TypeError):  # no server of OpenAI's kind, or a proxy before it
+            why = "is it an OpenAI-compatible API with /realtime?"
+        key = "; set VOICECHAT_API_KEY" if status in (401, 403) else ""
+        raise InputError(f"the server at {url} refused the conversation ({status}): {why}{key}") from error
     except OSError as error:
         raise InputError(f"no server answers at {url} ({error}): start one with voicechat serve") from error
     try:
