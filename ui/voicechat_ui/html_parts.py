@@ -65,7 +65,8 @@ def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], b
         mark, said = (' class="best"', " (best)") if number == best else ("", "")
         body += f'<tr{mark}><th scope="row">{html.escape(first)}{said}</th>{cells}</tr>'
     return (
-        f'<div class="wide"><table><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead>'
+        f'<div class="wide" role="region" aria-label="{html.escape(caption)}" tabindex="0">'  # scrolls by keyboard, too
+        f"<table><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
 
