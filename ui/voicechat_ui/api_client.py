@@ -7,7 +7,7 @@ from typing import cast
 import openai
 from openai.types.chat import ChatCompletionMessageParam
 
-from voicechat_serve.conversation import Message
+from voicechat_ui.old_turn import Message
 
 # The names that OpenAI's own clients send: every server of the kind knows them.
 TRANSCRIPTION_MODEL = "whisper-1"

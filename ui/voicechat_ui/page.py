@@ -20,8 +20,8 @@ import openai
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import StreamingResponse
 
-from voicechat_serve.conversation import Message, Timings
 from voicechat_ui.api_client import ApiClient
+from voicechat_ui.old_turn import Message, Timings
 from voicechat_ui.page_session import PageSession, Turn
 
 TITLE = "llm-voice-chat"

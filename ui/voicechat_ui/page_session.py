@@ -12,7 +12,8 @@ from collections.abc import AsyncGenerator
 from functools import partial
 from typing import Literal
 
-from voicechat_serve.conversation import (
+from voicechat_ui.api_client import ApiClient
+from voicechat_ui.old_turn import (
     SPEECH_RATE_HZ,
     Conversation,
     Heard,
@@ -24,7 +25,6 @@ from voicechat_serve.conversation import (
     TurnEnded,
     TurnFailed,
 )
-from voicechat_ui.api_client import ApiClient
 
 log = logging.getLogger(__name__)
 
