@@ -11,7 +11,7 @@ STYLE = """<style>
 .facts.facts { color: var(--body-text-color); font-size: .92rem; }
 .facts .wide { overflow-x: auto; }
 .facts.facts table { width: 100%; margin: 0; border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.facts.facts :is(thead, tbody, tr) { border: 0; }
+.facts.facts :is(table, thead, tbody, tr) { border: 0; }
 .facts.facts caption { padding: 4px 0 8px; text-align: left; font-weight: 600; }
 .facts.facts :is(th, td) {
   padding: 5px 14px 5px 0; border: 0; border-bottom: 1px solid var(--border-color-primary); text-align: left;
@@ -30,6 +30,7 @@ STYLE = """<style>
   margin: 8px 0; padding: 10px 14px; border: 1px solid var(--border-color-primary); border-radius: 12px;
 }
 .facts [role="alert"] { border: 2px solid #b45309; }
+.facts-picker [data-testid="block-info"] { padding: 0; background: none; color: var(--body-text-color); }
 @media (max-width: 640px) { .facts dl { grid-template-columns: 1fr; gap: 0; } .facts dd { margin-bottom: 8px; } }
 </style>"""
 

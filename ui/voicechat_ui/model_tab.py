@@ -25,7 +25,8 @@ EMPTY = (
     "one with `voicechat train tune/recipes/shakespeare.yaml`; then press Refresh."
 )
 HEADS = {
-    "scores": "What each head attends to, 0 to 1: the same token, the one before, what followed it last time.",
+    "scores": "How symmetric each head is, and how much it attends to the same token, to the one before, and to what "
+    "followed the token last time; 0 to 1.",
     "spectra": "Eigenvalues of each head's form: teal attracts, red repels.",
     "attention": "Attention weights over the beginning of the validation text; rows look at columns.",
     "eigenbasis": "The commonest tokens along each head's own directions.",
@@ -37,7 +38,9 @@ HEADS = {
 def add_model_tab(tab: gr.Tab) -> None:
     """Builds the components, inside `with gr.Tab(...) as tab`."""
     with gr.Row():
-        version = gr.Dropdown(choices=[], label="Version", filterable=False, interactive=True, scale=1)
+        version = gr.Dropdown(
+            [], label="Version", filterable=False, scale=1, min_width=280, elem_classes="facts-picker"
+        )
         refresh = gr.Button("Refresh", scale=0, min_width=110, size="md")
     card = gr.HTML(parts.block(parts.notice(NOT_READ_YET)))
     heads = gr.HTML()
@@ -61,16 +64,15 @@ def open_tab(chosen: str | None) -> tuple[Any, ...]:
         return gr.Dropdown(choices=[], value=None), told(f"The registry cannot be read: {error}"), "", hidden()
     if not versions:
         return gr.Dropdown(choices=[], value=None), parts.block(parts.notice(EMPTY)), "", hidden()
-    choices = [
-        (
-            f"{v}{', champion' if v.is_champion else ''}: {v.attention}, {v.nats_per_character:.4f} nats/character",
-            str(v),
-        )
-        for v in versions
-    ]
+    choices = [(label(version), str(version)) for version in versions]
     known = [value for _, value in choices]
     shown = chosen if chosen in known else known[0]
     return gr.Dropdown(choices=choices, value=shown), *show_version(shown)
+
+
+def label(version: Any) -> str:
+    champion = ", champion" if version.is_champion else ""
+    return f"{version}{champion}: {version.attention}, {version.nats_per_character:.4f} nats/character"
 
 
 def show_version(chosen: str | None) -> tuple[str, str, Any]:

@@ -35,7 +35,7 @@ def add_sweeps_tab(tab: gr.Tab) -> None:
     """Builds the components, inside `with gr.Tab(...) as tab`."""
     sweeps = gr.HTML(parts.block(parts.notice(NOT_READ_YET)))
     with gr.Row():
-        sweep = gr.Dropdown(choices=[], label="Sweep", filterable=False, interactive=True, scale=1)
+        sweep = gr.Dropdown([], label="Sweep", filterable=False, scale=1, min_width=280, elem_classes="facts-picker")
         refresh = gr.Button("Refresh", scale=0, min_width=110, size="md")
     trials = gr.HTML()
 
