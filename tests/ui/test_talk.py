@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 from voicechat_ui import sound_device
 from voicechat_ui import talk as talking
 from voicechat_ui.cli import app
+from voicechat_ui.talk_turns import Turn
 
 RATE = 24_000
 STRICT = TypeAdapter(RealtimeServerEvent)
@@ -313,7 +314,7 @@ async def test_speaking_over_the_reply_stops_it_and_tells_what_was_heard(server,
     library.PortAudioError = OSError
     library.RawInputStream, library.RawOutputStream = stream("in"), stream("out")
     monkeypatch.setitem(sys.modules, "sounddevice", library)
-    turns: list[talking.Turn] = []
+    turns: list[Turn] = []
     wanted = talking.Wanted(url=address, key="")
     said: list[str] = []
     holding = asyncio.create_task(talking.hold(wanted, lambda words, end: said.append(words), turns))

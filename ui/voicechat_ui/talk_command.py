@@ -39,7 +39,8 @@ def talk(
     import asyncio
 
     from voicechat_platform.errors import InputError
-    from voicechat_ui.talk import ConversationEndedError, Turn, Wanted, hold
+    from voicechat_ui.talk import Wanted, hold
+    from voicechat_ui.talk_turns import ConversationEndedError, Turn
 
     if sound and text:
         raise InputError("either a file or --text: typed lines take the file's place")
