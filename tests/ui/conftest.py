@@ -10,15 +10,19 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+import wave
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, TimeoutError, sync_playwright
+
+from voicechat_ui.page import mount_page
 
 RATE_HZ = 24000
 LOUD_RMS = 500
@@ -26,6 +30,7 @@ LOUD_RMS = 500
 WORD_S = 0.04
 TONE_S_PER_WORD = 0.12
 TONE_HZ = 440
+BUZZ_HZ = 200
 
 # A name that is not loopback to the browser, so that plain HTTP is no secure context there.
 PLAIN_HTTP_HOST = "voice.test"
@@ -124,7 +129,7 @@ class Session:
                 event = await self.socket.receive_json()
                 self.received.append(event)
                 await self.answer(event)
-        except WebSocketDisconnect:
+        except (WebSocketDisconnect, RuntimeError):
             await self.cancel("client_cancelled")
 
     async def send(self, kind: str, **fields: Any) -> None:
@@ -268,6 +273,54 @@ class Served:
         self._thread.join()
 
 
+class Talk:
+    """The page in a browser, as a person uses it."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+
+    def wait_for(self, *statuses: str) -> None:
+        script = "statuses => statuses.includes(window.voicechat?.status)"
+        try:
+            self.page.wait_for_function(script, arg=list(statuses), timeout=15_000)
+        except TimeoutError:
+            pytest.fail(f"the status is {self.meter()['status']!r} ({self.status}), and not one of {statuses}")
+
+    def wait_until(self, script: str, arg: Any = None) -> None:
+        self.page.wait_for_function(script, arg=arg, timeout=15_000)
+
+    def wait_for_said(self, role: str, number: int) -> None:
+        """Until there are so many messages of the role, the last one whole."""
+        script = """([role, number]) => {
+            const said = [...document.querySelectorAll(`.said.${role}`)];
+            return said.length === number && !said.at(-1).classList.contains("growing");
+        }"""
+        try:
+            self.wait_until(script, [role, number])
+        except TimeoutError:
+            pytest.fail(f"{role}: {self.said(role)}, and not {number} whole messages; {self.said('note')}")
+
+    def type(self, text: str) -> None:
+        self.page.get_by_label("Your message").fill(text)
+        self.page.keyboard.press("Enter")
+
+    def press(self, name: str) -> None:
+        self.page.get_by_role("button", name=name, exact=True).click()
+
+    def meter(self) -> dict[str, Any]:
+        meter = self.page.evaluate("({...window.voicechat})")
+        assert isinstance(meter, dict)
+        return meter
+
+    @property
+    def status(self) -> str:
+        return self.page.locator("#status").inner_text().strip()
+
+    def said(self, role: str) -> list[str]:
+        """Role: user, assistant or note."""
+        return [text.strip() for text in self.page.locator(f".said.{role} .words").all_inner_texts()]
+
+
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
     def find() -> int:
@@ -297,14 +350,81 @@ def realtime() -> MadeUpServer:
     return MadeUpServer()
 
 
+@pytest.fixture(scope="session")
+def microphone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What Chromium's microphone hears, again and again: 1.2 s of a buzzing voice, then 2.4 s of quiet."""
+    rate = 48000
+    time_s = np.arange(int(1.2 * rate)) / rate
+    syllables = 0.55 - 0.45 * np.cos(2 * np.pi * 4 * time_s)
+    voice = syllables * sum(np.sin(2 * np.pi * BUZZ_HZ * k * time_s) / k for k in range(1, 15))
+    samples = np.concatenate([np.zeros(int(0.4 * rate)), 7000 * voice, np.zeros(int(2 * rate))]).astype("<i2")
+    path = tmp_path_factory.mktemp("microphone") / "microphone.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, rate, 0, "NONE", ""))
+        file.writeframes(samples.tobytes())
+    return path
+
+
 # Not pytest-playwright's own fixture: that one keeps its event loop in this thread until the session ends, and the
 # asynchronous tests of other modules could not start theirs.
 @pytest.fixture(scope="module")
-def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
-    """Headless Chromium; its microphone plays the module's MICROPHONE file, if it names one, else a beep a second."""
+def browser(microphone: Path) -> Iterator[Browser]:
+    """Headless Chromium, whose microphone plays the file."""
     chromium = shutil.which("chromium")
     assert chromium, "Chromium is not installed: `make test` installs it"
     with sync_playwright() as api:
-        browser = api.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
+        flags = [*CHROMIUM_FLAGS, f"--use-file-for-fake-audio-capture={microphone}"]
+        browser = api.chromium.launch(executable_path=chromium, args=flags)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def url(realtime: MadeUpServer, serve: Callable[[FastAPI, int], Served], free_port: Callable[[], int]) -> str:
+    """The page on the made-up server's own port, as under `voicechat up`."""
+    port = free_port()
+    return serve(mount_page(realtime.app(), f"http://127.0.0.1:{port}/v1"), port).url
+
+
+@pytest.fixture
+def open_page(browser: Browser, realtime: MadeUpServer) -> Iterator[Callable[..., Talk]]:
+    """Opens the page in a context of its own, which `options` describe (as for Browser.new_context).
+
+    Afterwards no page may have asked anybody else for anything, or have reported an error on its console, but for those
+    that hold one of the words `errors`.
+    """
+    realtime.reset()
+    complaints: list[str] = []
+    contexts = []
+
+    def start(
+        url: str,
+        wait_for: str | None = "ready",
+        errors: Sequence[str] = (),
+        script: str = "",
+        **options: Any,
+    ) -> Talk:
+        context = browser.new_context(**{"permissions": ["microphone"]} | options)
+        contexts.append(context)
+        page = context.new_page()
+        page.add_init_script(script)
+
+        def note(complaint: str) -> None:
+            if not any(word in complaint for word in errors):
+                complaints.append(complaint)
+
+        own = (url, f"blob:{url}", "data:", url.replace("http", "ws", 1))
+        page.on("request", lambda request: request.url.startswith(own) or note(request.url))
+        page.on("websocket", lambda socket: socket.url.startswith(own) or note(socket.url))
+        page.on("console", lambda message: message.type == "error" and note(message.text))
+        page.on("pageerror", lambda error: note(str(error)))
+        page.goto(url)
+        talk = Talk(page)
+        if wait_for:
+            talk.wait_for(wait_for)
+        return talk
+
+    yield start
+    for context in contexts:
+        context.close()
+    assert complaints == []

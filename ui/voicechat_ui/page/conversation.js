@@ -318,7 +318,8 @@ class Conversation {
 
   #heardOnly({ id, content }) {
     const message = this.#find(id);
-    if (message) message.text = content?.map(({ transcript, text }) => transcript ?? text ?? "").join("") ?? "";
+    if (message) message.text = (content ?? []).map(({ transcript, text }) => transcript ?? text ?? "").join("").trim();
+    if (!message?.text) this.#remove(id);
   }
 
   #failed({ message, event_id, code }) {

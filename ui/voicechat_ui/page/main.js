@@ -141,6 +141,7 @@ function updateSession() {
 // ---- the microphone ----
 
 function start() {
+  microphone.close(); // whatever was wrong with it is past
   talk.active = true;
   talk.problem = "";
   view.notice("");
@@ -368,11 +369,13 @@ document.addEventListener("pointerdown", (event) => {
 for (const over of ["pointerup", "pointercancel"]) document.addEventListener(over, (event) => event.target.id === "hold" && release());
 window.addEventListener("blur", release);
 
-const isTalkKey = ({ key, target }) =>
-  talk.pushToTalk &&
-  (target.id === "hold"
-    ? key === " " || key === "Enter"
-    : key === " " && view.get("talk")?.checkVisibility() && !target.closest("input, textarea, select, button, summary, [role], [contenteditable]"));
+const HAS_ITS_OWN_SPACE = "input, textarea, select, button, summary, a, [contenteditable], [role=option], [role=combobox]";
+
+function isTalkKey({ key, target }) {
+  if (!talk.pushToTalk) return false;
+  if (target.id === "hold") return key === " " || key === "Enter";
+  return key === " " && view.get("talk")?.checkVisibility() && !target.closest(HAS_ITS_OWN_SPACE);
+}
 
 document.addEventListener("keydown", (event) => {
   if (event.target.id === "message" && event.key === "Enter" && !event.shiftKey && !event.isComposing) {

@@ -70,7 +70,7 @@ class View {
     const who = element("span", "only-read", role === "user" ? "You: " : "Reply: ");
     const tags = [];
     if (language) tags.push(languageName(language));
-    if (interrupted) tags.push(text ? "interrupted" : "interrupted before it was heard");
+    if (interrupted) tags.push("interrupted");
     if (failed) tags.push("cut off: the connection broke");
     const parts = [who, words];
     if (tags.length) parts.push(element("p", "tags", tags.join(" · ")));
