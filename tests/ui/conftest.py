@@ -221,7 +221,9 @@ class Session:
         spoken = self.server.language == "en"
         text = self.server.replies.pop(0) if self.server.replies else "Good morrow to thee."
         item = {"id": f"item_{next(self.numbers)}", "type": "message", "role": "assistant"}
-        item["content"] = [{"type": "output_audio", "transcript": ""} if spoken else {"type": "output_text", "text": ""}]
+        item["content"] = [
+            {"type": "output_audio", "transcript": ""} if spoken else {"type": "output_text", "text": ""}
+        ]
         self.items[item["id"]] = item
         metadata = None if spoken else {"spoken": "false", "reason": f"no voice speaks {self.server.language}"}
         response = {"id": f"response_{next(self.numbers)}", "output": [], "metadata": metadata}

@@ -30,7 +30,9 @@ TYPE_QUICKLY = """messages => messages.forEach(message => {
 })"""
 
 
-def test_typing_shows_the_reply_as_it_grows_and_speaks_it(open_page: Callable[..., Any], url: str, realtime: Any) -> None:
+def test_typing_shows_the_reply_as_it_grows_and_speaks_it(
+    open_page: Callable[..., Any], url: str, realtime: Any
+) -> None:
     realtime.replies = [LONG_REPLY, "Second reply."]
     talk = open_page(url)
     message = "if a<b & c>d then <img src=picture> <b>bold</b>"

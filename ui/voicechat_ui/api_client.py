@@ -49,7 +49,9 @@ class ApiClient:
         if isinstance(error, openai.APITimeoutError):
             return "The server took too long to answer. Reload the page."
         if isinstance(error, openai.APIConnectionError):
-            return f"The server at {self.base_url} does not answer. Start it with `voicechat serve`, then reload the page."
+            return (
+                f"The server at {self.base_url} does not answer. Start it with `voicechat serve`, then reload the page."
+            )
         if isinstance(error, openai.APIStatusError):
             said = error.body.get("message") if isinstance(error.body, dict) else None
             if error.status_code in (429, 503):

@@ -103,9 +103,9 @@ def build_page(api: ApiClient) -> gr.Blocks:
 
         pickers = [model, voice, speed, temperature, instructions]
         event: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        page.load(
-            open_page, [before], [*pickers, problem], js="() => [voicechat.storedSettings()]", **event
-        ).then(None, [problem, *pickers], None, js="(...values) => voicechat.opened(...values)", **event)
+        page.load(open_page, [before], [*pickers, problem], js="() => [voicechat.storedSettings()]", **event).then(
+            None, [problem, *pickers], None, js="(...values) => voicechat.opened(...values)", **event
+        )
         for picker in pickers:
             picker.change(None, pickers, None, js="(...values) => voicechat.set(...values)", **event)
     return page

@@ -5,6 +5,7 @@ Under `voicechat up` nothing comes here: Serve gives all of /v1 to the API.
 
 import asyncio
 import secrets
+from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
@@ -69,11 +70,9 @@ async def give_up(browser: WebSocket, message: str, code: int) -> None:
     """Tells why as an error event of the protocol, and closes."""
     error = {"type": "server_error", "code": "api_unavailable", "message": message, "param": None, "event_id": None}
     event: dict[str, Any] = {"type": "error", "event_id": f"event_{secrets.token_hex(8)}", "error": error}
-    try:
+    with suppress(WebSocketDisconnect, RuntimeError):  # it has left meanwhile
         await browser.send_json(event)
         await browser.close(code)
-    except (WebSocketDisconnect, RuntimeError):
-        pass  # it has left meanwhile
 
 
 async def pass_frames(browser: WebSocket, api: ClientConnection) -> None:
@@ -109,7 +108,5 @@ async def to_browser(browser: WebSocket, api: ClientConnection) -> None:
     except (WebSocketDisconnect, RuntimeError):
         return  # the browser has left
     code = api.close_code or INTERNAL_ERROR
-    try:
+    with suppress(WebSocketDisconnect, RuntimeError):
         await browser.close(INTERNAL_ERROR if code in NEVER_SENT else code, api.close_reason)
-    except (WebSocketDisconnect, RuntimeError):
-        pass
