@@ -211,8 +211,9 @@ class Session:
         await asyncio.sleep(0.05)
         kind = "conversation.item.input_audio_transcription.completed"
         usage = {"type": "duration", "seconds": 1.0}
+        languages = [{"code": self.server.language}]
         await self.send(
-            kind, item_id=item, content_index=0, transcript=words, language=self.server.language, usage=usage
+            kind, item_id=item, content_index=0, transcript=words, languages=languages, usage=usage
         )
         return words
 

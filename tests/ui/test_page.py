@@ -129,7 +129,7 @@ def test_the_page_comes_back_when_the_server_does(
     talk.wait_for_said("assistant", 1)
     realtime.replies = [LONG_REPLY]
     talk.wait_for_said("user", 2)
-    talk.wait_until("document.querySelectorAll('.said.assistant').length === 2")
+    talk.wait_until("document.querySelectorAll('.said.assistant .words')[1]?.textContent.includes('word5')")
     server.stop()
     talk.wait_for("reconnecting")
     assert "does not answer" in talk.status

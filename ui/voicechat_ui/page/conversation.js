@@ -20,6 +20,7 @@ class Conversation {
     this.response = ""; // its id, once it has one
     this.speaking = null; // the message that is spoken, until it was heard to its end
     this.committed = []; // the samples of the item that will be committed
+    this.unasked = ""; // the item that the server will not answer by itself
     this.wantsReply = false; // ask for one as soon as the last is over
     this.cancelAtStart = false;
     this.turn = {}; // its moments: see stagesOf
@@ -63,14 +64,14 @@ class Conversation {
     else this.unanswered = message.id; // restore() will send it
   }
 
-  // The session's sound since the last message is one message, and wants a reply.
+  // The session's sound since the last message is one message, and wants a reply if anything is said in it.
   // Args: its samples (a list of Int16Array); when it ended, on performance.now()'s clock.
   commit(samples, beganAt = performance.now()) {
     this.turn = { beganAt };
     this.committed = samples;
     this.awaited = "the item that will be committed";
     this.realtime.send({ type: "input_audio_buffer.commit" });
-    this.#askForReply();
+    this.changed();
   }
 
   // Ends the reply and its sound.
@@ -95,7 +96,7 @@ class Conversation {
       message.interrupted = true;
       this.recording.cut(message.id, playedMs);
       if (message.session === this.realtime.session) {
-        const where = { item_id: message.id, content_index: 0 };
+        const where = { event_id: "heard", item_id: message.id, content_index: 0 };
         this.realtime.send({ type: "conversation.item.truncate", ...where, audio_end_ms: playedMs });
       }
     }
@@ -121,7 +122,7 @@ class Conversation {
   // The session broke. Sound that has come is still played.
   lost() {
     const lost = this.underWay;
-    this.messages = this.messages.filter(({ role, growing }) => !(role === "user" && growing));
+    this.messages = this.messages.filter(({ role, text, growing }) => !growing || (role === "assistant" && text));
     for (const message of this.messages) {
       if (message.growing) Object.assign(message, { growing: false, failed: true });
     }
@@ -175,6 +176,7 @@ class Conversation {
         this.awaited = event.item_id;
         this.turn.stoppedAt ??= now;
         for (const samples of this.committed) this.recording.add(event.item_id, samples);
+        if (this.committed.length) this.unasked = event.item_id;
         this.committed = [];
         break;
       case "conversation.item.input_audio_transcription.delta":
@@ -212,7 +214,7 @@ class Conversation {
         break;
       case "conversation.item.truncated":
         // Says how much is left, but not which words.
-        this.realtime.send({ type: "conversation.item.retrieve", item_id: event.item_id });
+        this.realtime.send({ type: "conversation.item.retrieve", event_id: "heard", item_id: event.item_id });
         break;
       case "conversation.item.retrieved":
         this.#heardOnly(event.item);
@@ -248,7 +250,7 @@ class Conversation {
     this.#grow(id, delta);
   }
 
-  #transcribed({ item_id: id, transcript, language }, now) {
+  #transcribed({ item_id: id, transcript, languages, language = languages?.[0]?.code }, now) {
     const message = this.#find(id);
     if (this.awaited === id) {
       this.awaited = "";
@@ -265,6 +267,10 @@ class Conversation {
     }
     Object.assign(message, { text: transcript.trim(), growing: false, language });
     this.announce(`You: ${message.text}`);
+    if (this.unasked !== id) return;
+    this.unasked = "";
+    this.cancelAtStart = false;
+    this.#askForReply();
   }
 
   #sound(id, samples) {
@@ -323,7 +329,7 @@ class Conversation {
   }
 
   #failed({ message, event_id, code }) {
-    if (code === "response_cancel_not_active") return; // it was over before our word came
+    if (code === "response_cancel_not_active" || event_id === "heard") return; // it was over before our word came
     if (event_id === "reply") this.#over();
     this.note(message);
   }

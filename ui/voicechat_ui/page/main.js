@@ -5,7 +5,7 @@
 const SHORTEST_PRESS_MS = 300;
 const TRAILING_MS = 120; // what was spoken last is still on its way through the browser when the button is released
 const UPLOAD_PIECE_SAMPLES = RATE_HZ; // 1 s
-const UPLOAD_BACKLOG_BYTES = 5e5;
+const UPLOAD_PIECES_AT_ONCE = 30;
 const NO_EVENT_MS = 20000;
 const STORED_CHARACTERS = 400000;
 const MAX_REPLY_TOKENS = 256; // a reply is listened to: this is already half a minute of speech and more
@@ -37,13 +37,16 @@ const realtime = new Realtime({
   event(event) {
     talk.eventAt = performance.now();
     conversation.receive(event);
+    if (event.type === "session.updated") talk.settled?.();
     if (event.type === "input_audio_buffer.committed" && talk.uploading) {
       talk.uploading = false;
       updateSession();
     }
   },
   lost() {
+    if (talk.uploading) conversation.note("The connection broke while the recording was sent. Please send it again.");
     talk.uploading = false;
+    talk.settled?.();
     conversation.lost();
   },
   ended({ code, message }) {
@@ -261,7 +264,12 @@ async function upload(file) {
     for (let from = 0; from < samples.length; from += UPLOAD_PIECE_SAMPLES) {
       pieces.push(samples.slice(from, from + UPLOAD_PIECE_SAMPLES));
       realtime.sound(pieces.at(-1));
-      while (realtime.socket?.bufferedAmount > UPLOAD_BACKLOG_BYTES) await new Promise((go) => setTimeout(go, 20));
+      // The server takes in all that comes: ask it to say something now and then, so as not to bury it.
+      if (pieces.length % UPLOAD_PIECES_AT_ONCE === 0) {
+        const settled = new Promise((resolve) => (talk.settled = resolve));
+        updateSession();
+        await settled;
+      }
       if (realtime.session !== session || realtime.state !== "open") return; // lost() has said so
     }
     talk.eventAt = performance.now();

@@ -132,7 +132,7 @@ class Realtime {
       for (const action of early) action();
       return;
     }
-    if (event.type === "error" && (this.state === "connecting" || event.error.code === "session_idle")) {
+    if (event.type === "error" && (this.state === "connecting" || event.error.code?.startsWith("session_"))) {
       this.problem = event.error; // says why the socket is closed in a moment
       return;
     }
@@ -144,8 +144,9 @@ class Realtime {
     const problem = this.problem;
     this.#detach();
     if (wasOpen) this.handlers.lost();
-    // 1013: try again later. Without a word about why, or when a session breaks, it is worth trying too.
-    if (code === 1000 || (problem && code !== 1013)) {
+    // 1013: try again later. Without a word about why, or when a session was only too long, it is worth trying too.
+    const expired = problem?.code === "session_expired";
+    if (!expired && (code === 1000 || (problem && code !== 1013))) {
       this.#forget();
       this.#become("closed");
       this.handlers.ended(problem ?? { code: "closed", message: "The server ended the conversation." });
@@ -153,6 +154,7 @@ class Realtime {
     }
     const wait = Math.min(LONGEST_WAIT_MS, 500 * 2 ** this.attempts++) * (0.75 + Math.random() / 2);
     this.timer = setTimeout(() => this.#open(), wait);
+    if (expired) this.problem = null;
     this.#become("waiting");
   }
 
