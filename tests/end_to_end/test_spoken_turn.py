@@ -129,5 +129,5 @@ def test_a_hands_free_conversation_of_two_turns(page: Page, clip: tuple[Path, st
     sound = page.evaluate("({...window.voicechat})")
     assert sound["playedSeconds"] > 1
     assert sound["rms"] > 0.01
-    page.get_by_role("button", name="End").click()
+    page.get_by_role("button", name="End", exact=True).click()
     page.wait_for_function("window.voicechat.status == 'ready'")

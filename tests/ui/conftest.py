@@ -212,9 +212,7 @@ class Session:
         kind = "conversation.item.input_audio_transcription.completed"
         usage = {"type": "duration", "seconds": 1.0}
         languages = [{"code": self.server.language}]
-        await self.send(
-            kind, item_id=item, content_index=0, transcript=words, languages=languages, usage=usage
-        )
+        await self.send(kind, item_id=item, content_index=0, transcript=words, languages=languages, usage=usage)
         return words
 
     async def respond(self) -> None:

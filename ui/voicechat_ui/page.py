@@ -32,6 +32,7 @@ SCRIPTS = (
     "recording.js",
     "upload.js",
     "conversation.js",
+    "status.js",
     "view.js",
     "main.js",
 )
@@ -144,4 +145,5 @@ def mount_page(app: FastAPI, api_base_url: str, api_key: str = "none") -> FastAP
         head=head(),
         footer_links=[],
         run_history=False,
+        max_file_size="1mb",  # nothing is uploaded to Gradio
     )

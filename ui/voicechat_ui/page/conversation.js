@@ -1,7 +1,7 @@
 // The conversation: what was said, and what is going on, from the server's events. Defines Conversation.
 //
-// A message is { id, role: user | assistant | note, text, time, growing, language, interrupted, failed, latency }, of
-// which the last five may be missing. Its id is that of the server's item.
+// A message is { id, role: user | assistant | note, text, time, growing, language, aside, interrupted, failed, latency },
+// of which the last six may be missing. Its id is that of the server's item.
 
 const MESSAGES_KEPT = 200;
 
@@ -296,9 +296,8 @@ class Conversation {
       if (this.playback.item !== id && this.speaking === message) this.speaking = null; // has no sound, or was heard
       if (response.status === "cancelled") message.interrupted = true;
       if (response.metadata?.spoken === "false") {
-        const language = languageName(response.metadata.reason?.split(" ").pop());
-        this.note(`No voice speaks ${language}: text only.`);
-        this.announce(message.text);
+        message.aside = `no voice speaks ${languageName(response.metadata.reason?.split(" ").pop())}: text only`;
+        this.announce(`Reply: ${message.text}`);
       }
       if (message.turn?.firstWordAt !== undefined && response.status !== "failed") {
         message.latency = stagesOf({ ...message.turn, doneAt: now });

@@ -31,9 +31,9 @@ class Percentiles {
     this.latencies.push(latency);
   }
 
-  // Rows of { stage, count, p50, p95 } in seconds; the first is from the end of the speech to the first sound.
+  // Rows of { stage, count, p50, p95 } in seconds; the total is from the end of the speech to the first sound.
   rows() {
-    const values = { "all to first sound": this.latencies.map(({ toFirstSound }) => toFirstSound) };
+    const values = { total: this.latencies.map(({ toFirstSound }) => toFirstSound) };
     for (const [stage] of STAGES) values[stage] = this.latencies.map(({ stages }) => stages[stage]);
     return Object.entries(values).flatMap(([stage, all]) => {
       const sorted = all.filter((value) => value !== undefined).sort((a, b) => a - b);

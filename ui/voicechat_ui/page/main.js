@@ -1,4 +1,4 @@
-// Puts it together: the buttons, the settings, and the one place that says what is going on (statusNow).
+// Puts it together: the buttons, the keys, the settings.
 //
 // Gradio draws the frame and the pickers, and hands their values to window.voicechat; tests read its meters there.
 
@@ -6,7 +6,7 @@ const SHORTEST_PRESS_MS = 300;
 const TRAILING_MS = 120; // what was spoken last is still on its way through the browser when the button is released
 const UPLOAD_PIECE_SAMPLES = RATE_HZ; // 1 s
 const UPLOAD_PIECES_AT_ONCE = 30;
-const NO_EVENT_MS = 20000;
+const IDLE_MS = 30000;
 const STORED_CHARACTERS = 400000;
 const MAX_REPLY_TOKENS = 256; // a reply is listened to: this is already half a minute of speech and more
 
@@ -67,38 +67,6 @@ const conversation = new Conversation({
   announce: (text) => view.setText("announcer", text),
 });
 
-// What the person is told, as [status, text]. "Listening" only where the microphone's frames arrive at a session.
-function statusNow() {
-  const { state, problem } = realtime;
-  const waits = state === "waiting" || (state === "connecting" && realtime.attempts > 0);
-  if (waits && problem?.code === "too_many_sessions") {
-    return ["busy", "The server has no room for another conversation right now. Trying again …"];
-  }
-  if (waits) return ["reconnecting", `${problem?.message ?? "The server does not answer."} Reconnecting …`];
-  if (state === "connecting") return ["connecting", "Connecting …"];
-  const live = microphone.state === "live";
-  if (talk.holding) return live ? ["hearing", "Hearing you … release to send."] : ["connecting", "Opening the microphone …"];
-  if (conversation.hearing) return ["hearing", "Hearing you …"];
-  const aside = talk.active && microphone.muted && !talk.pushToTalk ? " Your microphone is muted." : "";
-  if (playback.heldBack) return ["speaking", "The browser holds the sound back: click anywhere to hear the reply."];
-  if (playback.playing) return ["speaking", `Speaking …${aside}`];
-  if (talk.uploading) return ["thinking", "Sending the recording …"];
-  if (conversation.busy) {
-    const late = performance.now() - talk.eventAt > NO_EVENT_MS;
-    return ["thinking", late ? "Thinking … the server takes unusually long." : `Thinking …${aside}`];
-  }
-  if (talk.active) {
-    if (microphone.problem) return ["no microphone", microphone.problem];
-    if (!live) return ["connecting", "Waiting for the microphone: allow it if the browser asks."];
-    if (talk.pushToTalk) return ["ready", "Hold the button, or the space bar, while you speak."];
-    if (microphone.muted) return ["muted", "Muted: nothing is heard until you unmute."];
-    return ["listening", "Listening …"];
-  }
-  if (talk.problem) return [microphone.problem ? "no microphone" : "failed", talk.problem];
-  if (!talk.opened) return ["starting", "Starting …"];
-  return ["ready", "Ready. Start the conversation, or type."];
-}
-
 let drawing = 0;
 function show() {
   drawing ||= setTimeout(draw); // many changes, one drawing; not on the next frame: a hidden page has none
@@ -107,13 +75,12 @@ function show() {
 function draw() {
   drawing = 0;
   if (!view.attach()) return;
-  const [status, text] = statusNow();
+  const [status, text] = statusNow({ talk, realtime, microphone, playback, conversation });
   view.status(status, text);
   view.messages(conversation.messages);
   view.percentiles(percentiles.rows());
   view.controls({ ...talk, muted: Boolean(microphone.muted), busy: conversation.busy, model: settings.model });
   Object.assign(window.voicechat, { status, ...playback.meter, playing: playback.playing });
-  store();
 }
 
 function sessionNow() {
@@ -156,13 +123,21 @@ function start() {
   show();
 }
 
+// The session stays for a while: it says what was heard of the reply, and a message may be typed.
 function end() {
   stopListening();
   conversation.interrupt();
-  if (conversation.underWay) conversation.dropSpeech();
-  realtime.close();
-  conversation.forgetTurn();
+  conversation.dropSpeech();
+  realtime.dropSound();
+  updateSession();
+  if (realtime.state !== "open") realtime.close();
   show();
+}
+
+// Gives the session back, which the server has only so many of; the next one is told all that was said.
+function closeIfIdle() {
+  const idle = !talk.active && !talk.uploading && !conversation.busy && realtime.state === "open";
+  if (idle && performance.now() - talk.eventAt > IDLE_MS) realtime.close();
 }
 
 function stopListening() {
@@ -182,7 +157,6 @@ function microphoneChanged() {
 }
 
 function takeFrame(samples) {
-  view.level(Math.max(microphone.level, playback.meter.level));
   if (talk.uploading || (talk.pushToTalk && !talk.taking)) return;
   realtime.sound(samples);
   if (talk.pushToTalk) talk.taken.push(samples);
@@ -224,6 +198,7 @@ function release() {
       realtime.dropSound();
       if (!talk.problem) conversation.note("That was too short: hold the button while you speak.");
     } else {
+      talk.eventAt = releasedAt;
       realtime.later(() => conversation.commit(samples, releasedAt));
     }
   }, TRAILING_MS);
@@ -253,6 +228,7 @@ async function upload(file) {
     return;
   }
   conversation.interrupt();
+  conversation.dropSpeech();
   talk.problem = "";
   talk.uploading = true;
   realtime.connect();
@@ -414,9 +390,14 @@ document.addEventListener("change", ({ target }) => {
 });
 window.addEventListener("offline", () => realtime.broken());
 window.addEventListener("online", () => realtime.retry());
-window.addEventListener("pagehide", () => realtime.close());
+window.addEventListener("pagehide", () => {
+  store();
+  realtime.close();
+});
+setInterval(() => view.level(Math.max(microphone.level, playback.meter.level)), 100);
 setInterval(() => {
-  view.level(Math.max(microphone.level, playback.meter.level));
+  closeIfIdle();
+  store();
   show();
 }, 1000);
 

@@ -8,7 +8,7 @@ const NO_MICROPHONE = {
   plain:
     "No microphone: browsers allow it only over HTTPS or on the machine itself. Open the page through HTTPS, or " +
     "forward the port (ssh -L) and open it on localhost. Typing works.",
-  unsupported: "No microphone: this browser does not offer one to pages. Typing works.",
+  unsupported: "No microphone: this browser does not offer one to pages, or is too old. Typing works.",
   denied: "No microphone: it is blocked for this page. Allow it in the browser's site settings. Typing works.",
   none: "No microphone: none is connected to this machine. Connect one and start again. Typing works.",
   busy: "No microphone: another program holds it. Close that program and start again. Typing works.",
@@ -117,10 +117,11 @@ class Microphone {
       if (this.opening === opening) this.#become(REFUSALS[error.name] ?? "busy");
       return;
     }
-    const context = await this.#capture(stream);
-    if (this.opening !== opening) {
+    const context = await this.#capture(stream).catch(() => null); // a browser without AudioWorklet
+    if (this.opening !== opening || !context) {
       stream.getTracks().forEach((track) => track.stop());
-      context.close();
+      context?.close();
+      if (!context) this.#become("unsupported");
       return;
     }
     Object.assign(this, { stream, context });

@@ -35,7 +35,8 @@ class Playback {
     if (this.context.state === "suspended") this.context.resume();
   }
 
-  // Samples: Int16Array. Returns when the first of them leaves the loudspeaker, on performance.now()'s clock.
+  // Samples: Int16Array. Returns when the first of them leaves the loudspeaker, on performance.now()'s clock; nothing
+  // where the browser holds the sound back.
   add(item, samples) {
     this.wake();
     if (item !== this.item) {
@@ -59,6 +60,7 @@ class Playback {
     this.pieces.push({ start, seconds: buffer.duration });
     this.meter.playedSeconds += buffer.duration;
     this.changed();
+    if (this.context.state !== "running") return undefined;
     return performance.now() + 1000 * (start - this.context.currentTime + this.#latency());
   }
 

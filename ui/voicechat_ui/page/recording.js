@@ -74,7 +74,7 @@ function asJson(messages, settings, rows) {
     failed,
     latency_s: latency && {
       ...latency.stages,
-      "all to first sound": latency.toFirstSound,
+      total: latency.toFirstSound,
       "whole reply": latency.total,
     },
   }));

@@ -47,8 +47,8 @@ class View {
     }
     let before = null;
     for (const message of messages) {
-      const { id, role, text, growing, language, interrupted, failed, latency } = message;
-      const key = JSON.stringify([text, growing, language, interrupted, failed, latency]);
+      const { id, role, text, growing, language, aside, interrupted, failed, latency } = message;
+      const key = JSON.stringify([text, growing, language, aside, interrupted, failed, latency]);
       let drawn = this.drawn.get(id);
       if (!drawn) {
         drawn = { item: element("li", `said ${role}`) };
@@ -63,13 +63,15 @@ class View {
     if (wasAtTheEnd) transcript.scrollTop = transcript.scrollHeight;
   }
 
-  #draw(item, { role, text, growing, language, interrupted, failed, latency }) {
+  #draw(item, { role, text, growing, language, aside, interrupted, failed, latency }) {
     item.classList.toggle("growing", Boolean(growing));
     const words = element("p", "words", text || (growing ? "…" : ""));
     if (role === "note") return item.replaceChildren(words);
     const who = element("span", "only-read", role === "user" ? "You: " : "Reply: ");
     const tags = [];
     if (language) tags.push(languageName(language));
+    if (language) words.lang = language;
+    if (aside) tags.push(aside);
     if (interrupted) tags.push("interrupted");
     if (failed) tags.push("cut off: the connection broke");
     const parts = [who, words];
@@ -92,11 +94,11 @@ class View {
     for (const [stage, , title] of STAGES) {
       if (stages[stage] === undefined) continue;
       const segment = element("span", stage.replaceAll(" ", "-"));
-      segment.style.flexGrow = stages[stage];
+      segment.style.flexGrow = 1000 * stages[stage]; // below 1 in all, the bar would not be filled
       bar.append(segment);
       number(stage, stages[stage], title);
     }
-    if (toFirstSound !== undefined) number("all to first sound", toFirstSound, "from the end of your words");
+    if (toFirstSound !== undefined) number("total", toFirstSound, "from the end of your words to the first sound");
     number("whole reply", total, "until the server had sent all of it");
     box.append(bar, numbers);
     return box;
@@ -108,7 +110,7 @@ class View {
     box.hidden = rows.length === 0;
     if (!rows.length) return;
     const [first] = rows;
-    const summary = `${first.stage.replace("all to ", "")} p50 ${seconds(first.p50)} · p95 ${seconds(first.p95)}`;
+    const summary = `${first.stage === "total" ? "reply after" : first.stage} p50 ${seconds(first.p50)} · p95 ${seconds(first.p95)}`;
     if (box.firstElementChild.textContent === summary && box.dataset.count === String(first.count)) return;
     box.dataset.count = first.count;
     box.firstElementChild.textContent = summary;
