@@ -158,6 +158,7 @@ def api_application(
         transcription=transcription.bind(whisper_folder),
         transcription_model=whisper_name,
         synthesis=synthesis.bind(),
+        realtime_sessions=arguments.realtime_sessions,
     )
     ingress = serve.deployment(APIIngress, name=API, **arguments.ingress.options())
     return ingress.bind(services, access)

@@ -1,49 +1,145 @@
-"""A spoken conversation: one turn is transcription, reply and synthesis, overlapped; plain asyncio, no Ray, no FastAPI.
+"""A spoken conversation: who said what, and a reply that is spoken while it is written; plain asyncio, no Ray.
 
-    transcribe(recording) -> what was said
-    generate(messages)    -> the reply, piece by piece   -+-> TextDelta events, at once
-                                                          +-> sentences -> synthesize(sentence) -> SpeechChunk events
+    pieces of text -+-> TextDelta events, at once
+                    +-> sentences -> synthesize(sentence) -> SpeechChunk events
 
 Two tasks run during a reply, one writing and one speaking; both put their events into one queue, so text never waits
-for speech. Ending a turn early, by closing its iterator or by cancelling the task that reads it, stops both tasks and
-whichever of the three callables is at work before the close returns.
+for speech. Both begin when the reply is made, before anybody reads its events: a reply can be begun on the guess that
+the person has finished, and be thrown away. Closing it stops both tasks, and whatever they wait for, before the close
+returns; nothing is handed out afterwards.
 
-What the history keeps: messages come in pairs, the person's and the reply, and a pair is added when its turn ends, no
-matter how it ends. The reply that is kept is the concatenation of the TextDelta events that were handed out, so an
-interrupted reply stays as far as it was written. A turn whose reply has no text (nothing heard, stopped or failed
-before the first word) leaves no trace: chat templates want the two roles in strict alternation.
+The history keeps what was heard: an item's text is what was handed out of its reply, and of a reply that was broken off
+in mid-sentence only the words whose sound was played (`Item.truncate`).
 """
 
 import asyncio
 import contextlib
-import re
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+import secrets
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-SPEECH_RATE_HZ = 24_000
-"""Rate of the samples in a SpeechChunk."""
+from voicechat_serve.audio import Samples
+from voicechat_serve.loaded_model import Delta
+from voicechat_serve.sentences import SentenceSplitter
+from voicechat_serve.synthesis import SPEECH_RATE
 
 Message = dict[str, str]
-"""One message of the history: {"role": "system" | "user" | "assistant", "content": text}."""
+"""What a model is given of an item: {"role": "system" | "user" | "assistant", "content": text}."""
 
-Stage = Literal["transcription", "generation", "synthesis"]
+Role = Literal["system", "user", "assistant"]
+Stage = Literal["generation", "synthesis"]
+Synthesize = Callable[[str], AsyncGenerator[Samples, None]]
+"""A sentence -> its samples (n,), float32 at SPEECH_RATE."""
 
-# Events a slow reader may fall behind by before the stages wait for it.
 EVENTS_AHEAD = 64
+"""Events that a reader may fall behind by before the stages wait for it."""
+
+MOST_ITEMS = 1000
+"""The oldest ones are forgotten; no model's context reaches so far back."""
+
+MS_PER_CHARACTER = 65
+"""Of speech at a usual speed: for a sentence of which only the beginning was made."""
 
 
-@dataclass(frozen=True)
-class Heard:
-    """What the transcription made of the recording; absent in a typed turn."""
+def new_id(kind: str) -> str:
+    return f"{kind}_{secrets.token_hex(10)}"
+
+
+@dataclass
+class Spoken:
+    """A sentence of a reply and the length of its sound."""
 
     text: str
+    ms: float = 0.0
+    is_whole: bool = False
+    """Whether all of its sound was made."""
 
 
-@dataclass(frozen=True)
-class NothingHeard:
-    """The recording holds no speech: no reply follows."""
+@dataclass
+class Item:
+    """One message of the conversation."""
+
+    role: Role
+    id: str = field(default_factory=lambda: new_id("item"))
+    text: str = ""
+    """Of a sound, what was said in it, once that is known."""
+    is_spoken: bool = False
+    """Whether it is sound: the person's recording, or a reply with a voice."""
+    is_complete: bool = True
+    """False while it is being made, and for good when it was broken off."""
+    spoken: list[Spoken] = field(default_factory=list)
+    """The sentences of a reply that went to the voice, in their order."""
+    heard_ms: float | None = None
+    """How much of the sound was played, where that was not all of it."""
+
+    @property
+    def milliseconds(self) -> float:
+        """Length of the reply's sound so far."""
+        return sum(sentence.ms for sentence in self.spoken)
+
+    def truncate(self, ms: float) -> None:
+        """The reply's sound was played only so far; its text remains known, for a better figure that may follow."""
+        self.heard_ms = ms
+        self.is_complete = False
+
+    @property
+    def heard(self) -> str:
+        """The text, as far as its sound was played; the last word is a whole one."""
+        if self.heard_ms is None:
+            return self.text
+        end, left_ms = 0, self.heard_ms
+        for sentence in self.spoken:
+            begin = self.text.find(sentence.text, end)
+            if begin < 0:  # not handed out yet
+                break
+            whole_ms = sentence.ms if sentence.is_whole else max(sentence.ms, MS_PER_CHARACTER * len(sentence.text))
+            if left_ms < whole_ms:
+                cut = int(len(sentence.text) * left_ms / whole_ms)
+                heard = sentence.text[:cut] if sentence.text[cut].isspace() else sentence.text[:cut].rpartition(" ")[0]
+                end = begin + len(heard) if heard else end
+                break
+            end, left_ms = begin + len(sentence.text), left_ms - whole_ms
+        return self.text[:end].rstrip()
+
+
+class Conversation:
+    """The items in their order."""
+
+    def __init__(self) -> None:
+        self.items: list[Item] = []
+
+    def find(self, id: str) -> Item | None:
+        return next((item for item in self.items if item.id == id), None)
+
+    def add(self, item: Item, place: int | None = None) -> str | None:
+        """Puts an item at the end, or at a place counted from 0; returns the id of the one before it."""
+        place = len(self.items) if place is None else place
+        self.items.insert(place, item)
+        previous = self.items[place - 1].id if place else None
+        del self.items[:-MOST_ITEMS]
+        return previous
+
+    def messages(self, instructions: str = "", also: Sequence[Item] = ()) -> list[Message]:
+        """What a model is asked to go on from.
+
+        Args:
+            instructions: stand before everything else.
+            also: items that stand at the end, though they are none of the conversation's yet.
+
+        Returns:
+            Messages without empty ones; two in a row of the same role are joined, because chat templates want the
+            person and the model in turns.
+        """
+        messages: list[Message] = [{"role": "system", "content": instructions}] if instructions.strip() else []
+        for item in [*self.items, *also]:
+            if not (text := item.heard.strip()):
+                continue
+            if messages and messages[-1]["role"] == item.role:
+                messages[-1] = {"role": item.role, "content": f"{messages[-1]['content']}\n{text}"}
+            else:
+                messages.append({"role": item.role, "content": text})
+        return messages
 
 
 @dataclass(frozen=True)
@@ -55,175 +151,108 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class SpeechChunk:
-    """The next stretch of the spoken reply: signed 16-bit little-endian mono samples at SPEECH_RATE_HZ."""
+    """The next stretch of the spoken reply."""
 
-    pcm: bytes
+    samples_n: Samples
 
 
 @dataclass(frozen=True)
-class TurnFailed:
-    """A stage raised; the turn ends, the conversation goes on."""
+class Failed:
+    """A stage raised; nothing follows."""
 
     stage: Stage
     error: Exception
 
 
-@dataclass(kw_only=True)
-class Timings:
-    """Seconds from the start of the turn; None for what the turn did not reach."""
-
-    transcription: float | None = None
-    """The transcript was there."""
-    first_token: float | None = None
-    """The first piece of the reply was there."""
-    first_sentence: float | None = None
-    """The first sentence, or first clause, went to synthesis."""
-    first_sound: float | None = None
-    """The first samples of speech were there."""
-    total: float | None = None
-    """Everything was written and synthesised."""
+Event = TextDelta | SpeechChunk | Failed
 
 
-@dataclass(frozen=True)
-class TurnEnded:
-    """The last event of every turn that was not cancelled."""
-
-    timings: Timings
-
-
-Event = Heard | NothingHeard | TextDelta | SpeechChunk | TurnFailed | TurnEnded
-
-Transcribe = Callable[[bytes], Awaitable[str]]
-Generate = Callable[[list[Message]], AsyncGenerator[str, None]]
-Synthesize = Callable[[str], AsyncGenerator[bytes, None]]
-
-
-class Conversation:
-    """A history and the three callables that carry it on; one turn at a time.
+class Reply:
+    """A reply in the making, which begins at once.
 
     Args:
-        transcribe: a whole recording, in any form that the callable reads, -> its words; blank where nobody spoke.
-        generate: the messages so far, the newest last, -> the pieces of the reply.
-        synthesize: one sentence -> its samples (see SpeechChunk).
-        system_prompt: stands before the history in every request; none by default.
+        pieces: the reply as the model writes it; closed with the reply.
+        synthesize: the voice; None for a reply in writing.
     """
 
-    def __init__(
-        self, *, transcribe: Transcribe, generate: Generate, synthesize: Synthesize, system_prompt: str = ""
-    ) -> None:
-        self.transcribe = transcribe
-        self.generate = generate
-        self.synthesize = synthesize
-        self.system_prompt = system_prompt
-        self.history: list[Message] = []
-        self._in_turn = False
+    def __init__(self, pieces: AsyncGenerator[Delta, None], synthesize: Synthesize | None) -> None:
+        self.item = Item(role="assistant", is_spoken=synthesize is not None, is_complete=False)
+        """Grows with the events that are handed out."""
+        self.last: Delta | None = None
+        """The model's last piece: it tells the counts of tokens and why it ended."""
+        self._pieces = pieces
+        self._synthesize = synthesize
+        self._events: asyncio.Queue[tuple[Event, Spoken | None] | None] = asyncio.Queue(EVENTS_AHEAD)
+        self._sentences: asyncio.Queue[str | None] = asyncio.Queue()
+        self._is_closed = False
+        self._work = asyncio.create_task(self._both())
 
-    def clear(self) -> None:
-        """Forget everything that was said."""
-        self.history = []
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """The reply as it is made, to its end or to its close; for one reader."""
+        while not self._is_closed and (made := await self._events.get()) is not None:
+            event, sentence = made
+            match event:
+                case TextDelta(text):
+                    self.item.text += text
+                case SpeechChunk(samples_n) if sentence is not None:
+                    if not self.item.spoken or self.item.spoken[-1] is not sentence:
+                        for earlier in self.item.spoken:
+                            earlier.is_whole = True
+                        self.item.spoken.append(sentence)
+                    sentence.ms += 1000 * len(samples_n) / SPEECH_RATE
+            yield event
+        if not self._is_closed:
+            self.item.is_complete = True
+            for sentence in self.item.spoken:
+                sentence.is_whole = True
 
-    async def turn(self, *, audio: bytes | None = None, text: str | None = None) -> AsyncGenerator[Event, None]:
-        """One turn, from the person's recording or typed text to the end of the reply.
+    async def close(self) -> None:
+        """End it where it is; returns when nothing of it is at work any more."""
+        self._is_closed = True
+        await stop(self._work)
+        await self._pieces.aclose()  # where the work was stopped before it began
+        with contextlib.suppress(asyncio.QueueFull):
+            self._events.put_nowait(None)  # for a reader that waits
 
-        Close the iterator (`contextlib.aclosing`) to be sure that an abandoned turn stops at once.
-
-        Yields:
-            Heard or NothingHeard (spoken turns), then TextDelta and SpeechChunk interleaved as they are made, then
-            TurnFailed if a stage raised, then TurnEnded.
-
-        Raises:
-            ValueError: both or neither of `audio` and `text` are given.
-            RuntimeError: another turn of this conversation is still going on.
-        """
-        if (audio is None) == (text is None):
-            raise ValueError("a turn takes either audio or text")
-        if self._in_turn:
-            raise RuntimeError("the conversation is in another turn: close that one first")
-        self._in_turn = True
-        started = time.perf_counter()
-        timings = Timings()
+    async def _both(self) -> None:
+        stages: dict[asyncio.Task[None], Stage] = {
+            asyncio.create_task(uncancelled(self._write())): "generation",
+            asyncio.create_task(uncancelled(self._speak())): "synthesis",
+        }
         try:
-            if audio is not None:
-                try:
-                    text = (await self.transcribe(audio)).strip()
-                except Exception as error:
-                    yield TurnFailed("transcription", error)
-                else:
-                    timings.transcription = time.perf_counter() - started
-                    yield Heard(text) if text else NothingHeard()
-            if text:
-                async with contextlib.aclosing(self._reply(text, started, timings)) as events:
-                    async for event in events:
-                        yield event
-            timings.total = time.perf_counter() - started
-            yield TurnEnded(timings)
+            done, _ = await asyncio.wait(stages, return_when=asyncio.FIRST_EXCEPTION)
+            failed = [task for task in done if task.exception() is not None]
         finally:
-            self._in_turn = False
+            await stop(*stages)
+        for task in failed[:1]:
+            error = task.exception()
+            assert isinstance(error, Exception)
+            await self._events.put((Failed(stages[task], error), None))
+        await self._events.put(None)
 
-    async def _reply(self, said: str, started: float, timings: Timings) -> AsyncGenerator[Event, None]:
-        """The reply's events; keeps the pair of messages in the history however it ends."""
-        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
-        question = {"role": "user", "content": said}
-        messages = [*system, *self.history, question]
-        # None: both tasks are through.
-        events: asyncio.Queue[Event | None] = asyncio.Queue(EVENTS_AHEAD)
-        sentences: asyncio.Queue[str | None] = asyncio.Queue()
-
-        async def write() -> None:
-            splitter = SentenceSplitter()
-            async with contextlib.aclosing(self.generate(messages)) as pieces:
-                async for piece in pieces:
-                    if not piece:
-                        continue
-                    if timings.first_token is None:
-                        timings.first_token = time.perf_counter() - started
-                    await events.put(TextDelta(piece))
-                    for sentence in splitter.feed(piece):
-                        sentences.put_nowait(sentence)
-            for sentence in splitter.flush():
-                sentences.put_nowait(sentence)
-            sentences.put_nowait(None)
-
-        async def speak() -> None:
-            while (sentence := await sentences.get()) is not None:
-                # A voice has nothing to say for "..." or "***", and some invent a noise.
-                if not any(character.isalnum() for character in sentence):
+    async def _write(self) -> None:
+        splitter = SentenceSplitter()
+        async with contextlib.aclosing(self._pieces) as pieces:
+            async for piece in pieces:
+                self.last = piece
+                if not piece.text:
                     continue
-                if timings.first_sentence is None:
-                    timings.first_sentence = time.perf_counter() - started
-                async with contextlib.aclosing(self.synthesize(sentence)) as chunks:
-                    async for pcm in chunks:
-                        if timings.first_sound is None:
-                            timings.first_sound = time.perf_counter() - started
-                        await events.put(SpeechChunk(pcm))
+                await self._events.put((TextDelta(piece.text), None))
+                for sentence in splitter.feed(piece.text):
+                    self._sentences.put_nowait(sentence)
+        for sentence in splitter.flush():
+            self._sentences.put_nowait(sentence)
+        self._sentences.put_nowait(None)
 
-        async def both() -> None:
-            stages: dict[asyncio.Task[None], Stage] = {
-                asyncio.create_task(uncancelled(write())): "generation",
-                asyncio.create_task(uncancelled(speak())): "synthesis",
-            }
-            try:
-                done, _ = await asyncio.wait(stages, return_when=asyncio.FIRST_EXCEPTION)
-                failed = [task for task in done if task.exception() is not None]
-            finally:
-                await stop(*stages)
-            for task in failed[:1]:
-                error = task.exception()
-                assert isinstance(error, Exception)
-                await events.put(TurnFailed(stages[task], error))
-            await events.put(None)
-
-        reply = ""
-        work = asyncio.create_task(both())
-        try:
-            while (event := await events.get()) is not None:
-                if isinstance(event, TextDelta):
-                    reply += event.text
-                yield event
-        finally:
-            if reply.strip():
-                self.history += [question, {"role": "assistant", "content": reply}]
-            await stop(work)
+    async def _speak(self) -> None:
+        while (sentence := await self._sentences.get()) is not None:
+            # A voice has nothing to say for "..." or "***", and some invent a noise.
+            if self._synthesize is None or not any(character.isalnum() for character in sentence):
+                continue
+            spoken = Spoken(sentence)
+            async with contextlib.aclosing(self._synthesize(sentence)) as chunks:
+                async for samples_n in chunks:
+                    await self._events.put((SpeechChunk(samples_n), spoken))
 
 
 async def uncancelled(stage: Coroutine[Any, Any, None]) -> None:
@@ -241,74 +270,9 @@ async def uncancelled(stage: Coroutine[Any, Any, None]) -> None:
         raise RuntimeError("the stage was cancelled from within") from error
 
 
-async def stop(*tasks: asyncio.Task[None]) -> None:
+async def stop(*tasks: asyncio.Task[Any] | None) -> None:
     """Cancel tasks and wait until each is over, however it ends."""
-    for task in tasks:
+    begun = [task for task in tasks if task is not None]
+    for task in begun:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-class SentenceSplitter:
-    """Cuts a streamed text into what is worth speaking at once, as early as that is certain.
-
-    Sentences end at `. ! ? …` before a space, and at line ends, so verse is spoken line by line. The first cut may fall
-    after a clause instead (`, ; :`), because the first sound should not wait for a long sentence. No sentence is longer
-    than MAX_CHARACTERS. The cuts depend on the text alone, never on how it was chopped into pieces, and all of the
-    text comes back in order, but for white space around the cuts.
-    """
-
-    MAX_CHARACTERS = 240
-    # A shorter clause is spoken sooner than the next one can be written, and then there is a gap.
-    MIN_FIRST_CLAUSE_CHARACTERS = 18
-
-    # Every end is certain only when the white space after it is seen: "3.14" and "10:30" are not ends.
-    _SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s)|\n")
-    _CLAUSE_END = re.compile(r"[,;:—–]+[\"'”’)\]]*(?=\s)")
-    _ABBREVIATION = re.compile(
-        r"(?:\b(?:mr|mrs|ms|dr|prof|st|sr|jr|vs|etc|cf|approx|vol|fig|gen|capt|lt|col|rev|hon|e\.g|i\.e|a\.m|p\.m)"
-        r"|(?<![\w'’])[a-z](?:\.[a-z])*"  # initials
-        r"|^\s*\d{1,3})\.$",  # the number of a list's item
-        re.IGNORECASE,
-    )
-
-    def __init__(self) -> None:
-        self._rest = ""
-        self._first = True
-
-    def feed(self, piece: str) -> list[str]:
-        """The sentences that are complete now that `piece` follows; often none."""
-        self._rest += piece
-        sentences = []
-        while (cut := self._cut()) is not None:
-            sentence, self._rest = self._rest[:cut].strip(), self._rest[cut:]
-            if sentence:
-                sentences.append(sentence)
-                self._first = False
-        return sentences
-
-    def flush(self) -> list[str]:
-        """What is left when the text is over: one sentence or none."""
-        sentence, self._rest = self._rest.strip(), ""
-        return [sentence] if sentence else []
-
-    def _cut(self) -> int | None:
-        """Where the next sentence ends in the text at hand; None if that cannot be known yet."""
-        # Blank text at the start is no part of the sentence, so it does not count towards the cap.
-        start = len(self._rest) - len(self._rest.lstrip())
-        window = self._rest[: start + self.MAX_CHARACTERS + 1]
-        ends = [
-            match.end()
-            for match in self._SENTENCE_END.finditer(window, start)
-            if not self._ABBREVIATION.search(window[: match.end()])
-        ]
-        if self._first:
-            clauses = (match.end() for match in self._CLAUSE_END.finditer(window, start))
-            ends += [end for end in clauses if end - start >= self.MIN_FIRST_CLAUSE_CHARACTERS]
-        if ends:
-            return min(ends)
-        if len(self._rest) - start <= self.MAX_CHARACTERS:
-            return None
-        capped = window[: start + self.MAX_CHARACTERS]
-        clause_ends = [match.end() for match in self._CLAUSE_END.finditer(capped, start)]
-        space = max(capped.rfind(" ", start), capped.rfind("\t", start))
-        return max(clause_ends, default=0) or (space if space > start else len(capped))
+    await asyncio.gather(*begun, return_exceptions=True)

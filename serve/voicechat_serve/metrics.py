@@ -35,6 +35,13 @@ FIRST_BYTE_SECONDS = Histogram(
     "voicechat_first_byte_seconds", "From a request to the first byte of its answer.", SECONDS, ("endpoint", "model")
 )
 
+REALTIME_SESSIONS = Gauge("voicechat_realtime_sessions", "Spoken conversations that are open.")
+REALTIME_FIRST_SOUND_SECONDS = Histogram(
+    "voicechat_realtime_first_sound_seconds",
+    "From the end of a spoken turn, as it was decided, to the first sound of its reply.",
+    SECONDS,
+)
+
 # Recorded in each language model's process.
 FIRST_TOKEN_SECONDS = Histogram(
     "voicechat_first_token_seconds", "From a prompt to its first token, the queue included.", SECONDS, ("model",)

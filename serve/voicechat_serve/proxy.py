@@ -5,11 +5,15 @@ before its proxy listens. On a cluster that was started without that variable no
 """
 
 import uvicorn.config
+from ray.serve._private.constants import SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from voicechat_serve.api.errors import APIError, refuse
 from voicechat_serve.api.request_log import CleanRequestId
+
+TIMEOUT_HEADER = SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER.encode()
+"""Of one request; 0: none."""
 
 THIS_MACHINE = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 
@@ -33,8 +37,21 @@ class ProxyRoutesForThisMachine:
         await self.app(scope, receive, send)
 
 
+class WebSocketsLast:
+    """ASGI middleware: a conversation may take longer than Serve's limit for a request; its own ends it."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            others = [(name, value) for name, value in scope["headers"] if name != TIMEOUT_HEADER]
+            scope = {**scope, "headers": [*others, (TIMEOUT_HEADER, b"0")]}
+        await self.app(scope, receive, send)
+
+
 def middlewares() -> list[Middleware]:
     """Called in the proxy's process, before it listens."""
     # Uvicorn's other parser, httptools, gathers headers without end in memory, before any key is asked for.
     uvicorn.config.HTTP_PROTOCOLS["auto"] = uvicorn.config.HTTP_PROTOCOLS["h11"]
-    return [Middleware(CleanRequestId), Middleware(ProxyRoutesForThisMachine)]
+    return [Middleware(CleanRequestId), Middleware(ProxyRoutesForThisMachine), Middleware(WebSocketsLast)]

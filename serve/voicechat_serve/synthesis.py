@@ -40,7 +40,7 @@ class Synthesis:
         self.model = Hibari(voice=VOICE, threads=1)
         list(self.model.stream("Ready."))  # the first call costs a second, later ones a tenth
 
-    async def speak(self, text: str, speed: float = 1.0) -> AsyncIterator[Samples]:
+    async def speak(self, text: str, speed: float = 1.0, voice: str = VOICE) -> AsyncIterator[Samples]:
         """One chunk (n,) per sentence, 24 kHz mono; nothing when the text has no pronounceable word.
 
         Closing it early ends the work within one sentence.

@@ -118,6 +118,11 @@ class Transcription:
                 transcript = heard
         return transcript
 
+    async def hear(
+        self, samples_n: Samples, language: str | None = None, prompt: str | None = None, only_if_idle: bool = False
+    ) -> Transcript | None:
+        return await self.transcribe(samples_n, language, prompt)
+
     async def listen(
         self,
         samples_n: Samples,

@@ -1,10 +1,12 @@
-"""A voice turn over made-up stages: order, overlap, failures, cancellation at any moment, and the sentence splitter."""
+"""A conversation and its replies over made-up stages: order, overlap, failures, cancellation at any moment, and what
+was heard of a reply that was broken off."""
 
 import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncGenerator, Iterator
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,19 +14,21 @@ from hypothesis import strategies as st
 from voicechat_serve.conversation import (
     Conversation,
     Event,
-    Heard,
-    Message,
-    NothingHeard,
-    SentenceSplitter,
+    Failed,
+    Item,
+    Reply,
     SpeechChunk,
+    Spoken,
     TextDelta,
-    TurnEnded,
-    TurnFailed,
 )
+from voicechat_serve.loaded_model import Delta
+from voicechat_serve.synthesis import SPEECH_RATE
+
+CHUNK_MS = 10
 
 
 class Stages:
-    """Three stages that take their time in event loop rounds, so that every interleaving is reproducible.
+    """A model and a voice that take their time in event loop rounds, so that every interleaving is reproducible.
 
     Args:
         reply: the pieces of every reply.
@@ -32,29 +36,20 @@ class Stages:
         failing: the stage that raises, after its first output if it has any.
     """
 
-    def __init__(
-        self, reply: list[str], *, delays: Iterator[int] | None = None, heard: str = "Hello there", failing: str = ""
-    ) -> None:
+    def __init__(self, reply: list[str], *, delays: Iterator[int] | None = None, failing: str = "") -> None:
         self.reply = reply
         self.delays = delays or itertools.repeat(0)
-        self.heard = heard
         self.failing = failing
         self.running: set[str] = set()
-        self.requests: list[list[Message]] = []
         self.spoken: list[str] = []
         self.speech_allowed = asyncio.Event()
         self.speech_allowed.set()
 
-    def conversation(self) -> Conversation:
-        return Conversation(
-            transcribe=self.transcribe,
-            generate=self.generate,
-            synthesize=self.synthesize,
-            system_prompt="Be brief.",
-        )
+    def begin(self) -> Reply:
+        return Reply(self.write(), self.speak)
 
-    @contextlib.asynccontextmanager
-    async def step(self, name: str) -> AsyncGenerator[None, None]:
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
         self.running.add(name)
         try:
             yield
@@ -65,166 +60,178 @@ class Stages:
         for _ in range(next(self.delays)):
             await asyncio.sleep(0)
 
-    async def transcribe(self, recording: bytes) -> str:
-        async with self.step("transcription"):
-            await self.pause()
-            if self.failing == "transcription":
-                raise OSError("no transcription")
-            return self.heard
-
-    async def generate(self, messages: list[Message]) -> AsyncGenerator[str, None]:
-        self.requests.append(messages)
-        async with self.step("generation"):
-            for piece in self.reply:
+    async def write(self) -> AsyncGenerator[Delta, None]:
+        with self.step("generation"):
+            for number, piece in enumerate(self.reply, 1):
                 await self.pause()
-                yield piece
+                yield Delta(piece, 5, number, "stop" if number == len(self.reply) else None)
                 if self.failing == "generation":
                     raise OSError("no generation")
 
-    async def synthesize(self, sentence: str) -> AsyncGenerator[bytes, None]:
+    async def speak(self, sentence: str) -> AsyncGenerator[np.ndarray, None]:
         self.spoken.append(sentence)
-        async with self.step("synthesis"):
+        with self.step("synthesis"):
             await self.speech_allowed.wait()
-            for letter in sentence.encode()[:3]:
+            for _ in sentence[:3]:
                 await self.pause()
-                yield bytes([letter, 0])
+                yield np.zeros(CHUNK_MS * SPEECH_RATE // 1000, np.float32)
                 if self.failing == "synthesis":
                     raise OSError("no synthesis")
 
 
-async def events_of(conversation: Conversation, **said: bytes | str) -> list[Event]:
-    async with contextlib.aclosing(conversation.turn(**said)) as events:  # type: ignore[arg-type]
-        return [event async for event in events]
+async def events_of(reply: Reply) -> list[Event]:
+    try:
+        return [event async for event in reply.events()]
+    finally:
+        await reply.close()
 
 
 def text_of(events: list[Event]) -> str:
     return "".join(event.text for event in events if isinstance(event, TextDelta))
 
 
-def assert_consistent(history: list[Message]) -> None:
-    assert [message["role"] for message in history] == ["user", "assistant"] * (len(history) // 2)
-    assert all(message["content"].strip() for message in history)
-
-
-async def test_a_spoken_turn_is_heard_written_and_spoken() -> None:
+async def test_a_reply_is_written_and_spoken() -> None:
     stages = Stages(["It is ", "noon. ", "Or nearly."])
-    conversation = stages.conversation()
-    events = await events_of(conversation, audio=b"recording")
-    assert events[0] == Heard("Hello there")
-    assert text_of(events) == "It is noon. Or nearly."
+    reply = stages.begin()
+    events = await events_of(reply)
+    assert text_of(events) == reply.item.text == "It is noon. Or nearly."
     assert stages.spoken == ["It is noon.", "Or nearly."]
-    spoken = b"".join(event.pcm for event in events if isinstance(event, SpeechChunk))
-    assert spoken == b"I\0t\0 \0O\0r\0 \0"
-    assert conversation.history == [
-        {"role": "user", "content": "Hello there"},
-        {"role": "assistant", "content": "It is noon. Or nearly."},
-    ]
+    assert reply.item.spoken == [Spoken("It is noon.", 30, True), Spoken("Or nearly.", 30, True)]
+    assert reply.item.is_complete
+    assert reply.last is not None
+    assert (reply.last.completion_tokens, reply.last.finish_reason) == (3, "stop")
 
 
-async def test_the_next_turn_sees_the_system_prompt_and_the_history() -> None:
-    stages = Stages(["Yes."])
-    conversation = stages.conversation()
-    await events_of(conversation, text="One?")
-    await events_of(conversation, text="Two?")
-    assert [message["content"] for message in stages.requests[1]] == ["Be brief.", "One?", "Yes.", "Two?"]
-    conversation.clear()
-    await events_of(conversation, text="Three?")
-    assert [message["content"] for message in stages.requests[2]] == ["Be brief.", "Three?"]
+async def test_a_reply_in_writing_is_not_spoken() -> None:
+    stages = Stages(["It is ", "noon. "])
+    reply = Reply(stages.write(), None)
+    assert text_of(await events_of(reply)) == "It is noon. "
+    assert not reply.item.is_spoken
+    assert not stages.spoken
 
 
-async def test_timings_come_in_order() -> None:
-    events = await events_of(Stages(["One two. ", "Three."]).conversation(), audio=b"recording")
-    ended = events[-1]
-    assert isinstance(ended, TurnEnded)
-    timings = ended.timings
-    reached = [
-        timings.transcription,
-        timings.first_token,
-        timings.first_sentence,
-        timings.first_sound,
-        timings.total,
-    ]
-    assert None not in reached
-    assert reached == sorted(reached)  # type: ignore[type-var]
-
-
-async def test_nothing_heard_makes_no_reply() -> None:
-    stages = Stages(["Never."], heard=" \n")
-    conversation = stages.conversation()
-    events = await events_of(conversation, audio=b"silence")
-    assert [type(event) for event in events] == [NothingHeard, TurnEnded]
-    assert not stages.requests
-    assert conversation.history == []
+async def test_a_reply_begins_before_its_events_are_read_but_does_not_run_away() -> None:
+    stages = Stages(["word. "] * 1000)
+    reply = stages.begin()
+    for _ in range(5000):
+        await asyncio.sleep(0)
+    assert 1 <= len(stages.spoken) < 100
+    assert reply.item.text == ""
+    await reply.close()
+    assert stages.running == set()
 
 
 async def test_text_does_not_wait_for_speech() -> None:
     stages = Stages(["One. ", "Two. ", "Three."])
     stages.speech_allowed.clear()
-    written = ""
-    async with contextlib.aclosing(stages.conversation().turn(text="Count.")) as events:
-        async for event in events:
-            assert isinstance(event, TextDelta)
-            written += event.text
-            if written == "One. Two. Three.":
-                break
+    reply = stages.begin()
+    async for event in reply.events():
+        assert isinstance(event, TextDelta)
+        if reply.item.text == "One. Two. Three.":
+            await reply.close()
     assert stages.running == set()
+    assert not reply.item.is_complete
 
 
 async def test_speech_starts_while_the_model_still_writes() -> None:
     text = "First of all, we count. Then we go on and on and on."
     # Ten rounds for every word and every chunk of speech.
     stages = Stages([word + " " for word in text.split()], delays=itertools.cycle([10]))
-    kinds = [type(event) for event in await events_of(stages.conversation(), text="Go.")]
+    kinds = [type(event) for event in await events_of(stages.begin())]
     assert kinds.index(SpeechChunk) < len(kinds) - 1 - kinds[::-1].index(TextDelta)
 
 
-@pytest.mark.parametrize("failing", ["transcription", "generation", "synthesis"])
-async def test_a_failing_stage_ends_the_turn_and_the_next_turn_works(failing: str) -> None:
+@pytest.mark.parametrize("failing", ["generation", "synthesis"])
+async def test_a_failing_stage_ends_the_reply(failing: str) -> None:
     stages = Stages(["One. ", "Two. ", "Three."], failing=failing, delays=itertools.cycle([1, 2, 5]))
-    conversation = stages.conversation()
-    events = await events_of(conversation, audio=b"recording")
-    failed, ended = events[-2:]
-    assert isinstance(failed, TurnFailed)
-    assert failed.stage == failing
-    assert str(failed.error) == f"no {failing}"
-    assert isinstance(ended, TurnEnded)
+    *before, failed = await events_of(stages.begin())
+    assert isinstance(failed, Failed)
+    assert (failed.stage, str(failed.error)) == (failing, f"no {failing}")
+    assert text_of(before).startswith("One. ")
     assert stages.running == set()
-    assert_consistent(conversation.history)
-    stages.failing = ""
-    assert text_of(await events_of(conversation, text="Again?")) == "One. Two. Three."
-    assert_consistent(conversation.history)
 
 
 async def test_a_cancellation_from_within_a_stage_is_a_failure_not_a_hang() -> None:
-    async def cancelled(messages: list[Message]) -> AsyncGenerator[str, None]:
-        yield "One. "
+    async def cancelled() -> AsyncGenerator[Delta, None]:
+        yield Delta("One. ", 5, 1, None)
         raise asyncio.CancelledError
 
-    stages = Stages([])
-    conversation = Conversation(transcribe=stages.transcribe, generate=cancelled, synthesize=stages.synthesize)
-    events = await asyncio.wait_for(events_of(conversation, text="Hm?"), 5)
-    assert [type(event) for event in events[-2:]] == [TurnFailed, TurnEnded]
+    events = await asyncio.wait_for(events_of(Reply(cancelled(), Stages([]).speak)), 5)
+    assert isinstance(events[-1], Failed)
 
 
 async def test_what_has_no_words_is_not_spoken() -> None:
     stages = Stages(["... ", "***\n", "Well."])
-    await events_of(stages.conversation(), text="Hm?")
+    await events_of(stages.begin())
     assert stages.spoken == ["Well."]
 
 
-async def test_one_turn_at_a_time() -> None:
-    conversation = Stages(["One. "]).conversation()
-    async with contextlib.aclosing(conversation.turn(text="A?")) as events:
-        await anext(events)
-        with pytest.raises(RuntimeError, match="another turn"):
-            await anext(conversation.turn(text="B?"))
-    assert text_of(await events_of(conversation, text="C?")) == "One. "
+async def test_a_reader_that_waits_is_told_of_the_close() -> None:
+    stages = Stages([], delays=itertools.repeat(10_000))
+    stages.reply = ["never"]
+    reply = stages.begin()
+    reading = asyncio.create_task(events_of(reply))
+    await asyncio.sleep(0.01)
+    await reply.close()
+    assert await asyncio.wait_for(reading, 5) == []
 
 
-async def test_a_turn_takes_audio_or_text() -> None:
-    conversation = Stages(["One."]).conversation()
-    with pytest.raises(ValueError, match="either audio or text"):
-        await anext(conversation.turn())
+def spoken_item(*sentences: tuple[str, float]) -> Item:
+    return Item(
+        role="assistant",
+        text=" ".join(text for text, _ in sentences),
+        is_spoken=True,
+        spoken=[Spoken(text, ms, True) for text, ms in sentences],
+    )
+
+
+@pytest.mark.parametrize(
+    ("ms", "heard"),
+    [
+        (0, ""),
+        (100, ""),  # in the middle of the first word
+        (600, "Good morrow"),
+        (650, "Good morrow"),
+        (1000, "Good morrow to you."),
+        (1400, "Good morrow to you. How"),
+        (2000, "Good morrow to you. How are you?"),
+        (9999, "Good morrow to you. How are you?"),
+    ],
+)
+def test_of_a_broken_reply_the_words_that_were_played_stay(ms: float, heard: str) -> None:
+    item = spoken_item(("Good morrow to you.", 1000), ("How are you?", 1000))
+    item.truncate(ms)
+    assert item.heard == heard
+    item.truncate(1000)  # a better figure
+    assert item.heard == "Good morrow to you."
+
+
+def test_of_a_sentence_that_was_made_in_part_the_rest_was_not_heard() -> None:
+    item = spoken_item(("A sentence of which only the first chunk was ever made", 200.0))
+    item.spoken[0].is_whole = False
+    item.truncate(199)
+    assert item.heard == "A"
+
+
+def test_messages_leave_out_what_nobody_heard_and_join_what_one_person_said() -> None:
+    conversation = Conversation()
+    unheard = spoken_item(("Never heard.", 1000))
+    unheard.truncate(0)
+    for item in (Item(role="user", text="One?"), unheard, Item(role="user", text="Two?"), Item(role="user", text=" ")):
+        conversation.add(item)
+    assert conversation.messages("Be brief.", [Item(role="user", text="Three?")]) == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "One?\nTwo?\nThree?"},
+    ]
+    assert conversation.messages() == [{"role": "user", "content": "One?\nTwo?"}]
+
+
+def test_the_oldest_items_are_forgotten() -> None:
+    conversation = Conversation()
+    for number in range(2000):
+        conversation.add(Item(role="user", text=str(number)))
+    assert len(conversation.items) == 1000
+    assert conversation.items[-1].text == "1999"
 
 
 FAILING = st.sampled_from(["", "generation", "synthesis"])
@@ -232,30 +239,39 @@ REPLIES = st.lists(st.text("ab. ,\n", max_size=6), max_size=12)
 DELAYS = st.lists(st.integers(0, 4), min_size=1, max_size=12).map(itertools.cycle)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=200)
 @given(
     reply=REPLIES,
     delays=DELAYS,
-    num_rounds=st.integers(0, 60),
+    unread_rounds=st.integers(0, 20),
+    rounds=st.integers(0, 60),
     failing=FAILING,
+    is_cancelled=st.booleans(),
 )
-def test_cancelling_at_any_moment_leaves_nothing_behind(
-    reply: list[str], delays: Iterator[int], num_rounds: int, failing: str
+def test_ending_a_reply_at_any_moment_leaves_nothing_behind(
+    reply: list[str], delays: Iterator[int], unread_rounds: int, rounds: int, failing: str, is_cancelled: bool
 ) -> None:
     async def scenario() -> None:
         stages = Stages(reply, delays=delays, failing=failing)
-        conversation = stages.conversation()
+        conversation = Conversation()
+        conversation.add(Item(role="user", text="Go on."))
+        made = stages.begin()
         received: list[Event] = []
+        for _ in range(unread_rounds):
+            await asyncio.sleep(0)
+        assert made.item.text == ""  # nothing that was not handed out is in the history
+        conversation.add(made.item)
 
         async def listen() -> None:
-            async with contextlib.aclosing(conversation.turn(audio=b"recording")) as events:
-                async for event in events:
-                    received.append(event)
+            async for event in made.events():
+                received.append(event)
 
         listening = asyncio.create_task(listen())
-        for _ in range(num_rounds):
+        for _ in range(rounds):
             await asyncio.sleep(0)
-        listening.cancel()
+        if is_cancelled:
+            listening.cancel()
+        await made.close()
         with contextlib.suppress(asyncio.CancelledError):
             await listening
 
@@ -265,89 +281,18 @@ def test_cancelling_at_any_moment_leaves_nothing_behind(
         for _ in range(20):
             await asyncio.sleep(0)
         assert (len(received), len(stages.spoken)) == (num_received, num_spoken)
-        assert_consistent(conversation.history)
-        kept = "".join(message["content"] for message in conversation.history if message["role"] == "assistant")
-        assert kept == (text_of(received) if text_of(received).strip() else "")
+
+        assert made.item.text == text_of(received)
+        sounds = sum(len(event.samples_n) for event in received if isinstance(event, SpeechChunk))
+        assert made.item.milliseconds == pytest.approx(1000 * sounds / SPEECH_RATE)
+        for ms in (0, made.item.milliseconds / 2, made.item.milliseconds):
+            made.item.truncate(ms)
+            assert made.item.text.startswith(made.item.heard)
+        roles = [message["role"] for message in conversation.messages()]
+        assert roles in (["user"], ["user", "assistant"])
 
         stages.failing = ""
-        assert text_of(await events_of(conversation, text="Next?")) == "".join(reply)
-        assert_consistent(conversation.history)
+        following = stages.begin()
+        assert text_of(await events_of(following)) == "".join(reply)
 
     asyncio.run(scenario())
-
-
-@settings(deadline=None, max_examples=100)
-@given(reply=REPLIES, delays=DELAYS, num_events=st.integers(0, 20))
-def test_closing_after_any_event_leaves_nothing_behind(
-    reply: list[str], delays: Iterator[int], num_events: int
-) -> None:
-    async def scenario() -> None:
-        stages = Stages(reply, delays=delays)
-        conversation = stages.conversation()
-        received: list[Event] = []
-        async with contextlib.aclosing(conversation.turn(text="Go on.")) as events:
-            for _ in range(num_events):
-                with contextlib.suppress(StopAsyncIteration):
-                    received.append(await anext(events))
-        assert stages.running == set()
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-        kept = "".join(message["content"] for message in conversation.history if message["role"] == "assistant")
-        assert kept == (text_of(received) if text_of(received).strip() else "")
-
-    asyncio.run(scenario())
-
-
-def split(pieces: list[str]) -> list[str]:
-    splitter = SentenceSplitter()
-    return [sentence for piece in pieces for sentence in splitter.feed(piece)] + splitter.flush()
-
-
-def chopped(text: str, cuts: list[int]) -> list[str]:
-    edges = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
-    return [text[start:end] for start, end in itertools.pairwise(edges)]
-
-
-@pytest.mark.parametrize(
-    ("text", "sentences"),
-    [
-        ("Hello. How are you?", ["Hello.", "How are you?"]),
-        ("It costs 3.14 dollars. Really!", ["It costs 3.14 dollars.", "Really!"]),
-        ("Mr. Smith met Dr. J. R. Jones. They ate.", ["Mr. Smith met Dr. J. R. Jones.", "They ate."]),
-        ("Use e.g. tea. Fine.", ["Use e.g. tea.", "Fine."]),
-        ("That is Sam's. Here.", ["That is Sam's.", "Here."]),
-        ('He said "Go!" and went. Off.', ['He said "Go!"', "and went.", "Off."]),
-        ("1. Apples. 2. Pears.", ["1. Apples.", "2. Pears."]),
-        ("It was in 1999. Then", ["It was in 1999.", "Then"]),
-        ("ROMEO:\nBut soft,\n\nwhat light?", ["ROMEO:", "But soft,", "what light?"]),
-        (
-            "Of course I can do that, and then, if you like, we go. Then, when it is all over, home.",
-            ["Of course I can do that,", "and then, if you like, we go.", "Then, when it is all over, home."],
-        ),
-        ("", []),
-        (" \n ", []),
-    ],
-)
-def test_sentences(text: str, sentences: list[str]) -> None:
-    assert split([text]) == sentences
-    assert split(list(text)) == sentences
-
-
-PROSE = st.text(st.sampled_from("aB1.,;!?…:—\"' \n\té"), max_size=700)
-
-
-@settings(max_examples=300)
-@given(text=PROSE, cuts=st.lists(st.integers(0, 10_000), max_size=20))
-def test_sentences_are_the_text_however_it_is_chopped(text: str, cuts: list[int]) -> None:
-    sentences = split(chopped(text, cuts))
-    assert "".join("".join(sentences).split()) == "".join(text.split())
-    assert all(sentence and len(sentence) <= SentenceSplitter.MAX_CHARACTERS for sentence in sentences)
-    assert sentences == split([text])
-
-
-def test_a_text_without_any_boundary_is_cut_at_the_cap() -> None:
-    sentences = split(["x" * 1000])
-    assert [len(sentence) for sentence in sentences] == [240, 240, 240, 240, 40]
-
-
-def test_a_long_sentence_is_cut_between_words() -> None:
-    assert all(set(sentence.split()) == {"word"} for sentence in split(["word " * 200]))

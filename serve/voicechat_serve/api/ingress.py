@@ -3,7 +3,7 @@
 from fastapi import FastAPI
 from ray import serve
 
-from voicechat_serve.api import chat, completions, models, speech, transcriptions
+from voicechat_serve.api import chat, completions, models, realtime, speech, transcriptions
 from voicechat_serve.api.access import AccessRules, guard
 from voicechat_serve.api.errors import DOCUMENTED, answer_errors_in_openai_form
 from voicechat_serve.api.request_log import RequestLog
@@ -17,7 +17,7 @@ def build(services: Services, access: AccessRules = AccessRules()) -> FastAPI:
     guard(app, access, "Bearer")
     app.add_middleware(RequestLog)  # the last one added is the outermost
     answer_errors_in_openai_form(app)
-    for family in (models, chat, completions, transcriptions, speech):
+    for family in (models, chat, completions, transcriptions, speech, realtime):
         app.include_router(family.router(services))
     return app
 

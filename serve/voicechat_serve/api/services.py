@@ -30,6 +30,8 @@ class Services:
     transcription_model: str
     synthesis: DeploymentHandle
     """A `Synthesis`."""
+    realtime_sessions: int = 16
+    """Most spoken conversations at once, in each replica of the ingress."""
 
     def language_model(self, name: str) -> tuple[DeploymentHandle, int | None]:
         """A language model, and the version of it that a name such as "shakespeare@3" asks for.

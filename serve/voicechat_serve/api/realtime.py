@@ -1,0 +1,113 @@
+"""/realtime: a spoken conversation over a WebSocket, in the events of OpenAI's realtime protocol."""
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+
+from voicechat_serve.api.errors import APIError, api_error, refuse, shortened
+from voicechat_serve.api.request_log import current_request
+from voicechat_serve.api.services import Services, streamed
+from voicechat_serve.api.speech import OPENAI_VOICES
+from voicechat_serve.audio import Samples
+from voicechat_serve.conversation import Message
+from voicechat_serve.loaded_model import Delta, Wishes
+from voicechat_serve.metrics import REALTIME_FIRST_SOUND_SECONDS, REALTIME_SESSIONS
+from voicechat_serve.realtime.session import Session
+from voicechat_serve.realtime.session_settings import SessionSettings
+from voicechat_serve.realtime.wire import SessionEndedError, as_frame
+from voicechat_serve.transcription import Transcript
+from voicechat_serve.voices import installed_voices
+
+TRY_AGAIN_LATER = 1013
+"""WebSocket's close code (IANA's registry)."""
+
+
+def router(services: Services) -> APIRouter:
+    routes = APIRouter()
+    stages = ServiceStages(services)
+    open_sessions: set[Session] = set()
+
+    @routes.websocket("/realtime")
+    async def realtime(websocket: WebSocket, model: str = "", intent: str = "") -> None:
+        is_transcription = intent == "transcription"
+        model = model or next(iter(services.language_models))
+        try:
+            stages.require_model(model)
+        except APIError as error:
+            return await refuse(websocket.scope, websocket.receive, websocket.send, error)
+        await websocket.accept()
+        if len(open_sessions) >= services.realtime_sessions:
+            # Once it is accepted: a browser's script is not told the status of a refusal.
+            message = f"{len(open_sessions)} conversations are going on, which is the limit: try again later"
+            body = {"type": "server_error", "code": "too_many_sessions", "message": message}
+            await websocket.send_text(as_frame({"type": "error", "error": body}))
+            return await websocket.close(TRY_AGAIN_LATER, "too_many_sessions")
+        settings = SessionSettings(type="transcription" if is_transcription else "realtime", model=model)
+
+        async def receive() -> str:
+            message = await websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                raise WebSocketDisconnect(message.get("code", 1000))
+            if message.get("text") is None:
+                raise SessionEndedError("invalid_value", "events are JSON texts, not bytes", 1003)
+            return message["text"]
+
+        session = Session(settings, stages, receive, websocket.send_text, REALTIME_FIRST_SOUND_SECONDS.observe)
+        open_sessions.add(session)
+        REALTIME_SESSIONS.set(len(open_sessions))
+        try:
+            await websocket.close(*await session.run())
+        except WebSocketDisconnect:
+            pass
+        finally:
+            open_sessions.discard(session)
+            REALTIME_SESSIONS.set(len(open_sessions))
+            current_request().audio_seconds = round(session.listening.heard_ms / 1000, 1)
+
+    return routes
+
+
+class ServiceStages:
+    """The deployments, as a session works with them."""
+
+    def __init__(self, services: Services):
+        self.services = services
+        self.transcription_model = services.transcription_model
+        self.voices = {voice.id: voice for voice in installed_voices()}
+
+    async def hear(
+        self, samples_n: Samples, language: str | None, prompt: str | None, only_if_idle: bool
+    ) -> Transcript | None:
+        return await self.services.transcription.hear.remote(samples_n, language, prompt, only_if_idle)
+
+    async def write(self, model: str, messages: list[Message], sampling: dict[str, Any]) -> AsyncGenerator[Delta, None]:
+        handle, version = self.services.language_model(model)
+        wishes = Wishes(sampling=sampling, truncation="auto", version=version)
+        async with streamed(handle, "chat", messages, wishes) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def speak(self, sentence: str, speed: float, voice: str) -> AsyncGenerator[Samples, None]:
+        async with streamed(self.services.synthesis, "speak", sentence, speed, voice) as chunks:
+            async for samples_n in chunks:
+                yield samples_n
+
+    def require_model(self, name: str) -> None:
+        self.services.language_model(name)
+
+    def require_transcription(self, name: str) -> None:
+        self.services.require_transcription(name)
+
+    def voice(self, name: str, language: str | None) -> str | None:
+        first = next(iter(self.voices.values()))
+        voice = first if name in ("", *OPENAI_VOICES) else self.voices.get(name)
+        if voice is None:
+            message = f"unknown voice {shortened(name, 100)!r}; there are {', '.join(self.voices)}"
+            raise APIError(400, message, param="session.audio.output.voice", code="invalid_value")
+        if language is None or voice.language == language:
+            return voice.id
+        return next((other.id for other in self.voices.values() if other.language == language), None)
+
+    def explain(self, error: Exception) -> dict[str, Any]:
+        return api_error(error).body()["error"]

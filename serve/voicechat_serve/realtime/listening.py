@@ -1,0 +1,176 @@
+"""How a session listens: sound in pieces of any size, cut into utterances by the voice in it, or by the client.
+
+Letters: n samples.
+"""
+
+import asyncio
+import base64
+import binascii
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from typing import Literal
+
+import numpy as np
+import soxr
+
+from voicechat_serve.audio import HEARING_RATE, Samples
+from voicechat_serve.realtime.session_settings import TurnDetection
+from voicechat_serve.realtime.utterance import Utterance
+from voicechat_serve.realtime.voice_activity import (
+    BEGINS_AFTER_MS,
+    CHUNK,
+    CHUNK_MS,
+    INTERRUPTS_AFTER_MS,
+    VoiceActivity,
+)
+from voicechat_serve.realtime.wire import EventError
+from voicechat_serve.synthesis import SPEECH_RATE
+
+LONGEST_UTTERANCE_S = 600
+SHORTEST_COMMIT_MS = 100
+
+Change = Literal["started", "paused", "resumed", "stopped"]
+
+
+class Listening:
+    """
+    Args:
+        detection: how the end of a turn is found; None where the client tells it.
+        new_utterance: makes one; told whether partial transcripts are of use.
+        is_heard: whether a reply can be playing, which a cough should not end.
+    """
+
+    def __init__(
+        self,
+        detection: TurnDetection | None,
+        new_utterance: Callable[[bool], Utterance],
+        is_heard: Callable[[], bool],
+    ):
+        self.new_utterance, self.is_heard = new_utterance, is_heard
+        self.resampler = soxr.ResampleStream(SPEECH_RATE, HEARING_RATE, 1, dtype="float32", quality="MQ")
+        self.rest_n: Samples = np.zeros(0, np.float32)
+        """Less than a chunk."""
+        self.chunks = 0
+        """Heard so far: the session's clock."""
+        self.before: deque[Samples] = deque()
+        """Chunks before speech has begun: its padding."""
+        self.utterance: Utterance | None = None
+        self.begin(detection)
+
+    def begin(self, detection: TurnDetection | None) -> None:
+        """Listens in another way from now on; what was heard of an utterance must be gone."""
+        self.detection = detection
+        self.voice_activity = (
+            VoiceActivity(detection.threshold, detection.silence_duration_ms) if detection is not None else None
+        )
+        self.before.clear()
+
+    def adjust(self, detection: TurnDetection) -> None:
+        """Other figures for the detector at work."""
+        assert self.voice_activity is not None
+        self.detection = detection
+        self.voice_activity.threshold = detection.threshold
+        self.voice_activity.silence_ms = detection.silence_duration_ms
+
+    @property
+    def is_speaking(self) -> bool:
+        return self.voice_activity is not None and self.voice_activity.is_speaking
+
+    @property
+    def heard_ms(self) -> float:
+        """The session's time: how much sound has come in."""
+        return self.chunks * CHUNK_MS
+
+    @property
+    def start_ms(self) -> int:
+        """Where the utterance begins."""
+        assert self.utterance is not None
+        return max(0, round(self.heard_ms - 1000 * self.utterance.seconds))
+
+    @property
+    def end_ms(self) -> int:
+        """Where the speech has ended, without the silence that told it."""
+        return round(self.heard_ms - (self.voice_activity.quiet_ms if self.voice_activity else 0))
+
+    async def hear(self, encoded: str) -> AsyncGenerator[Change, None]:
+        """Takes in sound; what it changes is told at the sample where that is noticed.
+
+        Args:
+            encoded: base64 of 16-bit samples at SPEECH_RATE.
+
+        Raises:
+            EventError: it is no such thing, or a buffer that the client should have committed is full.
+        """
+        try:
+            pcm = base64.b64decode(encoded, validate=True)
+        except (binascii.Error, ValueError):
+            raise EventError("invalid_value", "audio is not base64", "audio") from None
+        if len(pcm) % 2:
+            raise EventError("invalid_value", "audio is 16-bit samples, so an even number of bytes", "audio")
+        for start in range(0, len(pcm), SPEECH_RATE * 2):  # by the second: long ones take their turn with the others
+            samples_n = np.frombuffer(pcm[start : start + SPEECH_RATE * 2], "<i2").astype(np.float32) / 32768
+            self.rest_n = np.concatenate([self.rest_n, self.resampler.resample_chunk(samples_n)])
+            while len(self.rest_n) >= CHUNK:
+                chunk_n, self.rest_n = self.rest_n[:CHUNK], self.rest_n[CHUNK:]
+                self.chunks += 1
+                change = await (self._detect(chunk_n) if self.voice_activity else self._gather(chunk_n))
+                if change:
+                    yield change
+                await asyncio.sleep(0)
+
+    async def _gather(self, chunk_n: Samples) -> None:
+        self.utterance = self.utterance or self.new_utterance(False)
+        if self.utterance.seconds >= LONGEST_UTTERANCE_S:
+            message = f"the buffer holds {LONGEST_UTTERANCE_S // 60} minutes: commit or clear it"
+            raise EventError("input_audio_buffer_full", message)
+        await self.utterance.append(chunk_n)
+
+    async def _detect(self, chunk_n: Samples) -> Change | None:
+        assert self.voice_activity is not None
+        assert self.detection is not None
+        change = self.voice_activity.feed(chunk_n, INTERRUPTS_AFTER_MS if self.is_heard() else BEGINS_AFTER_MS)
+        if change == "started":
+            self.utterance = self.new_utterance(True)
+            for before_n in [*self.before, chunk_n]:
+                await self.utterance.append(before_n)
+            self.before.clear()
+        elif self.utterance is None:
+            self.before.append(chunk_n)
+            # What may be the beginning of speech is not yet known to be it, so it is kept besides the padding.
+            kept = (self.detection.prefix_padding_ms + self.voice_activity.speech_ms) / CHUNK_MS
+            while len(self.before) > kept:
+                self.before.popleft()
+        else:
+            await self.utterance.append(chunk_n)
+            if self.utterance.seconds >= LONGEST_UTTERANCE_S:
+                change = "stopped"
+        return change
+
+    def take(self) -> Utterance:
+        """The utterance, which is over."""
+        assert self.utterance is not None
+        utterance, self.utterance = self.utterance, None
+        if self.voice_activity:
+            self.voice_activity.end()
+        return utterance
+
+    async def commit(self) -> Utterance:
+        """The utterance, which the client says is over.
+
+        Raises:
+            EventError: there is none.
+        """
+        if self.utterance is None or 1000 * self.utterance.seconds < SHORTEST_COMMIT_MS:
+            message = f"there is less than {SHORTEST_COMMIT_MS} ms of sound in the buffer"
+            raise EventError("input_audio_buffer_commit_empty", message)
+        await self.utterance.append(self.rest_n)
+        self.rest_n = self.rest_n[:0]
+        return self.take()
+
+    async def forget(self) -> None:
+        """What was heard of the utterance is thrown away."""
+        self.rest_n = self.rest_n[:0]
+        self.before.clear()
+        if self.utterance:
+            utterance = self.take()
+            await utterance.close()

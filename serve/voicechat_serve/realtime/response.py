@@ -1,0 +1,186 @@
+"""One response of a session: a reply as OpenAI's events, in OpenAI's order, whole or broken off."""
+
+import base64
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from voicechat_serve.audio import Samples
+from voicechat_serve.conversation import Failed, Item, Reply, SpeechChunk, TextDelta, new_id
+from voicechat_serve.realtime.wire import Wire
+from voicechat_serve.synthesis import SPEECH_RATE
+
+DELTA_S = 0.4
+"""Most sound in one event."""
+
+Reason = Literal["turn_detected", "client_cancelled"]
+
+
+@dataclass(frozen=True)
+class ReplyOptions:
+    """What a reply is made with."""
+
+    model: str
+    max_tokens: int
+    temperature: float | None
+    voice: str | None
+    """None: in writing."""
+    speed: float
+
+
+class Response:
+    """
+    Args:
+        reply: begun already.
+        options: what it was begun with.
+        conversation_id: of the conversation that it becomes a part of; None if of none.
+        metadata: told again with the response.
+        wire: where its events go.
+        explain: an error as {"type", "code", "message"}.
+        on_sound: called when the first sound is sent.
+    """
+
+    def __init__(
+        self,
+        reply: Reply,
+        options: ReplyOptions,
+        conversation_id: str | None,
+        metadata: dict[str, str],
+        wire: Wire,
+        explain: Callable[[Exception], dict[str, Any]],
+        on_sound: Callable[[], None],
+    ):
+        self.id = new_id("resp")
+        self.reply, self.options, self.conversation_id, self.metadata = reply, options, conversation_id, metadata
+        self.wire, self.explain, self.on_sound = wire, explain, on_sound
+        self.emit = wire.emit
+        self.item = reply.item
+        self.cancelled: Reason | None = None
+        self.failure: dict[str, Any] | None = None
+        self.sounds_since: float | None = None
+        """When the first sound was sent, on the monotonic clock."""
+
+    @property
+    def played_ms(self) -> float:
+        """How much of the sound can have been played by now, by a client that plays it as it comes."""
+        if self.sounds_since is None:
+            return 0.0
+        return min(1000 * (time.monotonic() - self.sounds_since), self.item.milliseconds)
+
+    @property
+    def is_playing(self) -> bool:
+        return self.sounds_since is not None and self.played_ms < self.item.milliseconds
+
+    async def cancel(self, reason: Reason) -> None:
+        """Ends the work; `run` tells the client."""
+        self.cancelled = self.cancelled or reason
+        await self.reply.close()
+
+    async def run(self, previous_item_id: str | None) -> None:
+        """Sends all of it, to the end or to where it is cancelled."""
+        is_spoken, place = self.item.is_spoken, {"response_id": self.id, "item_id": self.item.id}
+        part = place | {"output_index": 0, "content_index": 0}
+        kind = "output_audio_transcript" if is_spoken else "output_text"
+        self.emit({"type": "response.created", "response": self.told("in_progress")})
+        self.emit({"type": "response.output_item.added", "response_id": self.id, "output_index": 0} | self._item())
+        if self.conversation_id:
+            self.emit({"type": "conversation.item.added", "previous_item_id": previous_item_id} | self._item())
+        self.emit({"type": "response.content_part.added"} | part | {"part": self._part(with_text=False)})
+        async for event in self.reply.events():
+            match event:
+                case TextDelta(delta):
+                    self.emit({"type": f"response.{kind}.delta"} | part | {"delta": delta})
+                case SpeechChunk(samples_n):
+                    await self._sound(samples_n, part)
+                case Failed(_, error):
+                    self.failure = self.explain(error)
+        if self.failure:
+            self.item.is_complete = False
+        if is_spoken:
+            self.emit({"type": "response.output_audio.done"} | part)
+        text = {"transcript" if is_spoken else "text": self.item.text}
+        self.emit({"type": f"response.{kind}.done"} | part | text)
+        self.emit({"type": "response.content_part.done"} | part | {"part": self._part(with_text=True)})
+        self.emit({"type": "response.output_item.done", "response_id": self.id, "output_index": 0} | self._item())
+        if self.conversation_id:
+            self.emit({"type": "conversation.item.done", "previous_item_id": previous_item_id} | self._item())
+        self.emit({"type": "response.done", "response": self.told(self.status)})
+
+    async def _sound(self, samples_n: Samples, part: dict[str, Any]) -> None:
+        size = int(DELTA_S * SPEECH_RATE)
+        for start in range(0, len(samples_n), size):
+            if self.cancelled:
+                return
+            pcm = (np.clip(samples_n[start : start + size], -1, 1) * 32767).astype("<i2").tobytes()
+            delta = base64.b64encode(pcm).decode()
+            await self.wire.post({"type": "response.output_audio.delta"} | part | {"delta": delta})
+            if self.sounds_since is None:
+                self.sounds_since = time.monotonic()
+                self.on_sound()
+
+    @property
+    def status(self) -> str:
+        if self.cancelled:
+            return "cancelled"
+        if self.failure:
+            return "failed"
+        is_cut = self.reply.last is not None and self.reply.last.finish_reason == "length"
+        return "incomplete" if is_cut else "completed"
+
+    def told(self, status: str) -> dict[str, Any]:
+        """The response as the client is told of it."""
+        details: dict[str, dict[str, Any]] = {
+            "cancelled": {"type": "cancelled", "reason": self.cancelled},
+            "failed": {"type": "failed", "error": self.failure},
+            "incomplete": {"type": "incomplete", "reason": "max_output_tokens"},
+        }
+        is_done = status != "in_progress"
+        last = self.reply.last
+        counts = (last.prompt_tokens, last.completion_tokens) if last else (0, 0)
+        usage = {"input_tokens": counts[0], "output_tokens": counts[1], "total_tokens": sum(counts)}
+        voice = {"format": {"type": "audio/pcm", "rate": SPEECH_RATE}, "voice": self.options.voice}
+        return {
+            "object": "realtime.response",
+            "id": self.id,
+            "status": status,
+            "status_details": details.get(status),
+            "output": [told_item(self.item)] if is_done else [],
+            "conversation_id": self.conversation_id,
+            "usage": usage if is_done else None,
+            "audio": {"output": voice} if self.item.is_spoken else None,
+            "metadata": self.metadata or None,
+            "output_modalities": ["audio" if self.item.is_spoken else "text"],
+            "max_output_tokens": self.options.max_tokens,
+        }
+
+    def _item(self) -> dict[str, Any]:
+        return {"item": told_item(self.item)}
+
+    def _part(self, with_text: bool) -> dict[str, Any]:
+        kind, name = ("audio", "transcript") if self.item.is_spoken else ("text", "text")
+        return {"type": kind, name: self.item.text if with_text else ""}
+
+
+def told_item(item: Item) -> dict[str, Any]:
+    """An item as the client is told of it, with the text as far as it was heard."""
+    if item.role == "assistant":
+        kind = "output_audio" if item.is_spoken else "output_text"
+        in_progress = not item.is_complete and not item.text
+        status = "in_progress" if in_progress else "completed" if item.is_complete else "incomplete"
+    else:
+        kind, status = "input_audio" if item.is_spoken else "input_text", "completed"
+    content: dict[str, Any] = {"type": kind, "transcript" if item.is_spoken else "text": item.heard}
+    if item.is_spoken and item.role == "user" and not item.text:
+        content["transcript"] = None
+    is_empty = status == "in_progress"
+    return {
+        "object": "realtime.item",
+        "id": item.id,
+        "type": "message",
+        "role": item.role,
+        "status": status,
+        "content": [] if is_empty else [content],
+    }

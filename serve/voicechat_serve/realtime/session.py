@@ -1,0 +1,399 @@
+"""A session of the realtime protocol: the client's events in, the server's out, one conversation in between.
+
+One task reads what the client sends, one handles it in order, one sends. Each utterance is written down, and each
+response made, in a task of its own, so that sound is heard and events are answered meanwhile.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from pydantic import ValidationError
+
+from voicechat_serve.audio import Samples
+from voicechat_serve.conversation import Conversation, Item, new_id, stop
+from voicechat_serve.realtime.answering import Answering
+from voicechat_serve.realtime.listening import Listening
+from voicechat_serve.realtime.response import told_item
+from voicechat_serve.realtime.session_settings import (
+    CLIENT_EVENTS,
+    Append,
+    CancelResponse,
+    Checked,
+    CreateItem,
+    CreateResponse,
+    NamedItem,
+    Nothing,
+    ResponseSettings,
+    SessionSettings,
+    SessionUpdate,
+    Truncate,
+)
+from voicechat_serve.realtime.stages import Stages
+from voicechat_serve.realtime.utterance import Utterance
+from voicechat_serve.realtime.wire import EventError, SessionEndedError, Wire, checked, invalid, parsed
+from voicechat_serve.transcription import Transcript
+
+log = logging.getLogger("ray.serve.voicechat.realtime")
+
+SESSION_S = 3600
+"""OpenAI's own limit."""
+
+IDLE_S = 600
+"""Without speech and without any event but silence."""
+
+LIMITS_CHECKED_S = 10
+
+ALREADY_RESPONDING = EventError(
+    "conversation_already_has_active_response", "a response is under way: cancel it, or wait for its response.done"
+)
+
+TOLD_LATE_MS = 50
+"""By which a client's clock may overshoot the end of a reply's sound."""
+
+
+class Session:
+    """
+    Args:
+        settings: what it begins with.
+        stages: the models.
+        receive: the client's next frame, a text; raises when it has left.
+        send: sends a frame.
+        on_first_sound: told the seconds from the end of a spoken turn to the first sound of its response.
+    """
+
+    def __init__(
+        self,
+        settings: SessionSettings,
+        stages: Stages,
+        receive: Callable[[], Awaitable[str]],
+        send: Callable[[str], Awaitable[None]],
+        on_first_sound: Callable[[float], None] = lambda seconds: None,
+    ):
+        self.id = new_id("sess")
+        self.settings, self.stages = settings, stages
+        self.wire = Wire(receive, send)
+        self.emit = self.wire.emit
+        self.conversation = Conversation()
+        self.answering = Answering(self.conversation, lambda: self.settings, stages, self.wire, on_first_sound)
+        detection = settings.audio.input.turn_detection
+        self.utterance_id = ""
+        """The item that the utterance will be."""
+        self.listening = Listening(detection, self._new_utterance, self.answering.is_heard)
+        self.language: str | None = None
+        """Of the last utterance."""
+        self.anticipation: asyncio.Task[None] | None = None
+        """Writes down, and begins to answer, what is perhaps over."""
+        self.turns: list[asyncio.Task[None]] = []
+        """Utterances that are written down and answered, in their order."""
+        self.unanswered = False
+        """Something was said, and its answer left off because more followed."""
+        self.began = self.last_activity = time.monotonic()
+
+    # Running.
+
+    async def run(self) -> tuple[int, str]:
+        """To the end; returns the code and the reason to close with. Raises what `receive` raises."""
+        self.emit({"type": "session.created", "session": self.told()})
+        tasks = [asyncio.create_task(work()) for work in (self.wire.read, self._handle_all, self.wire.write)]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            raise AssertionError("none of them ends by itself")
+        except SessionEndedError as end:
+            await stop(*tasks)
+            await self.close()
+            await self.wire.write_rest()
+            with contextlib.suppress(SessionEndedError):
+                self.wire.emit_error({"type": "invalid_request_error", "code": end.code, "message": str(end)})
+            await self.wire.write_rest()
+            return end.close_code, end.code
+        finally:
+            await stop(*tasks)
+            await self.close()
+
+    async def close(self) -> None:
+        """Ends all work."""
+        await stop(self.anticipation, *self.turns)
+        await self.answering.close()
+        await self.listening.forget()
+
+    async def _handle_all(self) -> None:
+        while True:
+            now = time.monotonic()
+            if self.answering.is_heard() or self.listening.is_speaking:
+                self.last_activity = now
+            if now > self.began + SESSION_S:
+                raise SessionEndedError("session_expired", f"a session lasts {SESSION_S // 60} minutes: open another")
+            if now > self.last_activity + IDLE_S:
+                message = f"nothing was said for {IDLE_S // 60} minutes: open another session to go on"
+                raise SessionEndedError("session_idle", message)
+            with contextlib.suppress(TimeoutError):
+                await self._handle(await self.wire.next_frame(LIMITS_CHECKED_S))
+
+    def told(self) -> dict[str, Any]:
+        told = self.settings.told() | {"id": self.id}
+        if transcription := told["audio"]["input"]["transcription"]:
+            transcription["model"] = transcription["model"] or self.stages.transcription_model
+        return told
+
+    # Events of the client.
+
+    async def _handle(self, frame: str) -> None:
+        event_id = None
+        try:
+            event = parsed(frame)
+            event_id = event["event_id"][:64] if isinstance(event.get("event_id"), str) else None
+            kind = event["type"]
+            if kind != "input_audio_buffer.append":
+                self.last_activity = time.monotonic()
+            await self._do(kind, checked(CLIENT_EVENTS[kind], event))
+        except EventError as error:
+            self.wire.emit_error(error.body, event_id)
+        except SessionEndedError:
+            raise
+        except Exception as error:  # of a model's name, or of a model
+            self.wire.emit_error(self.stages.explain(error), event_id)
+
+    async def _do(self, kind: str, event: Checked) -> None:
+        match event:
+            case Append(audio=audio):
+                await self._append(audio)
+            case SessionUpdate(session=patch):
+                await self._update(patch)
+            case CreateItem():
+                self._create_item(event)
+            case NamedItem(item_id=id) if kind == "conversation.item.retrieve":
+                self.emit({"type": "conversation.item.retrieved", "item": told_item(self._item(id))})
+            case NamedItem(item_id=id):
+                self.conversation.items.remove(self._item(id))
+                self.emit({"type": "conversation.item.deleted", "item_id": id})
+            case Truncate():
+                self._truncate(event)
+            case CreateResponse(response=wanted):
+                self._create_response(wanted or ResponseSettings())
+            case CancelResponse(response_id=id):
+                response = self.answering.response
+                if not self.answering.is_responding() or (id and response and id != response.id):
+                    raise EventError("response_cancel_not_active", "no such response is under way")
+                await self.answering.interrupt("client_cancelled")
+            case Nothing() if kind == "input_audio_buffer.commit":
+                self._end_utterance(await self.listening.commit(), None)
+            case Nothing() if kind == "input_audio_buffer.clear":
+                await self._do_not_anticipate()
+                await self.listening.forget()
+                self.emit({"type": "input_audio_buffer.cleared"})
+            case Nothing():  # output_audio_buffer.clear
+                await self.answering.interrupt("client_cancelled")
+                if response := self.answering.response:
+                    self.emit({"type": "output_audio_buffer.cleared", "response_id": response.id})
+
+    async def _update(self, patch: dict[str, Any]) -> None:
+        has_begun = self.conversation.items or self.listening.utterance
+        if patch.get("type", self.settings.type) != self.settings.type and has_begun:
+            raise EventError("invalid_value", f"the session's type is {self.settings.type} already", "session.type")
+        try:
+            settings = self.settings.updated(patch)
+        except ValidationError as error:
+            raise invalid(error, "session.") from None
+        self.stages.require_model(settings.model)
+        self.stages.voice(settings.audio.output.voice_id, None)
+        if (transcription := settings.audio.input.transcription) and transcription.model:
+            self.stages.require_transcription(transcription.model)
+        had, wanted = self.settings.audio.input.turn_detection, settings.audio.input.turn_detection
+        self.settings = settings
+        if had and wanted:
+            self.listening.adjust(wanted)
+        elif had or wanted:
+            await self._do_not_anticipate()
+            await self.listening.forget()
+            self.listening.begin(wanted)
+        self.emit({"type": "session.updated", "session": self.told()})
+
+    def _create_item(self, event: CreateItem) -> None:
+        place = None
+        if event.previous_item_id == "root":
+            place = 0
+        elif event.previous_item_id is not None:
+            place = self.conversation.items.index(self._item(event.previous_item_id)) + 1
+        given = event.item
+        if given.id and self.conversation.find(given.id):
+            raise EventError("item_exists", f"there is an item {given.id!r} already", "item.id")
+        if given.has_sound_only:
+            message = "only text can be put into the conversation; sound goes through the input audio buffer"
+            raise EventError("unsupported_parameter", message, "item.content")
+        item = Item(role=given.role, id=given.id or new_id("item"), text=given.text)
+        previous = self.conversation.add(item, place)
+        self._tell_added(item, previous)
+
+    def _tell_added(self, item: Item, previous: str | None) -> None:
+        for kind in ("added", "done"):
+            self.emit({"type": f"conversation.item.{kind}", "previous_item_id": previous, "item": told_item(item)})
+
+    def _truncate(self, event: Truncate) -> None:
+        item = self._item(event.item_id)
+        if item.role != "assistant" or not item.is_spoken:
+            raise EventError("invalid_value", "only a spoken reply can be cut", "item_id")
+        if not 0 <= event.audio_end_ms <= item.milliseconds + TOLD_LATE_MS:
+            message = f"audio_end_ms must be 0 to {int(item.milliseconds)}, which is all of the sound"
+            raise EventError("invalid_value", message, "audio_end_ms")
+        item.truncate(event.audio_end_ms)
+        told = {"item_id": item.id, "content_index": event.content_index, "audio_end_ms": event.audio_end_ms}
+        self.emit({"type": "conversation.item.truncated"} | told)
+
+    def _item(self, id: str) -> Item:
+        if item := self.conversation.find(id):
+            return item
+        raise EventError("item_not_found", f"there is no item {id[:100]!r} in the conversation", "item_id")
+
+    def _create_response(self, wanted: ResponseSettings) -> None:
+        if self.settings.type != "realtime":
+            raise EventError("invalid_value", "a transcription session gives no responses")
+        if self.answering.is_responding():
+            raise ALREADY_RESPONDING
+        self._begin_turn(self._answer_client(wanted))
+
+    async def _answer_client(self, wanted: ResponseSettings) -> None:
+        self.unanswered = False
+        if self.answering.is_responding():
+            return self.wire.emit_error(ALREADY_RESPONDING.body)
+        await self.answering.respond(wanted, self.language)
+
+    # What is said.
+
+    async def _append(self, encoded: str) -> None:
+        async with contextlib.aclosing(self.listening.hear(encoded)) as changes:
+            async for change in changes:
+                if change == "started":
+                    place = {"audio_start_ms": self.listening.start_ms, "item_id": self.utterance_id}
+                    self.emit({"type": "input_audio_buffer.speech_started"} | place)
+                    detection = self.settings.audio.input.turn_detection
+                    if detection and detection.interrupt_response:
+                        await self.answering.interrupt("turn_detected")
+                elif change == "paused":
+                    detection = self.settings.audio.input.turn_detection
+                    if detection and detection.anticipate and self.listening.utterance:
+                        self.anticipation = asyncio.create_task(self._anticipate(self.listening.utterance))
+                elif change == "resumed":
+                    await self._do_not_anticipate()
+                else:
+                    end_ms = self.listening.end_ms
+                    self._end_utterance(self.listening.take(), end_ms)
+
+    def _new_utterance(self, with_partials: bool) -> Utterance:
+        id = self.utterance_id = new_id("item")
+        is_first = True
+        transcription = self.settings.audio.input.transcription
+        language = transcription.language if transcription else None
+        prompt = transcription.prompt if transcription else None
+
+        def show(words: str) -> None:
+            nonlocal is_first
+            delta, is_first = words if is_first else f" {words}", False
+            self._transcribed(id, "delta", delta=delta)
+
+        async def hear(samples_n: Samples, only_if_idle: bool) -> Transcript | None:
+            return await self.stages.hear(samples_n, language, prompt, only_if_idle)
+
+        return Utterance(hear, show if with_partials and transcription else None)
+
+    def _end_utterance(self, utterance: Utterance, end_ms: int | None) -> None:
+        """The utterance becomes an item, and its turn begins.
+
+        Args:
+            end_ms: where the speech ended, without the silence that told it; None where the client said so.
+        """
+        item = Item(role="user", id=self.utterance_id, is_spoken=True)
+        self.answering.endpoint_at = time.monotonic()
+        if end_ms is not None:
+            self.emit({"type": "input_audio_buffer.speech_stopped", "audio_end_ms": end_ms, "item_id": item.id})
+        previous = self.conversation.add(item)
+        self.emit({"type": "input_audio_buffer.committed", "item_id": item.id, "previous_item_id": previous})
+        self._tell_added(item, previous)
+        detection = self.settings.audio.input.turn_detection
+        is_answered = end_ms is not None and detection is not None and detection.create_response
+        anticipation, self.anticipation = self.anticipation, None
+        self._begin_turn(self._turn(utterance, item, anticipation, is_answered))
+
+    async def _turn(
+        self, utterance: Utterance, item: Item, anticipation: asyncio.Task[None] | None, is_answered: bool
+    ) -> None:
+        """Writes an utterance down, and answers it."""
+        try:
+            if anticipation:
+                await asyncio.wait([anticipation])
+            transcript = await utterance.finish()
+        except Exception as error:
+            await self.answering.drop_draft()
+            return self._transcribed(item.id, "failed", error=self.stages.explain(error))
+        finally:
+            await stop(anticipation)
+            await utterance.close()
+        item.text, self.language = transcript.text, transcript.language
+        self._transcribed(
+            item.id,
+            "completed",
+            transcript=transcript.text,
+            usage={"type": "duration", "seconds": float(transcript.seconds)},
+            languages=[{"code": transcript.language}] if transcript.text else None,
+        )
+        if not is_answered or self.settings.type != "realtime":
+            return
+        self.unanswered = self.unanswered or bool(item.text)
+        if not self.unanswered or self.listening.is_speaking:  # the answer to what is being said answers this too
+            return await self.answering.drop_draft()
+        if self.answering.responding:  # it was not to be interrupted
+            await asyncio.wait([self.answering.responding])
+        self.unanswered = False
+        await self.answering.respond(language=self.language)
+
+    def _transcribed(self, item_id: str, kind: str, **facts: Any) -> None:
+        if self.settings.audio.input.transcription is not None:
+            event = {"type": f"conversation.item.input_audio_transcription.{kind}", "item_id": item_id}
+            self.emit(event | {"content_index": 0} | facts)
+
+    async def _anticipate(self, utterance: Utterance) -> None:
+        with contextlib.suppress(Exception):  # the end of the utterance tries again, and tells
+            transcript = await utterance.written_so_far()
+            detection = self.settings.audio.input.turn_detection
+            is_answered = self.settings.type == "realtime" and detection is not None and detection.create_response
+            if is_answered and transcript.text and not self.answering.is_responding():
+                await self.answering.draft_reply(transcript.text, transcript.language)
+
+    async def _do_not_anticipate(self) -> None:
+        """The utterance was not over."""
+        anticipation, self.anticipation = self.anticipation, None
+        await stop(anticipation)
+        if self.listening.utterance:
+            await self.listening.utterance.resume()
+        if anticipation:
+            await self.answering.drop_draft()
+
+    def _begin_turn(self, turn: Coroutine[Any, Any, None]) -> None:
+        """Turns follow one another: what was said first is written down, and answered, first."""
+        before = self.turns[-1] if self.turns else None
+
+        async def in_order() -> None:
+            try:
+                if before:
+                    await asyncio.wait([before])
+            except BaseException:
+                turn.close()
+                raise
+            await turn
+
+        task = asyncio.create_task(in_order())
+        self.turns.append(task)
+        task.add_done_callback(self._end_turn)
+
+    def _end_turn(self, task: asyncio.Task[None]) -> None:
+        self.turns.remove(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("a turn broke off", exc_info=error)
+            if isinstance(error, Exception):
+                with contextlib.suppress(SessionEndedError):
+                    self.wire.emit_error(self.stages.explain(error))

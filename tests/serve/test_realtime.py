@@ -1,0 +1,178 @@
+"""/v1/realtime on the real server: the real `openai` client, real ears, a real model and a real voice.
+
+Every event is checked, strictly, against the client's own types.
+"""
+
+import asyncio
+import base64
+import wave
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import jiwer
+import numpy as np
+import openai
+import psutil
+import pytest
+import soxr
+from openai.types.realtime import RealtimeServerEvent
+from pydantic import TypeAdapter
+
+from voicechat_serve.synthesis import SPEECH_RATE, VOICE
+
+EVENT = TypeAdapter(RealtimeServerEvent)
+MODEL = "smollm2-135m-instruct"
+FRAME = SPEECH_RATE // 25
+
+
+class Talk:
+    """A connection of the openai client's, and what came over it."""
+
+    def __init__(self, connection: Any):
+        self.connection = connection
+        self.events: list[Any] = []
+
+    async def play(self, sound_n: np.ndarray, speed: float = 1.0) -> None:
+        """As a microphone gives it, or faster."""
+        pcm = (np.clip(sound_n, -1, 1) * 32767).astype("<i2")
+        for start in range(0, len(pcm), FRAME):
+            audio = base64.b64encode(pcm[start : start + FRAME].tobytes()).decode()
+            await self.connection.input_audio_buffer.append(audio=audio)
+            await asyncio.sleep(0.04 / speed)
+
+    async def until(self, kind: str) -> Any:
+        async with asyncio.timeout(60):
+            while True:
+                event = await self.connection.recv()
+                EVENT.validate_python(event.model_dump(exclude_unset=True), strict=True)
+                self.events.append(event)
+                if event.type == kind:
+                    return event
+                assert event.type != "error", event
+
+    def kinds(self) -> list[str]:
+        return [event.type for event in self.events]
+
+
+@asynccontextmanager
+async def talking(server: str, **query: Any) -> AsyncIterator[Talk]:
+    client = openai.AsyncOpenAI(base_url=f"{server}/v1", api_key="none")
+    async with client.realtime.connect(**(query or {"model": MODEL})) as connection:
+        talk = Talk(connection)
+        await talk.until("session.created")
+        yield talk
+
+
+@pytest.fixture(scope="module")
+def question(client) -> np.ndarray:
+    """A spoken question with silence around it, at 24 kHz."""
+    pcm = client.audio.speech.create(
+        input="What is the capital of France?", model="tts-1", voice=VOICE, response_format="pcm"
+    ).content
+    speech_n = np.frombuffer(pcm, "<i2").astype(np.float32) / 32768
+    return np.concatenate([np.zeros(SPEECH_RATE // 2), speech_n, np.zeros(SPEECH_RATE)])
+
+
+async def test_a_whole_turn_and_one_that_is_interrupted(server, question):
+    async with talking(server) as talk:
+        await talk.connection.session.update(
+            session={"type": "realtime", "instructions": "Answer in one sentence.", "audio": {"output": {"speed": 1.2}}}
+        )
+        await talk.until("session.updated")
+        await talk.play(question)
+        heard = await talk.until("conversation.item.input_audio_transcription.completed")
+        assert "capital of france" in heard.transcript.lower()
+        assert heard.languages[0].code == "en"
+        done = await talk.until("response.done")
+        assert done.response.status == "completed"
+        text = done.response.output[0].content[0].transcript
+        sound = b"".join(base64.b64decode(e.delta) for e in talk.events if e.type == "response.output_audio.delta")
+        assert len(sound) > SPEECH_RATE
+        assert "Paris" in text
+
+        # The reply is being played: the person speaks over the next one.
+        item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Tell me a long story."}]}
+        await talk.connection.conversation.item.create(item=item)
+        await talk.connection.response.create()
+        await talk.until("response.output_audio.delta")
+        talk.events.clear()
+        await talk.play(question)
+        done = await talk.until("response.done")
+        assert done.response.status == "cancelled"
+        assert done.response.status_details.reason == "turn_detected"
+        assert "input_audio_buffer.speech_started" in talk.kinds()
+        interrupted = done.response.output[0].id
+        await talk.connection.conversation.item.truncate(item_id=interrupted, content_index=0, audio_end_ms=500)
+        answer = await talk.until("response.done")
+        assert answer.response.status == "completed"
+        late = [e for e in talk.events if e.type == "response.output_audio.delta" and e.item_id == interrupted]
+        assert talk.events.index(done) > max((talk.events.index(e) for e in late), default=0)
+
+
+async def test_a_turn_that_the_client_commits_and_one_in_writing(server, question):
+    async with talking(server) as talk:
+        await talk.connection.session.update(
+            session={"type": "realtime", "audio": {"input": {"turn_detection": None}}, "max_output_tokens": 20}
+        )
+        await talk.play(question, speed=20)
+        await talk.connection.input_audio_buffer.commit()
+        await talk.connection.response.create()
+        done = await talk.until("response.done")
+        assert done.response.status in ("completed", "incomplete")
+        assert "input_audio_buffer.speech_started" not in talk.kinds()
+        item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Thank you."}]}
+        await talk.connection.conversation.item.create(item=item)
+        await talk.connection.response.create(response={"output_modalities": ["text"]})
+        done = await talk.until("response.done")
+        assert done.response.output[0].content[0].text.strip()
+
+
+async def test_a_session_that_only_writes_down(server, clips):
+    path, words = clips[0]
+    with wave.open(str(path)) as file:
+        rate, samples_n = file.getframerate(), np.frombuffer(file.readframes(file.getnframes()), "<i2")
+    speech_n = soxr.resample(samples_n.astype(np.float32) / 32768, rate, SPEECH_RATE)
+    async with talking(server, extra_query={"intent": "transcription"}) as talk:
+        assert talk.events[0].session.type == "transcription"
+        await talk.play(np.concatenate([speech_n, np.zeros(SPEECH_RATE)]), speed=4)
+        written = ""
+        while len(written.split()) < 0.8 * len(words.split()):
+            heard = await talk.until("conversation.item.input_audio_transcription.completed")
+            written += f" {heard.transcript}"
+        plain = jiwer.Compose(
+            [jiwer.ToLowerCase(), jiwer.RemovePunctuation(), jiwer.Strip(), jiwer.ReduceToListOfListOfWords()]
+        )
+        assert jiwer.wer(words, written, reference_transform=plain, hypothesis_transform=plain) < 0.25
+        assert "response.created" not in talk.kinds()
+
+
+async def test_a_model_that_there_is_not_is_refused_before_the_socket_opens(server):
+    with pytest.raises(Exception, match="404"):
+        async with talking(server, model="nobody"):
+            pass
+
+
+async def test_a_session_outlives_its_models_process(server):
+    def replicas() -> list[psutil.Process]:
+        children = psutil.Process().children(recursive=True)
+        return [child for child in children if f"ServeReplica:api:model {MODEL}" in " ".join(child.cmdline())]
+
+    async with talking(server) as talk:
+        item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Tell me a long story."}]}
+        await talk.connection.conversation.item.create(item=item)
+        await talk.connection.response.create()
+        await talk.until("response.output_audio_transcript.delta")
+        (victim,) = replicas()
+        victim.kill()
+        done = await talk.until("response.done")
+        assert done.response.status == "failed"
+        assert done.response.status_details.error.code == "unavailable"
+        async with asyncio.timeout(90):
+            while done.response.status != "completed":
+                await asyncio.sleep(1)
+                await talk.connection.response.create(response={"max_output_tokens": 5, "instructions": "Say: yes."})
+                done = await talk.until("response.done")
+                if done.response.status == "incomplete":  # five tokens are enough
+                    break
+        assert victim.pid not in [process.pid for process in replicas()]
