@@ -60,8 +60,12 @@ class MadeUpServer:
         self.replies: list[str] = []
         """One for each turn; then always the same."""
         self.language = "en"
+        self.failure = ""
+        """Why the next reply breaks off, if it does."""
         self.refusal: dict[str, str] | None = None
         """The error with which a session is refused at its start."""
+        self.idle = False
+        """End the session at the next event, as if nothing had been said for long."""
         self.sessions: list[Session] = []
 
     @property
@@ -138,6 +142,11 @@ class Session:
 
     async def answer(self, event: dict[str, Any]) -> None:
         match event["type"]:
+            case _ if self.server.idle:
+                self.server.idle = False
+                error = {"type": "invalid_request_error", "code": "session_idle", "message": "nothing was said"}
+                await self.send("error", error=error)
+                await self.socket.close(1000, "session_idle")
             case "session.update":
                 self.config = event["session"]
                 await self.send("session.updated", session=self.config)
@@ -245,6 +254,9 @@ class Session:
                 await self.send("response.output_audio.delta", delta=base64.b64encode(pcm).decode(), **where)
             await self.send("response.output_audio.done", **where)
             status: dict[str, Any] = {"status": "completed"}
+            if self.server.failure:
+                details = {"type": "failed", "error": {"type": "server_error", "message": self.server.failure}}
+                status, self.server.failure = {"status": "failed", "status_details": details}, ""
         except asyncio.CancelledError as cancelled:
             status = {"status": "cancelled", "status_details": {"type": "cancelled", "reason": str(cancelled)}}
         await self.send("response.output_item.done", item=item, output_index=0, response_id=response["id"])

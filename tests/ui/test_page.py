@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.base import AXE_FILE_PATH
+from fastapi import FastAPI
 from playwright.sync_api import Page, expect
 
 from voicechat_ui.page import mount_page
@@ -103,11 +104,24 @@ def test_a_microphone_that_falls_silent_is_not_said_to_listen(open_page: Callabl
     keep = """
         const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
         navigator.mediaDevices.getUserMedia = async (wanted) => (window.stream = await ask(wanted));
+        const Context = AudioContext;
+        window.contexts = [];
+        window.AudioContext = class extends Context {
+            constructor(options) {
+                super(options);
+                contexts.push(this);
+            }
+        };
     """
     talk = open_page(url, script=keep)
     talk.press("Start conversation")
     talk.wait_for("listening")
     assert talk.page.evaluate("stream.getTracks()[0].getSettings().echoCancellation") is True
+    talk.page.evaluate("contexts.forEach(context => context.suspend())")  # no frames come any more
+    talk.wait_for("no microphone")
+    assert "No sound comes from the microphone" in talk.status
+    talk.page.evaluate("contexts.forEach(context => context.resume())")
+    talk.wait_for("listening", "hearing")
     talk.page.evaluate("stream.getTracks()[0].dispatchEvent(new Event('ended'))")
     talk.wait_for("no microphone")
     assert "unplugged" in talk.status
@@ -148,6 +162,20 @@ def test_the_page_comes_back_when_the_server_does(
     assert restored == [("user", "input_text"), ("assistant", "output_text")] * 2
 
 
+def test_a_failed_reply_and_the_end_of_an_idle_session_are_told(
+    open_page: Callable[..., Any], url: str, realtime: Any
+) -> None:
+    realtime.failure = "the model fell over"
+    talk = open_page(url)
+    talk.press("Start conversation")
+    talk.wait_until("document.querySelector('.said.note')?.textContent === 'The reply failed: the model fell over'")
+    talk.wait_for_said("assistant", 2)
+    realtime.idle = True
+    talk.wait_for("ready")
+    assert talk.said("note")[1:] == ["The conversation ended: nothing was said for a while."]
+    expect(talk.page.get_by_role("button", name="Start conversation")).to_be_enabled()
+
+
 def test_a_full_server_and_one_without_models_say_so(
     open_page: Callable[..., Any], url: str, realtime: Any, serve: Callable[..., Any], free_port: Callable[[], int]
 ) -> None:
@@ -158,16 +186,10 @@ def test_a_full_server_and_one_without_models_say_so(
     assert "no room for another conversation" in talk.status
     realtime.refusal = None
     talk.wait_for("listening", "hearing")
-    alone = serve(mount_page(realtime_without_api(), f"http://127.0.0.1:{free_port()}/v1"), free_port())
+    alone = serve(mount_page(FastAPI(), f"http://127.0.0.1:{free_port()}/v1"), free_port())
     lonely = open_page(alone.url, wait_for="failed")
     assert "does not answer. Start it with `voicechat serve`" in lonely.status
     expect(lonely.page.get_by_role("button", name="Start conversation")).to_be_disabled()
-
-
-def realtime_without_api() -> Any:
-    from fastapi import FastAPI
-
-    return FastAPI()
 
 
 def serious_faults(page: Page) -> list[str]:

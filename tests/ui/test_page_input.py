@@ -146,7 +146,10 @@ def test_a_recording_is_uploaded_and_everything_can_be_downloaded(
     assert "Reply: Good morrow to thee." in text
     told = json.loads(download("JSON"))
     assert [message["role"] for message in told["messages"]] == ["user", "assistant", "note", "user", "assistant"]
-    assert told["messages"][1]["latency_s"]["first sound"] >= 0
+    latency = told["messages"][1]["latency_s"]
+    stages = [latency[stage] for stage in ("endpoint", "transcription", "first word", "first sound")]
+    assert min(stages) >= 0
+    assert sum(stages) == pytest.approx(latency["total"], abs=0.001)
     assert told["messages"][4]["interrupted"] is True
     with wave.open(io.BytesIO(download("audio"))) as file:
         assert (file.getframerate(), file.getnchannels()) == (24000, 1)
