@@ -1,7 +1,7 @@
 // The conversation: what was said, and what is going on, from the server's events. Defines Conversation.
 //
-// A message is { id, role: user | assistant | note, text, time, growing, language, aside, interrupted, failed, latency },
-// of which the last six may be missing. Its id is that of the server's item.
+// A message is { id, role: user | assistant | note, text, time } and, where it has them, { growing, language, aside,
+// interrupted, failed, latency }. Its id is that of the server's item.
 
 const MESSAGES_KEPT = 200;
 
@@ -323,7 +323,11 @@ class Conversation {
 
   #heardOnly({ id, content }) {
     const message = this.#find(id);
-    if (message) message.text = (content ?? []).map(({ transcript, text }) => transcript ?? text ?? "").join("").trim();
+    if (message)
+      message.text = (content ?? [])
+        .map(({ transcript, text }) => transcript ?? text ?? "")
+        .join("")
+        .trim();
     if (!message?.text) this.#remove(id);
   }
 

@@ -6,6 +6,7 @@ const SHORTEST_PRESS_MS = 300;
 const TRAILING_MS = 120; // what was spoken last is still on its way through the browser when the button is released
 const UPLOAD_PIECE_SAMPLES = RATE_HZ; // 1 s
 const UPLOAD_PIECES_AT_ONCE = 30;
+const SETTLED_MS = 300; // not every letter of the system prompt is sent
 const IDLE_MS = 30000;
 const STORED_CHARACTERS = 400000;
 const MAX_REPLY_TOKENS = 256; // a reply is listened to: this is already half a minute of speech and more
@@ -104,7 +105,9 @@ function sessionNow() {
   };
 }
 
+// Tells the session what it is to be from now on.
 function updateSession() {
+  clearTimeout(talk.setting);
   realtime.send({ type: "session.update", session: sessionNow() });
 }
 
@@ -199,7 +202,10 @@ function release() {
       if (!talk.problem) conversation.note("That was too short: hold the button while you speak.");
     } else {
       talk.eventAt = releasedAt;
-      realtime.later(() => conversation.commit(samples, releasedAt));
+      realtime.later(() => {
+        updateSession();
+        conversation.commit(samples, releasedAt);
+      });
     }
   }, TRAILING_MS);
 }
@@ -215,6 +221,7 @@ function sendMessage() {
   talk.problem = "";
   talk.eventAt = performance.now();
   playback.wake();
+  updateSession(); // what was changed a moment ago counts already
   conversation.type(text);
   realtime.connect();
 }
@@ -260,6 +267,7 @@ function clear() {
   percentiles.latencies = [];
   talk.problem = "";
   talk.uploading = false;
+  talk.settled?.();
   if (talk.active) realtime.connect();
   show();
 }
@@ -315,7 +323,7 @@ window.voicechat = {
     if (JSON.stringify(chosen) === JSON.stringify(settings)) return;
     Object.assign(settings, chosen);
     clearTimeout(talk.setting);
-    talk.setting = setTimeout(updateSession, 300); // not with every letter of the system prompt
+    talk.setting = setTimeout(updateSession, SETTLED_MS);
     try {
       sessionStorage.setItem("settings", JSON.stringify(settings));
     } catch {
@@ -350,10 +358,12 @@ document.addEventListener("pointerdown", (event) => {
   event.target.setPointerCapture(event.pointerId);
   hold();
 });
-for (const over of ["pointerup", "pointercancel"]) document.addEventListener(over, (event) => event.target.id === "hold" && release());
+for (const over of ["pointerup", "pointercancel"])
+  document.addEventListener(over, (event) => event.target.id === "hold" && release());
 window.addEventListener("blur", release);
 
-const HAS_ITS_OWN_SPACE = "input, textarea, select, button, summary, a, [contenteditable], [role=option], [role=combobox]";
+const HAS_ITS_OWN_SPACE =
+  "input, textarea, select, button, summary, a, [contenteditable], [role=option], [role=combobox]";
 
 function isTalkKey({ key, target }) {
   if (!talk.pushToTalk) return false;
@@ -392,6 +402,7 @@ window.addEventListener("offline", () => realtime.broken());
 window.addEventListener("online", () => realtime.retry());
 window.addEventListener("pagehide", () => {
   store();
+  stopListening();
   realtime.close();
 });
 setInterval(() => view.level(Math.max(microphone.level, playback.meter.level)), 100);

@@ -149,7 +149,11 @@ class Microphone {
     const module = URL.createObjectURL(new Blob([CAPTURE], { type: "text/javascript" }));
     await context.audioWorklet.addModule(module);
     URL.revokeObjectURL(module);
-    const capture = new AudioWorkletNode(context, "capture", { numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit" });
+    const capture = new AudioWorkletNode(context, "capture", {
+      numberOfOutputs: 0,
+      channelCount: 1,
+      channelCountMode: "explicit",
+    });
     capture.port.onmessage = ({ data }) => {
       if (this.context !== context || this.state === "ended") return;
       this.heardAt = performance.now();

@@ -44,7 +44,10 @@ class Playback {
       this.item = item;
     }
     const buffer = this.context.createBuffer(1, samples.length, RATE_HZ);
-    buffer.copyToChannel(Float32Array.from(samples, (sample) => sample / 32768), 0);
+    buffer.copyToChannel(
+      Float32Array.from(samples, (sample) => sample / 32768),
+      0,
+    );
     const source = this.context.createBufferSource();
     source.buffer = buffer;
     source.connect(this.analyser);
@@ -75,7 +78,10 @@ class Playback {
   playedMs() {
     if (!this.context) return 0;
     const now = this.context.currentTime - this.#latency();
-    const seconds = this.pieces.reduce((sum, piece) => sum + Math.max(0, Math.min(piece.seconds, now - piece.start)), 0);
+    const seconds = this.pieces.reduce(
+      (sum, piece) => sum + Math.max(0, Math.min(piece.seconds, now - piece.start)),
+      0,
+    );
     return Math.floor(1000 * seconds);
   }
 

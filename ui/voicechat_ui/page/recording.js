@@ -78,7 +78,9 @@ function asJson(messages, settings, rows) {
       "whole reply": latency.total,
     },
   }));
-  return new Blob([JSON.stringify({ messages: told, settings, latency_s: rows }, null, 2)], { type: "application/json" });
+  return new Blob([JSON.stringify({ messages: told, settings, latency_s: rows }, null, 2)], {
+    type: "application/json",
+  });
 }
 
 function download(blob, name) {

@@ -12,7 +12,8 @@ function statusNow({ talk, realtime, microphone, playback, conversation }) {
   if (waits) return ["reconnecting", `${problem?.message ?? "The server does not answer."} Reconnecting …`];
   if (state === "connecting") return ["connecting", "Connecting …"];
   const live = microphone.state === "live";
-  if (talk.holding) return live ? ["hearing", "Hearing you … release to send."] : ["connecting", "Opening the microphone …"];
+  if (talk.holding)
+    return live ? ["hearing", "Hearing you … release to send."] : ["connecting", "Opening the microphone …"];
   if (conversation.hearing) return ["hearing", "Hearing you …"];
   const aside = talk.active && microphone.muted && !talk.pushToTalk ? " Your microphone is muted." : "";
   if (playback.heldBack) return ["speaking", "The browser holds the sound back: click anywhere to hear the reply."];
@@ -24,6 +25,7 @@ function statusNow({ talk, realtime, microphone, playback, conversation }) {
   }
   if (talk.active) {
     if (microphone.problem) return ["no microphone", microphone.problem];
+    if (state !== "open") return ["connecting", "Connecting …"];
     if (!live) return ["connecting", "Waiting for the microphone: allow it if the browser asks."];
     if (talk.pushToTalk) return ["ready", "Hold the button, or the space bar, while you speak."];
     if (microphone.muted) return ["muted", "Muted: nothing is heard until you unmute."];
@@ -31,5 +33,8 @@ function statusNow({ talk, realtime, microphone, playback, conversation }) {
   }
   if (talk.problem) return [microphone.problem ? "no microphone" : "failed", talk.problem];
   if (!talk.opened) return ["starting", "Starting …"];
-  return ["ready", talk.pushToTalk ? "Ready. Hold the button while you speak, or type." : "Ready. Start the conversation, or type."];
+  return [
+    "ready",
+    talk.pushToTalk ? "Ready. Hold the button while you speak, or type." : "Ready. Start the conversation, or type.",
+  ];
 }

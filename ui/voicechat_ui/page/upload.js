@@ -13,7 +13,8 @@ async function samplesOf(file) {
   } catch {
     throw new Error(`This browser finds no sound in ${file.name}: send WAV, MP3, Ogg, FLAC or WebM.`);
   }
-  if (sound.duration > LONGEST_UPLOAD_S) throw new Error("The recording is longer than 10 minutes: send a shorter one.");
+  if (sound.duration > LONGEST_UPLOAD_S)
+    throw new Error("The recording is longer than 10 minutes: send a shorter one.");
   const samples = new Int16Array(sound.length);
   const channels = Array.from({ length: sound.numberOfChannels }, (_, channel) => sound.getChannelData(channel));
   for (let n = 0; n < samples.length; n++) {

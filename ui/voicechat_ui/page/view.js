@@ -1,5 +1,5 @@
-// What is seen: messages, status, latency. Draws only what changed, so that screen readers and the eye are left in peace.
-// All text is set as text: a reply that looks like HTML is shown as it is. Defines View.
+// What is seen: messages, status, latency. Draws only what changed: screen readers read every change aloud. All text
+// is set as text: a reply that looks like HTML is shown as it is. Defines View.
 
 const AT_THE_END_PX = 60;
 const seconds = (value) => `${value.toFixed(2)} s`;
@@ -110,7 +110,8 @@ class View {
     box.hidden = rows.length === 0;
     if (!rows.length) return;
     const [first] = rows;
-    const summary = `${first.stage === "total" ? "reply after" : first.stage} p50 ${seconds(first.p50)} · p95 ${seconds(first.p95)}`;
+    const what = first.stage === "total" ? "reply after" : first.stage; // no reply had a sound yet
+    const summary = `${what} p50 ${seconds(first.p50)} · p95 ${seconds(first.p95)}`;
     if (box.firstElementChild.textContent === summary && box.dataset.count === String(first.count)) return;
     box.dataset.count = first.count;
     box.firstElementChild.textContent = summary;
