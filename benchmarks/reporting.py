@@ -3,6 +3,7 @@
 import json
 import os
 from importlib.metadata import version
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -23,12 +24,13 @@ def floor(name: str, value: float, least: float) -> dict[str, Any]:
 
 
 def report(benchmark: str, results: list[dict[str, Any]], bars: list[dict[str, Any]]) -> None:
-    """Print the results, one row each under the first row's keys, the bars, and the line of JSON."""
+    """Print the results, a table of those that follow each other with the same keys, the bars, and the line of JSON."""
     console = Console(width=max(120, Console().width), highlight=False)
-    table = Table(*results[0], title=benchmark)
-    for row in results:
-        table.add_row(*(f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key]) for key in results[0]))
-    console.print(table)
+    for keys, rows in groupby(results, key=tuple):
+        table = Table(*keys, title=benchmark)
+        for row in rows:
+            table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+        console.print(table)
     for each in bars:
         console.print(f"{'holds' if each['holds'] else 'MISSED'}: {each['name']} {each['value']} (bar: {each['bar']})")
     versions = {name: version(name) for name in ("llm-voice-chat", "torch", "transformers")}

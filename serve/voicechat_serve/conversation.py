@@ -22,7 +22,7 @@ from typing import Any, Literal
 from voicechat_serve.audio import Samples
 from voicechat_serve.loaded_model import Delta
 from voicechat_serve.sentences import SentenceSplitter
-from voicechat_serve.synthesis import SPEECH_RATE
+from voicechat_serve.voices import SPEECH_RATE
 
 Message = dict[str, str]
 """What a model is given of an item: {"role": "system" | "user" | "assistant", "content": text}."""

@@ -35,8 +35,8 @@ from voicechat_serve.engines.choice import make_engine
 from voicechat_serve.engines.interface import UnknownVersionError
 from voicechat_serve.language_model import ServedModel
 from voicechat_serve.loaded_model import LoadedModel
-from voicechat_serve.synthesis import SPEECH_RATE
 from voicechat_serve.transcription import Transcript
+from voicechat_serve.voices import SPEECH_RATE
 
 LIBRIVOX = Path(os.environ.get("VOICECHAT_LIBRIVOX", "/usr/share/pocketsphinx/test/data/librivox"))
 
@@ -122,6 +122,25 @@ def http(server) -> Iterator[httpx.Client]:
         yield http
 
 
+HARD_TO_SAY = {
+    "no full stop": "word " * 819,
+    "no space": "a" * 4096,
+    "one symbol": "\N{GRINNING FACE}" * 4095 + "a",
+    "one number": "1" * 4096,
+    "many numbers": "1 " * 2048,
+    "numbers without a name": "1,000,000,000,000,000,000,000,000,000,000,000,000,000 " * 70,
+    "digits that are none": "① ② ③ $①.5 x² x⁴",
+    "slashes": "/" * 4000 + "1",
+    "nothing in English": "\u4f60\u597d" * 2000,
+}
+
+
+@pytest.fixture(params=HARD_TO_SAY)
+def hard_to_say(request) -> SimpleNamespace:
+    """A text that a voice may fail at, or take without bounds."""
+    return SimpleNamespace(name=request.param, text=HARD_TO_SAY[request.param])
+
+
 class Handle:
     """A deployment's handle, whose replica is an object of this process."""
 
@@ -183,7 +202,7 @@ class Replica(LoadedModel):
 class Tone:
     """In place of a `Synthesis`: a tenth of a second, whatever the text."""
 
-    async def speak(self, text, speed):
+    async def speak(self, text, speed=1.0, voice="heart"):
         yield np.sin(np.arange(SPEECH_RATE // 10, dtype=np.float32))
 
 
@@ -192,6 +211,9 @@ class Deaf:
 
     async def transcribe(self, samples_n, language, prompt, temperature):
         return Transcript("", "en", len(samples_n) / HEARING_RATE)
+
+    async def hear(self, samples_n, language=None, prompt=None, only_if_idle=False):
+        return Transcript("", language or "en", len(samples_n) / HEARING_RATE)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from voicechat_serve.conversation import (
     TextDelta,
 )
 from voicechat_serve.loaded_model import Delta
-from voicechat_serve.synthesis import SPEECH_RATE
+from voicechat_serve.voices import SPEECH_RATE
 
 CHUNK_MS = 10
 

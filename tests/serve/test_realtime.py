@@ -5,9 +5,11 @@ Every event is checked, strictly, against the client's own types.
 
 import asyncio
 import base64
+import json
 import wave
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import jiwer
@@ -16,10 +18,12 @@ import openai
 import psutil
 import pytest
 import soxr
+import websockets
 from openai.types.realtime import RealtimeServerEvent
 from pydantic import TypeAdapter
 
-from voicechat_serve.synthesis import SPEECH_RATE, VOICE
+from voicechat_serve.api.ingress import build
+from voicechat_serve.voices import HEART, SPEECH_RATE
 
 EVENT = TypeAdapter(RealtimeServerEvent)
 MODEL = "smollm2-135m-instruct"
@@ -68,7 +72,7 @@ async def talking(server: str, **query: Any) -> AsyncIterator[Talk]:
 def question(client) -> np.ndarray:
     """A spoken question with silence around it, at 24 kHz."""
     pcm = client.audio.speech.create(
-        input="What is the capital of France?", model="tts-1", voice=VOICE, response_format="pcm"
+        input="What is the capital of France?", model="tts-1", voice=HEART.id, response_format="pcm"
     ).content
     speech_n = np.frombuffer(pcm, "<i2").astype(np.float32) / 32768
     return np.concatenate([np.zeros(SPEECH_RATE // 2), speech_n, np.zeros(SPEECH_RATE)])
@@ -145,6 +149,39 @@ async def test_a_session_that_only_writes_down(server, clips):
         )
         assert jiwer.wer(words, written, reference_transform=plain, hypothesis_transform=plain) < 0.25
         assert "response.created" not in talk.kinds()
+
+
+@asynccontextmanager
+async def accepted(uri: str) -> AsyncIterator[Any]:
+    """A session, as soon as there is room for one: the server notices within moments that another has left."""
+    async with asyncio.timeout(10):
+        while True:
+            async with websockets.connect(uri) as socket:
+                if json.loads(await socket.recv())["type"] == "session.created":
+                    yield socket
+                    return
+
+
+async def test_only_so_many_sessions_at_once(services, listening):
+    with listening(build(replace(services, realtime_sessions=1))) as address:
+        uri = f"{address}/realtime".replace("http", "ws")
+        async with websockets.connect(uri) as first:
+            assert json.loads(await first.recv())["type"] == "session.created"
+            async with websockets.connect(uri) as second:
+                error = json.loads(await second.recv())
+                EVENT.validate_python(error, strict=True)
+                assert error["error"]["code"] == "too_many_sessions"
+                with pytest.raises(websockets.ConnectionClosed):
+                    await second.recv()
+                assert second.close_code == 1013
+            await first.send('{"type": "session.update", "session": {}}')
+            assert json.loads(await first.recv())["type"] == "session.updated"
+        async with accepted(uri) as again:
+            await again.send(b"bytes")
+            assert json.loads(await again.recv())["error"]["message"] == "events are JSON texts, not bytes"
+            with pytest.raises(websockets.ConnectionClosed):
+                await again.recv()
+            assert again.close_code == 1003
 
 
 async def test_a_model_that_there_is_not_is_refused_before_the_socket_opens(server):

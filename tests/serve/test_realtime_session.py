@@ -24,8 +24,8 @@ from voicechat_serve.realtime import session as session_module
 from voicechat_serve.realtime import wire as wire_module
 from voicechat_serve.realtime.session import Session
 from voicechat_serve.realtime.session_settings import SessionSettings
-from voicechat_serve.synthesis import SPEECH_RATE
 from voicechat_serve.transcription import Transcript
+from voicechat_serve.voices import SPEECH_RATE
 
 EVENT = TypeAdapter(RealtimeServerEvent)
 

@@ -22,8 +22,8 @@ from voicechat_serve.api.ingress import build
 from voicechat_serve.api.request_log import CleanRequestId, RequestLog, current_request
 from voicechat_serve.api.services import Services
 from voicechat_serve.language_model import Delta, ServedModel
-from voicechat_serve.synthesis import SPEECH_RATE
 from voicechat_serve.transcription import Transcript
+from voicechat_serve.voices import SPEECH_RATE
 
 SECRET = "zanzibar"
 

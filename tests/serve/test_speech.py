@@ -13,7 +13,8 @@ import pytest
 from voicechat_serve.api.ingress import build
 from voicechat_serve.api.services import Services
 from voicechat_serve.audio import SPEECH_FORMATS
-from voicechat_serve.synthesis import SPEECH_RATE, Synthesis
+from voicechat_serve.synthesis import Synthesis
+from voicechat_serve.voices import HEART, SPEECH_RATE
 
 BODY = {"model": "tts-1", "voice": {"id": "nova"}, "input": "One. Two. Three.", "response_format": "pcm"}
 HEADERS = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
@@ -31,7 +32,7 @@ class Sentences:
         self.speak = self
         return self
 
-    def remote(self, text: str, speed: float) -> "Sentences":
+    def remote(self, text: str, speed: float, voice: str) -> "Sentences":
         return self
 
     def __aiter__(self) -> "Sentences":
@@ -141,13 +142,14 @@ def synthesis() -> Synthesis:
 
 async def test_leaving_stops_the_voice_within_a_sentence(synthesis, monkeypatch):
     spoken: list[int] = []
-    from_ids = synthesis.model.from_ids
+    model = synthesis.speakers[HEART].model
+    from_ids = model.from_ids
 
     def counted(ids, *arguments):
         spoken.append(len(ids))
         return from_ids(ids, *arguments)
 
-    monkeypatch.setattr(synthesis.model, "from_ids", counted)
+    monkeypatch.setattr(model, "from_ids", counted)
     text = " ".join(f"This is sentence number {number}." for number in range(40))
 
     sentences = synthesis.speak(text)
@@ -162,38 +164,25 @@ async def test_leaving_stops_the_voice_within_a_sentence(synthesis, monkeypatch)
     assert len([samples_n async for samples_n in synthesis.speak(text)]) == 40  # and the voice goes on
 
 
-HARD_TO_SAY = {
-    "no full stop": "word " * 819,
-    "no space": "a" * 4096,
-    "one symbol": "\N{GRINNING FACE}" * 4095 + "a",
-    "one number": "1" * 4096,
-    "many numbers": "1 " * 2048,
-    "numbers without a name": "1,000,000,000,000,000,000,000,000,000,000,000,000,000 " * 70,
-    "digits that are none": "① ② ③ $①.5 x² x⁴",
-    "slashes": "/" * 4000 + "1",
-    "nothing in English": "\u4f60\u597d" * 2000,
-}
-
-
-@pytest.mark.parametrize("name", HARD_TO_SAY)
-def test_any_text_is_spoken_in_small_parts(synthesis, monkeypatch, name):
+def test_any_text_is_spoken_in_small_parts(synthesis, monkeypatch, hard_to_say):
     """The real sounds of each text; the model that speaks them is left out, for time's sake."""
     asked = []
-    monkeypatch.setattr(synthesis.model, "from_phonemes", lambda phonemes, speed: asked.append(phonemes) or phonemes)
-    parts = list(synthesis.spoken(HARD_TO_SAY[name], 1.0))
+    heart = synthesis.speakers[HEART]
+    monkeypatch.setattr(heart.model, "from_phonemes", lambda phonemes, speed: asked.append(phonemes) or phonemes)
+    parts = list(heart.speak(hard_to_say.text, 1.0))
     assert parts == asked
     assert all(len(phonemes) <= 400 for phonemes in asked)
-    assert bool(asked) is (name not in ("nothing in English", "slashes"))
+    assert bool(asked) is (hard_to_say.name not in ("nothing in English", "slashes"))
 
 
 def test_text_without_a_full_stop_is_spoken_within_bounded_memory():
     """Spoken at once it took 1.6 GB; hibari itself splits it only at punctuation."""
     code = """
 import resource
-from voicechat_serve.synthesis import Synthesis
-synthesis = Synthesis()
+from voicechat_serve.voices.hibari import HibariSpeaker
+heart = HibariSpeaker()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-seconds = sum(len(samples_n) for samples_n in synthesis.spoken("word " * 819, 1.0)) / 24_000
+seconds = sum(len(samples_n) for samples_n in heart.speak("word " * 819, 1.0)) / 24_000
 print(seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

@@ -5,10 +5,10 @@ from typing import Any
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
-from voicechat_serve.api.errors import APIError, api_error, refuse, shortened
+from voicechat_platform.errors import InputError
+from voicechat_serve.api.errors import APIError, api_error, refuse
 from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.services import Services, streamed
-from voicechat_serve.api.speech import OPENAI_VOICES
 from voicechat_serve.audio import Samples
 from voicechat_serve.conversation import Message
 from voicechat_serve.loaded_model import Delta, Wishes
@@ -17,7 +17,7 @@ from voicechat_serve.realtime.session import Session
 from voicechat_serve.realtime.session_settings import SessionSettings
 from voicechat_serve.realtime.wire import SessionEndedError, as_frame
 from voicechat_serve.transcription import Transcript
-from voicechat_serve.voices import installed_voices
+from voicechat_serve.voices import find_voice, installed_voices
 
 TRY_AGAIN_LATER = 1013
 """WebSocket's close code (IANA's registry)."""
@@ -74,7 +74,7 @@ class ServiceStages:
     def __init__(self, services: Services):
         self.services = services
         self.transcription_model = services.transcription_model
-        self.voices = {voice.id: voice for voice in installed_voices()}
+        self.voices = installed_voices()
 
     async def hear(
         self, samples_n: Samples, language: str | None, prompt: str | None, only_if_idle: bool
@@ -100,14 +100,13 @@ class ServiceStages:
         self.services.require_transcription(name)
 
     def voice(self, name: str, language: str | None) -> str | None:
-        first = next(iter(self.voices.values()))
-        voice = first if name in ("", *OPENAI_VOICES) else self.voices.get(name)
-        if voice is None:
-            message = f"unknown voice {shortened(name, 100)!r}; there are {', '.join(self.voices)}"
-            raise APIError(400, message, param="session.audio.output.voice", code="invalid_value")
-        if language is None or voice.language == language:
+        try:
+            voice = find_voice(name, self.voices)
+        except InputError as error:
+            raise APIError(400, str(error), param="session.audio.output.voice", code="invalid_value") from None
+        if language in (None, voice.language):
             return voice.id
-        return next((other.id for other in self.voices.values() if other.language == language), None)
+        return next((other.id for other in self.voices if other.language == language), None)
 
     def explain(self, error: Exception) -> dict[str, Any]:
         return api_error(error).body()["error"]

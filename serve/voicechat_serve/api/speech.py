@@ -1,4 +1,4 @@
-"""/audio/speech: text spoken, sent sentence by sentence as it is made."""
+"""/audio/speech: text spoken, sent sentence by sentence as it is made; /audio/voices: who can speak it."""
 
 import asyncio
 import base64
@@ -9,22 +9,17 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
+from voicechat_platform.errors import InputError
 from voicechat_serve.api.errors import APIError, api_error
 from voicechat_serve.api.fields import Text
 from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.services import Services, streamed
 from voicechat_serve.api.streaming import ClosedStream, event
 from voicechat_serve.audio import SPEECH_FORMATS, SpeechEncoder
-from voicechat_serve.synthesis import SPEECH_RATE, VOICE
-
-# The names that OpenAI's clients send; all are answered by the one voice there is.
-OPENAI_VOICES = (
-    *("alloy", "ash", "ballad", "cedar", "coral", "echo", "fable"),
-    *("marin", "nova", "onyx", "sage", "shimmer", "verse"),
-)
+from voicechat_serve.voices import HEART, SPEECH_RATE, find_voice, installed_voices
 
 TOKEN_S = 0.02
-"""Usage is told in tokens, which this voice has none of: its input counts characters, its output stretches of this."""
+"""Usage is told in tokens, which voices have none of: the input counts characters, the output stretches of this."""
 
 
 class VoiceId(BaseModel):
@@ -36,7 +31,7 @@ class SpeechRequest(BaseModel):
 
     model: Text
     input: Text = Field(min_length=1, max_length=4096)
-    voice: Text | VoiceId = VOICE
+    voice: Text | VoiceId = HEART.id
     response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
     speed: float = Field(1.0, ge=0.25, le=4)
     stream_format: Literal["audio", "sse"] = "audio"
@@ -44,19 +39,28 @@ class SpeechRequest(BaseModel):
 
 def router(services: Services) -> APIRouter:
     routes = APIRouter()
+    voices = installed_voices()
+
+    @routes.get("/audio/voices")
+    async def list_voices() -> dict[str, Any]:
+        cards = [
+            {"id": voice.id, "object": "voice", "language": voice.language, "engine": voice.engine} for voice in voices
+        ]
+        return {"object": "list", "data": cards}
 
     @routes.post("/audio/speech")
     async def create_speech(request: SpeechRequest) -> Any:
         services.require_synthesis(request.model)
         if not any(character.isalnum() for character in request.input):
             raise APIError(400, "the input has no word to speak", param="input", code="invalid_value")
-        voice = request.voice if isinstance(request.voice, str) else request.voice.id
-        if voice not in (VOICE, *OPENAI_VOICES):
-            message = f"unknown voice {voice!r}; there are {', '.join((VOICE, *OPENAI_VOICES))}"
-            raise APIError(400, message, param="voice", code="invalid_value")
+        name = request.voice if isinstance(request.voice, str) else request.voice.id
+        try:
+            voice = find_voice(name, voices)
+        except InputError as error:
+            raise APIError(400, str(error), param="voice", code="invalid_value") from error
         async with AsyncExitStack() as opening:
             sentences = await opening.enter_async_context(
-                streamed(services.synthesis, "speak", request.input, request.speed)
+                streamed(services.synthesis, "speak", request.input, request.speed, voice.id)
             )
             first_n = await anext(sentences, None)  # an error must come before the status is sent
             stack = opening.pop_all()

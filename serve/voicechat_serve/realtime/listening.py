@@ -24,7 +24,7 @@ from voicechat_serve.realtime.voice_activity import (
     VoiceActivity,
 )
 from voicechat_serve.realtime.wire import EventError
-from voicechat_serve.synthesis import SPEECH_RATE
+from voicechat_serve.voices import SPEECH_RATE
 
 LONGEST_UTTERANCE_S = 600
 SHORTEST_COMMIT_MS = 100

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from voicechat_serve.voices import HEART
+
 LONGEST_INSTRUCTIONS = 32_768
 LONGEST_TEXT = 65_536
 MOST_TOKENS = 4096
@@ -61,7 +63,7 @@ class VoiceId(Checked):
 
 class AudioOutput(Checked):
     format: Format = Format()
-    voice: Name | VoiceId = ""
+    voice: Name | VoiceId = HEART.id
     speed: float = Field(default=1.0, ge=0.25, le=4)
 
     @property

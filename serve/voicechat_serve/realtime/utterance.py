@@ -24,8 +24,8 @@ from voicechat_serve.transcription import Transcript
 Hear = Callable[[Samples, bool], Awaitable[Transcript | None]]
 """A sound of at most LONGEST_PART_S and a bit; with True only where the ear is idle: None where it was not."""
 
-LONGEST_PART_S = 25.0
-"""Whisper's window is 30 s."""
+LONGEST_PART_S = 24.0
+"""Longer ones are not heard in a short context."""
 
 CUT_WITHIN_S = 10.0
 """A part ends where it is quietest among its last seconds."""
