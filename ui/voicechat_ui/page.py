@@ -13,7 +13,9 @@ import openai
 from fastapi import FastAPI
 
 from voicechat_ui.api_client import ApiClient
+from voicechat_ui.model_tab import add_model_tab
 from voicechat_ui.relay import add_relay
+from voicechat_ui.sweeps_tab import add_sweeps_tab
 
 TITLE = "llm-voice-chat"
 
@@ -39,8 +41,8 @@ SCRIPTS = (
 
 INSTRUCTIONS = "You are a friendly assistant in a spoken conversation. Answer in a few short, plain sentences."
 
-# At the API's default of 1, models as small as ours ramble.
-TEMPERATURE = 0.5
+# At the API's default of 1, models as small as ours ramble; at less, a model of plays begins each reply alike.
+TEMPERATURE = 0.6
 
 SETTINGS_HELP = "Changes apply from the next turn on."
 
@@ -96,10 +98,10 @@ def build_page(api: ApiClient) -> gr.Blocks:
                     instructions = gr.Textbox(
                         INSTRUCTIONS, label="System prompt", lines=2, max_lines=6, interactive=True, info=SETTINGS_HELP
                     )
-            with gr.Tab("Model"):
-                pass
-            with gr.Tab("Sweeps"):
-                pass
+            with gr.Tab("Model") as tab:
+                add_model_tab(tab)
+            with gr.Tab("Sweeps") as tab:
+                add_sweeps_tab(tab)
         before, problem = gr.JSON(visible=False), gr.Textbox(visible=False)
 
         pickers = [model, voice, speed, temperature, instructions]
