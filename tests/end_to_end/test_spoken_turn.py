@@ -109,9 +109,9 @@ def page(url: str, clip: tuple[Path, str]) -> Iterator[Page]:
 
 def test_a_hands_free_conversation_of_two_turns(page: Page, clip: tuple[Path, str]) -> None:
     page.get_by_role("button", name="Settings").click()
-    temperature = page.get_by_label("number input for Temperature")
-    temperature.fill("0")  # the same replies every time, both short enough to end before the person speaks again
-    temperature.press("Tab")
+    page.locator("#temperature input").click()
+    # The same replies every time, both short enough to end before the person speaks again.
+    page.get_by_role("option", name="0", exact=True).click()
     page.get_by_role("button", name="Start conversation").click()
     page.wait_for_function("window.voicechat.status == 'listening'")
     for turn in (1, 2):

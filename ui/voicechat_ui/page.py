@@ -41,8 +41,8 @@ SCRIPTS = (
 
 INSTRUCTIONS = "You are a friendly assistant in a spoken conversation. Answer in a few short, plain sentences."
 
-# At the API's default of 1, models as small as ours ramble; at less, a model of plays begins each reply alike.
-TEMPERATURE = 0.6
+# Every model has its own: a chat model of this size rambles where a model of plays begins each reply alike.
+TEMPERATURES = [("the model's own", ""), *((f"{tenths / 10:g}", f"{tenths / 10:g}") for tenths in range(0, 16, 2))]
 
 SETTINGS_HELP = "Changes apply from the next turn on."
 
@@ -70,7 +70,7 @@ def build_page(api: ApiClient) -> gr.Blocks:
                 value=picked(before.get("voice"), ids),
             ),
             before.get("speed", 1),
-            before.get("temperature", TEMPERATURE),
+            picked(before.get("temperature"), [value for _, value in TEMPERATURES]),
             before.get("instructions", INSTRUCTIONS),
             problem,
         )
@@ -92,8 +92,14 @@ def build_page(api: ApiClient) -> gr.Blocks:
                         speed = gr.Slider(
                             0.5, 2, value=1, step=0.05, label="Speed of speech", interactive=True, min_width=200
                         )
-                        temperature = gr.Slider(
-                            0, 2, value=TEMPERATURE, step=0.05, label="Temperature", interactive=True, min_width=200
+                        temperature = gr.Dropdown(
+                            TEMPERATURES,
+                            value="",
+                            label="Temperature",
+                            filterable=False,
+                            interactive=True,
+                            elem_id="temperature",
+                            min_width=200,
                         )
                     instructions = gr.Textbox(
                         INSTRUCTIONS, label="System prompt", lines=2, max_lines=6, interactive=True, info=SETTINGS_HELP

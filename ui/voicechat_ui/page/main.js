@@ -11,7 +11,7 @@ const IDLE_MS = 30000;
 const STORED_CHARACTERS = 400000;
 const MAX_REPLY_TOKENS = 256; // a reply is listened to: this is already half a minute of speech and more
 
-const settings = { model: "", voice: "", speed: 1, temperature: 0.5, instructions: "" };
+const settings = { model: "", voice: "", speed: 1, temperature: "", instructions: "" };
 const talk = {
   opened: false, // the server's lists have come
   problem: "", // why there is no conversation
@@ -91,7 +91,7 @@ function sessionNow() {
     type: "realtime",
     model: settings.model,
     instructions: settings.instructions,
-    temperature: settings.temperature,
+    temperature: settings.temperature === "" ? null : Number(settings.temperature), // null: the model's own
     output_modalities: ["audio"],
     max_output_tokens: MAX_REPLY_TOKENS,
     audio: {
@@ -319,7 +319,7 @@ window.voicechat = {
   },
 
   set(model, voice, speed, temperature, instructions) {
-    const chosen = { model: model ?? "", voice: voice ?? "", speed, temperature, instructions: instructions ?? "" };
+    const chosen = { model: model ?? "", voice: voice ?? "", speed, temperature: temperature ?? "", instructions: instructions ?? "" };
     if (JSON.stringify(chosen) === JSON.stringify(settings)) return;
     Object.assign(settings, chosen);
     clearTimeout(talk.setting);
