@@ -1,181 +1,187 @@
 """What a spoken turn waits for, part by part.
 
-transcription: short utterances through our short context (`Transcription.hear`), beside faster-whisper's own
-`transcribe` with the same weights, int8, and threads: time, and wrong words.
+transcription: short utterances through our short context, beside faster-whisper's own `transcribe`.
+turn: from the endpoint to the first sound at a client of /v1/realtime, beside the bare stages, each alone in one
+process: hear the utterance, write the first clause, speak it. With the early start at the first pause, and without.
+interruption: from the event that somebody speaks over a reply to the event that the reply has ended.
+four at once: the same turns in four conversations, and gaps in what they hear.
 
-    python benchmarks/voice_turn.py [--whisper base] [--rounds 3]
+    python benchmarks/voice_turn.py [--parts transcription,turn,interruption,four] [--full]
 """
 
 import argparse
 import asyncio
-import os
-import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import groupby
-from pathlib import Path
+from statistics import median, quantiles
 from typing import Any
 
-import jiwer
 import numpy as np
-import soxr
-from faster_whisper import WhisperModel
 from hibari import Hibari
-from reporting import bar, report
+from reporting import bar, floor, report
+from voice_client import INSTRUCTIONS, MODEL, Person, person, service
+from voice_clips import THREADS, Clip, clips
+from voice_transcription import Part, measure_transcription
 
 from voicechat_platform.assets import locate
-from voicechat_serve.audio import HEARING_RATE, Samples, decode
+from voicechat_serve.audio import HEARING_RATE
+from voicechat_serve.chat_tokenizer import ChatTokenizer
+from voicechat_serve.engines.choice import make_engine
+from voicechat_serve.loaded_model import LoadedModel, Wishes
+from voicechat_serve.realtime.response import DELTA_S
+from voicechat_serve.sentences import SentenceSplitter
 from voicechat_serve.transcription import Transcription
-from voicechat_serve.voices import SPEECH_RATE
 
-THREADS = 2
-
-Part = tuple[list[dict[str, Any]], list[dict[str, Any]]]
-"""Rows of results, and bars."""
-
-LIBRIVOX = Path(os.environ.get("VOICECHAT_LIBRIVOX", "/usr/share/pocketsphinx/test/data/librivox"))
-
-QUESTIONS = (
-    "What is the capital of France?",
-    "How many legs does a spider have?",
-    "Can you tell me a story about a dragon and a little girl?",
-    "Who wrote the play about the prince of Denmark?",
-    "Why is the sky blue in the morning and red in the evening?",
-    "Please explain how a bicycle stays upright when it is moving.",
-    "What should I cook for dinner tonight?",
-    "Tell me a joke.",
-    "How far away is the moon from the earth?",
-    "I would like to know what the weather will be like in London tomorrow afternoon.",
-    "Where can I buy a good pair of walking shoes?",
-    "What time is it?",
-    "Do you think that machines can think?",
-    "Give me three reasons to learn a musical instrument.",
-    "Could you say that again, a little more slowly?",
-    "What is the difference between a lake and a sea?",
-    "Thank you, that is all for today.",
-    "How do I get from the station to the museum?",
-)
-SPEEDS = (0.85, 1.0, 1.2, 1.4)
-SIGNAL_TO_NOISE_DB = (15, 10, 5)
-"""Of every second question, once more in white noise."""
+PARTS = ("transcription", "turn", "interruption", "four")
+SETTLE_S = 3
+"""Between one part's work and the next one's."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--whisper", choices=["tiny.en", "base"], default="tiny.en")
-    parser.add_argument("--rounds", type=int, default=3, help="times that each clip is heard; the fastest counts")
+    parser.add_argument("--whisper", choices=["tiny.en", "base"], default="tiny.en", help="of the transcription part")
+    parser.add_argument("--rounds", type=int, default=2, help="times that each clip is heard; the fastest counts")
+    parser.add_argument("--parts", default=",".join(PARTS), help="of the benchmark  [default: all]")
+    parser.add_argument("--full", action="store_true", help="all questions, not the first six; 15 minutes")
     arguments = parser.parse_args()
-    results, bars = measure_transcription(arguments.whisper, arguments.rounds)
+    wanted = arguments.parts.split(",")
+    if unknown := set(wanted) - set(PARTS):
+        parser.error(f"unknown parts {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    results: list[dict[str, Any]] = []
+    bars: list[dict[str, Any]] = []
+
+    def add(part: Part) -> None:
+        results.extend(part[0])
+        bars.extend(part[1])
+
+    if "transcription" in wanted:
+        add(measure_transcription(arguments.whisper, arguments.rounds))
+    questions = [clip for clip in clips() if clip.source == "synthesised"]
+    questions = questions if arguments.full else questions[:6]
+    bare = measure_bare_stages(questions) if "turn" in wanted else {}
+    if set(wanted) - {"transcription"}:
+        with service() as address:
+            if "turn" in wanted:
+                add(asyncio.run(measure_turns(address, questions, bare)))
+            if "interruption" in wanted:
+                add(asyncio.run(measure_interruptions(address, questions, 20 if arguments.full else 10)))
+            if "four" in wanted:
+                add(asyncio.run(measure_four(address, questions)))
     report("voice_turn", results, bars)
 
 
-@dataclass(frozen=True)
-class Clip:
-    source: str
-    words: str
-    samples_n: Samples
-    """16 kHz."""
+def measure_bare_stages(questions: list[Clip]) -> dict[str, list[float]]:
+    """Seconds of each stage alone, one question after the other, with nothing else at work."""
+    transcription = Transcription(locate("whisper-tiny.en"), THREADS)
+    folder = locate(f"{MODEL}-int8")
+    tokenizer = ChatTokenizer(folder)
+    model = LoadedModel(tokenizer, make_engine(folder, tokenizer), MODEL)
+    voice = Hibari(threads=1)
+
+    async def first_clause(said: str) -> str:
+        splitter = SentenceSplitter()
+        messages = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": said}]
+        wishes = Wishes(sampling={"temperature": 0, "max_tokens": 60})
+        async for delta in model.chat(messages, wishes):
+            if sentences := splitter.feed(delta.text):
+                return sentences[0]
+        return " ".join(splitter.flush())
+
+    async def measure() -> dict[str, list[float]]:
+        await model.warm_up()
+        next(iter(voice.stream("Ready.")))
+        taken: dict[str, list[float]] = {"hear": [], "first clause": [], "speak it": []}
+        for clip in questions:
+            began = time.perf_counter()
+            transcript = await transcription.hear(clip.samples_n)
+            assert transcript is not None
+            heard = time.perf_counter()
+            clause = await first_clause(transcript.text)
+            written = time.perf_counter()
+            next(iter(voice.stream(clause)))
+            spoken = time.perf_counter()
+            for name, seconds in zip(taken, (heard - began, written - heard, spoken - written), strict=True):
+                taken[name].append(seconds)
+        return taken
+
+    try:
+        return asyncio.run(measure())
+    finally:
+        model.engine.close()
 
 
-def clips() -> list[Clip]:
-    """Utterances of 1 to 8 s, the same in every run; those of one source stand together."""
-    recorded, quiet, noisy = [], [], []
-    for line in (LIBRIVOX / "transcription").read_text().splitlines():
-        if found := re.match(r"<s> (.*) </s> \((.*)\)", line):
-            recorded.append(Clip("LibriVox", found[1], decode((LIBRIVOX / f"{found[2]}.wav").read_bytes())))
-    voice, rng = Hibari(threads=THREADS), np.random.default_rng(0)
-    for number, question in enumerate(QUESTIONS):
-        spoken_n = voice(question, speed=SPEEDS[number % len(SPEEDS)], seed=number)
-        # As a turn comes from a detector: a little before, and the silence that ended it.
-        speech_n = np.pad(soxr.resample(spoken_n, SPEECH_RATE, HEARING_RATE), (HEARING_RATE // 5, HEARING_RATE // 2))
-        quiet.append(Clip("synthesised", question, speech_n))
-        if number % 2 == 0:
-            ratio = 10 ** (SIGNAL_TO_NOISE_DB[number // 2 % len(SIGNAL_TO_NOISE_DB)] / 10)
-            noise_n = np.sqrt(np.mean(speech_n**2) / ratio) * rng.standard_normal(len(speech_n))
-            noisy.append(Clip("in noise", question, (speech_n + noise_n).astype(np.float32)))
-    found = [*recorded, *quiet, *noisy]
-    assert len(found) >= 20
-    assert all(1 <= len(clip.samples_n) / HEARING_RATE <= 8 for clip in found)
-    return found
-
-
-@dataclass(frozen=True)
-class Hearing:
-    clip: Clip
-    ours: str
-    theirs: str
-    ours_s: float
-    theirs_s: float
-    in_full: bool
-    """Whether ours went on to the full window."""
-
-
-def measure_transcription(whisper: str, rounds: int) -> Part:
-    folder = locate(f"whisper-{whisper}")
-    transcription = Transcription(folder, THREADS)
-    model = WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=THREADS)
-    full: list[int] = []
-    transcribe = transcription.transcribe
-
-    async def counted(samples_n: Samples, *wishes: Any) -> Any:
-        full.append(len(samples_n))
-        return await transcribe(samples_n, *wishes)
-
-    transcription.transcribe = counted  # type: ignore[method-assign]
-
-    def ours(samples_n: Samples) -> str:
-        return loop.run_until_complete(transcription.hear(samples_n)).text
-
-    def theirs(samples_n: Samples) -> str:
-        return "".join(segment.text for segment in model.transcribe(samples_n, language="en")[0])
-
-    heard = []
-    loop = asyncio.new_event_loop()
-    for clip in clips():
-        before = len(full)
-        takes = [(timed(ours, clip.samples_n), timed(theirs, clip.samples_n)) for _ in range(rounds)]
-        (_, our_text), (_, their_text) = takes[0]
-        fastest = [min(take[way][0] for take in takes) for way in (0, 1)]
-        heard.append(Hearing(clip, our_text, their_text, *fastest, in_full=len(full) > before))
-    loop.close()
-    rows = [summary(whisper, source, list(group)) for source, group in groupby(heard, lambda each: each.clip.source)]
-    total = summary(whisper, "all", heard)
-    bars = [
-        bar("short context / faster_whisper.transcribe, time", total["ours / theirs"], 0.30),
-        bar("wrong words, ours less faster_whisper.transcribe's, points", total["WER %"] - total["their WER %"], 1.0),
+async def measure_turns(address: str, questions: list[Clip], bare: dict[str, list[float]]) -> Part:
+    bare_sums = [sum(stages) for stages in zip(*bare.values(), strict=True)]
+    rows = [{"part": "turn", "way": f"bare: {name}", "p50 s": median(taken)} for name, taken in bare.items()]
+    rows.append({"part": "turn", "way": "bare: sum", "p50 s": median(bare_sums)})
+    medians = {}
+    for anticipate in (False, True):
+        turns = []
+        for clip in questions:  # a session each: the bare stages have no history either
+            async with person(address, anticipate=anticipate) as asking:
+                turns.append(await asking.question(clip.samples_n))
+            await asyncio.sleep(SETTLE_S)
+        medians[anticipate] = median(turn["first sound"] for turn in turns)
+        rows.append(
+            {"part": "turn", "way": f"realtime, early start {'on' if anticipate else 'off'}"}
+            | {f"{name}, p50 s": median(turn[name] for turn in turns) for name in turns[0]}
+            | {"first sound, worst s": max(turn["first sound"] for turn in turns)}
+        )
+    return rows, [
+        bar("endpoint to first sound / sum of the bare stages, p50", medians[True] / median(bare_sums), 1.15),
+        bar("endpoint to first sound, p50, s", medians[True], 1.0),
+        bar("the same with the early start / without, p50", medians[True] / medians[False], 1.0),
     ]
-    return [*rows, total], bars
 
 
-def timed(hear: Callable[[Samples], str], samples_n: Samples) -> tuple[float, str]:
-    began = time.perf_counter()
-    text = hear(samples_n)
-    return time.perf_counter() - began, text
+async def measure_interruptions(address: str, questions: list[Clip], count: int) -> Part:
+    """Somebody speaks while a reply is made: milliseconds from speech_started to the reply's response.done."""
+    taken, late = [], 0
+    for number in range(count):
+        async with person(address) as asking:
+            began = time.perf_counter()
+            text = {"type": "input_text", "text": "Tell me a long story about the sea, with all the details."}
+            item = {"type": "message", "role": "user", "content": [text]}
+            await asking.tell("conversation.item.create", item=item)
+            await asking.tell("response.create", response={"max_output_tokens": 1000})
+            await asking.until("response.output_audio.delta", began)
+            await asking.say(questions[number % len(questions)].samples_n)
+            started, _ = await asking.until("input_audio_buffer.speech_started", began)
+            ended, event = await asking.until("response.done", began)
+            if event["response"]["status"] == "cancelled":
+                taken.append(1000 * (ended - started))
+                late += sum(moment > ended for moment, _ in of_item(asking, event["response"]["output"][0]["id"]))
+    p95 = quantiles(taken, n=20)[-1]
+    rows = [{"part": "interruption", "number": len(taken), "p50 ms": median(taken), "p95 ms": p95, "late sounds": late}]
+    return rows, [
+        floor("replies that were still made when they were interrupted", len(taken), count),
+        bar("interruption to silence, p95, ms", p95, 200),
+        bar("sounds of an interrupted reply after its end", late, 0),
+    ]
 
 
-def summary(whisper: str, source: str, heard: list[Hearing]) -> dict[str, Any]:
-    ours_s, theirs_s = sum(each.ours_s for each in heard), sum(each.theirs_s for each in heard)
-    said = [plain(each.clip.words) for each in heard]
-    return {
-        "part": "transcription",
-        "whisper": whisper,
-        "clips": source,
-        "number": len(heard),
-        "mean s": sum(len(each.clip.samples_n) for each in heard) / HEARING_RATE / len(heard),
-        "ours ms": 1000 * ours_s / len(heard),
-        "theirs ms": 1000 * theirs_s / len(heard),
-        "ours / theirs": ours_s / theirs_s,
-        "slowest ms": 1000 * max(each.ours_s for each in heard),
-        "full window": sum(each.in_full for each in heard),
-        "WER %": 100 * jiwer.wer(said, [plain(each.ours) for each in heard]),
-        "their WER %": 100 * jiwer.wer(said, [plain(each.theirs) for each in heard]),
-    }
+def of_item(asking: Person, item_id: str) -> list[tuple[float, dict[str, Any]]]:
+    return [
+        (moment, event)
+        for moment, event in asking.events
+        if event["type"] == "response.output_audio.delta" and event["item_id"] == item_id
+    ]
 
 
-def plain(text: str) -> str:
-    """Words as LibriVox writes them."""
-    return " ".join(re.findall(r"[a-z']+", re.sub(r"\bmr\b", "mister", text.lower())))
+async def measure_four(address: str, questions: list[Clip]) -> Part:
+    async def converse(place: int) -> list[dict[str, float]]:
+        await asyncio.sleep(place * 0.7)
+        async with person(address) as asking:
+            return [await asking.question(questions[(place + turn) % len(questions)].samples_n) for turn in range(3)]
+
+    turns = [turn for conversation in await asyncio.gather(*map(converse, range(4))) for turn in conversation]
+    first_sounds = [turn["first sound"] for turn in turns]
+    gap = max(turn["longest gap"] for turn in turns)
+    rows = [
+        {"part": "four at once", "turns": len(turns), "first sound, p50 s": median(first_sounds)}
+        | {"first sound, worst s": max(first_sounds), "longest gap s": gap}
+        | {"seconds of questions": float(np.mean([len(clip.samples_n) for clip in questions]) / HEARING_RATE)}
+    ]
+    return rows, [bar("four at once: longest gap in playback, s, against one chunk", gap, DELTA_S)]
 
 
 if __name__ == "__main__":

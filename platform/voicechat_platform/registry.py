@@ -7,6 +7,7 @@ Every trial is a run; a trial's checkpoint is a version of a registered model; t
 import fcntl
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,7 @@ class Registry:
             known = ", ".join(f"{name}@{each.version}" for each in found)
             hint = known or "none yet of that name; `voicechat models` lists what there is"
             raise InputError(f"there is no model version {name}@{number}; there are: {hint}") from None
-        return as_version(found, self.client.get_registered_model(name).aliases.get(CHAMPION))
+        return as_version(found, str(self.client.get_registered_model(name).aliases.get(CHAMPION)))
 
     def versions(self) -> list[Version]:
         """Every version of every model, newest first."""
@@ -195,6 +196,15 @@ class Registry:
         """By model: search_model_versions leaves the aliases out, the registered models have them all."""
         models = self.client.search_registered_models(max_results=1000)
         return {model.name: str(model.aliases[CHAMPION]) for model in models if CHAMPION in model.aliases}
+
+    def history(self, version: Version, metrics: Sequence[str]) -> list[dict[str, float]]:
+        """The evaluations of the whole run that made a version, each with its "step" and those of `metrics` it has."""
+        run_id = self.client.get_model_version(version.name, str(version.number)).run_id
+        evaluations: dict[int, dict[str, float]] = {}
+        for name in metrics:
+            for point in self.client.get_metric_history(run_id, name):
+                evaluations.setdefault(point.step, {"step": point.step})[name] = point.value
+        return [evaluations[step] for step in sorted(evaluations)]
 
     def promote(self, version: Version) -> Version:
         """Make it the version of its model that is served; the one before is kept for a rollback."""

@@ -1,6 +1,7 @@
 """One model in memory, its engine and its tokenizer: messages in, text out as it is written."""
 
 import asyncio
+import re
 from bisect import bisect_left
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -16,6 +17,12 @@ Truncation = Literal["disabled", "auto"]
 
 ANSWER_SHARE = 0.25
 """How much of the context `truncation="auto"` keeps free for the answer."""
+
+ANSWER_TOKENS = 128
+"""How many it keeps free at least, of a short context half: of a model of characters that is a sentence or two."""
+
+SENTENCE_ENDS = ".?!"
+CLAUSE_END = re.compile(r"[.?!,;:]|(?=\n)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +102,14 @@ class LoadedModel:
         """
         prompt_ids = await self.encoded(self.chat_prompt, messages, wishes.truncation)
         async with aclosing(self.write(prompt_ids, wishes, self.tokenizer.chat_stop)) as deltas:
+            num_before = 0
             async for delta in deltas:
+                if self.tokenizer.chat_stop and delta.finish_reason != "stop" and not delta.scores:
+                    delta = ended_in_time(delta, num_before, self.engine.context - len(prompt_ids))
+                num_before = delta.completion_tokens
                 yield delta
+                if delta.finish_reason:
+                    return
 
     async def encoded(self, encode: Callable[..., list[int]], *prompt: Any) -> list[int]:
         """Token ids of a prompt: encoded once for all the choices that wait for it, as they may be many.
@@ -112,13 +125,14 @@ class LoadedModel:
     def chat_prompt(self, messages: Sequence[Message], truncation: Truncation) -> list[int]:
         """The conversation's, within the context where `truncation` allows it."""
         prompt_ids = self.tokenizer.encode_chat(messages)
-        limit = int(self.engine.context * (1 - ANSWER_SHARE))
+        context = self.engine.context
+        limit = context - max(int(context * ANSWER_SHARE), min(context // 2, ANSWER_TOKENS))
         return self.shortened(messages, limit) if truncation == "auto" and len(prompt_ids) > limit else prompt_ids
 
     def shortened(self, messages: Sequence[Message], limit: int) -> list[int]:
         """The longest prompt within the limit that leaves out the oldest messages, but never the system's.
 
-        Where the last message alone is too long, its beginning is left out too.
+        Where the last message alone is too long, its first words are left out too.
         """
         system = [message for message in messages[:1] if message["role"] == "system"]
         rest = messages[len(system) :]
@@ -127,7 +141,16 @@ class LoadedModel:
             return self.tokenizer.encode_chat([*system, *rest[num_left_out:]])
 
         num_left_out = bisect_left(range(len(rest) - 1), True, key=lambda number: len(prompt_of(number)) <= limit)
-        return prompt_of(num_left_out)[-limit:]
+        prompt_ids = prompt_of(num_left_out)
+        if len(prompt_ids) <= limit or not rest:
+            return prompt_ids[-limit:]
+        words = rest[-1]["content"].split()
+
+        def prompt_without(num_words: int) -> list[int]:
+            return self.tokenizer.encode_chat([*system, {**rest[-1], "content": " ".join(words[num_words:])}])
+
+        num_words = bisect_left(range(len(words) - 1), True, key=lambda number: len(prompt_without(number)) <= limit)
+        return prompt_without(num_words)[-limit:]
 
     async def complete(self, prompt: str | list[int], wishes: Wishes) -> AsyncGenerator[Delta, None]:
         """What follows the prompt, a text or token ids; errors as in `chat`."""
@@ -174,3 +197,20 @@ class LoadedModel:
     def named(self, token_id: int, logprob: float | None) -> ScoredToken:
         data = self.tokenizer.token_bytes(token_id)
         return ScoredToken(data.decode(errors="replace"), list(data), logprob)
+
+
+def ended_in_time(delta: Delta, num_before: int, room: int) -> Delta:
+    """The same piece, or the last one of its answer: a speech of a play may go on for longer than anybody listens. One
+    that has used half of its room ends with its sentence, one that has used three quarters with its clause or its
+    line, and not in the middle of a word, where the context happens to end.
+
+    Args:
+        num_before: tokens of the answer's earlier pieces.
+        room: tokens between the prompt and the end of the context.
+    """
+    for found in CLAUSE_END.finditer(delta.text):
+        share = found.end() / len(delta.text)
+        used = (num_before + share * (delta.completion_tokens - num_before)) / room
+        if used > 0.75 or (used > 0.5 and found[0] and found[0] in SENTENCE_ENDS):
+            return replace(delta, text=delta.text[: found.end()], finish_reason="stop")
+    return delta

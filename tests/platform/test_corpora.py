@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from voicechat_platform.assets import locate
 from voicechat_platform.checkpoints import load_tokenizer
@@ -11,8 +13,8 @@ from voicechat_platform.corpora.batches import IGNORED
 from voicechat_platform.corpora.corpus import Windows
 from voicechat_platform.corpora.dialogue import conversations, example, make_dialogue, stack
 from voicechat_platform.corpora.sorting import Sorting
-from voicechat_platform.corpora.texts import PLAYS, play_from_markdown, read_text
-from voicechat_platform.corpora.tokenizers import make_tokenizer
+from voicechat_platform.corpora.texts import PLAYS, Text, play_from_markdown, read_text
+from voicechat_platform.corpora.tokenizers import make_tokenizer, play_template
 from voicechat_platform.errors import InputError
 from voicechat_platform.training.recipe import Recipe
 from voicechat_platform.training.starting_point import load_data
@@ -79,8 +81,37 @@ def test_a_conversation_is_set_as_a_play(tmp_path):
     corpus = load(path)
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who is there?"}]
     prompt = corpus.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    assert prompt == "HAMLET:\nWho is there?\n\nHORATIO:\n"
+    assert prompt == "ROMEO:\nWho is there?\n\nJULIET:\n"
     assert corpus.reply_stops == ["\n\n"]
+
+
+def play_prompt(text: str, *speeches: str) -> str:
+    """The rendered conversation; the speeches are in turn the user's and the assistant's."""
+    template = play_template(*Text("", text).speakers(), text)
+    messages = [
+        {"role": "assistant" if number % 2 else "user", "content": speech} for number, speech in enumerate(speeches)
+    ]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), chat_template=template)
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def test_what_was_heard_becomes_a_speech_as_the_play_writes_one():
+    asked = [" hello there\n\nhow are you today \n", "Ay.\nMy lord--", "it’s “you” — isn’t it…", "no", ""]
+    assert play_prompt('HAMLET:\nHe said "\'tis." --\n\nHORATIO:\nAy.\n', *asked) == (
+        "HAMLET:\nHello there\nhow are you today.\n\n"
+        "HORATIO:\nAy.\nMy lord--\n\n"
+        "HAMLET:\nIt's \"you\" -- isn't it...\n\n"
+        "HORATIO:\nNo\n\n"
+        "HAMLET:\n\n\n"
+        "HORATIO:\n"
+    )
+    assert "It’s" in play_prompt("HAMLET:\n’Tis.\n\nHORATIO:\nAy.\n", "it’s"), "the play itself writes it so"
+
+
+def test_the_person_and_the_model_are_characters_who_speak_with_each_other():
+    assert Text("", "HORATIO:\nAy.\n\nROMEO:\nNo.\n\nHAMLET:\nSo?\n").speakers() == ("HAMLET", "HORATIO")
+    romance = "Nurse:\nCome.\n\n" + "ROMEO:\nAh!\n\nJULIET:\nOh!\n\n" * 3
+    assert Text("", romance).speakers() == ("ROMEO", "JULIET")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from voicechat_platform.assets import locate
+from voicechat_platform.corpora.tokenizers import play_template
 from voicechat_platform.errors import InputError
 from voicechat_serve.chat_tokenizer import ChatTokenizer
 
@@ -65,6 +66,17 @@ def test_templates_in_the_older_place_and_their_refusals(tiny_model, tmp_path):
     tokenizer = copy_with_template(tiny_model, tmp_path, "{{ raise_exception('users only') }}")
     with pytest.raises(InputError, match="users only"):
         tokenizer.encode_chat(CONVERSATION)
+
+
+def test_a_play_is_set_as_in_training(tiny_model, tmp_path):
+    """The template that a corpus gives its tokenizer, in both of the environments that render it."""
+    ours = copy_with_template(tiny_model, tmp_path, play_template("HAMLET", "HORATIO", "'"))
+    peer = AutoTokenizer.from_pretrained(tiny_model, chat_template=play_template("HAMLET", "HORATIO", "'"))
+    messages = [*CONVERSATION[:1], {"role": "user", "content": "it’s\n\nme"}, *CONVERSATION[2:]]
+    assert ours.encode_chat(messages) == peer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    assert ours.decode(ours.encode_chat(messages)) == (
+        "HAMLET:\nIt's\nme.\n\nHORATIO:\nHi!\n\nHAMLET:\nAnd\nnow?\n\nHORATIO:\n"
+    )
 
 
 def test_a_template_cannot_reach_out(tiny_model, tmp_path):

@@ -184,10 +184,15 @@ async def test_only_so_many_sessions_at_once(services, listening):
             assert again.close_code == 1003
 
 
-async def test_a_model_that_there_is_not_is_refused_before_the_socket_opens(server):
-    with pytest.raises(Exception, match="404"):
-        async with talking(server, model="nobody"):
-            pass
+async def test_a_model_that_there_is_not(services, listening):
+    with listening(build(services)) as address:
+        uri = f"{address}/realtime?model=nobody".replace("http", "ws")
+        async with websockets.connect(uri) as socket:
+            error = json.loads(await socket.recv())["error"]
+            assert (error["code"], error["param"]) == ("model_not_found", "model")
+            with pytest.raises(websockets.ConnectionClosed):
+                await socket.recv()
+            assert socket.close_code == 1008
 
 
 async def test_a_session_outlives_its_models_process(server):

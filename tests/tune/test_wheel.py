@@ -54,7 +54,7 @@ def test_it_holds_the_packages_and_nothing_else(wheel):
         wheel.name.removesuffix("-py3-none-any.whl") + ".dist-info",
     }
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
-    assert {"voicechat_ui/page.css", "voicechat_ui/page.js", "voicechat_tune/wheel.py"} <= set(names)
+    assert {"voicechat_ui/page/style.css", "voicechat_ui/page/main.js", "voicechat_tune/wheel.py"} <= set(names)
     assert "Requires-Dist" not in metadata
 
 
@@ -78,7 +78,7 @@ def test_the_same_files_make_the_same_wheel_and_others_another(wheel, installed,
     run(installed, build)
     again = tmp_path / wheel.name
     assert again.read_bytes() == wheel.read_bytes()
-    page = installed / "voicechat_ui" / "page.css"
+    page = installed / "voicechat_ui" / "page" / "style.css"
     page.write_text(page.read_text() + "\n")
     run(installed, build)
     assert len(list(tmp_path.glob("*.whl"))) == 2

@@ -47,7 +47,7 @@ def recipe(tmp_path):
 
 COMMANDS = [
     *("up", "train", "evaluate", "generate", "sweep", "fold", "heads", "promote"),
-    *("models", "serve", "page", "doctor"),
+    *("models", "serve", "page", "talk", "doctor"),
 ]
 
 

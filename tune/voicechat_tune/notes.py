@@ -1,5 +1,6 @@
 """What a sweep's folder belongs to, and how a sweep is found again: its file, its name in the registry, its folder."""
 
+import fcntl
 import json
 import uuid
 from pathlib import Path
@@ -21,8 +22,9 @@ def note(sweep: SweepFile, folder: Path, force: bool) -> dict[str, Any]:
     Raises:
         InputError: it belongs to another file, and `force` was not given.
     """
-    path = folder / NOTES
-    notes: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"extended": 0, "group": group_of(sweep)}
+    notes: dict[str, Any] = (
+        read_notes(folder) if (folder / NOTES).exists() else {"extended": 0, "group": group_of(sweep)}
+    )
     new, old = sweep.model_dump(mode="json", by_alias=True), notes.get("file")
     if old is not None and old != new and not has_trials(folder, old):
         (folder / JOURNAL).unlink(missing_ok=True)  # of a start that was refused; its study may have other objectives
@@ -63,6 +65,18 @@ def check_can_change(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> 
             )
 
 
+def read_notes(folder: Path) -> dict[str, Any]:
+    """
+    Raises:
+        InputError: they are missing or damaged.
+    """
+    path = folder / NOTES
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is missing or damaged: {error}") from None
+
+
 def write_notes(folder: Path, notes: dict[str, Any]) -> None:
     whole = folder / f".{NOTES}"
     whole.write_text(json.dumps(notes, indent=2) + "\n")
@@ -97,6 +111,28 @@ def point_to(folder: Path, name: str) -> None:
         (own / POINTER).write_text(str(folder))
 
 
+def known_sweeps() -> list[str]:
+    """The names of all that have begun, those that lie elsewhere included; the one written to last comes first."""
+    folders = [path for path in settings().home.absolute().glob("sweeps/*") if holds_a_sweep(path)]
+    return [folder.name for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True)]
+
+
+def holds_a_sweep(folder: Path) -> bool:
+    return (folder / NOTES).exists() or (folder / POINTER).exists()
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process drives the sweep now (`run.locked`)."""
+    try:
+        with (folder / "lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def open_study(name: str) -> Study:
     """The memory of a sweep, to read: by its name, by its folder, or by its file.
 
@@ -112,7 +148,7 @@ def open_study(name: str) -> Study:
         if (folder / POINTER).exists():
             folder = Path((folder / POINTER).read_text())
     if not (folder / NOTES).exists() or not (folder / JOURNAL).exists():
-        others = sorted(found.parent.name for found in settings().home.absolute().glob(f"sweeps/*/{NOTES}"))
-        raise InputError(f"there is no sweep {name!r}; there are: {', '.join(others) or 'none yet'}")
-    notes = json.loads((folder / NOTES).read_text())
+        others = ", ".join(sorted(known_sweeps())) or "none yet"
+        raise InputError(f"there is no sweep {name!r}; there are: {others}")
+    notes = read_notes(folder)
     return Study(folder, SweepFile.model_validate(notes["file"]), writable=False)

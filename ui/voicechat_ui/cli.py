@@ -20,6 +20,7 @@ from rich.table import Table
 
 from voicechat_platform.errors import InputError
 from voicechat_ui.keys_command import keys_app
+from voicechat_ui.talk_command import talk
 
 app = typer.Typer(
     help="Tune small language models, serve them, and talk with them. Start with: voicechat up",
@@ -28,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(keys_app, name="keys")
+app.command()(talk)
 console = Console(stderr=True, highlight=False)
 
 Number = TypeVar("Number", int, float)

@@ -1,210 +1,139 @@
-"""The page: pick a model, speak or type, read and hear the reply. One more client of the API.
+"""The page: talk with a model, by voice or by typing. One more client of the API.
 
-Gradio draws it and carries the text; the sound takes its own way, because Gradio's streamed audio starts late. Each
-turn has an id that cannot be guessed. The page's script (page.js) finds it in the server's state, fetches
-/speech/{id}, and plays the samples as they arrive. Closing that request is also how the server learns that nobody
-listens any more.
+Gradio draws the frame: tabs and pickers. The conversation is the browser's own: the script (the folder page/) holds the
+WebSocket to /v1/realtime, the microphone, the loudspeaker and what was said. Python only tells it which models and
+voices there are.
 """
 
-import asyncio
-import contextlib
-import html
-import time
-from collections.abc import AsyncGenerator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import openai
-from fastapi import FastAPI, HTTPException
-from fastapi.responses import StreamingResponse
+from fastapi import FastAPI
 
 from voicechat_ui.api_client import ApiClient
-from voicechat_ui.old_turn import Message, Timings
-from voicechat_ui.page_session import PageSession, Turn
+from voicechat_ui.model_tab import add_model_tab
+from voicechat_ui.relay import add_relay
+from voicechat_ui.sweeps_tab import add_sweeps_tab
 
 TITLE = "llm-voice-chat"
-EMPTY_CHAT = "### Say something\nPress **Record**, speak, then press **Stop**. Or type below."
 
 # System fonts only: the page asks nobody but its own server for anything.
 FONTS = ("ui-sans-serif", "system-ui", "sans-serif")
 THEME = gr.themes.Soft(primary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=("ui-monospace", "monospace"))
 
-NO_MODEL = "No model is picked. Reload the page to list the server's models."
+FOLDER = Path(__file__).parent / "page"
 
-RECORDINGS_KEPT_S = 60
+# They share one scope: each may use what the ones before it define.
+SCRIPTS = (
+    "microphone.js",
+    "playback.js",
+    "realtime.js",
+    "latency.js",
+    "recording.js",
+    "upload.js",
+    "conversation.js",
+    "status.js",
+    "view.js",
+    "main.js",
+)
 
-HEADER = f"""
-<h1>{TITLE}</h1>
-<p>Speak with a language model that runs on this machine.</p>
-"""
+INSTRUCTIONS = "You are a friendly assistant in a spoken conversation. Answer in a few short, plain sentences."
 
-# page.js writes here: only the browser knows whether it is recording or playing.
-STATUS_LINE = """
-<div id="status" role="status" aria-live="polite"><span class="dot" aria-hidden="true"></span><span id="status-text">
-Starting …</span></div>
-<p id="microphone-notice" role="alert" hidden></p>
-"""
+# Every model has its own: a chat model of this size rambles where a model of plays begins each reply alike.
+TEMPERATURES = [("the model's own", ""), *((f"{tenths / 10:g}", f"{tenths / 10:g}") for tenths in range(0, 16, 2))]
+
+SETTINGS_HELP = "Changes apply from the next turn on."
 
 
-def build_page(api: ApiClient, speeches: dict[str, Turn]) -> gr.Blocks:
-    """The page as Gradio blocks.
+def build_page(api: ApiClient) -> gr.Blocks:
+    """The page as Gradio blocks."""
 
-    Args:
-        api: transcribes, replies and speaks.
-        speeches: where the page puts each turn that has speech to fetch, by the turn's id.
-    """
-
-    async def open_page() -> tuple[PageSession, Any]:
-        session = PageSession(api, speeches)
+    async def open_page(before: dict[str, Any] | None) -> tuple[Any, ...]:
+        """Fills the pickers: with what was picked `before` the page was loaded anew, where the server still has it."""
+        before = before or {}
         models: list[str] = []
+        voices: list[tuple[str, str]] = []
+        problem = ""
         try:
-            models = await api.language_models()
+            models, voices = await api.language_models(), await api.voices()
         except openai.OpenAIError as error:
-            session.show("failed", api.explain(error))
+            problem = api.explain(error)
         else:
-            session.show("ready") if models else session.show("failed", "The server has no language model.")
-        return session, gr.Dropdown(choices=models, value=models[0] if models else None)
-
-    async def draw(session: PageSession) -> AsyncGenerator[tuple[Any, ...], None]:
-        """Draws the session for as long as the page is open.
-
-        Nothing else writes to these two components: Gradio sends an event's last value again when the event ends, so a
-        second writer that ends late would bring old words back.
-        """
-        async with contextlib.aclosing(session.changes()) as changes:
-            async for is_new in changes:
-                messages = [as_shown(message) for message in session.messages] if is_new else gr.skip()
-                yield messages, what_the_server_says(session)
-
-    async def take_recording(session: PageSession, model: str | None, recording: str | None) -> None:
-        """Answers a recording, and empties the recorder, so that it is ready for the next turn."""
-        if not model:
-            session.show("failed", NO_MODEL)
-        elif recording is None:
-            session.show("nothing heard")
-        else:
-            path = Path(recording)
-            # What a person says is not kept, but the recorder may still fetch it for its player.
-            asyncio.get_running_loop().call_later(RECORDINGS_KEPT_S, partial(path.unlink, missing_ok=True))
-            await session.start(model=model, audio=path.read_bytes())
-
-    async def take_text(session: PageSession, model: str | None, text: str) -> str:
-        """Answers a typed message; returns what is left in the text box."""
-        if not model:
-            session.show("failed", NO_MODEL)
-            return text
-        if text.strip():
-            await session.start(model=model, text=text.strip())
-        return ""
-
-    async def stop(session: PageSession) -> None:
-        await session.stop()
-
-    async def clear(session: PageSession) -> None:
-        await session.clear()
+            problem = "" if models else "The server has no language model."
+        ids = [voice for voice, _ in voices]
+        return (
+            gr.Dropdown(models, value=picked(before.get("model"), models)),
+            gr.Dropdown(
+                [(f"{voice} ({language})", voice) for voice, language in voices],
+                value=picked(before.get("voice"), ids),
+            ),
+            before.get("speed", 1),
+            picked(before.get("temperature"), [value for _, value in TEMPERATURES]),
+            before.get("instructions", INSTRUCTIONS),
+            problem,
+        )
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_height=True) as page:
-        session = gr.State(None)
-        with gr.Row(elem_id="top", equal_height=True):
-            gr.HTML(HEADER, elem_id="title")
-            model = gr.Dropdown(
-                choices=[], label="Model", elem_id="model", filterable=False, interactive=True, scale=0, min_width=260
-            )
-            clear_button = gr.Button("Clear conversation", elem_id="clear", scale=0, min_width=0)
-        chat = gr.Chatbot(
-            label="Conversation",
-            show_label=False,
-            elem_id="chat",
-            placeholder=EMPTY_CHAT,
-            # A reply is plain words; as Markdown it could make the browser fetch pictures from elsewhere.
-            render_markdown=False,
-            feedback_options=None,
-            buttons=[],
-            height=None,
-            scale=1,
-        )
-        with gr.Row(elem_id="now"):
-            gr.HTML(STATUS_LINE, elem_id="status-line")
-            state = gr.HTML(elem_id="server-state")
-        with gr.Row(elem_id="composer"):
-            recorder = gr.Audio(
-                sources=["microphone"],
-                type="filepath",
-                format="wav",
-                label="Speak",
-                show_label=False,
-                elem_id="recorder",
-                editable=False,
-                buttons=[],
-                waveform_options=gr.WaveformOptions(show_recording_waveform=False),
-                scale=0,
-                min_width=220,
-            )
-            text = gr.Textbox(
-                label="Your message",
-                show_label=False,
-                placeholder="… or type a message",
-                elem_id="message",
-                lines=1,
-                max_lines=4,
-                submit_btn=True,
-                scale=1,
-                min_width=220,
-            )
-            stop_button = gr.Button("Stop reply", elem_id="stop", variant="stop", scale=0, min_width=96)
+        gr.HTML(f"<h1>{TITLE}</h1>", elem_id="title")
+        with gr.Tabs():
+            with gr.Tab("Talk", elem_id="talk-tab"):
+                gr.HTML((FOLDER / "talk.html").read_text(), elem_id="talk-frame", padding=False)
+                with gr.Accordion("Settings", open=False, elem_id="settings"):
+                    with gr.Row():
+                        model = gr.Dropdown(
+                            [], label="Model", filterable=False, interactive=True, elem_id="model", min_width=200
+                        )
+                        voice = gr.Dropdown(
+                            [], label="Voice", filterable=False, interactive=True, elem_id="voice", min_width=200
+                        )
+                    with gr.Row():
+                        speed = gr.Slider(
+                            0.5, 2, value=1, step=0.05, label="Speed of speech", interactive=True, min_width=200
+                        )
+                        temperature = gr.Dropdown(
+                            TEMPERATURES,
+                            value="",
+                            label="Temperature",
+                            filterable=False,
+                            interactive=True,
+                            elem_id="temperature",
+                            min_width=200,
+                        )
+                    instructions = gr.Textbox(
+                        INSTRUCTIONS, label="System prompt", lines=2, max_lines=6, interactive=True, info=SETTINGS_HELP
+                    )
+            with gr.Tab("Model") as tab:
+                add_model_tab(tab)
+            with gr.Tab("Sweeps") as tab:
+                add_sweeps_tab(tab)
+        before, problem = gr.JSON(visible=False), gr.Textbox(visible=False)
 
-        # Many pages at once; and a page's new turn may come while the start of its last one is still on the way.
-        event: dict[str, Any] = {
-            "concurrency_limit": None,
-            "show_progress": "hidden",
-            "api_visibility": "private",
-            "trigger_mode": "multiple",
-        }
-        page.load(open_page, None, [session, model], **event).then(draw, [session], [chat, state], **event)
-        recorder.start_recording(None, js="() => voicechat.recordingStarted()", **event)
-        recorder.stop_recording(take_recording, [session, model, recorder], [recorder], **event)
-        text.submit(None, [text], None, js="(text) => { if (text.trim()) voicechat.sent(); }", **event)
-        text.submit(take_text, [session, model, text], [text], **event)
-        stop_button.click(stop, [session], None, **event)
-        clear_button.click(clear, [session], None, **event)
+        pickers = [model, voice, speed, temperature, instructions]
+        event: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        page.load(open_page, [before], [*pickers, problem], js="() => [voicechat.storedSettings()]", **event).then(
+            None, [problem, *pickers], None, js="(...values) => voicechat.opened(...values)", **event
+        )
+        for picker in pickers:
+            picker.change(None, pickers, None, js="(...values) => voicechat.set(...values)", **event)
     return page
 
 
-def as_shown(message: Message) -> dict[str, str]:
-    """The message as plain words: the chat would take them for HTML, and fetch pictures that a reply names."""
-    return {**message, "content": html.escape(message["content"], quote=False)}
+def picked(before: Any, choices: list[str]) -> str | None:
+    return before if before in choices else choices[0] if choices else None
 
 
-def what_the_server_says(session: PageSession) -> str:
-    """The session's state, as an element that page.js reads, and the timings of the last turn for the person."""
-    data = {
-        "state": session.state,
-        "problem": session.problem,
-        "turn": session.turn.id if session.turn else "",
-        "revision": str(session.revision),
-        # Changes even when nothing else does: the script waits for signs of life.
-        "time": str(time.monotonic_ns()),
-    }
-    attributes = " ".join(f'data-{name}="{html.escape(value)}"' for name, value in data.items())
-    return f'<div id="server-says" {attributes}>{latency_line(session.timings) if session.timings else ""}</div>'
-
-
-def latency_line(timings: Timings) -> str:
-    """Where the time of a turn went, each in seconds from its start."""
-    steps = (
-        ("heard", timings.transcription),
-        ("first word", timings.first_token),
-        ("first sound", timings.first_sound),
-        ("all", timings.total),
-    )
-    shown = (f"<span>{name} <b>{seconds:.2f} s</b></span>" for name, seconds in steps if seconds is not None)
-    return f'<div id="latency" aria-label="Seconds from the start of the turn">{"".join(shown)}</div>'
+def head() -> str:
+    """The page's style and script, inlined."""
+    script = "\n".join((FOLDER / name).read_text() for name in SCRIPTS)
+    # Not as Gradio's `css`: that is scoped by splitting selectors at commas, those inside :is(…) included.
+    style = (FOLDER / "style.css").read_text()
+    return f'<style>{style}</style><script>(() => {{\n"use strict";\n{script}\n}})();</script>'
 
 
 def mount_page(app: FastAPI, api_base_url: str, api_key: str = "none") -> FastAPI:
-    """Put the page at "/" of `app`, with the speech route that it needs.
+    """Put the page at "/" of `app`, and /v1/realtime for where nobody else answers it.
 
     The page answers every path that has no route yet, so `app`'s own routes must be there before.
 
@@ -215,36 +144,14 @@ def mount_page(app: FastAPI, api_base_url: str, api_key: str = "none") -> FastAP
     Returns:
         The app to serve.
     """
-    speeches: dict[str, Turn] = {}
-
-    @app.get("/speech/{turn_id}", include_in_schema=False)
-    async def speech(turn_id: str) -> StreamingResponse:
-        """The turn's speech as it is made: signed 16-bit little-endian mono samples at 24 kHz; for one listener."""
-        turn = speeches.pop(turn_id, None)
-        if turn is None:
-            raise HTTPException(404, "no turn of that id has speech to fetch")
-        return StreamingResponse(listen(turn), media_type="audio/pcm", headers={"Cache-Control": "no-store"})
-
-    folder = Path(__file__).parent
+    add_relay(app, api_base_url, api_key)
     return gr.mount_gradio_app(
         app,
-        build_page(ApiClient(api_base_url, api_key), speeches),
+        build_page(ApiClient(api_base_url, api_key)),
         path="/",
         theme=THEME,
-        # Not as `css`: Gradio scopes that by splitting selectors at commas, those inside :is(…) included.
-        head=f"<style>{(folder / 'page.css').read_text()}</style><script>{(folder / 'page.js').read_text()}</script>",
+        head=head(),
         footer_links=[],
         run_history=False,
-        max_file_size="25mb",
+        max_file_size="1mb",  # nothing is uploaded to Gradio
     )
-
-
-async def listen(turn: Turn) -> AsyncGenerator[bytes, None]:
-    """The turn's samples; a listener that goes away before the end stops the turn."""
-    try:
-        async with contextlib.aclosing(turn.speech.chunks()) as chunks:
-            async for pcm in chunks:
-                yield pcm
-    except BaseException:
-        turn.cancel()
-        raise

@@ -26,6 +26,7 @@ from voicechat_serve.keys import make_secret
 from voicechat_tune.run import run_sweep
 from voicechat_tune.sweep_file import quickstart, read_sweep
 from voicechat_ui.page import mount_page
+from voicechat_ui.relay import LARGEST_FRAME_BYTES
 from voicechat_ui.training import sample
 
 log = logging.getLogger(__name__)
@@ -186,6 +187,7 @@ def run_page(settings: Settings, api: str) -> None:
         host=settings.host,
         port=settings.port,
         http="h11",  # bounds a request's headers; the default does not
+        ws_max_size=LARGEST_FRAME_BYTES,
         log_level="warning",
         timeout_graceful_shutdown=1,  # an open page holds a connection for good: do not wait for it to close
     )

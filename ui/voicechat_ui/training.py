@@ -192,7 +192,11 @@ def sample(reference: str, prompt: str, tokens: int, temperature: float, seed: i
         log.info("the context of %d tokens leaves room for %d", context, room)
     if seed is not None:
         torch.manual_seed(seed)
-    how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    how = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if temperature
+        else {"do_sample": False}
+    )
     return tokenizer.decode(model.generate(prompt_ids, max_new_tokens=min(tokens, room), **how)[0])
 
 

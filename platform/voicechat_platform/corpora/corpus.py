@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from voicechat_platform.corpora.batches import Batch
 from voicechat_platform.corpora.texts import Text
-from voicechat_platform.corpora.tokenizers import PLAY_STOPS, PLAY_TEMPLATE, PROSE_TEMPLATE
+from voicechat_platform.corpora.tokenizers import PLAY_STOPS, PROSE_TEMPLATE, play_template
 from voicechat_platform.errors import InputError
 
 
@@ -57,8 +57,10 @@ def make_corpus(
     train, validation, test = text.split(validation_fraction, test_fraction)
     reply_stops = None
     if tokenizer.chat_template is None:
-        tokenizer.chat_template = PLAY_TEMPLATE if text.is_play else PROSE_TEMPLATE
-        reply_stops = PLAY_STOPS if text.is_play else None
+        tokenizer.chat_template = PROSE_TEMPLATE
+        if text.is_play:
+            tokenizer.chat_template = play_template(*text.speakers(), text.characters)
+            reply_stops = PLAY_STOPS
     train_tokens, validation_tokens = encode(tokenizer, train), encode(tokenizer, validation)
     if min(len(train_tokens), len(validation_tokens)) < 2:
         raise InputError(

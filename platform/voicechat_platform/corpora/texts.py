@@ -3,7 +3,9 @@
 import hashlib
 import re
 import urllib.request
+from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from voicechat_platform.assets import appearing_whole, locate
@@ -17,6 +19,9 @@ TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca
 
 SPEAKER = r"(?m)^[A-Z][A-Za-z .']{1,30}:\n"
 """The line before a speech."""
+
+FRIENDS = ("HAMLET", "HORATIO")
+"""Who speaks with whom where the play has them: a prince who asks, and a friend who answers in a few words."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,14 @@ class Text:
     def is_play(self) -> bool:
         """Whether it is written as speeches under their speakers' names, so that a model can hold a dialogue."""
         return len(re.findall(SPEAKER, self.characters)) * 400 > len(self.characters)
+
+    def speakers(self) -> tuple[str, str]:
+        """Of a play: the character whom a person is to speak as, and the one who is to answer."""
+        names = [line[:-2] for line in re.findall(SPEAKER, self.characters)]
+        if set(FRIENDS) <= set(names):
+            return FRIENDS
+        exchanges = Counter(pair for pair in pairwise(names) if pair[0] != pair[1])
+        return exchanges.most_common(1)[0][0] if exchanges else FRIENDS
 
     def split(self, validation_fraction: float, test_fraction: float = 0.0) -> tuple[str, str, str]:
         """What to train on, what to choose by, and the end, which nothing is chosen by."""

@@ -8,18 +8,44 @@ from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
 
 from voicechat_platform.assets import locate
 
+TYPOGRAPHY = {"‘": "'", "’": "'", "“": '"', "”": '"', "—": "--", "–": "-", "…": "..."}
+"""What keyboards and transcripts write, and how a text writes it that does without."""
+
 TokenizerKind = Literal["characters", "byte_pairs", "gpt2"]
 
-# A conversation as a play: the person speaks as one character, the model answers as another.
+# A conversation as a play: the person speaks as one character, the model answers as another. A speech is what the model
+# has learned one to be: it begins with a capital, a person's ends with a full stop (what was heard may have none), and
+# an empty line in it would end it. The system's instructions are left out: no speech of a play is one.
 PLAY_TEMPLATE = """\
+{%- macro speech(message) -%}
+{%- set lines = message.content.splitlines() | map('trim') | select | join('\\n')SPELLING -%}
+{{- lines[:1] | upper + lines[1:] -}}
+{{- '.' if message.role == 'user' and lines[-1:].isalnum() else '' -}}
+{%- endmacro -%}
 {%- for message in messages if message.role != 'system' -%}
-{{ ('HORATIO' if message.role == 'assistant' else 'HAMLET') + ':\\n' + message.content + '\\n\\n' }}
+{{ ('MODEL' if message.role == 'assistant' else 'PERSON') + ':\\n' + speech(message) + '\\n\\n' }}
 {%- endfor -%}
-{%- if add_generation_prompt -%}{{ 'HORATIO:\\n' }}{%- endif -%}"""
+{%- if add_generation_prompt -%}{{ 'MODEL:\\n' }}{%- endif -%}"""
 PLAY_STOPS = ["\n\n"]
 
 PROSE_TEMPLATE = """\
 {%- for message in messages if message.role != 'system' -%}{{ message.content + '\\n' }}{%- endfor -%}"""
+
+
+def play_template(person: str, model: str, text: str) -> str:
+    """The chat template of a model that has learned from a play.
+
+    Args:
+        person: the character that the user speaks as.
+        model: the character that answers.
+        text: the play; what it never uses is written as it writes it.
+    """
+    spelling = "".join(
+        f" | replace({typographic!r}, {plain!r})"
+        for typographic, plain in TYPOGRAPHY.items()
+        if typographic not in text and set(plain) <= set(text)
+    )
+    return PLAY_TEMPLATE.replace("SPELLING", spelling).replace("MODEL", model).replace("PERSON", person)
 
 
 def make_tokenizer(kind: TokenizerKind, vocabulary_size: int, text: str) -> PreTrainedTokenizerFast:

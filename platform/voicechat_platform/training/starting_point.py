@@ -71,7 +71,7 @@ def make_model(
     model = GPTForCausalLM(GPTConfig(**recipe.model.shape(), vocab_size=len(tokenizer), reply_stops=reply_stops))
     # What the service samples with when a client does not say; sorted lists are not sampled.
     if recipe.sorting is None:
-        model.generation_config = GenerationConfig(do_sample=True, temperature=0.8)
+        model.generation_config = GenerationConfig(do_sample=True, temperature=0.7, top_p=0.95)
     return model
 
 

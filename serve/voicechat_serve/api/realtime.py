@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from voicechat_platform.errors import InputError
-from voicechat_serve.api.errors import APIError, api_error, refuse
+from voicechat_serve.api.errors import APIError, api_error
 from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.services import Services, streamed
 from voicechat_serve.audio import Samples
@@ -19,8 +19,8 @@ from voicechat_serve.realtime.wire import SessionEndedError, as_frame
 from voicechat_serve.transcription import Transcript
 from voicechat_serve.voices import find_voice, installed_voices
 
-TRY_AGAIN_LATER = 1013
-"""WebSocket's close code (IANA's registry)."""
+POLICY_VIOLATION, TRY_AGAIN_LATER = 1008, 1013
+"""WebSocket's close codes (IANA's registry)."""
 
 
 def router(services: Services) -> APIRouter:
@@ -32,17 +32,20 @@ def router(services: Services) -> APIRouter:
     async def realtime(websocket: WebSocket, model: str = "", intent: str = "") -> None:
         is_transcription = intent == "transcription"
         model = model or next(iter(services.language_models))
+        await websocket.accept()  # before any refusal: a browser's script is not told the status of one
+
+        async def refuse(error: dict[str, Any], code: int) -> None:
+            await websocket.send_text(as_frame({"type": "error", "error": error}))
+            await websocket.close(code, error["code"])
+
         try:
             stages.require_model(model)
         except APIError as error:
-            return await refuse(websocket.scope, websocket.receive, websocket.send, error)
-        await websocket.accept()
+            return await refuse(stages.explain(error), POLICY_VIOLATION)
         if len(open_sessions) >= services.realtime_sessions:
-            # Once it is accepted: a browser's script is not told the status of a refusal.
             message = f"{len(open_sessions)} conversations are going on, which is the limit: try again later"
             body = {"type": "server_error", "code": "too_many_sessions", "message": message}
-            await websocket.send_text(as_frame({"type": "error", "error": body}))
-            return await websocket.close(TRY_AGAIN_LATER, "too_many_sessions")
+            return await refuse(body, TRY_AGAIN_LATER)
         settings = SessionSettings(type="transcription" if is_transcription else "realtime", model=model)
 
         async def receive() -> str:

@@ -64,6 +64,26 @@ def learning_curves(findings: Findings) -> Figure:
     return figure
 
 
+def training_curve(history: list[dict[str, Any]]) -> Figure:
+    """Training and validation loss of one run over its steps, the best evaluation ringed.
+
+    Args:
+        history: one or more evaluations with "step", "train_loss" and "validation_loss".
+    """
+    figure, (axis,) = panels(1, width=7, height=3.6)
+    steps = [entry["step"] for entry in history]
+    losses = [entry["validation_loss"] for entry in history]
+    axis.plot(steps, [entry["train_loss"] for entry in history], color=GREY, linestyle="--", label="training")
+    axis.plot(steps, losses, color=COLOURS[0], linewidth=2, marker="o", markersize=3.5, label="validation")
+    best = min(range(len(losses)), key=losses.__getitem__)
+    axis.plot(steps[best], losses[best], "o", markersize=12, markerfacecolor="none", markeredgecolor="black")
+    axis.annotate(f"{losses[best]:.3f}", (steps[best], losses[best]), (0, 10), textcoords="offset points", ha="center")
+    axis.set_xlabel("step")
+    axis.set_ylabel("loss (nats per token)")
+    axis.legend(fontsize=9, frameon=False)
+    return figure
+
+
 def variant_curve(axis: Axes, runs: list[Run], index: int) -> None:
     """Mean over seeds and its interval, at the steps that all of them were evaluated at."""
     losses = [{entry["step"]: entry["validation_loss"] for entry in run.history} for run in runs]
@@ -79,7 +99,10 @@ def variant_curve(axis: Axes, runs: list[Run], index: int) -> None:
 def sweep_curves(axis: Axes, runs: list[Run]) -> None:
     lines = []
     ranking = sorted(finished(runs), key=lambda run: run.history[-1]["validation_loss"])
-    others = [run for run in runs if run.history and run.status != "finished"]
+    others = [run for run in runs if run.history and run.status in ("stopped", "failed")]
+    unfinished = [run for run in runs if run.history and run.status == "unfinished"]
+    for run in unfinished:
+        axis.plot(*curve_of(run), color="black", linewidth=1.2, linestyle=":", marker="o", markersize=3)
     for run in others:
         steps, losses = curve_of(run)
         axis.plot(steps, losses, color=GREY, linewidth=1.2, alpha=0.35)
@@ -93,6 +116,8 @@ def sweep_curves(axis: Axes, runs: list[Run]) -> None:
         lines.append(Line2D([], [], color=GREY, linewidth=1.2, label="other finished trials"))
     if others:
         lines.append(Line2D([], [], color=GREY, alpha=0.6, marker="x", label="stopped or failed"))
+    if unfinished:
+        lines.append(Line2D([], [], color="black", linestyle=":", marker="o", markersize=3, label="not finished yet"))
     axis.legend(handles=lines, fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
 
 

@@ -19,8 +19,8 @@ class Run:
     seed: int
     choices: dict[str, Any]
     """Dotted recipe fields and their values, such as {"training.learning_rate": 0.004}."""
-    status: Literal["finished", "stopped", "failed"]
-    """stopped: by the scheduler, before its last step."""
+    status: Literal["finished", "stopped", "failed", "unfinished"]
+    """stopped: by the scheduler, before its last step. unfinished: only where a sweep is looked at while it runs."""
     history: list[dict[str, Any]]
     """`Evaluation`s as dicts, in order of their steps; empty if it failed before the first."""
     facts: dict[str, float] = field(default_factory=dict)

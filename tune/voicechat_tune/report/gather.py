@@ -155,7 +155,7 @@ def sample(checkpoint: Path, prompt: str) -> str:
     half = model.config.max_position_embeddings // 2
     for _ in range(0, SAMPLE_TOKENS, half):
         seen_bt = written_t[None, -half:]
-        longer_bt = model.generate(seen_bt, max_new_tokens=half, do_sample=True, temperature=0.8, top_k=0)
+        longer_bt = model.generate(seen_bt, max_new_tokens=half, do_sample=True, temperature=0.8, top_k=0, top_p=1.0)
         written_t = torch.cat([written_t, longer_bt[0, seen_bt.shape[1] :]])
         if longer_bt.shape[1] < seen_bt.shape[1] + half:
             break  # the model ended by itself

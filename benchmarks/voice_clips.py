@@ -1,0 +1,76 @@
+"""Utterances to hear: real ones, and questions in a synthesised voice, quiet and in noise; the same in every run."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soxr
+from hibari import Hibari
+
+from voicechat_serve.audio import HEARING_RATE, Samples, decode
+from voicechat_serve.voices import SPEECH_RATE
+
+THREADS = 2
+
+LIBRIVOX = Path(os.environ.get("VOICECHAT_LIBRIVOX", "/usr/share/pocketsphinx/test/data/librivox"))
+
+QUESTIONS = (
+    "What is the capital of France?",
+    "How many legs does a spider have?",
+    "Can you tell me a story about a dragon and a little girl?",
+    "Who wrote the play about the prince of Denmark?",
+    "Why is the sky blue in the morning and red in the evening?",
+    "Please explain how a bicycle stays upright when it is moving.",
+    "What should I cook for dinner tonight?",
+    "Tell me a joke.",
+    "How far away is the moon from the earth?",
+    "I would like to know what the weather will be like in London tomorrow afternoon.",
+    "Where can I buy a good pair of walking shoes?",
+    "What time is it?",
+    "Do you think that machines can think?",
+    "Give me three reasons to learn a musical instrument.",
+    "Could you say that again, a little more slowly?",
+    "What is the difference between a lake and a sea?",
+    "Thank you, that is all for today.",
+    "How do I get from the station to the museum?",
+)
+SPEEDS = (0.85, 1.0, 1.2, 1.4)
+SIGNAL_TO_NOISE_DB = (15, 10, 5)
+"""Of every second question, once more in white noise."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    source: str
+    words: str
+    samples_n: Samples
+    """16 kHz."""
+
+
+def clips() -> list[Clip]:
+    """Utterances of 1 to 8 s, the same in every run; those of one source stand together."""
+    recorded, quiet, noisy = [], [], []
+    for line in (LIBRIVOX / "transcription").read_text().splitlines():
+        if found := re.match(r"<s> (.*) </s> \((.*)\)", line):
+            recorded.append(Clip("LibriVox", found[1], decode((LIBRIVOX / f"{found[2]}.wav").read_bytes())))
+    voice, rng = Hibari(threads=THREADS), np.random.default_rng(0)
+    for number, question in enumerate(QUESTIONS):
+        spoken_n = voice(question, speed=SPEEDS[number % len(SPEEDS)], seed=number)
+        # As a turn comes from a detector: a little before, and the silence that ended it.
+        speech_n = np.pad(soxr.resample(spoken_n, SPEECH_RATE, HEARING_RATE), (HEARING_RATE // 5, HEARING_RATE // 2))
+        quiet.append(Clip("synthesised", question, speech_n))
+        if number % 2 == 0:
+            ratio = 10 ** (SIGNAL_TO_NOISE_DB[number // 2 % len(SIGNAL_TO_NOISE_DB)] / 10)
+            noise_n = np.sqrt(np.mean(speech_n**2) / ratio) * rng.standard_normal(len(speech_n))
+            noisy.append(Clip("in noise", question, (speech_n + noise_n).astype(np.float32)))
+    found = [*recorded, *quiet, *noisy]
+    assert len(found) >= 20
+    assert all(1 <= len(clip.samples_n) / HEARING_RATE <= 8 for clip in found)
+    return found
+
+
+def plain(text: str) -> str:
+    """Words as LibriVox writes them."""
+    return " ".join(re.findall(r"[a-z']+", re.sub(r"\bmr\b", "mister", text.lower())))

@@ -1,0 +1,204 @@
+"""The page's tab on models: what the registry knows of a version, how it learned, and what its heads have learned.
+
+Nothing is read before the tab is opened. What reads files and the registry are plain functions, which Gradio runs in
+threads. The heads' pictures take their own process: drawing them would hold the page's event loop up.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from voicechat_ui import html_parts as parts
+
+log = logging.getLogger(__name__)
+
+NOT_READ_YET = "What the registry holds is read when this tab is opened."
+EMPTY = (
+    "The registry holds no model yet. Tune some with `voicechat sweep tune/sweeps/quickstart.yaml --promote`, or train "
+    "one with `voicechat train tune/recipes/shakespeare.yaml`; then press Refresh."
+)
+HEADS = {
+    "scores": "How symmetric each head is, and how much it attends to the same token, to the one before, and to what "
+    "followed the token last time; 0 to 1.",
+    "spectra": "Eigenvalues of each head's form: teal attracts, red repels.",
+    "attention": "Attention weights over the beginning of the validation text; rows look at columns.",
+    "eigenbasis": "The commonest tokens along each head's own directions.",
+    "distances": "How far the commonest tokens are from each other, as each head sees them.",
+}
+"""The pictures of `voicechat heads` in the order to be shown, by the names of their files."""
+
+
+def add_model_tab(tab: gr.Tab) -> None:
+    """Builds the components, inside `with gr.Tab(...) as tab`."""
+    with gr.Row():
+        version = gr.Dropdown(
+            [], label="Version", filterable=False, scale=1, min_width=280, elem_classes="facts-picker"
+        )
+        refresh = gr.Button("Refresh", scale=0, min_width=110, size="md")
+    card = gr.HTML(parts.block(parts.notice(NOT_READ_YET)))
+    heads = gr.HTML()
+    draw = gr.Button("Draw what its heads have learned", visible=False)
+
+    event: dict[str, Any] = {"api_visibility": "private"}
+    gr.on([tab.select, refresh.click], open_tab, [version], [version, card, heads, draw], **event)
+    version.input(show_version, [version], [card, heads, draw], **event)
+    # One at a time for all pages together: each takes a core for some seconds.
+    draw.click(draw_heads, [version], [heads, draw], concurrency_limit=1, show_progress="hidden", **event)
+
+
+def open_tab(chosen: str | None) -> tuple[Any, ...]:
+    """The list of versions as it is now, and the chosen one, or the first."""
+    from voicechat_platform.registry import Registry
+
+    try:
+        versions = sorted(Registry().versions(), key=lambda version: not version.is_champion)
+    except Exception as error:  # MLflow's, SQLAlchemy's, the network's
+        log.exception("the registry cannot be read")
+        return gr.Dropdown(choices=[], value=None), told(f"The registry cannot be read: {error}"), "", hidden()
+    if not versions:
+        return gr.Dropdown(choices=[], value=None), parts.block(parts.notice(EMPTY)), "", hidden()
+    choices = [(label(version), str(version)) for version in versions]
+    known = [value for _, value in choices]
+    shown = chosen if chosen in known else known[0]
+    return gr.Dropdown(choices=choices, value=shown), *show_version(shown)
+
+
+def label(version: Any) -> str:
+    champion = ", champion" if version.is_champion else ""
+    return f"{version}{champion}: {version.attention}, {version.nats_per_character:.4f} nats/character"
+
+
+def show_version(chosen: str | None) -> tuple[str, str, Any]:
+    """The card with the learning curve; the heads where they have been drawn before; else the button to draw them."""
+    from voicechat_platform.checkpoints import read_run
+    from voicechat_platform.registry import Registry, parse_version
+
+    if not chosen:
+        return "", "", hidden()
+    try:
+        registry = Registry()
+        version = registry.version(*parse_version(chosen))
+        folder = version.checkpoint()
+        run = read_run(folder)
+        card = parts.block(
+            parts.facts(card_facts(version, run)),
+            parts.folded("Recipe", parts.facts(recipe_facts(run["recipe"]))),
+            curve(registry.history(version, ("train_loss", "validation_loss")) or run["history"]),
+        )
+        heads = drawn_heads(folder)
+    except Exception as error:  # whatever is broken in a file or a folder: the page goes on
+        log.exception("%s cannot be shown", chosen)
+        return told(f"{chosen} cannot be shown: {error}"), "", hidden()
+    return card, heads, gr.Button(visible=not heads)
+
+
+def card_facts(version: Any, run: dict[str, Any]) -> dict[str, str]:
+    """What there is to know of a version, in words, by name."""
+    recipe, metrics = run["recipe"], run["metrics"]
+    model = recipe["model"]
+    variant = ", ".join(filter(None, [f"{model['attention']} attention", model.get("metric")]))
+    size = f" ({model['layers']} layers, {model['heads']} heads, width {model['width']}, context {model['context']})"
+    if recipe.get("init_from"):
+        variant, size = f"tuned from {recipe['init_from']}", ""
+    losses = f"{metrics['nats_per_character']:.4f} nats per character, {metrics['validation_loss']:.4f} per token"
+    corpus = run.get("corpus", {})
+    return {
+        "version": f"{version}, the champion" if version.is_champion else str(version),
+        "variant": variant,
+        "parameters": f"{run['parameters']:,}{size}",
+        "validation loss": f"{losses}, at step {metrics['step']} of {recipe['training']['steps']}",
+        "from": version.origin,
+        "corpus": f"{corpus.get('source', '?')} (SHA-256 {corpus.get('sha256', '?')[:12]}…)",
+        "git commit": run.get("commit") or "not from a repository",
+        "trained on": run.get("machine", "not noted"),
+        "packages": ", ".join(f"{name} {number}" for name, number in run.get("versions", {}).items()),
+    }
+
+
+def recipe_facts(recipe: dict[str, Any]) -> dict[str, str]:
+    """The recipe's fields that have a value, as sweep files write them."""
+    from voicechat_ui.training import flat
+
+    return {field: str(value) for field, value in flat(recipe).items() if value is not None}
+
+
+def curve(history: list[dict[str, float]]) -> str:
+    whole = [entry for entry in history if "train_loss" in entry and "validation_loss" in entry]
+    if not whole:
+        return parts.notice("There are no evaluations to draw a learning curve from.")
+    from voicechat_tune.report.figures import training_curve
+    from voicechat_tune.report.pictures import picture
+
+    caption = "Learning curve: training and validation loss over the steps; the best evaluation is ringed."
+    best = min(whole, key=lambda entry: entry["validation_loss"])
+    first, last = whole[0], whole[-1]
+    shows = (
+        f"Learning curve: the validation loss falls from {first['validation_loss']:.3f} at step {first['step']:.0f} to "
+        f"{best['validation_loss']:.3f} at step {best['step']:.0f}; at the last step, {last['step']:.0f}, it is "
+        f"{last['validation_loss']:.3f}, the training loss {last['train_loss']:.3f}."
+    )
+    return parts.picture(picture("curve", caption, training_curve(whole)).png, caption, shows)
+
+
+def drawn_heads(folder: Path) -> str:
+    """The heads' pictures and read-outs that a checkpoint's folder holds; empty where there are none."""
+    drawn = folder / "heads"
+    if not (drawn / "heads.json").exists():  # written last
+        return ""
+    heads = json.loads((drawn / "heads.json").read_text())["heads"]
+    names = [name for name, value in heads[0].items() if not isinstance(value, list)]
+    rows = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in (head[name] for name in names)] for head in heads]
+    table = parts.table("Each head in numbers", [name.replace("_", " ") for name in names], rows)
+    strongest = "; ".join(
+        f"most {score.replace('_', ' ')}: layer {head['layer']} head {head['head']}, {head[score]:.2f}"
+        for score in ("self_weight", "previous_token", "induction")
+        for head in [max(heads, key=lambda head: head[score])]
+    )
+    pictures = [
+        parts.picture(
+            (drawn / f"{name}.png").read_bytes(),
+            caption,
+            f"{caption} {strongest if name == 'scores' else f'One panel for each of the {len(heads)} heads.'}",
+        )
+        for name, caption in HEADS.items()
+    ]
+    return parts.block("<h3>What its heads have learned</h3>", *pictures, parts.folded("The same in numbers", table))
+
+
+async def draw_heads(chosen: str | None) -> AsyncGenerator[tuple[str, Any], None]:
+    """Draws the heads of a version, and keeps the pictures in its checkpoint's folder."""
+    if not chosen:
+        return
+    yield parts.block(parts.notice(f"Reading and drawing the heads of {chosen}: some ten seconds, once.")), hidden()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "voicechat_ui.cli", "heads", chosen, "--json"),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        os.setpriority(os.PRIO_PROCESS, process.pid, 10)  # those who talk meanwhile come first
+        _, said = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    if process.returncode:
+        reason = said.decode(errors="replace").strip().rpartition("\n")[2].removeprefix("error: ")
+        yield told(f"The heads of {chosen} cannot be drawn: {reason}"), gr.Button(visible=True)
+        return
+    _, heads, button = await asyncio.to_thread(show_version, chosen)
+    yield heads, button
+
+
+def told(problem: str) -> str:
+    return parts.block(parts.fault(problem))
+
+
+def hidden() -> Any:
+    return gr.Button(visible=False)

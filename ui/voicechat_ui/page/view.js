@@ -1,0 +1,163 @@
+// What is seen: messages, status, latency. Draws only what changed: screen readers read every change aloud. All text
+// is set as text: a reply that looks like HTML is shown as it is. Defines View.
+
+const AT_THE_END_PX = 60;
+const seconds = (value) => `${value.toFixed(2)} s`;
+
+function element(tag, className, text = "") {
+  const made = document.createElement(tag);
+  made.className = className;
+  made.textContent = text;
+  return made;
+}
+
+class View {
+  constructor() {
+    this.drawn = new Map(); // message id -> { item, key }
+  }
+
+  get(id) {
+    return document.getElementById(id);
+  }
+
+  // Returns whether the page is there; Gradio may draw it anew.
+  attach() {
+    const list = this.get("messages");
+    if (list && list !== this.list) {
+      this.list = list;
+      this.drawn.clear();
+    }
+    return Boolean(list);
+  }
+
+  setText(id, text) {
+    const where = this.get(id);
+    if (where.textContent !== text) where.textContent = text; // a screen reader reads every change aloud
+  }
+
+  messages(messages) {
+    const transcript = this.get("transcript");
+    const wasAtTheEnd = transcript.scrollHeight - transcript.scrollTop - transcript.clientHeight < AT_THE_END_PX;
+    this.get("empty").hidden = messages.length > 0;
+    const ids = new Set(messages.map(({ id }) => id));
+    for (const [id, { item }] of this.drawn) {
+      if (ids.has(id)) continue;
+      item.remove();
+      this.drawn.delete(id);
+    }
+    let before = null;
+    for (const message of messages) {
+      const { id, role, text, growing, language, aside, interrupted, failed, latency } = message;
+      const key = JSON.stringify([text, growing, language, aside, interrupted, failed, latency]);
+      let drawn = this.drawn.get(id);
+      if (!drawn) {
+        drawn = { item: element("li", `said ${role}`) };
+        if (before) before.after(drawn.item);
+        else this.list.prepend(drawn.item);
+        this.drawn.set(id, drawn);
+      }
+      if (drawn.key !== key) this.#draw(drawn.item, message);
+      drawn.key = key;
+      before = drawn.item;
+    }
+    if (wasAtTheEnd) transcript.scrollTop = transcript.scrollHeight;
+  }
+
+  #draw(item, { role, text, growing, language, aside, interrupted, failed, latency }) {
+    item.classList.toggle("growing", Boolean(growing));
+    const words = element("p", "words", text || (growing ? "…" : ""));
+    if (role === "note") return item.replaceChildren(words);
+    const who = element("span", "only-read", role === "user" ? "You: " : "Reply: ");
+    const tags = [];
+    if (language) tags.push(languageName(language));
+    if (language) words.lang = language;
+    if (aside) tags.push(aside);
+    if (interrupted) tags.push("interrupted");
+    if (failed) tags.push("cut off: the connection broke");
+    const parts = [who, words];
+    if (tags.length) parts.push(element("p", "tags", tags.join(" · ")));
+    if (latency) parts.push(this.#latencyBar(latency));
+    item.replaceChildren(...parts);
+  }
+
+  #latencyBar({ stages, toFirstSound, total }) {
+    const box = element("div", "latency");
+    const bar = element("div", "bar");
+    bar.setAttribute("aria-hidden", "true"); // the numbers below say the same
+    const numbers = element("dl", "numbers");
+    const number = (name, value, title = "") => {
+      const pair = element("div", `stage ${name.replaceAll(" ", "-")}`);
+      pair.title = title;
+      pair.append(element("dt", "", name), element("dd", "", seconds(value)));
+      numbers.append(pair);
+    };
+    for (const [stage, , title] of STAGES) {
+      if (stages[stage] === undefined) continue;
+      const segment = element("span", stage.replaceAll(" ", "-"));
+      segment.style.flexGrow = 1000 * stages[stage]; // below 1 in all, the bar would not be filled
+      bar.append(segment);
+      number(stage, stages[stage], title);
+    }
+    if (toFirstSound !== undefined) number("total", toFirstSound, "from the end of your words to the first sound");
+    number("whole reply", total, "until the server had sent all of it");
+    box.append(bar, numbers);
+    return box;
+  }
+
+  // rows: of Percentiles
+  percentiles(rows) {
+    const box = this.get("session-latency");
+    box.hidden = rows.length === 0;
+    if (!rows.length) return;
+    const [first] = rows;
+    const what = first.stage === "total" ? "reply after" : first.stage; // no reply had a sound yet
+    const summary = `${what} p50 ${seconds(first.p50)} · p95 ${seconds(first.p95)}`;
+    if (box.firstElementChild.textContent === summary && box.dataset.count === String(first.count)) return;
+    box.dataset.count = first.count;
+    box.firstElementChild.textContent = summary;
+    box.querySelector("tbody").replaceChildren(
+      ...rows.map(({ stage, p50, p95 }) => {
+        const row = document.createElement("tr");
+        const name = element("th", stage.replaceAll(" ", "-"), stage);
+        name.scope = "row";
+        row.append(name, element("td", "", p50.toFixed(2)), element("td", "", p95.toFixed(2)));
+        return row;
+      }),
+    );
+  }
+
+  status(status, text) {
+    this.get("status").dataset.status = status;
+    this.setText("status-text", text);
+  }
+
+  level(level) {
+    this.get("status")?.style.setProperty("--level", level.toFixed(2));
+  }
+
+  notice(text) {
+    const notice = this.get("notice");
+    notice.hidden = !text;
+    this.setText("notice", text);
+  }
+
+  controls({ active, muted, pushToTalk, holding, busy, model }) {
+    const start = this.get("start");
+    this.setText("start", active ? "End" : "Start conversation");
+    start.classList.toggle("ends", active);
+    start.disabled = !active && !model;
+    start.hidden = pushToTalk && !active;
+    start.classList.toggle("quiet", pushToTalk);
+    const hold = this.get("hold");
+    hold.hidden = !pushToTalk;
+    hold.disabled = !model;
+    hold.classList.toggle("held", holding);
+    this.setText("hold", holding ? "Release to send" : "Hold to talk");
+    const mute = this.get("mute");
+    mute.disabled = !active;
+    mute.hidden = pushToTalk;
+    mute.setAttribute("aria-pressed", muted);
+    this.get("push").setAttribute("aria-pressed", pushToTalk);
+    this.get("stop").hidden = !busy;
+  }
+}

@@ -1,0 +1,112 @@
+"""/v1/realtime where the page stands alone: passes a browser's frames on to the API, with the page's key, and back.
+
+Under `voicechat up` nothing comes here: Serve gives all of /v1 to the API.
+"""
+
+import asyncio
+import secrets
+from contextlib import suppress
+from typing import Any
+
+from fastapi import FastAPI, WebSocket, WebSocketDisconnect
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+
+LARGEST_FRAME_BYTES = 1 << 20
+"""Of either side: 15 seconds of sound as base64, where a client sends a fraction of a second."""
+
+FRAMES_QUEUED = 16
+
+OPEN_TIMEOUT_S = 5
+
+# WebSocket close codes.
+POLICY_VIOLATION, TOO_LARGE, INTERNAL_ERROR, TRY_AGAIN_LATER = 1008, 1009, 1011, 1013
+NEVER_SENT = (1005, 1006, 1015)  # they only say that no code came
+
+
+def add_relay(app: FastAPI, api_base_url: str, api_key: str) -> None:
+    """Adds the route.
+
+    Args:
+        api_base_url: http:// or https://, ends in /v1.
+        api_key: the page's own.
+    """
+    address = f"ws{api_base_url.removeprefix('http')}/realtime"
+
+    @app.websocket("/v1/realtime")
+    async def realtime(browser: WebSocket) -> None:
+        await browser.accept()
+        try:
+            api = await connect(
+                f"{address}?{browser.url.query}",
+                additional_headers={"Authorization": f"Bearer {api_key}"},
+                max_size=LARGEST_FRAME_BYTES,
+                max_queue=FRAMES_QUEUED,
+                open_timeout=OPEN_TIMEOUT_S,
+                proxy=None,
+            )
+        except InvalidStatus as error:
+            message, code = refusal(error.response.status_code)
+            await give_up(browser, message, code)
+        except (OSError, WebSocketException):
+            message = f"The server at {api_base_url} does not answer. Start it with `voicechat serve`."
+            await give_up(browser, message, TRY_AGAIN_LATER)
+        else:
+            await pass_frames(browser, api)
+
+
+def refusal(status: int) -> tuple[str, int]:
+    """What to tell the browser, and its close code, where the API answers the opening with an HTTP status."""
+    if status == 401:
+        return "The server wants a key of this page: start the page with one in VOICECHAT_API_KEY.", POLICY_VIOLATION
+    if status == 404:
+        return "The server has no /v1/realtime: it is of an older version, or of another kind.", POLICY_VIOLATION
+    if status == 429 or status >= 500:
+        return f"The server is busy (HTTP {status}).", TRY_AGAIN_LATER
+    return f"The server refused the conversation (HTTP {status}).", POLICY_VIOLATION
+
+
+async def give_up(browser: WebSocket, message: str, code: int) -> None:
+    """Tells why as an error event of the protocol, and closes."""
+    error = {"type": "server_error", "code": "api_unavailable", "message": message, "param": None, "event_id": None}
+    event: dict[str, Any] = {"type": "error", "event_id": f"event_{secrets.token_hex(8)}", "error": error}
+    with suppress(WebSocketDisconnect, RuntimeError):  # it has left meanwhile
+        await browser.send_json(event)
+        await browser.close(code)
+
+
+async def pass_frames(browser: WebSocket, api: ClientConnection) -> None:
+    """Both ways until one side closes, then closes the other. A slow side slows the other down."""
+    directions = [asyncio.create_task(to_api(browser, api)), asyncio.create_task(to_browser(browser, api))]
+    try:
+        await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for direction in directions:
+            direction.cancel()
+        await asyncio.gather(*directions, return_exceptions=True)
+        await api.close()
+
+
+async def to_api(browser: WebSocket, api: ClientConnection) -> None:
+    try:
+        while (message := await browser.receive())["type"] == "websocket.receive":
+            frame = message.get("text") or message.get("bytes") or b""
+            if len(frame) > LARGEST_FRAME_BYTES:
+                await browser.close(TOO_LARGE)
+                return
+            await api.send(frame)
+    except ConnectionClosed:
+        await asyncio.Event().wait()  # the other direction passes on why, and ends this
+
+
+async def to_browser(browser: WebSocket, api: ClientConnection) -> None:
+    try:
+        async for frame in api:
+            await (browser.send_text(frame) if isinstance(frame, str) else browser.send_bytes(frame))
+    except ConnectionClosed:
+        pass
+    except (WebSocketDisconnect, RuntimeError):
+        return  # the browser has left
+    code = api.close_code or INTERNAL_ERROR
+    with suppress(WebSocketDisconnect, RuntimeError):
+        await browser.close(INTERNAL_ERROR if code in NEVER_SENT else code, api.close_reason)

@@ -1,0 +1,111 @@
+"""This machine's microphone and loudspeaker, through the library `sounddevice` (the extra `talk`)."""
+
+import asyncio
+import threading
+from types import ModuleType
+from typing import Any
+
+from voicechat_platform.errors import InputError
+
+RATE = 24_000
+"""Samples a second of the realtime protocol."""
+
+PIECE_SAMPLES = RATE // 25
+BYTES_PER_SAMPLE = 2
+
+
+def sound_library() -> ModuleType:
+    """
+    Raises:
+        InputError: it is not installed, or lacks the library of the system that it needs.
+    """
+    try:
+        import sounddevice
+    except ImportError:
+        raise InputError(
+            "this machine's microphone and loudspeaker need the package sounddevice: pip install "
+            "'llm-voice-chat[talk]'; from a sound file (voicechat talk question.wav) it works without"
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"sounddevice cannot work here ({error}): install PortAudio, on Debian with apt-get install "
+            f"libportaudio2; from a sound file (voicechat talk question.wav) it works without"
+        ) from None
+    return sounddevice
+
+
+class Microphone:
+    """24 kHz signed 16-bit mono samples in pieces of 40 ms, from `start` on.
+
+    Raises:
+        InputError: there is none, or it cannot be opened.
+    """
+
+    def __init__(self) -> None:
+        library = sound_library()
+        self.pieces: asyncio.Queue[bytes] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        try:
+            self._stream = library.RawInputStream(
+                samplerate=RATE, channels=1, dtype="int16", blocksize=PIECE_SAMPLES, callback=self._take
+            )
+        except library.PortAudioError as error:
+            raise InputError(
+                f"there is no microphone that can be opened ({error}): give a WAV file, or type with --text"
+            ) from None
+
+    def _take(self, samples: Any, *about: Any) -> None:
+        """Called in a thread of PortAudio's."""
+        self._loop.call_soon_threadsafe(self.pieces.put_nowait, bytes(samples))
+
+    def start(self) -> None:
+        self._stream.start()
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class Loudspeaker:
+    """Plays 24 kHz signed 16-bit mono samples, as they come and without gaps between them.
+
+    Raises:
+        InputError: there is none, or it cannot be opened.
+    """
+
+    def __init__(self) -> None:
+        library = sound_library()
+        self._waiting = bytearray()
+        self._lock = threading.Lock()
+        self.num_played = 0
+        """Bytes that the device has taken, over all."""
+        try:
+            self._stream = library.RawOutputStream(samplerate=RATE, channels=1, dtype="int16", callback=self._give)
+        except library.PortAudioError as error:
+            raise InputError(
+                f"there is no loudspeaker that can be opened ({error}): keep the sound with --out"
+            ) from None
+        self._stream.start()
+
+    def _give(self, out: Any, frames: int, *about: Any) -> None:
+        """Called in a thread of PortAudio's, which wants so many samples at once."""
+        with self._lock:
+            sound = bytes(self._waiting[: frames * BYTES_PER_SAMPLE])
+            del self._waiting[: len(sound)]
+            self.num_played += len(sound)
+        out[:] = sound.ljust(frames * BYTES_PER_SAMPLE, b"\0")
+
+    @property
+    def is_playing(self) -> bool:
+        return bool(self._waiting)
+
+    def write(self, pcm: bytes) -> None:
+        with self._lock:
+            self._waiting += pcm
+
+    def drop(self) -> None:
+        """Be silent at once."""
+        with self._lock:
+            self._waiting.clear()
+
+    def close(self) -> None:
+        self._stream.close()

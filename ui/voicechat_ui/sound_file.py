@@ -1,0 +1,50 @@
+"""Sound files for `voicechat talk`: what is said, and what is answered.
+
+Letters: n samples.
+"""
+
+import wave
+from pathlib import Path
+
+import numpy as np
+import soxr
+
+from voicechat_platform.errors import InputError
+from voicechat_serve.audio import HEARING_RATE, decode
+from voicechat_ui.sound_device import BYTES_PER_SAMPLE, RATE
+
+
+def read_sound(path: Path) -> bytes:
+    """A sound file as signed 16-bit mono samples at the protocol's rate.
+
+    Raises:
+        InputError: there is no such file, or no sound in it.
+    """
+    try:
+        samples_n = decode(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    resampled_n = soxr.resample(samples_n, HEARING_RATE, RATE)
+    return (np.clip(resampled_n, -1, 1) * 32767).astype("<i2").tobytes()
+
+
+class SoundFile:
+    """A WAV file of what the model says, kept whole whatever happens: its length is written with every piece."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = path.open("wb")
+        except OSError as error:
+            raise InputError(f"the reply cannot be written to {path}: {error.strerror}") from None
+        self._sound = wave.open(self._file, "wb")  # noqa: SIM115 (closed by `close`)
+        self._sound.setparams((1, BYTES_PER_SAMPLE, RATE, 0, "NONE", ""))
+        self._sound.writeframes(b"")
+
+    def write(self, pcm: bytes) -> None:
+        self._sound.writeframes(pcm)
+
+    def close(self) -> None:
+        self._sound.close()
+        self._file.close()

@@ -1,0 +1,195 @@
+"""The page's tab on sweeps: those that this machine's home folder holds, those that only the registry knows, and the
+trials of the chosen one, also while it runs. Nothing is read before the tab is opened, and nothing on the event loop.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from voicechat_ui import html_parts as parts
+
+log = logging.getLogger(__name__)
+
+NOT_READ_YET = "The sweeps are read when this tab is opened."
+EMPTY = (
+    "There is no sweep yet. `voicechat sweep tune/sweeps/quickstart.yaml --promote` tunes a first model in a few "
+    "minutes; press Refresh while it runs to watch its trials."
+)
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """A sweep in the list."""
+
+    name: str
+    state: str
+    trials: str = ""
+    best: str = ""
+    versions: int = 0
+    """How many of its trials are in the registry."""
+
+
+def add_sweeps_tab(tab: gr.Tab) -> None:
+    """Builds the components, inside `with gr.Tab(...) as tab`."""
+    sweeps = gr.HTML(parts.block(parts.notice(NOT_READ_YET)))
+    with gr.Row():
+        sweep = gr.Dropdown([], label="Sweep", filterable=False, scale=1, min_width=280, elem_classes="facts-picker")
+        refresh = gr.Button("Refresh", scale=0, min_width=110, size="md")
+    trials = gr.HTML()
+
+    event: dict[str, Any] = {"api_visibility": "private"}
+    gr.on([tab.select, refresh.click], open_tab, [sweep], [sweeps, sweep, trials], **event)
+    sweep.input(show_sweep, [sweep], [trials], **event)
+
+
+def open_tab(chosen: str | None) -> tuple[str, Any, str]:
+    """The sweeps as they are now, and the trials of the chosen one, or of the newest."""
+    rows, problem = find_sweeps()
+    fault = parts.fault(problem) if problem else ""
+    if not rows:
+        return parts.block(fault, parts.notice(EMPTY)), gr.Dropdown(choices=[], value=None), ""
+    table = parts.table(
+        "Sweeps, the newest first",
+        ("sweep", "state", "trials done", "best validation loss", "versions in the registry"),
+        [[row.name, row.state, row.trials, row.best, str(row.versions)] for row in rows],
+    )
+    names = [row.name for row in rows]
+    shown = chosen if chosen in names else names[0]
+    return parts.block(fault, table), gr.Dropdown(choices=names, value=shown), show_sweep(shown)
+
+
+def find_sweeps() -> tuple[list[SweepRow], str]:
+    """Those of the home folder, then those that only the registry knows; and why the registry cannot be read, if so."""
+    from voicechat_tune.notes import known_sweeps
+
+    try:
+        groups, problem = registered_groups(), ""
+    except Exception as error:  # MLflow's, SQLAlchemy's, the network's
+        log.exception("the registry cannot be read")
+        groups, problem = {}, f"The registry cannot be read: {error}"
+    rows = []
+    for name in known_sweeps():
+        try:
+            row, group = sweep_row(name, groups)
+        except Exception as error:  # one broken sweep must not hide the others
+            log.warning("the sweep %s cannot be read: %s", name, error)
+            row, group = SweepRow(name, f"cannot be read: {error}"), ""
+        rows.append(row)
+        groups.pop(group, None)
+    for group, versions in groups.items():
+        best = min(versions, key=lambda version: version.nats_per_character)
+        rows.append(
+            SweepRow(group, "only in the registry", "", f"{best.nats_per_character:.4f} nats/character", len(versions))
+        )
+    return rows, problem
+
+
+def registered_groups() -> dict[str, list[Any]]:
+    """The registry's versions by the sweep that made them; what `voicechat train` made belongs to none."""
+    from voicechat_platform.registry import Registry
+
+    groups: dict[str, list[Any]] = {}
+    for version in Registry().versions():
+        group = version.origin.partition("/")[0]
+        if group not in ("", "train"):
+            groups.setdefault(group, []).append(version)
+    return groups
+
+
+def sweep_row(name: str, groups: dict[str, list[Any]]) -> tuple[SweepRow, str]:
+    """A sweep of the home folder, and its group in the registry."""
+    from voicechat_tune.notes import is_running, open_study, read_notes
+    from voicechat_tune.search import trials_of
+    from voicechat_tune.study import ranked
+
+    study = open_study(name)
+    notes, trials = read_notes(study.folder), study.trials()
+    wanted = trials_of(study.sweep) + notes["extended"]
+    done = sum(trial.state != "unfinished" for trial in trials)
+    state = (
+        "running" if is_running(study.folder) else "finished" if study.is_over(wanted) else "broken off; it can go on"
+    )
+    best = next(iter(ranked(trials)), None)
+    loss = f"{best.loss:.4f} (trial {best.number})" if best and best.loss is not None else ""
+    versions = len(groups.get(notes["group"], []))
+    return SweepRow(name, state, f"{done} of {wanted}", loss, versions), notes["group"]
+
+
+def show_sweep(chosen: str | None) -> str:
+    """The trials of a sweep and their learning curves."""
+    from voicechat_tune.notes import known_sweeps
+
+    if not chosen:
+        return ""
+    try:
+        return parts.block(*(trials_of_study(chosen) if chosen in known_sweeps() else trials_of_group(chosen)))
+    except Exception as error:  # whatever is broken in its folder: the page goes on
+        log.exception("the sweep %s cannot be shown", chosen)
+        return parts.block(parts.fault(f"The sweep {chosen} cannot be shown: {error}"))
+
+
+def trials_of_study(name: str) -> list[str]:
+    """The same table as `voicechat trials`, and the same curves as in the report."""
+    from voicechat_tune.follow import trials_table
+    from voicechat_tune.notes import is_running, open_study
+
+    study = open_study(name)
+    trials = study.trials()
+    if not trials:
+        return [parts.notice(f"The sweep {name} has no trials yet; press Refresh in a moment.")]
+    running = {run.key for trial in trials for run in trial.runs if run.ending is None}
+    table = trials_table("", trials, study.sweep, running if is_running(study.folder) else frozenset())
+    shown = parts.table(
+        f"Trials of {name}",
+        [str(column.header) for column in table.columns],
+        list(zip(*([str(cell) for cell in column.cells] for column in table.columns), strict=True)),
+        next((number for number, row in enumerate(table.rows) if row.style), None),
+    )
+    failures = [
+        parts.fault(f"Trial {trial.number} failed: {run.message.partition(chr(10))[0]}")
+        for trial in trials
+        for run in trial.runs
+        if run.ending == "failed"
+    ]
+    more = f"More of a trial: voicechat trial {name} NUMBER. All of it written up: voicechat report {name}."
+    return [shown, *failures, curves(study, trials), parts.notice(more)]
+
+
+def curves(study: Any, trials: list[Any]) -> str:
+    from voicechat_tune.report.figures import learning_curves
+    from voicechat_tune.report.findings import Findings, Run
+    from voicechat_tune.report.pictures import picture
+
+    runs = [
+        Run(trial.number, "", "equal width", 0, trial.point, run.ending or "unfinished", run.evaluations)
+        for trial in trials
+        for run in trial.runs
+        if run.evaluations
+    ]
+    if not runs:
+        return ""
+    caption = (
+        "Learning curves of the trials; the best is thick, those stopped early are faded. The first quarter of the "
+        "steps may run off the top."
+    )
+    ends = "; ".join(
+        f"trial {run.number} {run.history[-1]['validation_loss']:.3f} at step {run.history[-1]['step']}" for run in runs
+    )
+    figure = learning_curves(Findings(study.sweep.name, "sweep", "", runs))
+    return parts.picture(picture("curves", caption, figure).png, caption, f"Validation loss over steps. {ends}.")
+
+
+def trials_of_group(group: str) -> list[str]:
+    """What the registry alone knows of a sweep's trials."""
+    versions = sorted(registered_groups().get(group, []), key=lambda version: version.nats_per_character)
+    if not versions:
+        return [parts.fault(f"There is no sweep {group} any more; press Refresh.")]
+    rows = [
+        [v.origin.partition("/")[2], str(v), v.attention, f"{v.parameters:,}", f"{v.nats_per_character:.4f}"]
+        for v in versions
+    ]
+    columns = ("trial", "version", "variant", "parameters", "nats per character")
+    told = "Its folder is not on this machine: only the trials in the registry are shown."
+    return [parts.table(f"Trials of {group}", columns, rows, best=0), parts.notice(told)]

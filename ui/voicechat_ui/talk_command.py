@@ -1,0 +1,87 @@
+"""`voicechat talk`: the command's options; talk.py holds the conversation."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+console = Console(stderr=True, highlight=False)
+
+
+def talk(
+    sound: Annotated[
+        Path | None, typer.Argument(help="what to say, a file in any sound format  [default: the microphone]")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="WAV file for what the model says  [default: for a file NAME-reply.wav]")
+    ] = None,
+    text: Annotated[bool, typer.Option("--text", help="type instead of speaking, line by line")] = False,
+    model: Annotated[str | None, typer.Option(help="who answers; by default the server's first")] = None,
+    voice: Annotated[str | None, typer.Option(help="the voice, as GET /v1/audio/voices lists them")] = None,
+    speed: Annotated[float, typer.Option(min=0.25, max=4, help="of its speech")] = 1.0,
+    instructions: Annotated[str | None, typer.Option(help="the system prompt")] = None,
+    language: Annotated[str | None, typer.Option(help="what is spoken, such as en; by default it is detected")] = None,
+    url: Annotated[str, typer.Option(help="base URL of a running API")] = "http://127.0.0.1:8000/v1",
+    key: Annotated[
+        str, typer.Option(envvar=["VOICECHAT_API_KEY", "OPENAI_API_KEY"], show_default=False, help="sent to the URL")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+) -> None:
+    """Talk with a running server: with the microphone, from a sound file, or typed. Ctrl-C ends it.
+
+    A file may hold several utterances: each gets its reply before the next is said. Where an utterance ends is the
+    server's to find out, as with a microphone; the times that it takes stand below each reply.
+
+    Example: voicechat talk question.wav --out reply.wav
+    """
+    import asyncio
+
+    from voicechat_platform.errors import InputError
+    from voicechat_ui.talk import Wanted, hold
+    from voicechat_ui.talk_turns import ConversationEndedError, Turn
+
+    if sound and text:
+        raise InputError("either a file or --text: typed lines take the file's place")
+    if sound and not out:
+        out = Path(f"{sound.stem}-reply.wav")
+    wanted = Wanted(
+        url=url,
+        key=key,
+        model=model,
+        sound=sound,
+        typed=text,
+        out=out,
+        voice=voice,
+        speed=speed,
+        instructions=instructions,
+        language=language,
+    )
+    turns: list[Turn] = []
+    problem, code = "", 0
+    try:
+        model = asyncio.run(hold(wanted, lambda words, end: print_out(words, end, as_json), turns))
+    except KeyboardInterrupt:
+        code = 130
+    except ConversationEndedError as error:
+        problem, code = str(error), 1
+    if any(turn.status in ("failed", "in progress") for turn in turns):
+        code = code or 1
+    if as_json:
+        facts = {"url": url, "model": model, "sound": str(out) if out else None, "problem": problem}
+        print(json.dumps(facts | {"turns": [turn.facts() for turn in turns]}, indent=2))
+    if problem:
+        console.print(f"[red]error:[/red] {problem}", soft_wrap=True)
+    elif not turns and not code:
+        console.print("Nothing was heard.")
+    elif out:
+        console.print(f"What was spoken is in {out}.", soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def print_out(words: str, end: str, as_json: bool) -> None:
+    """For people on stdout, as it comes; beside JSON, which is stdout's then, on stderr."""
+    import sys
+
+    print(words, end=end, file=sys.stderr if as_json else sys.stdout, flush=True)
