@@ -36,7 +36,8 @@ EVENTS_AHEAD = 64
 """Events that a reader may fall behind by before the stages wait for it."""
 
 MOST_ITEMS = 1000
-"""The oldest ones are forgotten; no model's context reaches so far back."""
+MOST_CHARACTERS = 2**20
+"""The oldest items are forgotten; no model's context reaches so far back."""
 
 MS_PER_CHARACTER = 65
 """Of speech at a usual speed: for a sentence of which only the beginning was made."""
@@ -117,7 +118,8 @@ class Conversation:
         place = len(self.items) if place is None else place
         self.items.insert(place, item)
         previous = self.items[place - 1].id if place else None
-        del self.items[:-MOST_ITEMS]
+        while len(self.items) > MOST_ITEMS or sum(len(item.text) for item in self.items) > MOST_CHARACTERS:
+            del self.items[0]
         return previous
 
     def messages(self, instructions: str = "", also: Sequence[Item] = ()) -> list[Message]:

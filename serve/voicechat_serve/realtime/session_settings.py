@@ -6,7 +6,7 @@ Fields of OpenAI's that have no counterpart (noise_reduction, tracing, include, 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from voicechat_serve.voices import HEART
 
@@ -135,6 +135,12 @@ class ClientItem(Checked):
     role: Literal["system", "user", "assistant"]
     content: Annotated[list[ItemContent], Field(min_length=1, max_length=64)]
     id: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
+
+    @model_validator(mode="after")
+    def require_bounded_text(self) -> "ClientItem":
+        if len(self.text) > LONGEST_TEXT:
+            raise ValueError(f"an item has at most {LONGEST_TEXT} characters")
+        return self
 
     @property
     def text(self) -> str:
