@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,6 +14,9 @@ from voicechat_serve.realtime.session_settings import CLIENT_EVENTS, Checked
 
 MOST_UNHANDLED_BYTES = 32 * 2**20
 """Of frames that came faster than they can be handled: eight minutes of sound."""
+
+MOST_PARTS = 50_000
+"""Commas and brackets in an event: those of a few megabytes take seconds, in which no other session is heard."""
 
 MOST_UNSENT = 2048
 """Events that the client has not taken yet."""
@@ -54,7 +58,7 @@ class Wire:
         """
         while True:
             frame = await self.receive()
-            self.unhandled_bytes += len(frame)
+            self.unhandled_bytes += sys.getsizeof(frame)
             if self.unhandled_bytes > MOST_UNHANDLED_BYTES:
                 message = f"more than {MOST_UNHANDLED_BYTES // 2**20} MB came faster than they can be handled"
                 raise SessionEndedError("too_fast", f"{message}: send sound as it is recorded", 1008)
@@ -67,7 +71,7 @@ class Wire:
         """
         async with asyncio.timeout(timeout_s):  # before Python 3.12, wait_for may swallow a cancellation
             frame = await self.inbox.get()
-        self.unhandled_bytes -= len(frame)
+        self.unhandled_bytes -= sys.getsizeof(frame)
         return frame
 
     async def write(self) -> None:
@@ -113,8 +117,10 @@ def as_frame(event: dict[str, Any]) -> str:
 def parsed(frame: str) -> dict[str, Any]:
     """
     Raises:
-        EventError: not an event that there is.
+        EventError: not an event that there is, or one of too many parts.
     """
+    if sum(map(frame.count, ",[{")) > MOST_PARTS:
+        raise EventError("too_large", f"the event has more than {MOST_PARTS} commas and brackets")
     try:
         event = json.loads(frame)
     except (ValueError, RecursionError):
