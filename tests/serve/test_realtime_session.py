@@ -17,6 +17,7 @@ import soxr
 from openai.types.realtime import RealtimeServerEvent
 from pydantic import TypeAdapter
 
+from voicechat_serve import conversation as conversation_module
 from voicechat_serve.api.errors import APIError, api_error
 from voicechat_serve.audio import HEARING_RATE
 from voicechat_serve.loaded_model import Delta
@@ -802,3 +803,62 @@ async def test_speech_that_begins_while_an_early_answer_is_thrown_away_is_not_sp
         await asyncio.sleep(0.1)
         responses = client.all("response.created"), client.all("response.done")
         assert len(responses[0]) == len(responses[1]), "a reply goes on while the person speaks"
+
+
+async def test_a_written_turn_is_not_in_the_language_of_a_spoken_one_before(question):
+    stages = MadeUpStages()
+    stages.language = "de"
+    async with connected(stages) as client:
+        client.play(question)
+        await client.until("response.done")
+        client.send("conversation.item.create", item=written("And in English?"))
+        client.send("response.create")
+        done = await client.until("response.done", 2)
+        assert done["response"]["output_modalities"] == ["audio"]
+
+
+async def test_turns_that_wait_are_bounded():
+    stages = MadeUpStages()
+    stages.hearing_allowed.clear()
+    async with connected(stages) as client:
+        client.send("session.update", session={"audio": {"input": {"turn_detection": None}}})
+        for _ in range(50):
+            client.play(silence(0.3))
+            client.send("input_audio_buffer.commit")
+        client.send("response.create")
+        error = (await client.until("error"))["error"]
+        assert error["code"] == "too_many_turns"
+        client.send("response.create", event_id="mine")
+        while client.all("error")[-1]["error"]["event_id"] != "mine":
+            await asyncio.sleep(0.01)
+        assert len(client.session.turns) == session_module.MOST_TURNS
+        stages.hearing_allowed.set()
+        await client.until("conversation.item.input_audio_transcription.completed", session_module.MOST_TURNS)
+
+
+async def test_frames_of_next_to_nothing_are_bounded_too(monkeypatch):
+    monkeypatch.setattr(wire_module, "MOST_UNHANDLED_BYTES", 100_000)
+    client = Client(MadeUpStages())
+    for _ in range(10_000):
+        client.frames.put_nowait("")
+    assert await ended(client) == (1008, "too_fast")
+
+
+async def test_a_frame_is_not_too_long_to_be_read_in_passing():
+    async with connected() as client:
+        client.send("session.update", session={"x": [[]] * 2_000_000})
+        error = (await client.until("error"))["error"]
+        assert error["code"] == "too_large"
+
+
+async def test_a_conversation_keeps_no_more_text_than_a_model_could_read():
+    async with connected() as client:
+        for number in range(40):
+            client.send("conversation.item.create", item=written(f"{number:02} " + "x" * 60_000))
+        await client.until("conversation.item.done", 40)
+        items = client.session.conversation.items
+        assert items[-1].text.startswith("39 ")
+        assert sum(len(item.text) for item in items) <= conversation_module.MOST_CHARACTERS
+        parts = [{"type": "input_text", "text": "x" * 60_000}] * 2
+        client.send("conversation.item.create", item={"type": "message", "role": "user", "content": parts})
+        await client.until("error")

@@ -47,6 +47,9 @@ IDLE_S = 600
 
 LIMITS_CHECKED_S = 10
 
+MOST_TURNS = 16
+"""That wait for one another: each may hold a minute of sound."""
+
 ALREADY_RESPONDING = EventError(
     "conversation_already_has_active_response", "a response is under way: cancel it, or wait for its response.done"
 )
@@ -84,7 +87,7 @@ class Session:
         """The item that the utterance will be."""
         self.listening = Listening(detection, self._new_utterance, self.answering.is_heard)
         self.language: str | None = None
-        """Of the last utterance."""
+        """Of what was said last; None where that was written."""
         self.anticipation: asyncio.Task[None] | None = None
         """Writes down, and begins to answer, what is perhaps over."""
         self.turns: list[asyncio.Task[None]] = []
@@ -188,6 +191,7 @@ class Session:
                     raise EventError("response_cancel_not_active", "no such response is under way")
                 await self.answering.interrupt("client_cancelled")
             case Nothing() if kind == "input_audio_buffer.commit":
+                self._require_place()
                 self._end_utterance(await self.listening.commit(), None)
             case Nothing() if kind == "input_audio_buffer.clear":
                 await self._forget_utterance()
@@ -231,6 +235,8 @@ class Session:
             message = "only text can be put into the conversation; sound goes through the input audio buffer"
             raise EventError("unsupported_parameter", message, "item.content")
         item = Item(role=given.role, id=given.id or new_id("item"), text=given.text)
+        if item.role == "user":
+            self.language = None
         previous = self.conversation.add(item, place)
         self._tell_added(item, previous)
 
@@ -259,6 +265,7 @@ class Session:
             raise EventError("invalid_value", "a transcription session gives no responses")
         if self.answering.is_responding():
             raise ALREADY_RESPONDING
+        self._require_place()
         self._begin_turn(self._answer_client(wanted))
 
     async def _answer_client(self, wanted: ResponseSettings) -> None:
@@ -285,6 +292,8 @@ class Session:
                 elif change == "resumed":
                     await self._do_not_anticipate()
                 else:
+                    while len(self.turns) >= MOST_TURNS:
+                        await asyncio.wait([self.turns[0]])
                     end_ms = self.listening.end_ms
                     self._end_utterance(self.listening.take(), end_ms)
 
@@ -337,7 +346,9 @@ class Session:
             await stop(anticipation)
             await utterance.close()
             del self.unfinished[item.id]
-        item.text, self.language = transcript.text, transcript.language
+        item.text = transcript.text
+        if item.text:
+            self.language = transcript.language
         self._transcribed(
             item.id,
             "completed",
@@ -385,8 +396,12 @@ class Session:
         """What is being said comes to nothing, and answers nothing that was said before."""
         await self._do_not_anticipate()
         await self.listening.forget()
-        if self.unanswered:
+        if self.unanswered and len(self.turns) < MOST_TURNS:
             self._begin_turn(self._answer())
+
+    def _require_place(self) -> None:
+        if len(self.turns) >= MOST_TURNS:
+            raise EventError("too_many_turns", f"{MOST_TURNS} turns wait already: wait until one is through")
 
     def _begin_turn(self, turn: Coroutine[Any, Any, None]) -> None:
         """Turns follow one another: what was said first is written down, and answered, first."""
