@@ -10,6 +10,7 @@ import wave
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import jiwer
@@ -23,6 +24,8 @@ from openai.types.realtime import RealtimeServerEvent
 from pydantic import TypeAdapter
 
 from voicechat_serve.api.ingress import build
+from voicechat_serve.api.realtime import ServiceStages
+from voicechat_serve.conversation import stop
 from voicechat_serve.voices import HEART, SPEECH_RATE
 
 EVENT = TypeAdapter(RealtimeServerEvent)
@@ -218,3 +221,25 @@ async def test_a_session_outlives_its_models_process(server):
                 if done.response.status == "incomplete":  # five tokens are enough
                     break
         assert victim.pid not in [process.pid for process in replicas()]
+
+
+async def test_the_ear_is_told_that_nobody_waits_any_more(services):
+    asked = asyncio.Event()
+
+    class Response:
+        cancelled = False
+
+        def __await__(self):
+            asked.set()
+            return asyncio.sleep(3600).__await__()
+
+        def cancel(self) -> None:
+            self.cancelled = True
+
+    response = Response()
+    ear = SimpleNamespace(hear=SimpleNamespace(remote=lambda *sound: response))
+    stages = ServiceStages(replace(services, transcription=ear))
+    hearing = asyncio.create_task(stages.hear(np.zeros(16000, np.float32), None, None, False))
+    await asked.wait()
+    await stop(hearing)
+    assert response.cancelled

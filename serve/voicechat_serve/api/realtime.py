@@ -1,5 +1,6 @@
 """/realtime: a spoken conversation over a WebSocket, in the events of OpenAI's realtime protocol."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -82,7 +83,12 @@ class ServiceStages:
     async def hear(
         self, samples_n: Samples, language: str | None, prompt: str | None, only_if_idle: bool
     ) -> Transcript | None:
-        return await self.services.transcription.hear.remote(samples_n, language, prompt, only_if_idle)
+        response = self.services.transcription.hear.remote(samples_n, language, prompt, only_if_idle)
+        try:
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()  # otherwise the ear goes on with what nobody waits for
+            raise
 
     async def write(self, model: str, messages: list[Message], sampling: dict[str, Any]) -> AsyncGenerator[Delta, None]:
         handle, version = self.services.language_model(model)
