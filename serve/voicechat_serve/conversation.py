@@ -17,7 +17,7 @@ import contextlib
 import secrets
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from voicechat_serve.audio import Samples
 from voicechat_serve.loaded_model import Delta
@@ -31,6 +31,8 @@ Role = Literal["system", "user", "assistant"]
 Stage = Literal["generation", "synthesis"]
 Synthesize = Callable[[str], AsyncGenerator[Samples, None]]
 """A sentence -> its samples (n,), float32 at SPEECH_RATE."""
+
+Made = TypeVar("Made")
 
 EVENTS_AHEAD = 64
 """Events that a reader may fall behind by before the stages wait for it."""
@@ -69,6 +71,8 @@ class Item:
     """Whether it is sound: the person's recording, or a reply with a voice."""
     is_complete: bool = True
     """False while it is being made, and for good when it was broken off."""
+    is_in_progress: bool = False
+    """While it is being made."""
     spoken: list[Spoken] = field(default_factory=list)
     """The sentences of a reply that went to the voice, in their order."""
     heard_ms: float | None = None
@@ -178,7 +182,7 @@ class Reply:
     """
 
     def __init__(self, pieces: AsyncGenerator[Delta, None], synthesize: Synthesize | None) -> None:
-        self.item = Item(role="assistant", is_spoken=synthesize is not None, is_complete=False)
+        self.item = Item(role="assistant", is_spoken=synthesize is not None, is_complete=False, is_in_progress=True)
         """Grows with the events that are handed out."""
         self.last: Delta | None = None
         """The model's last piece: it tells the counts of tokens and why it ended."""
@@ -257,14 +261,14 @@ class Reply:
                     await self._events.put((SpeechChunk(samples_n), spoken))
 
 
-async def uncancelled(stage: Coroutine[Any, Any, None]) -> None:
+async def uncancelled(stage: Coroutine[Any, Any, Made]) -> Made:
     """Run a stage; a cancellation that nobody asked this task for is a failure like any other.
 
     A stage's backend may raise CancelledError for reasons of its own, and asyncio would end the task in silence, with
     the other stage waiting for it for ever.
     """
     try:
-        await stage
+        return await stage
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is not None and task.cancelling():

@@ -862,3 +862,42 @@ async def test_a_conversation_keeps_no_more_text_than_a_model_could_read():
         parts = [{"type": "input_text", "text": "x" * 60_000}] * 2
         client.send("conversation.item.create", item={"type": "message", "role": "user", "content": parts})
         await client.until("error")
+
+
+async def test_an_ear_that_is_cancelled_from_within_is_told_as_a_failure(question):
+    stages = MadeUpStages()
+
+    async def hear(samples_n, language, prompt, only_if_idle):
+        raise asyncio.CancelledError
+
+    usual, stages.hear = stages.hear, hear
+    async with connected(stages) as client:
+        client.play(question)
+        await client.until("conversation.item.input_audio_transcription.failed")
+        stages.hear = usual
+        client.play(question)
+        await client.until("response.done")
+
+
+async def test_a_failure_is_told_to_a_client_that_wants_no_transcripts_too(question):
+    stages = MadeUpStages()
+    stages.failing = "transcription"
+    async with connected(stages) as client:
+        client.send("session.update", session={"audio": {"input": {"transcription": None}}})
+        client.play(question)
+        assert (await client.until("error"))["error"]["type"] == "server_error"
+
+
+async def test_a_reply_that_is_cancelled_before_its_first_word_is_not_in_progress_for_good():
+    stages = MadeUpStages()
+    stages.waits.clear()
+    async with connected(stages) as client:
+        client.send("conversation.item.create", item=written("Go on."))
+        client.send("response.create")
+        added = await client.until("response.output_item.added")
+        client.send("conversation.item.retrieve", item_id=added["item"]["id"])
+        assert (await client.until("conversation.item.retrieved"))["item"]["status"] == "in_progress"
+        client.send("response.cancel")
+        done = await client.until("response.done")
+        assert done["response"]["output"][0]["status"] == "incomplete"
+        assert client.all("response.output_item.done")[0]["item"]["status"] == "incomplete"

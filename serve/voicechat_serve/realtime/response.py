@@ -98,6 +98,7 @@ class Response:
                     await self._sound(samples_n, part)
                 case Failed(_, error):
                     self.failure = self.explain(error)
+        self.item.is_in_progress = False
         if self.failure:
             self.item.is_complete = False
         if is_spoken:
@@ -169,14 +170,13 @@ def told_item(item: Item) -> dict[str, Any]:
     """An item as the client is told of it, with the text as far as it was heard."""
     if item.role == "assistant":
         kind = "output_audio" if item.is_spoken else "output_text"
-        in_progress = not item.is_complete and not item.text
-        status = "in_progress" if in_progress else "completed" if item.is_complete else "incomplete"
+        status = "in_progress" if item.is_in_progress else "completed" if item.is_complete else "incomplete"
     else:
         kind, status = "input_audio" if item.is_spoken else "input_text", "completed"
     content: dict[str, Any] = {"type": kind, "transcript" if item.is_spoken else "text": item.heard}
     if item.is_spoken and item.role == "user" and not item.text:
         content["transcript"] = None
-    is_empty = status == "in_progress"
+    is_empty = status == "in_progress" and not item.text
     return {
         "object": "realtime.item",
         "id": item.id,

@@ -340,7 +340,10 @@ class Session:
                 await asyncio.wait([anticipation])
             transcript = await utterance.finish()
         except Exception as error:
-            self._transcribed(item.id, "failed", error=self.stages.explain(error))
+            told = self.stages.explain(error)
+            self._transcribed(item.id, "failed", error=told)
+            if self.settings.audio.input.transcription is None:
+                self.wire.emit_error(told)
             return await self._answer()
         finally:
             await stop(anticipation)

@@ -12,16 +12,17 @@ Letters: n samples at HEARING_RATE.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from itertools import takewhile
+from typing import Any
 
 import numpy as np
 
 from voicechat_serve.audio import HEARING_RATE, Samples
-from voicechat_serve.conversation import stop
+from voicechat_serve.conversation import stop, uncancelled
 from voicechat_serve.transcription import Transcript
 
-Hear = Callable[[Samples, bool], Awaitable[Transcript | None]]
+Hear = Callable[[Samples, bool], Coroutine[Any, Any, Transcript | None]]
 """A sound of at most LONGEST_PART_S and a bit; with True only where the ear is idle: None where it was not."""
 
 LONGEST_PART_S = 24.0
@@ -126,7 +127,7 @@ class Utterance:
         return transcript
 
     async def _hear(self, samples_n: Samples) -> Transcript:
-        transcript = await self.hear(samples_n, False)
+        transcript = await uncancelled(self.hear(samples_n, False))
         assert transcript is not None
         return transcript
 
