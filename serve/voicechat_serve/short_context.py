@@ -104,7 +104,11 @@ def decode_utterance(model: "Whisper", samples_n: Samples, language: str | None,
     tokenizer = Tokenizer(model.hf_tokenizer, is_multilingual, "transcribe", language or "en")
     previous = tokenizer.encode(" " + prompt.strip()) if prompt else []
     prompt_ids = model.get_prompt(tokenizer, previous, without_timestamps=True)
-    most = min(16 + len(samples_n) * TOKENS_PER_SECOND // HEARING_RATE, model.max_length // 2)
+    most = min(
+        16 + len(samples_n) * TOKENS_PER_SECOND // HEARING_RATE,
+        model.max_length // 2,
+        model.max_length - len(prompt_ids),
+    )
     result = model.model.generate(
         encoded,
         [prompt_ids],

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from voicechat_platform.assets import locate
 from voicechat_platform.errors import InputError
 from voicechat_serve.audio import HEARING_RATE, decode
-from voicechat_serve.short_context import MOST_SECONDS, Utterance, decode_utterance, is_sure, says_it_again
+from voicechat_serve.short_context import MOST_SECONDS, Decoded, decode_utterance, is_sure, says_it_again
 from voicechat_serve.transcription import Transcription
 
-SURE = Utterance("What time is it?", "en", 1.0, -0.1, 0.02, 0.9, True)
+SURE = Decoded("What time is it?", "en", 1.0, -0.1, 0.02, 0.9, True)
 
 
 def plain(text: str) -> str:
@@ -253,3 +253,9 @@ async def test_a_word_need_not_wait_for_a_lecture(english, clips, question):
     await asyncio.sleep(0)
     await asyncio.gather(lecture, heard("word", english.hear(question)))
     assert ended == ["word", "lecture"]
+
+
+def test_a_prompt_that_fills_the_context_is_cut_off_too(english, question):
+    long_n = np.tile(question, 20)[: MOST_SECONDS * HEARING_RATE]
+    heard = decode_utterance(english.model, long_n, None, "7 " * 512)
+    assert not heard.is_ended  # tiny.en goes on with the sevens
