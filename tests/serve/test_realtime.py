@@ -48,6 +48,11 @@ class Talk:
             await self.connection.input_audio_buffer.append(audio=audio)
             await asyncio.sleep(0.04 / speed)
 
+    async def read(self) -> None:
+        """Notes all that comes, for good."""
+        while True:
+            self.events.append(await self.connection.recv())
+
     async def until(self, kind: str) -> Any:
         async with asyncio.timeout(60):
             while True:
@@ -152,6 +157,60 @@ async def test_a_session_that_only_writes_down(server, clips):
         )
         assert jiwer.wer(words, written, reference_transform=plain, hypothesis_transform=plain) < 0.25
         assert "response.created" not in talk.kinds()
+
+
+async def test_nothing_is_made_up_where_nobody_speaks(server):
+    generator = np.random.default_rng(0)
+    time_n = np.arange(6 * SPEECH_RATE) / SPEECH_RATE
+    tune_n = 220 * 2 ** (np.floor(time_n * 4) % 12 / 12)
+    music_n = 0.2 * sum(np.sin(2 * np.pi * np.cumsum(tune_n * k) / SPEECH_RATE) / k for k in (1, 2, 3))
+    quiet_n = np.zeros(2 * SPEECH_RATE)
+    async with talking(server) as talk:
+        for sound_n in (quiet_n, 0.1 * generator.standard_normal(6 * SPEECH_RATE), quiet_n, music_n, quiet_n):
+            await talk.play(sound_n, speed=10)
+        await talk.connection.session.update(session={"type": "realtime", "audio": {"input": {"turn_detection": None}}})
+        await talk.until("session.updated")
+        for sound_n in (quiet_n, music_n):  # committed without any look for speech
+            await talk.play(sound_n, speed=20)
+            await talk.connection.input_audio_buffer.commit()
+            heard = await talk.until("conversation.item.input_audio_transcription.completed")
+            assert heard.transcript == ""
+        said = [e.transcript for e in talk.events if e.type.endswith("input_audio_transcription.completed")]
+        assert set(said) == {""}
+        assert "response.created" not in talk.kinds()
+
+
+@pytest.mark.nightly
+async def test_ten_minutes_of_reading(server, clips):
+    """At six times the speed of a reader: all of it is written down, in bounded memory."""
+    plain = jiwer.Compose(
+        [jiwer.ToLowerCase(), jiwer.RemovePunctuation(), jiwer.Strip(), jiwer.ReduceToListOfListOfWords()]
+    )
+    (ingress,) = [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if "ServeReplica:api:api" in " ".join(child.cmdline())
+    ]
+    async with talking(server, extra_query={"intent": "transcription"}) as talk:
+        reading = asyncio.create_task(talk.read())
+        before, told, words = ingress.memory_info().rss, 0.0, []
+        while told < 600:
+            for path, text in clips:
+                with wave.open(str(path)) as file:
+                    rate, samples_n = file.getframerate(), np.frombuffer(file.readframes(file.getnframes()), "<i2")
+                speech_n = soxr.resample(samples_n.astype(np.float32) / 32768, rate, SPEECH_RATE)
+                await talk.play(np.concatenate([speech_n, np.zeros(SPEECH_RATE // 4)]), speed=6)
+                told += len(speech_n) / SPEECH_RATE
+                words.append(text)
+        await talk.play(np.zeros(2 * SPEECH_RATE), speed=6)
+        await asyncio.sleep(20)
+        reading.cancel()
+        written = [e.transcript for e in talk.events if e.type.endswith("input_audio_transcription.completed")]
+        error_rate = jiwer.wer(
+            " ".join(words), " ".join(written), reference_transform=plain, hypothesis_transform=plain
+        )
+        assert error_rate < 0.25
+        assert ingress.memory_info().rss - before < 200 * 2**20
 
 
 @asynccontextmanager

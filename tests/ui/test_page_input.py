@@ -167,6 +167,7 @@ def test_settings_apply_to_the_next_turn_and_a_reload_keeps_all(
     assert realtime.session.model == "bard"
     assert realtime.session.config["audio"]["output"]["voice"] == "heart"
     assert "friendly assistant" in realtime.session.config["instructions"]
+    assert realtime.session.config["temperature"] is None, "the model's own"
     talk.page.get_by_role("button", name="Settings").click()
     model = talk.page.get_by_label("Model", exact=True)
     model.click()
@@ -175,6 +176,8 @@ def test_settings_apply_to_the_next_turn_and_a_reload_keeps_all(
     talk.page.get_by_role("option", name="parrot").click()
     talk.page.get_by_label("Voice", exact=True).click()
     talk.page.get_by_role("option", name="amelie (fr)").click()
+    talk.page.get_by_label("Temperature", exact=True).click()
+    talk.page.get_by_role("option", name="0.4").click()
     talk.page.get_by_label("System prompt").fill("Speak like a pirate.")
     speed = talk.page.get_by_label("number input for Speed of speech")
     speed.fill("1.5")
@@ -186,6 +189,7 @@ def test_settings_apply_to_the_next_turn_and_a_reload_keeps_all(
     assert (config["model"], config["instructions"]) == ("parrot", "Speak like a pirate.")
     assert config["audio"]["output"]["voice"] == "amelie"
     assert config["audio"]["output"]["speed"] == 1.5
+    assert config["temperature"] == 0.4
     assert len(realtime.sessions) == 1
     talk.wait_for("ready")
 

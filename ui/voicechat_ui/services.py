@@ -108,7 +108,7 @@ def run_services(settings: Settings, with_page: bool, application: Path | None =
     address = f"http://{reachable(settings.host)}:{settings.port}"
     api = f"{address}/v1"
     page = partial(mount_page, api_base_url=api, api_key=page_key) if with_page else None
-    os.environ.setdefault("GRADIO_TEMP_DIR", str(settings.folder("recordings")))  # read in the page's replica
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(settings.folder("page")))  # read in the page's replica
     started = time.monotonic()
     with console.status("starting Ray") as status, torn_down(settings):
         start_ray()
@@ -142,7 +142,7 @@ def torn_down(settings: Settings) -> Iterator[None]:
             stop()  # lets the replicas end what they have begun
         finally:
             stop_ray()
-            shutil.rmtree(settings.folder("recordings"), ignore_errors=True)
+            shutil.rmtree(settings.folder("page"), ignore_errors=True)
 
 
 def reachable(host: str) -> str:
