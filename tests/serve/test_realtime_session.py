@@ -901,3 +901,11 @@ async def test_a_reply_that_is_cancelled_before_its_first_word_is_not_in_progres
         done = await client.until("response.done")
         assert done["response"]["output"][0]["status"] == "incomplete"
         assert client.all("response.output_item.done")[0]["item"]["status"] == "incomplete"
+
+
+async def test_an_utterance_keeps_its_id(question):
+    async with connected() as client:
+        client.play(question[: len(question) // 2])
+        id = (await client.until("input_audio_buffer.speech_started"))["item_id"]
+        client.send("conversation.item.create", item=written("Mine.") | {"id": id})
+        assert (await client.until("error"))["error"]["code"] == "item_exists"

@@ -229,7 +229,8 @@ class Session:
         elif event.previous_item_id is not None:
             place = self.conversation.items.index(self._item(event.previous_item_id)) + 1
         given = event.item
-        if given.id and self.conversation.find(given.id):
+        is_being_said = self.listening.utterance and given.id == self.utterance_id
+        if given.id and (is_being_said or self.conversation.find(given.id)):
             raise EventError("item_exists", f"there is an item {given.id!r} already", "item.id")
         if given.has_sound_only:
             message = "only text can be put into the conversation; sound goes through the input audio buffer"
