@@ -105,7 +105,8 @@ class APIArguments(Strict):
     """Language models besides."""
     whisper: Literal["base", "tiny.en"] = "base"
     """The transcription model."""
-    transcription: Replicas = Replicas(num_cpus=0.3, max_ongoing_requests=4, max_queued_requests=32)
+    transcription: Replicas = Replicas(num_cpus=0.3, max_ongoing_requests=16, max_queued_requests=32)
+    """They take turns by windows of 30 s, so that a conversation need not wait until lectures are through."""
     synthesis: Replicas = Replicas(max_ongoing_requests=8, max_queued_requests=32)
     ingress: Replicas = Replicas(max_ongoing_requests=512, max_queued_requests=512)
     """The HTTP API. Limits of keys are counted in each replica of it."""

@@ -124,9 +124,9 @@ class Answering:
 
     async def close(self) -> None:
         await self.drop_draft()
+        await stop(self.responding)
         if self.response:
             await self.response.reply.close()
-        await stop(self.responding)
 
     def _begin(self, options: ReplyOptions, messages: list[Message]) -> Reply:
         sampling: dict[str, Any] = {"max_tokens": options.max_tokens}

@@ -322,7 +322,7 @@ class Session:
             end_ms: where the speech ended, without the silence that told it; None where the client said so.
         """
         item = Item(role="user", id=self.utterance_id, is_spoken=True)
-        self.answering.endpoint_at = time.monotonic()
+        self.answering.endpoint_at = None if end_ms is None else time.monotonic()
         if end_ms is not None:
             self.emit({"type": "input_audio_buffer.speech_stopped", "audio_end_ms": end_ms, "item_id": item.id})
         previous = self.conversation.add(item)
