@@ -40,7 +40,7 @@ def test_names_say_what_is_measured_and_in_which_unit():
             assert metric.boundaries == sorted(metric.boundaries)
         else:
             assert isinstance(metric, Gauge)
-            assert name.endswith(("_running", "_waiting", "_ratio"))
+            assert name.endswith(("_running", "_waiting", "_ratio", "_sessions"))
         # Whatever a client may write freely has no label to go to.
         assert set(metric.info["tag_keys"]) <= {"endpoint", "model", "status"}
 
