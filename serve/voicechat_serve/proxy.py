@@ -37,7 +37,7 @@ class ProxyRoutesForThisMachine:
         await self.app(scope, receive, send)
 
 
-class WebSocketsLast:
+class WebSocketsWithoutTimeout:
     """ASGI middleware: a conversation may take longer than Serve's limit for a request; its own ends it."""
 
     def __init__(self, app: ASGIApp):
@@ -54,4 +54,4 @@ def middlewares() -> list[Middleware]:
     """Called in the proxy's process, before it listens."""
     # Uvicorn's other parser, httptools, gathers headers without end in memory, before any key is asked for.
     uvicorn.config.HTTP_PROTOCOLS["auto"] = uvicorn.config.HTTP_PROTOCOLS["h11"]
-    return [Middleware(CleanRequestId), Middleware(ProxyRoutesForThisMachine), Middleware(WebSocketsLast)]
+    return [Middleware(CleanRequestId), Middleware(ProxyRoutesForThisMachine), Middleware(WebSocketsWithoutTimeout)]
