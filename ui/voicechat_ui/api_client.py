@@ -45,18 +45,16 @@ class ApiClient:
         return [(voice["id"], voice["language"]) for voice in answer["data"]] or [DEFAULT_VOICE]
 
     def explain(self, error: Exception) -> str:
-        """What went wrong and what to do about it, for the person at the page."""
+        """What went wrong and what to do about it, for the person at the page or at the terminal."""
         if isinstance(error, openai.APITimeoutError):
-            return "The server took too long to answer. Reload the page."
+            return "The server took too long to answer."
         if isinstance(error, openai.APIConnectionError):
-            return (
-                f"The server at {self.base_url} does not answer. Start it with `voicechat serve`, then reload the page."
-            )
+            return f"The server at {self.base_url} does not answer. Start it with `voicechat serve`."
         if isinstance(error, openai.APIStatusError):
             said = error.body.get("message") if isinstance(error.body, dict) else None
             if error.status_code in (429, 503):
-                return f"The server is busy ({said or error.status_code}). Reload the page in a moment."
+                return f"The server is busy ({said or error.status_code}): wait a moment."
             if error.status_code == 401:
-                return "The server wants a key of this page: start the page with one in VOICECHAT_API_KEY."
+                return "The server wants a key: start this program with one in VOICECHAT_API_KEY."
             return f"The server refused the request: {said or error.message}"
         return f"The server failed: {error}"

@@ -59,7 +59,7 @@ def build_page(api: ApiClient) -> gr.Blocks:
         try:
             models, voices = await api.language_models(), await api.voices()
         except openai.OpenAIError as error:
-            problem = api.explain(error)
+            problem = f"{api.explain(error)} Reload the page to try again."
         else:
             problem = "" if models else "The server has no language model."
         ids = [voice for voice, _ in voices]
