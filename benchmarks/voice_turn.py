@@ -33,7 +33,7 @@ from voicechat_serve.transcription import Transcription
 
 PARTS = ("transcription", "turn", "interruption", "four")
 SETTLE_S = 3
-"""Between one part's work and the next one's."""
+"""After a session, for what it began to end."""
 
 
 def main() -> None:

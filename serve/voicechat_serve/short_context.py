@@ -1,4 +1,4 @@
-"""Short utterances through Whisper at a fifth of the time: its encoder is given the utterance, not a window of 30 s.
+"""Short utterances through Whisper at a third of the time: its encoder is given the utterance, not a window of 30 s.
 
     utterance -> voice activity -> features of the stretch that holds speech, and PADDING_FRAMES of nothing
               -> encoder -> [language] -> decoder -> words, and by the gate of `is_sure` whether to believe them

@@ -110,7 +110,7 @@ class Transcription:
     async def hear(
         self, samples_n: Samples, language: str | None = None, prompt: str | None = None, only_if_idle: bool = False
     ) -> Transcript | None:
-        """What is said in one utterance of a conversation, in a fifth of `transcribe`'s time where Whisper is sure.
+        """What is said in one utterance of a conversation, in a third of `transcribe`'s time where Whisper is sure.
 
         Where it is not, or the sound is longer than MOST_SECONDS, it is what `transcribe` hears. Leaving early ends the
         work within one window. Arguments and errors are those of `listen`.

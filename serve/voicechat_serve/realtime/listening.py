@@ -8,7 +8,6 @@ import base64
 import binascii
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from typing import Literal
 
 import numpy as np
 import soxr
@@ -21,6 +20,7 @@ from voicechat_serve.realtime.voice_activity import (
     CHUNK,
     CHUNK_MS,
     INTERRUPTS_AFTER_MS,
+    Change,
     VoiceActivity,
 )
 from voicechat_serve.realtime.wire import EventError
@@ -28,8 +28,6 @@ from voicechat_serve.voices import SPEECH_RATE
 
 LONGEST_UTTERANCE_S = 600
 SHORTEST_COMMIT_MS = 100
-
-Change = Literal["started", "paused", "resumed", "stopped"]
 
 
 class Listening:

@@ -27,6 +27,9 @@ LANGUAGES = {"a": "en-us", "b": "en-gb", "e": "es", "f": "fr-fr", "h": "hi", "i"
 PAUSE_S = 0.25
 """After a sentence: the package cuts off the silence around it, of which a quarter of a second would be waited for."""
 
+SLOWEST, FASTEST = 0.5, 2.0
+"""Speeds that the package takes; what is asked for beyond them is spoken at these."""
+
 
 def installed() -> Iterator[Installed]:
     """
@@ -73,5 +76,5 @@ class KokoroSpeaker:
     def speak(self, text: str, speed: float) -> Iterator[Samples]:
         for sentence in sentences(text):
             for part in textwrap.wrap(self.model.tokenizer.phonemize(sentence, self.language), MOST_PHONEMES):
-                sound_n, _ = self.model.create(part, self.name, min(max(speed, 0.5), 2.0), is_phonemes=True)
+                sound_n, _ = self.model.create(part, self.name, min(max(speed, SLOWEST), FASTEST), is_phonemes=True)
                 yield np.pad(sound_n, (0, int(PAUSE_S * SPEECH_RATE)))

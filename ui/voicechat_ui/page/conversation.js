@@ -1,7 +1,7 @@
 // The conversation: what was said, and what is going on, from the server's events. Defines Conversation.
 //
-// A message is { id, role: user | assistant | note, text, time } and, where it has them, { growing, language, aside,
-// interrupted, failed, latency }. Its id is that of the server's item.
+// A message is { id, role: user | assistant | note, text, time, session } and, where it has them, { growing, language,
+// aside, interrupted, failed, turn, latency }. Its id is that of the server's item; the session is the one that has it.
 
 const MESSAGES_KEPT = 200;
 
@@ -10,6 +10,8 @@ class Conversation {
   constructor({ realtime, playback, recording, percentiles, changed, announce }) {
     Object.assign(this, { realtime, playback, recording, percentiles, changed, announce });
     this.messages = [];
+    this.unanswered = ""; // the message that was typed before there was a session
+    this.speechStartedMs = 0; // on the session's clock
     this.forgetTurn();
   }
 

@@ -21,7 +21,10 @@ const talk = {
   taking: false, // the microphone's frames are sent
   taken: [], // while the button is held
   uploading: false,
-  eventAt: 0,
+  eventAt: 0, // when something last happened
+  settled: null, // called when the server has taken in what an upload has sent so far
+  setting: 0, // the timer until changed settings are sent
+  stored: "", // what is in the browser's storage
 };
 
 const view = new View();
