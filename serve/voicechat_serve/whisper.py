@@ -23,7 +23,7 @@ class Whisper(WhisperModel):
     """Of the sound at work; set it before asking for a segment."""
 
     def encode(self, features: NDArray[np.float32]) -> ctranslate2.StorageView:
-        """One window of 30 s, the first thing that is done with each.
+        """One window, of 30 s or an utterance's own; the first thing that is done with each.
 
         Raises:
             AbandonedError: `abandoned` is set.

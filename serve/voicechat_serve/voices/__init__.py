@@ -11,7 +11,7 @@ from voicechat_serve.voices import hibari, kokoro, piper
 from voicechat_serve.voices.hibari import HEART
 from voicechat_serve.voices.interface import SPEECH_RATE, Speaker, Voice
 
-__all__ = ["HEART", "OPENAI_VOICES", "SPEECH_RATE", "Speaker", "Voice", "find_voice", "installed", "installed_voices"]
+__all__ = ["HEART", "SPEECH_RATE", "Speaker", "Voice", "find_voice", "installed", "installed_voices"]
 
 # The names that OpenAI's clients send; all are answered by the default voice.
 OPENAI_VOICES = (
