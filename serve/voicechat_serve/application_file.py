@@ -110,7 +110,7 @@ class APIArguments(Strict):
     synthesis: Replicas = Replicas(max_ongoing_requests=8, max_queued_requests=32)
     ingress: Replicas = Replicas(max_ongoing_requests=512, max_queued_requests=512)
     """The HTTP API. Limits of keys are counted in each replica of it."""
-    realtime_sessions: int = Field(default=16, ge=0)
+    realtime_sessions: int = Field(default=16, ge=1)
     """Most spoken conversations at once, in each replica of the ingress."""
 
     @field_validator("models")

@@ -12,9 +12,11 @@ from fastapi.responses import StreamingResponse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient, WebSocketDenialResponse
+from starlette.websockets import WebSocketDisconnect
 
 from voicechat_platform.errors import InputError
 from voicechat_platform.settings import Settings
+from voicechat_serve import keys as keys_module
 from voicechat_serve.api.access import AccessRules, KeyCheck, access_rules, guard
 from voicechat_serve.api.errors import APIError, answer_errors_in_openai_form
 from voicechat_serve.api.key_limits import KeyLimits, duration
@@ -64,6 +66,13 @@ def service(rules: AccessRules, challenge: str = "Bearer") -> FastAPI:
         await websocket.accept()
         await websocket.send_text("hello")
         await websocket.close()
+
+    @app.websocket("/echo")
+    async def echo(websocket: WebSocket):
+        await websocket.accept()
+        with suppress(WebSocketDisconnect):
+            while True:
+                await websocket.send_text(await websocket.receive_text())
 
     return app
 
@@ -204,6 +213,24 @@ def test_websockets_without_a_key_are_refused_before_they_open(path, secret, pro
     assert refused.value.status_code == 401
     assert refused.value.json()["error"]["code"] == "invalid_api_key"
     assert app.state.seen == []
+
+
+def test_a_conversation_ends_when_its_key_is_revoked(path, secret, monkeypatch):
+    monkeypatch.setattr(keys_module, "REREAD_S", 0)
+    create_key(path, "ben")
+    with client(service(rules(path))).websocket_connect(
+        "ws://127.0.0.1:8000/echo", headers=bearer(secret)
+    ) as websocket:
+        websocket.send_text("one")
+        assert websocket.receive_text() == "one"
+        revoke_key(path, "ben")
+        websocket.send_text("two")
+        assert websocket.receive_text() == "two"
+        revoke_key(path, "anna")
+        websocket.send_text("three")
+        with pytest.raises(WebSocketDisconnect) as ended:
+            websocket.receive_text()
+    assert (ended.value.code, ended.value.reason) == (1008, "the API key was revoked")
 
 
 def test_limits_are_told_in_openais_words(path):

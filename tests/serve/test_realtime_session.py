@@ -68,6 +68,7 @@ class MadeUpStages:
         """Seconds of each sound that was transcribed."""
         self.asked: list[tuple[str, list[dict[str, str]], dict[str, Any]]] = []
         self.at_work = 0
+        self.spoken_as: tuple[str, float] | None = None
         self.failing = ""
         self.waits = asyncio.Event()
         """Set: a piece of a reply is written at once."""
@@ -99,6 +100,7 @@ class MadeUpStages:
 
     async def speak(self, sentence, speed, voice) -> AsyncGenerator[np.ndarray, None]:
         self.at_work += 1
+        self.spoken_as = (voice, speed)
         try:
             await asyncio.sleep(0)
             yield np.full(int(self.sound_s * SPEECH_RATE), 0.1, np.float32)
@@ -450,6 +452,20 @@ async def test_a_turn_in_writing():
         await client.until("response.done", 2)
         assert len(client.stages.asked[-1][1]) == 1
         assert client.all("response.output_audio.delta"), "the session's own modality again"
+
+
+async def test_one_response_may_have_a_voice_and_a_speed_of_its_own():
+    async with connected() as client:
+        item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "What is love?"}]}
+        client.send("conversation.item.create", item=item)
+        client.send("response.create", response={"audio": {"output": {"speed": 2.0, "voice": {"id": "alloy"}}}})
+        await client.until("response.done")
+        assert client.stages.spoken_as == ("heart", 2.0)
+        client.send("response.create", response={"audio": {"output": {"voice": "nobody"}}})
+        assert (await client.until("error"))["error"]["param"] == "voice"
+        client.send("response.create")
+        await client.until("response.done", 2)
+        assert client.stages.spoken_as == ("heart", 1.0)
 
 
 async def test_items_are_put_cut_and_taken_out():

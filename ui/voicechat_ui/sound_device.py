@@ -13,6 +13,9 @@ RATE = 24_000
 PIECE_SAMPLES = RATE // 25
 BYTES_PER_SAMPLE = 2
 
+PIECES_KEPT = 250
+"""Ten seconds of the microphone's, for a server that does not take them at once."""
+
 
 def sound_library() -> ModuleType:
     """
@@ -43,7 +46,7 @@ class Microphone:
 
     def __init__(self) -> None:
         library = sound_library()
-        self.pieces: asyncio.Queue[bytes] = asyncio.Queue()
+        self.pieces: asyncio.Queue[bytes] = asyncio.Queue(PIECES_KEPT)
         self._loop = asyncio.get_running_loop()
         try:
             self._stream = library.RawInputStream(
@@ -56,7 +59,11 @@ class Microphone:
 
     def _take(self, samples: Any, *about: Any) -> None:
         """Called in a thread of PortAudio's."""
-        self._loop.call_soon_threadsafe(self.pieces.put_nowait, bytes(samples))
+        self._loop.call_soon_threadsafe(self._keep, bytes(samples))
+
+    def _keep(self, piece: bytes) -> None:
+        if not self.pieces.full():  # a server that has stalled for so long will not hear this
+            self.pieces.put_nowait(piece)
 
     def start(self) -> None:
         self._stream.start()

@@ -91,7 +91,7 @@ class Talk:
             async for event in self.connection:
                 if event.type == "error":
                     reason = event.error.message
-                    if event.error.event_id == SETTINGS:
+                    if event.error.event_id == SETTINGS or event.error.code == "model_not_found":
                         raise InputError(reason)
                     if self.turn is not None and event.error.event_id in (None, TYPED):
                         self.end_turn("failed", reason)

@@ -28,6 +28,9 @@ from voicechat_serve.keys import Key, KeysFollowed, KeysUnreadableError, find_ke
 
 SUBPROTOCOL = "openai-insecure-api-key."
 
+POLICY_VIOLATION = 1008
+"""WebSocket's close code (IANA's registry)."""
+
 Challenge = Literal["Bearer", "Basic"]
 """What a 401 asks for: the API's clients a token, a person's browser a password. Both are taken in both places."""
 
@@ -134,7 +137,21 @@ class KeyCheck:
         except APIError as refusal:
             return await refuse(scope, receive, send, refusal)
 
+        is_closed = False
+
+        async def receive_admitted() -> Message:
+            """A conversation may go on for an hour: it ends where its key does."""
+            nonlocal is_closed
+            message = await receive()
+            if scope["type"] == "websocket" and key and self._is_gone(key):
+                await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": "the API key was revoked"})
+                is_closed = True
+                return {"type": "websocket.disconnect", "code": POLICY_VIOLATION}
+            return message
+
         async def send_on(message: Message) -> None:
+            if is_closed:
+                return
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 MutableHeaders(scope=message).update(headers)
             elif message["type"] == "websocket.accept" and "realtime" in scope.get("subprotocols", ()):
@@ -144,7 +161,7 @@ class KeyCheck:
 
         try:
             hide_keys(scope)
-            await self.app(scope, receive, send_on)
+            await self.app(scope, receive_admitted, send_on)
         finally:
             if key:
                 self.limits.end(key)
@@ -173,6 +190,14 @@ class KeyCheck:
         )
         hint = "send it as 'Authorization: Bearer KEY', or as the password of HTTP Basic"
         raise APIError(401, f"{message}: {hint}", code="invalid_api_key", headers={"WWW-Authenticate": self.asks_for})
+
+    def _is_gone(self, key: Key) -> bool:
+        """Whether a key that was admitted is revoked or expired by now; while that cannot be known it stands."""
+        try:
+            keys = self.followed.keys() if self.followed else None
+        except KeysUnreadableError:
+            return False
+        return keys is not None and not any(other.id == key.id and not other.is_expired() for other in keys)
 
 
 def offered_keys(scope: Scope) -> Iterator[str]:

@@ -152,6 +152,9 @@ class Answering:
     def _options(self, wanted: ResponseSettings, language: str | None) -> ReplyOptions:
         settings = self.settings()
         output = settings.audio.output
+        if wanted.audio:
+            own = wanted.audio.output.model_dump(exclude_none=True, exclude={"format"})
+            output = output.model_copy(update=own | ({"voice": wanted.audio.output.voice} if "voice" in own else {}))
         most = wanted.max_output_tokens or settings.max_output_tokens
         return ReplyOptions(
             model=settings.model,

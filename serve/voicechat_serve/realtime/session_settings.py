@@ -151,6 +151,16 @@ class ClientItem(Checked):
         return any(part.text is None and part.transcript is None for part in self.content)
 
 
+class ResponseOutput(Checked):
+    format: Format = Format()
+    voice: Name | VoiceId | None = None
+    speed: float | None = Field(default=None, ge=0.25, le=4)
+
+
+class ResponseAudio(Checked):
+    output: ResponseOutput = ResponseOutput()
+
+
 class ResponseSettings(Checked):
     """What one response is to have instead of the session's."""
 
@@ -165,7 +175,7 @@ class ResponseSettings(Checked):
     """With "none", the response does not become a part of the conversation."""
     input: Annotated[list[ClientItem], Field(max_length=1000)] | None = None
     """What to answer instead of the conversation."""
-    audio: dict[str, Any] | None = None
+    audio: ResponseAudio | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
 
 

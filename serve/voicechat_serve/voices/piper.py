@@ -45,7 +45,7 @@ def described_in(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text())
         str(facts["espeak"]["voice"]), int(facts["audio"]["sample_rate"])
-    except (ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(f"{path} does not describe a Piper voice: fetch it again, or take it away") from error
     return facts
 
