@@ -91,6 +91,7 @@ def test_a_node_dies_and_every_trial_is_accounted_for(sweep, cluster, tmp_path):
     assert any(log_of(tmp_path, number).count("begins") > 1 for number in (1, 2)), "one of them went on elsewhere"
 
 
+@pytest.mark.nightly
 def test_a_run_keeps_its_step_when_its_node_is_told_to_go(sweep, cluster, tmp_path):
     driver = sweep(steps=4000, every=2000, trials=1, more="concurrent: 1\n")
     log = tmp_path / "home" / "sweeps" / "spread" / "runs" / "0001" / "log.txt"

@@ -95,6 +95,7 @@ class Text(HTMLParser):
         self.words.append(data)
 
 
+@pytest.mark.nightly  # its parts, the report and the statistics, have tests of every day
 def test_a_comparison_ends_in_a_report_that_claims_no_more_than_two_seeds_can(path, tmp_path):
     environment = {**os.environ, "VOICECHAT_HOME": str(tmp_path / "home"), "VOICECHAT_CPUS": "2"}
 

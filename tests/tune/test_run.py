@@ -131,6 +131,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(sweep_file, voicechat, tmp_p
     assert any(log.count("begins") > 1 for log in logs), "the killed run began again"
 
 
+@pytest.mark.nightly  # test_exact_resume.py breaks sweeps off at every place, without processes
 def test_a_sweep_whose_driver_is_killed_ends_as_one_that_was_not(sweep_file, voicechat, tmp_path):
     path = sweep_file(300, 50, "concurrent: 1\n")
     whole = voicechat("sweep", path, home="whole")
