@@ -112,6 +112,9 @@ def test_a_hands_free_conversation_of_two_turns(page: Page, clip: tuple[Path, st
     page.locator("#temperature input").click()
     # The same replies every time, both short enough to end before the person speaks again.
     page.get_by_role("option", name="0", exact=True).click()
+    page.get_by_label("System prompt").fill(
+        "You are a friendly assistant in a spoken conversation. Answer in a few short, plain sentences."
+    )
     page.get_by_role("button", name="Start conversation").click()
     page.wait_for_function("window.voicechat.status == 'listening'")
     for turn in (1, 2):

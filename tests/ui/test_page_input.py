@@ -166,7 +166,7 @@ def test_settings_apply_to_the_next_turn_and_a_reload_keeps_all(
     talk.wait_for_said("assistant", 1)
     assert realtime.session.model == "bard"
     assert realtime.session.config["audio"]["output"]["voice"] == "heart"
-    assert "friendly assistant" in realtime.session.config["instructions"]
+    assert "short sentences" in realtime.session.config["instructions"]
     assert realtime.session.config["temperature"] is None, "the model's own"
     talk.page.get_by_role("button", name="Settings").click()
     model = talk.page.get_by_label("Model", exact=True)

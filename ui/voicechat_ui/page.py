@@ -39,7 +39,8 @@ SCRIPTS = (
     "main.js",
 )
 
-INSTRUCTIONS = "You are a friendly assistant in a spoken conversation. Answer in a few short, plain sentences."
+# Of five, the one with which SmolLM2 knows the capital of France and comes to an end.
+INSTRUCTIONS = "Answer in one or two short sentences."
 
 # Every model has its own: a chat model of this size rambles where a model of plays begins each reply alike.
 TEMPERATURES = [("the model's own", ""), *((f"{tenths / 10:g}", f"{tenths / 10:g}") for tenths in range(0, 16, 2))]
