@@ -43,8 +43,8 @@ async def tokens_of(engine, wanted):
 
 
 async def test_text_and_end(engine, tokenizer):
-    tokens = await tokens_of(engine, request(tokenizer))
-    assert "ello" in "".join(token.text for token in tokens)
+    tokens = await tokens_of(engine, request(tokenizer, "What is the capital of France?"))
+    assert "Paris" in "".join(token.text for token in tokens)
     assert (tokens[-1].id, tokens[-1].finish_reason) == (tokenizer.end_ids[0], "stop")
     assert "<|im_end|>" not in "".join(token.text for token in tokens)
 
