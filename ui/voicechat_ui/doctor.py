@@ -48,6 +48,8 @@ def packages() -> Iterator[Finding]:
     wrong = []
     for line in requires("llm-voice-chat") or []:
         requirement = Requirement(line)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):  # of an extra
+            continue
         try:
             found = version(requirement.name)
         except PackageNotFoundError:
