@@ -9,6 +9,12 @@ from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
+from starlette.status import (
+    WS_1008_POLICY_VIOLATION,
+    WS_1009_MESSAGE_TOO_BIG,
+    WS_1011_INTERNAL_ERROR,
+    WS_1013_TRY_AGAIN_LATER,
+)
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
@@ -19,9 +25,8 @@ FRAMES_QUEUED = 16
 
 OPEN_TIMEOUT_S = 5
 
-# WebSocket close codes.
-POLICY_VIOLATION, TOO_LARGE, INTERNAL_ERROR, TRY_AGAIN_LATER = 1008, 1009, 1011, 1013
-NEVER_SENT = (1005, 1006, 1015)  # they only say that no code came
+NEVER_SENT = (1005, 1006, 1015)
+"""Close codes that only say that no code came."""
 
 
 def add_relay(app: FastAPI, api_base_url: str, api_key: str) -> None:
@@ -50,7 +55,7 @@ def add_relay(app: FastAPI, api_base_url: str, api_key: str) -> None:
             await give_up(browser, message, code)
         except (OSError, WebSocketException):
             message = f"The server at {api_base_url} does not answer. Start it with `voicechat serve`."
-            await give_up(browser, message, TRY_AGAIN_LATER)
+            await give_up(browser, message, WS_1013_TRY_AGAIN_LATER)
         else:
             await pass_frames(browser, api)
 
@@ -58,12 +63,18 @@ def add_relay(app: FastAPI, api_base_url: str, api_key: str) -> None:
 def refusal(status: int) -> tuple[str, int]:
     """What to tell the browser, and its close code, where the API answers the opening with an HTTP status."""
     if status == 401:
-        return "The server wants a key of this page: start the page with one in VOICECHAT_API_KEY.", POLICY_VIOLATION
+        return (
+            "The server wants a key of this page: start the page with one in VOICECHAT_API_KEY.",
+            WS_1008_POLICY_VIOLATION,
+        )
     if status == 404:
-        return "The server has no /v1/realtime: it is of an older version, or of another kind.", POLICY_VIOLATION
+        return (
+            "The server has no /v1/realtime: it is of an older version, or of another kind.",
+            WS_1008_POLICY_VIOLATION,
+        )
     if status == 429 or status >= 500:
-        return f"The server is busy (HTTP {status}).", TRY_AGAIN_LATER
-    return f"The server refused the conversation (HTTP {status}).", POLICY_VIOLATION
+        return f"The server is busy (HTTP {status}).", WS_1013_TRY_AGAIN_LATER
+    return f"The server refused the conversation (HTTP {status}).", WS_1008_POLICY_VIOLATION
 
 
 async def give_up(browser: WebSocket, message: str, code: int) -> None:
@@ -92,7 +103,7 @@ async def to_api(browser: WebSocket, api: ClientConnection) -> None:
         while (message := await browser.receive())["type"] == "websocket.receive":
             frame = message.get("text") or message.get("bytes") or b""
             if len(frame) > LARGEST_FRAME_BYTES:
-                await browser.close(TOO_LARGE)
+                await browser.close(WS_1009_MESSAGE_TOO_BIG)
                 return
             await api.send(frame)
     except ConnectionClosed:
@@ -107,6 +118,6 @@ async def to_browser(browser: WebSocket, api: ClientConnection) -> None:
         pass
     except (WebSocketDisconnect, RuntimeError):
         return  # the browser has left
-    code = api.close_code or INTERNAL_ERROR
+    code = api.close_code or WS_1011_INTERNAL_ERROR
     with suppress(WebSocketDisconnect, RuntimeError):
-        await browser.close(INTERNAL_ERROR if code in NEVER_SENT else code, api.close_reason)
+        await browser.close(WS_1011_INTERNAL_ERROR if code in NEVER_SENT else code, api.close_reason)

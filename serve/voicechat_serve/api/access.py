@@ -16,6 +16,7 @@ from typing import Literal
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
+from starlette.status import WS_1008_POLICY_VIOLATION
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from voicechat_platform.errors import InputError
@@ -27,9 +28,6 @@ from voicechat_serve.api.origins import LOOPBACK_NAMES, LoopbackOnly, SameOrigin
 from voicechat_serve.keys import Key, KeysFollowed, KeysUnreadableError, find_key, fingerprint, keys_path, read_keys
 
 SUBPROTOCOL = "openai-insecure-api-key."
-
-POLICY_VIOLATION = 1008
-"""WebSocket's close code (IANA's registry)."""
 
 Challenge = Literal["Bearer", "Basic"]
 """What a 401 asks for: the API's clients a token, a person's browser a password. Both are taken in both places."""
@@ -144,9 +142,11 @@ class KeyCheck:
             nonlocal is_closed
             message = await receive()
             if scope["type"] == "websocket" and key and self._is_gone(key):
-                await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": "the API key was revoked"})
+                await send(
+                    {"type": "websocket.close", "code": WS_1008_POLICY_VIOLATION, "reason": "the API key was revoked"}
+                )
                 is_closed = True
-                return {"type": "websocket.disconnect", "code": POLICY_VIOLATION}
+                return {"type": "websocket.disconnect", "code": WS_1008_POLICY_VIOLATION}
             return message
 
         async def send_on(message: Message) -> None:

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+from starlette.status import WS_1008_POLICY_VIOLATION, WS_1013_TRY_AGAIN_LATER
 
 from voicechat_platform.errors import InputError
 from voicechat_serve.api.errors import APIError, api_error
@@ -19,9 +20,6 @@ from voicechat_serve.realtime.session_settings import SessionSettings
 from voicechat_serve.realtime.wire import SessionEndedError, as_frame
 from voicechat_serve.transcription import Transcript
 from voicechat_serve.voices import find_voice, installed_voices
-
-POLICY_VIOLATION, TRY_AGAIN_LATER = 1008, 1013
-"""WebSocket's close codes (IANA's registry)."""
 
 
 def router(services: Services) -> APIRouter:
@@ -42,11 +40,11 @@ def router(services: Services) -> APIRouter:
         try:
             stages.require_model(model)
         except APIError as error:
-            return await refuse(stages.explain(error), POLICY_VIOLATION)
+            return await refuse(stages.explain(error), WS_1008_POLICY_VIOLATION)
         if len(open_sessions) >= services.realtime_sessions:
             message = f"{len(open_sessions)} conversations are going on, which is the limit: try again later"
             body = {"type": "server_error", "code": "too_many_sessions", "message": message}
-            return await refuse(body, TRY_AGAIN_LATER)
+            return await refuse(body, WS_1013_TRY_AGAIN_LATER)
         settings = SessionSettings(type="transcription" if is_transcription else "realtime", model=model)
 
         async def receive() -> str:

@@ -153,8 +153,7 @@ class Answering:
         settings = self.settings()
         output = settings.audio.output
         if wanted.audio:
-            own = wanted.audio.output.model_dump(exclude_none=True, exclude={"format"})
-            output = output.model_copy(update=own | ({"voice": wanted.audio.output.voice} if "voice" in own else {}))
+            output = output.model_copy(update={name: own for name, own in wanted.audio.output if own is not None})
         most = wanted.max_output_tokens or settings.max_output_tokens
         return ReplyOptions(
             model=settings.model,
