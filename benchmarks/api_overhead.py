@@ -7,25 +7,21 @@ directly in one process with the same model, prompts and number of streams.
 import argparse
 import asyncio
 import json
-import socket
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 from decode import SHAPES, VOCABULARY, model_of
 from reporting import bar, floor, report
+from service import running_service
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from voicechat_platform.cluster import start_ray, stop_ray
-from voicechat_serve import application
-from voicechat_serve.application_file import APIArguments, Engines
 from voicechat_serve.chat_tokenizer import ChatTokenizer
 from voicechat_serve.engines.choice import make_engine
 from voicechat_serve.engines.interface import GenerationRequest, Sampling
@@ -89,25 +85,8 @@ async def measure_engine(folder: Path, streams: int, rounds: int) -> dict[str, f
 
 
 def measure_service(folder: Path, streams: int, rounds: int) -> dict[str, float]:
-    with served(folder) as url:
-        return asyncio.run(measure_http(url, streams, rounds))
-
-
-@contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """The address of /completions of a running service with one model, named "model"."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    start_ray()
-    try:
-        model = ServedModel(id="model", folder=folder)
-        application.deploy([(model, Engines())], APIArguments(whisper="tiny.en"), port)
-        application.wait_until_ready()
-        yield f"http://127.0.0.1:{port}/v1/completions"
-    finally:
-        application.stop()
-        stop_ray()
+    with running_service(ServedModel(id="model", folder=folder)) as address:
+        return asyncio.run(measure_http(f"http://{address}/v1/completions", streams, rounds))
 
 
 async def measure_http(url: str, streams: int, rounds: int) -> dict[str, float]:

@@ -6,44 +6,21 @@ Letters: n samples.
 import asyncio
 import base64
 import json
-import socket
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
 import soxr
 import websockets
 
-from voicechat_platform.assets import locate
-from voicechat_platform.cluster import start_ray, stop_ray
-from voicechat_serve import application
-from voicechat_serve.application_file import APIArguments, Engines
 from voicechat_serve.audio import HEARING_RATE, Samples
-from voicechat_serve.language_model import ServedModel
 from voicechat_serve.voices import SPEECH_RATE
 
 MODEL = "smollm2-135m-instruct"
 FRAME_S = 0.04
 INSTRUCTIONS = "You are a friendly assistant in a spoken conversation. Answer in a few short, plain sentences."
-
-
-@contextmanager
-def service() -> Iterator[str]:
-    """The address of running services: tiny.en, SmolLM2, hibari."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    start_ray()
-    try:
-        model = ServedModel(id=MODEL, folder=locate(f"{MODEL}-int8"))
-        application.deploy([(model, Engines())], APIArguments(whisper="tiny.en"), port)
-        application.wait_until_ready()
-        yield f"ws://127.0.0.1:{port}/v1/realtime?model={MODEL}"
-    finally:
-        application.stop()
-        stop_ray()
 
 
 class Person:

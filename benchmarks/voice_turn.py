@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from hibari import Hibari
 from reporting import bar, floor, report
-from voice_client import INSTRUCTIONS, MODEL, Person, person, service
+from service import running_service
+from voice_client import INSTRUCTIONS, MODEL, Person, person
 from voice_clips import THREADS, Clip, clips
 from voice_transcription import Part, measure_transcription
 
@@ -26,6 +27,7 @@ from voicechat_platform.assets import locate
 from voicechat_serve.audio import HEARING_RATE
 from voicechat_serve.chat_tokenizer import ChatTokenizer
 from voicechat_serve.engines.choice import make_engine
+from voicechat_serve.language_model import ServedModel
 from voicechat_serve.loaded_model import LoadedModel, Wishes
 from voicechat_serve.realtime.response import DELTA_S
 from voicechat_serve.sentences import SentenceSplitter
@@ -59,7 +61,9 @@ def main() -> None:
     questions = questions if arguments.full else questions[:6]
     bare = measure_bare_stages(questions) if "turn" in wanted else {}
     if set(wanted) - {"transcription"}:
-        with service() as address:
+        model = ServedModel(id=MODEL, folder=locate(f"{MODEL}-int8"))
+        with running_service(model) as host:
+            address = f"ws://{host}/v1/realtime?model={MODEL}"
             if "turn" in wanted:
                 add(asyncio.run(measure_turns(address, questions, bare)))
             if "interruption" in wanted:
