@@ -256,6 +256,7 @@ async def test_a_word_need_not_wait_for_a_lecture(english, clips, question):
 
 
 def test_a_prompt_that_fills_the_context_is_cut_off_too(english, question):
+    english.model.abandoned = threading.Event()
     long_n = np.tile(question, 20)[: MOST_SECONDS * HEARING_RATE]
     heard = decode_utterance(english.model, long_n, None, "7 " * 512)
     assert not heard.is_ended  # tiny.en goes on with the sevens
