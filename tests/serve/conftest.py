@@ -17,19 +17,21 @@ import numpy as np
 import openai
 import pytest
 import ray
+import soxr
 import torch
 import uvicorn
 from fastapi import FastAPI
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from realtime_session import silence
 from voicechat_platform.assets import locate
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
 from voicechat_serve import application
 from voicechat_serve.api.ingress import build
 from voicechat_serve.api.services import Services
 from voicechat_serve.application_file import APIArguments, Engines
-from voicechat_serve.audio import HEARING_RATE
+from voicechat_serve.audio import HEARING_RATE, decode
 from voicechat_serve.chat_tokenizer import ChatTokenizer
 from voicechat_serve.engines.choice import make_engine
 from voicechat_serve.engines.interface import UnknownVersionError
@@ -71,6 +73,14 @@ def clips() -> list[tuple[Path, str]]:
     """Real speech, and what is said in it."""
     lines = (LIBRIVOX / "transcription").read_text().splitlines()
     return [(LIBRIVOX / f"{m[2]}.wav", m[1]) for line in lines if (m := re.match(r"<s> (.*) </s> \((.*)\)", line))]
+
+
+@pytest.fixture(scope="module")
+def question(clips) -> np.ndarray:
+    """Three seconds of real speech and a second of silence, at 24 kHz."""
+    shortest = min((clip for clip, _ in clips), key=lambda clip: clip.stat().st_size)
+    speech_n = soxr.resample(decode(shortest.read_bytes()), HEARING_RATE, SPEECH_RATE)
+    return np.concatenate([silence(0.4), speech_n, silence(1.0)])
 
 
 @pytest.fixture

@@ -1,0 +1,179 @@
+"""A session of the realtime protocol with made-up models, and the client at its other end.
+
+Every event that it sends is checked, strictly, against the `openai` package's types.
+"""
+
+import asyncio
+import base64
+import contextlib
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+import numpy as np
+from openai.types.realtime import RealtimeServerEvent
+from pydantic import TypeAdapter
+
+from voicechat_serve.api.errors import APIError, api_error
+from voicechat_serve.audio import HEARING_RATE
+from voicechat_serve.loaded_model import Delta
+from voicechat_serve.realtime.session import Session
+from voicechat_serve.realtime.session_settings import SessionSettings
+from voicechat_serve.transcription import Transcript
+from voicechat_serve.voices import SPEECH_RATE
+
+EVENT = TypeAdapter(RealtimeServerEvent)
+
+
+class MadeUpStages:
+    """Models that say what they were asked."""
+
+    transcription_model = "whisper-tiny.en"
+
+    def __init__(self) -> None:
+        self.words = "What is love"
+        self.language = "en"
+        self.reply = "Love is patient. Love is kind, as they say. And so on."
+        self.sound_s = 0.5
+        self.heard: list[float] = []
+        """Seconds of each sound that was transcribed."""
+        self.asked: list[tuple[str, list[dict[str, str]], dict[str, Any]]] = []
+        self.at_work = 0
+        self.spoken_as: tuple[str, float] | None = None
+        self.failing = ""
+        self.waits = asyncio.Event()
+        """Set: a piece of a reply is written at once."""
+        self.waits.set()
+        self.hearing_allowed = asyncio.Event()
+        self.hearing_allowed.set()
+
+    async def hear(self, samples_n, language, prompt, only_if_idle):
+        self.heard.append(len(samples_n) / HEARING_RATE)
+        await self.hearing_allowed.wait()
+        if self.failing == "transcription":
+            raise OSError("no ear")
+        num_words = min(len(self.words.split()), 1 + int(2 * self.heard[-1]))
+        return Transcript(" ".join(self.words.split()[:num_words]), language or self.language, self.heard[-1])
+
+    async def write(self, model, messages, sampling) -> AsyncGenerator[Delta, None]:
+        self.asked.append((model, messages, sampling))
+        self.at_work += 1
+        try:
+            words = self.reply.split()
+            for number, word in enumerate(words, 1):
+                await asyncio.sleep(0)
+                await self.waits.wait()
+                if self.failing == "generation":
+                    raise OSError("no model")
+                yield Delta(word + " ", 7, number, "stop" if number == len(words) else None)
+        finally:
+            self.at_work -= 1
+
+    async def speak(self, sentence, speed, voice) -> AsyncGenerator[np.ndarray, None]:
+        self.at_work += 1
+        self.spoken_as = (voice, speed)
+        try:
+            await asyncio.sleep(0)
+            yield np.full(int(self.sound_s * SPEECH_RATE), 0.1, np.float32)
+        finally:
+            self.at_work -= 1
+
+    def require_model(self, name):
+        if name not in ("bard", "poet"):
+            raise APIError(404, f"the model {name} does not exist here", param="model", code="model_not_found")
+
+    def require_transcription(self, name):
+        if name != "whisper-1":
+            raise APIError(404, "no such model", param="model", code="model_not_found")
+
+    def voice(self, name, language):
+        if name not in ("", "heart", "alloy"):
+            raise APIError(400, "no such voice", param="voice", code="invalid_value")
+        return "heart" if language in (None, "en") else None
+
+    def explain(self, error):
+        return api_error(error).body()["error"]
+
+
+class Client:
+    """The other end of a session."""
+
+    def __init__(self, stages: MadeUpStages, **begin_with: Any):
+        self.stages = stages
+        self.frames: asyncio.Queue[str] = asyncio.Queue()
+        self.events: list[dict[str, Any]] = []
+        self.news = asyncio.Event()
+        self.session = Session(SessionSettings(model="bard", **begin_with), stages, self.frames.get, self.take)
+
+    async def take(self, frame: str) -> None:
+        event = json.loads(frame)
+        EVENT.validate_python(event, strict=True)
+        self.events.append(event)
+        self.news.set()
+
+    def send(self, kind: str, **fields: Any) -> None:
+        self.frames.put_nowait(json.dumps({"type": kind, **fields}))
+
+    def play(self, sound_n: np.ndarray) -> None:
+        """20 ms at a time, as a microphone would, but at once."""
+        pcm = (np.clip(sound_n, -1, 1) * 32767).astype("<i2").tobytes()
+        for start in range(0, len(pcm), 960):
+            self.send("input_audio_buffer.append", audio=base64.b64encode(pcm[start : start + 960]).decode())
+
+    async def until(self, kind: str, count: int = 1) -> dict[str, Any]:
+        """Waits for the count-th event of a kind."""
+        async with asyncio.timeout(20):
+            while len(found := self.all(kind)) < count:
+                self.news.clear()
+                await self.news.wait()
+        return found[count - 1]
+
+    async def until_asked(self) -> None:
+        """Waits until an answer is begun."""
+        async with asyncio.timeout(20):
+            while not self.stages.asked:
+                await asyncio.sleep(0.01)
+
+    def all(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["type"] == kind]
+
+    def kinds(self) -> list[str]:
+        """In their order, without repetitions in a row and partial transcripts."""
+        kinds = [e["type"] for e in self.events if not e["type"].endswith("input_audio_transcription.delta")]
+        seen: list[str] = []
+        for kind in kinds:
+            is_delta = kind.endswith(".delta")
+            if not (is_delta and kind in seen[-2:]):
+                seen.append(kind)
+        return seen
+
+
+@contextlib.asynccontextmanager
+async def connected(stages: MadeUpStages | None = None, **begin_with: Any) -> AsyncIterator[Client]:
+    client = Client(stages or MadeUpStages(), **begin_with)
+    running = asyncio.create_task(client.session.run())
+    before = asyncio.all_tasks()
+    try:
+        await client.until("session.created")
+        yield client
+        assert not running.done(), running.exception()
+    finally:
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+    assert client.stages.at_work == 0
+    assert asyncio.all_tasks() <= before, "a task was left behind"
+
+
+def silence(seconds: float) -> np.ndarray:
+    return np.zeros(int(seconds * SPEECH_RATE), np.float32)
+
+
+def up_to_the_pause(question_n: np.ndarray) -> np.ndarray:
+    """With so much silence that an answer is anticipated, but the turn is not yet over."""
+    end = np.flatnonzero(np.abs(question_n) > 0.02)[-1]
+    return question_n[: end + int(0.35 * SPEECH_RATE)]
+
+
+def written(text: str) -> dict[str, Any]:
+    return {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
