@@ -103,7 +103,10 @@ class Client:
         self.frames: asyncio.Queue[str] = asyncio.Queue()
         self.events: list[dict[str, Any]] = []
         self.news = asyncio.Event()
-        self.session = Session(SessionSettings(model="bard", **begin_with), stages, self.frames.get, self.take)
+        self.first_sounds: list[float] = []
+        """Seconds from each spoken turn's end, as the metrics are told them."""
+        settings = SessionSettings(model="bard", **begin_with)
+        self.session = Session(settings, stages, self.frames.get, self.take, self.first_sounds.append)
 
     async def take(self, frame: str) -> None:
         event = json.loads(frame)

@@ -103,6 +103,8 @@ async def test_settings_are_checked_and_those_given_before_stay():
             client.send("session.update", session=patch)
             error = await client.until("error", number)
             assert error["error"]["param"] == param, error
+            if "tools" in patch:
+                assert error["error"]["message"] == "session.tools: the models here call no tools: leave them out"
         client.send("session.update", session={"instructions": "x"})
         updated = await client.until("session.updated", 2)
         assert updated["session"]["audio"]["output"]["speed"] == 1.5
@@ -224,6 +226,21 @@ async def test_the_clock_goes_on_over_what_is_cleared():
             client.send("input_audio_buffer.clear")
         await client.until("input_audio_buffer.cleared", 30)
         assert client.session.listening.heard_ms == pytest.approx(30 * 700, abs=64)
+
+
+async def test_speech_that_a_change_of_detection_throws_away_is_told(question):
+    async with connected() as client:
+        client.play(question[: len(question) // 2])
+        await client.until("input_audio_buffer.speech_started")
+        for detection in (None, {"type": "server_vad"}):
+            client.send("session.update", session={"audio": {"input": {"turn_detection": detection}}})
+            client.play(silence(0.1))  # without detection, in the buffer already
+        await client.until("session.updated", 2)
+        kinds = [e["type"] for e in client.events if not e["type"].endswith("delta")]
+        assert kinds[-4:] == ["input_audio_buffer.cleared", "session.updated"] * 2
+        client.send("session.update", session={"audio": {"input": {"turn_detection": None}}})
+        await client.until("session.updated", 3)
+        assert len(client.all("input_audio_buffer.cleared")) == 2, "there was nothing to throw away"
 
 
 async def test_turns_that_wait_are_bounded():

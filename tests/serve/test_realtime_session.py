@@ -424,6 +424,22 @@ async def test_speech_that_begins_while_an_early_answer_is_thrown_away_is_not_sp
         assert len(responses[0]) == len(responses[1]), "a reply goes on while the person speaks"
 
 
+async def test_the_first_sound_of_each_turn_is_timed_from_its_own_end(question):
+    stages = MadeUpStages()
+    stages.waits.clear()
+    async with connected(stages) as client:
+        client.send("session.update", session={"audio": {"input": {"turn_detection": {"interrupt_response": False}}}})
+        client.play(question)
+        await client.until("response.created")
+        await asyncio.sleep(0.3)
+        client.play(question)
+        await client.until("input_audio_buffer.speech_stopped", 2)
+        stages.waits.set()
+        await client.until("response.done", 2)
+        first, second = client.first_sounds
+        assert second + 0.3 < first
+
+
 async def test_a_written_turn_is_not_in_the_language_of_a_spoken_one_before(question):
     stages = MadeUpStages()
     stages.language = "de"

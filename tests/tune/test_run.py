@@ -1,11 +1,13 @@
 """Sweeps on a real Ray: trials in the registry; a killed trial, a killed driver, an interrupted one; faults."""
 
 import errno
+import fcntl
 import json
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 
 from voicechat_platform.errors import InputError
 from voicechat_tune.disk import is_disk_full
-from voicechat_tune.notes import open_study
+from voicechat_tune.notes import is_running, open_study
 from voicechat_tune.run import locked
 from voicechat_tune.storage import Storage
 from voicechat_tune.study import JOURNAL, Trial
@@ -254,6 +256,14 @@ def test_only_one_process_drives_a_sweep(tmp_path):
     first.wait()
     with locked(tmp_path):
         pass  # a killed one holds it no more
+
+
+def test_a_sweep_begins_while_somebody_asks_whether_it_runs(tmp_path):
+    with (tmp_path / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        threading.Timer(0.05, fcntl.flock, [file, fcntl.LOCK_UN]).start()
+        with locked(tmp_path):
+            assert is_running(tmp_path)
 
 
 @pytest.mark.nightly

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 
 import gradio as gr
+import psutil
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
@@ -115,6 +116,15 @@ def test_a_broken_checkpoint_is_told(tiny):
 async def test_heads_that_cannot_be_drawn_say_why(home):
     steps = [step async for step in model_tab.draw_heads("tiny@9")]
     assert "there is no model version tiny@9" in steps[-1][0]
+
+
+async def test_drawing_that_does_not_end_is_given_up(tiny, monkeypatch):
+    monkeypatch.setattr(model_tab, "DRAWING_S", 0)
+    steps = [step async for step in model_tab.draw_heads(tiny)]
+    drawn, button = steps[-1]
+    assert "cannot be drawn: it takes more than 0 minutes" in drawn
+    assert button.visible
+    assert not [child for child in psutil.Process().children() if "heads" in child.cmdline()]
 
 
 def test_a_sweep_is_followed_while_it_runs(rates):

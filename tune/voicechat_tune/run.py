@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ from voicechat_tune.trial import run_trial
 from voicechat_tune.wheel import build_wheel
 
 log = logging.getLogger(__name__)
+
+LOCK_ATTEMPTS = 3
+"""Whoever asks whether a sweep runs (`notes.is_running`) holds its lock for a moment."""
 
 
 @dataclass(frozen=True)
@@ -179,11 +183,14 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"{folder} cannot keep results: {error}; give a folder that can be written") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        for _ in range(LOCK_ATTEMPTS):
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(0.1)
+        else:
             file.seek(0)
-            raise InputError(f"process {file.read().strip() or '?'} runs the sweep in {folder} now") from None
+            raise InputError(f"process {file.read().strip() or '?'} runs the sweep in {folder} now")
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

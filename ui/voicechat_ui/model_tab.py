@@ -34,6 +34,9 @@ HEADS = {
 }
 """The pictures of `voicechat heads` in the order to be shown, by the names of their files."""
 
+DRAWING_S = 300
+"""After which drawing is given up: the models that a laptop tunes take some ten seconds."""
+
 
 def add_model_tab(tab: gr.Tab) -> None:
     """Builds the components, inside `with gr.Tab(...) as tab`."""
@@ -184,7 +187,12 @@ async def draw_heads(chosen: str | None) -> AsyncGenerator[tuple[str, Any], None
     )
     try:
         os.setpriority(os.PRIO_PROCESS, process.pid, 10)  # those who talk meanwhile come first
-        _, said = await process.communicate()
+        async with asyncio.timeout(DRAWING_S):
+            _, said = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        said = f"it takes more than {DRAWING_S // 60} minutes".encode()
     finally:
         if process.returncode is None:
             process.kill()

@@ -51,8 +51,6 @@ class Answering:
         self.response: Response | None = None
         """Under way, or the last one."""
         self.responding: asyncio.Task[None] | None = None
-        self.endpoint_at: float | None = None
-        """When the spoken turn ended that is answered next; monotonic."""
 
     def is_responding(self) -> bool:
         return self.responding is not None and not self.responding.done()
@@ -75,12 +73,18 @@ class Answering:
         if draft:
             await draft.reply.close()
 
-    async def respond(self, wanted: ResponseSettings = JUST_THE_SESSIONS, language: str | None = None) -> None:
+    async def respond(
+        self,
+        wanted: ResponseSettings = JUST_THE_SESSIONS,
+        language: str | None = None,
+        endpoint_at: float | None = None,
+    ) -> None:
         """Begins a response; what forbids it is told to the client.
 
         Args:
             wanted: what it is to have instead of the session's settings.
             language: of what is answered, where that is known.
+            endpoint_at: when the spoken turn ended that is answered; monotonic.
         """
         try:
             options, messages = self._options(wanted, language), self._messages(wanted)
@@ -105,7 +109,7 @@ class Answering:
             metadata=metadata,
             wire=self.wire,
             explain=self.stages.explain,
-            on_sound=self._first_sound,
+            on_sound=partial(self._first_sound, endpoint_at),
         )
         previous = self.conversation.add(reply.item) if is_kept else None
         self.responding = asyncio.create_task(self.response.run(previous))
@@ -163,7 +167,6 @@ class Answering:
             speed=output.speed,
         )
 
-    def _first_sound(self) -> None:
-        if self.endpoint_at is not None:
-            self.on_first_sound(time.monotonic() - self.endpoint_at)
-            self.endpoint_at = None
+    def _first_sound(self, endpoint_at: float | None) -> None:
+        if endpoint_at is not None:
+            self.on_first_sound(time.monotonic() - endpoint_at)

@@ -218,8 +218,11 @@ class Session:
         if had and wanted:
             self.listening.adjust(wanted)
         elif had or wanted:
+            is_lost = self.listening.utterance is not None
             await self._forget_utterance()
             self.listening.begin(wanted)
+            if is_lost:
+                self.emit({"type": "input_audio_buffer.cleared"})
         self.emit({"type": "session.updated", "session": self.told()})
 
     def _create_item(self, event: CreateItem) -> None:
@@ -322,7 +325,7 @@ class Session:
             end_ms: where the speech ended, without the silence that told it; None where the client said so.
         """
         item = Item(role="user", id=self.utterance_id, is_spoken=True)
-        self.answering.endpoint_at = None if end_ms is None else time.monotonic()
+        endpoint_at = None if end_ms is None else time.monotonic()
         if end_ms is not None:
             self.emit({"type": "input_audio_buffer.speech_stopped", "audio_end_ms": end_ms, "item_id": item.id})
         previous = self.conversation.add(item)
@@ -331,9 +334,9 @@ class Session:
         detection = self.settings.audio.input.turn_detection
         is_answered = end_ms is not None and detection is not None and detection.create_response
         self.unfinished[item.id], self.anticipation = (utterance, self.anticipation), None
-        self._begin_turn(self._turn(item, is_answered))
+        self._begin_turn(self._turn(item, is_answered, endpoint_at))
 
-    async def _turn(self, item: Item, is_answered: bool) -> None:
+    async def _turn(self, item: Item, is_answered: bool, endpoint_at: float | None) -> None:
         """Writes an utterance down, and answers it."""
         utterance, anticipation = self.unfinished[item.id]
         try:
@@ -345,7 +348,7 @@ class Session:
             self._transcribed(item.id, "failed", error=told)
             if self.settings.audio.input.transcription is None:
                 self.wire.emit_error(told)
-            return await self._answer()
+            return await self._answer(endpoint_at)
         finally:
             await stop(anticipation)
             await utterance.close()
@@ -362,9 +365,9 @@ class Session:
         )
         if is_answered and item.text and self.settings.type == "realtime":
             self.unanswered = True
-        await self._answer()
+        await self._answer(endpoint_at)
 
-    async def _answer(self) -> None:
+    async def _answer(self, endpoint_at: float | None = None) -> None:
         """Answers what was said, if it was not yet: a turn, or the end of one."""
         if self.unanswered and self.answering.responding:  # it was not to be interrupted
             await asyncio.wait([self.answering.responding])
@@ -372,7 +375,7 @@ class Session:
         if not self.unanswered or more_follows:  # the answer to what follows answers this too
             return await self.answering.drop_draft()
         self.unanswered = False
-        await self.answering.respond(language=self.language)
+        await self.answering.respond(language=self.language, endpoint_at=endpoint_at)
 
     def _transcribed(self, item_id: str, kind: str, **facts: Any) -> None:
         if self.settings.audio.input.transcription is not None:

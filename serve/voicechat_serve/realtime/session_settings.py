@@ -6,7 +6,7 @@ Fields of OpenAI's that have no counterpart (noise_reduction, tracing, include, 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from voicechat_serve.voices import HEART
 
@@ -20,6 +20,15 @@ Name = Annotated[str, StringConstraints(max_length=256)]
 
 class Checked(BaseModel):
     model_config = ConfigDict(strict=True)
+
+
+def require_no_tools(tools: list[Any]) -> list[Any]:
+    if tools:
+        raise ValueError("the models here call no tools: leave them out")
+    return tools
+
+
+Tools = Annotated[list[Any], AfterValidator(require_no_tools)]
 
 
 class Format(Checked):
@@ -87,7 +96,7 @@ class SessionSettings(Checked):
     max_output_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | Literal["inf"] = 512
     temperature: float | None = Field(default=None, ge=0, le=2)
     audio: Audio = Audio()
-    tools: Annotated[list[Any], Field(max_length=0)] = []
+    tools: Tools = []
 
     def updated(self, patch: dict[str, Any]) -> "SessionSettings":
         """
@@ -176,7 +185,7 @@ class ResponseSettings(Checked):
     input: Annotated[list[ClientItem], Field(max_length=1000)] | None = None
     """What to answer instead of the conversation."""
     audio: ResponseAudio | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tools: Tools | None = None
 
 
 class SessionUpdate(Checked):

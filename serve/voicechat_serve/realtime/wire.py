@@ -143,4 +143,4 @@ def checked(kind: type[Checked], event: dict[str, Any]) -> Checked:
 def invalid(error: ValidationError, prefix: str = "") -> EventError:
     first = error.errors(include_url=False, include_input=False)[0]
     param = (prefix + ".".join(str(part) for part in first["loc"]))[:100]
-    return EventError("invalid_value", f"{param}: {first['msg']}"[:1000], param)
+    return EventError("invalid_value", f"{param}: {first['msg'].removeprefix('Value error, ')}"[:1000], param)
