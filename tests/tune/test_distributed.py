@@ -104,7 +104,7 @@ def test_all_workers_stop_when_one_is_told_to(tmp_path):
         subprocess.Popen([sys.executable, "-c", STOPPED_IN_ONE, rank, *arguments], stdout=subprocess.PIPE, text=True)
         for rank in ("0", "1")
     ]
-    assert [worker.communicate(timeout=60)[0] for worker in workers] == ["20\n", "20\n"]
+    assert [worker.communicate(timeout=180)[0] for worker in workers] == ["20\n", "20\n"]
 
 
 def test_workers_say_what_went_wrong(tmp_path):
