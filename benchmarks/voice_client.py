@@ -47,7 +47,7 @@ class Person:
     async def say(self, clip_n: Samples) -> float:
         """Speaks a clip at 16 kHz as fast as a person does; returns when the last of its speech went off."""
         pcm = as_pcm(clip_n)
-        spoken_s = (np.flatnonzero(np.abs(clip_n) > 0.02)[-1] + 1) / HEARING_RATE
+        spoken_s = (int(np.flatnonzero(np.abs(clip_n) > 0.02)[-1]) + 1) / HEARING_RATE
         size, began = int(FRAME_S * SPEECH_RATE) * 2, time.perf_counter()
         for number, start in enumerate(range(0, len(pcm), size), 1):
             await self.tell("input_audio_buffer.append", audio=base64.b64encode(pcm[start : start + size]).decode())
@@ -93,6 +93,30 @@ class Person:
         finally:
             quiet.cancel()
         return moments
+
+    async def first_sound(self, clip_n: Samples) -> tuple[float, float]:
+        """Asks; seconds from the end of the speech to the endpoint, and to the first sound of the answer."""
+        began = time.perf_counter()
+        speech_end = await self.say(clip_n)
+        quiet = asyncio.create_task(self.keep_quiet(60))
+        try:
+            endpoint, _ = await self.until("input_audio_buffer.speech_stopped", began)
+            sound, _ = await self.until("response.output_audio.delta", began)
+        finally:
+            quiet.cancel()
+        return endpoint - speech_end, sound - speech_end
+
+    async def is_cut_short(self, clip_n: Samples) -> bool:
+        """Whether the server takes the turn for over before its last word; nobody is to answer it."""
+        began = time.perf_counter()
+        speech_end = await self.say(clip_n)
+        quiet = asyncio.create_task(self.keep_quiet(10))
+        try:
+            first, _ = await self.until("input_audio_buffer.speech_stopped", began)
+            await self.until("input_audio_buffer.speech_stopped", speech_end)
+        finally:
+            quiet.cancel()
+        return first < speech_end
 
     def sounds(self, since: float) -> list[tuple[float, float]]:
         """When each stretch of sound came, and how long it is."""

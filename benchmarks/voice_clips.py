@@ -36,6 +36,23 @@ QUESTIONS = (
     "Thank you, that is all for today.",
     "How do I get from the station to the museum?",
 )
+HESITATIONS = (
+    "I would like to book a table for | four people on Friday evening.",
+    "Can you explain to me how | the engine of a car works?",
+    "My sister told me that | you know a lot about birds.",
+    "What was the name of the | man who invented the telephone?",
+    "Yesterday I bought a new | phone, but the screen is broken.",
+    "We are going to travel to Spain and | we need some ideas for the children.",
+    "Is there a way to | learn a language in three months?",
+    "The reason that I am asking is | that my father has lost his keys.",
+    "Could you remind me to | call the doctor tomorrow morning?",
+    "How much water should I | give to a cactus in winter?",
+    "I think that the best film is | the one with the two old friends.",
+    "Please tell me the difference between | a frog and a toad.",
+)
+"""Where somebody might stop to think."""
+HESITATION_S = 0.8
+
 SPEEDS = (0.85, 1.0, 1.2, 1.4)
 SIGNAL_TO_NOISE_DB = (15, 10, 5)
 """Of every second question, once more in white noise."""
@@ -68,6 +85,35 @@ def clips() -> list[Clip]:
     found = [*recorded, *quiet, *noisy]
     assert len(found) >= 20
     assert all(1 <= len(clip.samples_n) / HEARING_RATE <= 8 for clip in found)
+    return found
+
+
+@dataclass(frozen=True)
+class Hesitation:
+    whole: Clip
+    """Said in one go."""
+    broken: Clip
+    """With a silence in the middle."""
+
+
+def hesitations() -> list[Hesitation]:
+    """The same in every run; none of them was looked at when the turn's end was tuned."""
+    voice = Hibari(threads=THREADS)
+
+    def spoken(words: str, seed: int) -> Samples:
+        samples_n = soxr.resample(voice(words, seed=seed), SPEECH_RATE, HEARING_RATE)
+        loud = np.flatnonzero(np.abs(samples_n) > 0.01)
+        return samples_n[loud[0] : loud[-1] + 1]
+
+    found = []
+    for number, text in enumerate(HESITATIONS):
+        words = text.replace("| ", "")
+        first, second = (part.strip() for part in text.split("|"))
+        silence_n = np.zeros(int(HESITATION_S * HEARING_RATE), np.float32)
+        broken_n = np.concatenate([spoken(first, number), silence_n, spoken(second, number)])
+        around = (HEARING_RATE // 5, HEARING_RATE // 5)
+        whole_n = np.pad(spoken(words, number), around)
+        found.append(Hesitation(Clip("whole", words, whole_n), Clip("broken", words, np.pad(broken_n, around))))
     return found
 
 

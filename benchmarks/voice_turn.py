@@ -3,10 +3,12 @@
 transcription: short utterances through our short context, beside faster-whisper's own `transcribe`.
 turn: from the endpoint to the first sound at a client of /v1/realtime, beside the bare stages, each alone in one
 process: hear the utterance, write the first clause, speak it. With the early start at the first pause, and without.
+ends: the same two ways of finding a turn's end, by silence and by the words before it, over whole utterances and over
+such in whose middle somebody stops for .8 s.
 interruption: from the event that somebody speaks over a reply to the event that the reply has ended.
 four at once: the same turns in four conversations, and gaps in what they hear.
 
-    python benchmarks/voice_turn.py [--parts transcription,turn,interruption,four] [--full]
+    python benchmarks/voice_turn.py [--parts transcription,turn,ends,interruption,four] [--full]
 """
 
 import argparse
@@ -20,7 +22,7 @@ from hibari import Hibari
 from reporting import bar, floor, report
 from service import running_service
 from voice_client import INSTRUCTIONS, MODEL, Person, person
-from voice_clips import THREADS, Clip, clips
+from voice_clips import THREADS, Clip, Hesitation, clips, hesitations
 from voice_transcription import Part, measure_transcription
 
 from voicechat_platform.assets import locate
@@ -33,7 +35,7 @@ from voicechat_serve.realtime.response import DELTA_S
 from voicechat_serve.sentences import SentenceSplitter
 from voicechat_serve.transcription import Transcription
 
-PARTS = ("transcription", "turn", "interruption", "four")
+PARTS = ("transcription", "turn", "ends", "interruption", "four")
 SETTLE_S = 3
 """After a session, for what it began to end."""
 
@@ -66,6 +68,8 @@ def main() -> None:
             address = f"ws://{host}/v1/realtime?model={MODEL}"
             if "turn" in wanted:
                 add(asyncio.run(measure_turns(address, questions, bare)))
+            if "ends" in wanted:
+                add(asyncio.run(measure_ends(address, hesitations()[: None if arguments.full else 4])))
             if "interruption" in wanted:
                 add(asyncio.run(measure_interruptions(address, questions, 20 if arguments.full else 10)))
             if "four" in wanted:
@@ -134,6 +138,34 @@ async def measure_turns(address: str, questions: list[Clip], bare: dict[str, lis
         bar("endpoint to first sound / sum of the bare stages, p50", medians[True] / median(bare_sums), 1.15),
         bar("endpoint to first sound, p50, s", medians[True], 1.0),
         bar("the same with the early start / without, p50", medians[True] / medians[False], 1.0),
+    ]
+
+
+async def measure_ends(address: str, said: list[Hesitation]) -> Part:
+    rows, waits, cuts = [], {}, {}
+    for way in ("server_vad", "semantic_vad"):
+        turns = []
+        for hesitation in said:
+            async with person(address, type=way) as asking:
+                turns.append(await asking.first_sound(hesitation.whole.samples_n))
+            await asyncio.sleep(1)
+        async with person(address, type=way, create_response=False) as asking:
+            cuts[way] = sum([await asking.is_cut_short(hesitation.broken.samples_n) for hesitation in said])
+        endpoints, sounds = zip(*turns, strict=True)
+        waits[way] = median(sounds)
+        rows.append(
+            {
+                "part": "ends",
+                "way": way,
+                "end of speech to endpoint, p50 s": median(endpoints),
+                "most s": max(endpoints),
+                "to first sound, p50 s": waits[way],
+                "cut short at a pause": f"{cuts[way]} of {len(said)}",
+            }
+        )
+    return rows, [
+        bar("end of speech to first sound, by words / by silence, p50", waits["semantic_vad"] / waits["server_vad"], 1),
+        bar("cut short at a pause, by words / by silence", cuts["semantic_vad"] / max(cuts["server_vad"], 1), 0.5),
     ]
 
 

@@ -28,6 +28,7 @@ from voicechat_serve.application_file import API, FRONT, APIArguments, FrontArgu
 from voicechat_serve.champions import Champions
 from voicechat_serve.front import FrontIngress, Page
 from voicechat_serve.language_model import LanguageModel, ServedModel
+from voicechat_serve.sentence_end import SENTENCE_END_MODEL
 from voicechat_serve.synthesis import Synthesis
 from voicechat_serve.transcription import Transcription
 
@@ -134,7 +135,7 @@ def api_application(
             "there is no language model to serve: promote one (`voicechat promote`), or name one in `models`"
         )
     whisper_name = f"whisper-{arguments.whisper}"
-    whisper_folder = locate(whisper_name)
+    whisper_folder, judge_folder = locate(whisper_name), locate(SENTENCE_END_MODEL)
     champions = None
     if any(model.version is not None for model, _ in models):
         champions = serve.deployment(
@@ -155,7 +156,7 @@ def api_application(
     services = Services(
         models={model.id: model for model, _ in models},
         language_models={model.id: bound(model, replicas) for model, replicas in models},
-        transcription=transcription.bind(whisper_folder),
+        transcription=transcription.bind(whisper_folder, chat_model=judge_folder),
         transcription_model=whisper_name,
         synthesis=synthesis.bind(),
         realtime_sessions=arguments.realtime_sessions,

@@ -15,6 +15,7 @@ from voicechat_platform.errors import InputError
 from voicechat_serve.audio import HEARING_RATE, Samples
 from voicechat_serve.loopback import listen_where_ray_listens
 from voicechat_serve.metrics import AUDIO_HEARD_SECONDS, TRANSCRIPTION_SECONDS
+from voicechat_serve.sentence_end import SentenceEnd
 from voicechat_serve.short_context import MOST_SECONDS, Decoded, decode_utterance, is_sure, speech_in
 
 if TYPE_CHECKING:
@@ -88,10 +89,11 @@ class Transcription:
     """
     Args:
         folder: a faster-whisper model directory.
-        threads: CPU threads for the model.
+        threads: CPU threads for Whisper.
+        chat_model: judges whether somebody has finished; nobody does when not given.
     """
 
-    def __init__(self, folder: Path, threads: int = 2):
+    def __init__(self, folder: Path, threads: int = 2, chat_model: Path | None = None):
         listen_where_ray_listens()
         # Imported here, because the driver and the API import this module for its types alone.
         from voicechat_serve.whisper import Whisper
@@ -102,10 +104,17 @@ class Transcription:
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="transcription")
         self.at_work = 0
         """Sounds that are being transcribed, or wait for it."""
+        self.end = SentenceEnd(chat_model) if chat_model else None
         silence_n = np.zeros(HEARING_RATE, np.float32)
         list(self.model.transcribe(silence_n, vad_filter=True)[0])  # loads the voice activity detector, finds nothing
         list(self.model.transcribe(silence_n, language="en", without_timestamps=True, max_new_tokens=1)[0])
         decode_utterance(self.model, silence_n, None, None)
+        if self.end:
+            self.end.probability("I am ready")
+
+    async def end_probability(self, words: str) -> float | None:
+        """That what is said ends after these words, 0 to 1; None where nobody judges. It does not wait for Whisper."""
+        return await asyncio.to_thread(self.end.probability, words) if self.end else None
 
     async def hear(
         self, samples_n: Samples, language: str | None = None, prompt: str | None = None, only_if_idle: bool = False

@@ -38,6 +38,11 @@ class MadeUpStages:
         self.heard: list[float] = []
         """Seconds of each sound that was transcribed."""
         self.asked: list[tuple[str, list[dict[str, str]], dict[str, Any]]] = []
+        self.probability: float | None = None
+        """That an utterance is at its end."""
+        self.judged: list[str] = []
+        self.judging_allowed = asyncio.Event()
+        self.judging_allowed.set()
         self.at_work = 0
         self.spoken_as: tuple[str, float] | None = None
         self.failing = ""
@@ -54,6 +59,11 @@ class MadeUpStages:
             raise OSError("no ear")
         num_words = min(len(self.words.split()), 1 + int(2 * self.heard[-1]))
         return Transcript(" ".join(self.words.split()[:num_words]), language or self.language, self.heard[-1])
+
+    async def end_probability(self, words):
+        self.judged.append(words)
+        await self.judging_allowed.wait()
+        return self.probability
 
     async def write(self, model, messages, sampling) -> AsyncGenerator[Delta, None]:
         self.asked.append((model, messages, sampling))
@@ -135,6 +145,12 @@ class Client:
         """Waits until an answer is begun."""
         async with asyncio.timeout(20):
             while not self.stages.asked:
+                await asyncio.sleep(0.01)
+
+    async def until_judged(self) -> None:
+        """Waits until somebody was asked whether an utterance is at its end."""
+        async with asyncio.timeout(20):
+            while not self.stages.judged:
                 await asyncio.sleep(0.01)
 
     def all(self, kind: str) -> list[dict[str, Any]]:

@@ -24,7 +24,6 @@ from fastapi import FastAPI
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from realtime_session import silence
 from voicechat_platform.assets import locate
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
 from voicechat_serve import application
@@ -80,7 +79,7 @@ def question(clips) -> np.ndarray:
     """Three seconds of real speech and a second of silence, at 24 kHz."""
     shortest = min((clip for clip, _ in clips), key=lambda clip: clip.stat().st_size)
     speech_n = soxr.resample(decode(shortest.read_bytes()), HEARING_RATE, SPEECH_RATE)
-    return np.concatenate([silence(0.4), speech_n, silence(1.0)])
+    return np.pad(speech_n, (int(0.4 * SPEECH_RATE), SPEECH_RATE))
 
 
 @pytest.fixture

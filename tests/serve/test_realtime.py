@@ -133,6 +133,29 @@ async def test_a_whole_turn_and_one_that_is_interrupted(server, question):
         assert talk.events.index(done) > max((talk.events.index(e) for e in late), default=0)
 
 
+async def test_a_pause_in_the_middle_of_a_sentence_does_not_end_the_turn(server, client):
+    def spoken(text: str) -> np.ndarray:
+        pcm = client.audio.speech.create(input=text, model="tts-1", voice=HEART.id, response_format="pcm").content
+        sound_n = np.frombuffer(pcm, "<i2").astype(np.float32) / 32768
+        loud = np.flatnonzero(np.abs(sound_n) > 0.01)
+        return sound_n[loud[0] : loud[-1]]
+
+    pause_n, end_n = np.zeros(SPEECH_RATE * 8 // 10), np.zeros(2 * SPEECH_RATE)
+    first_n, second_n = spoken("Can you explain to me how the"), spoken("engine of a car works?")
+    async with talking(server) as talk:
+        detection = {"type": "semantic_vad", "eagerness": "medium"}
+        await talk.connection.session.update(
+            session={"type": "realtime", "audio": {"input": {"turn_detection": detection}}, "max_output_tokens": 20}
+        )
+        updated = await talk.until("session.updated")
+        assert updated.session.audio.input.turn_detection.eagerness == "medium"
+        await talk.play(np.concatenate([pause_n, first_n, pause_n, second_n, end_n]))
+        heard = await talk.until("conversation.item.input_audio_transcription.completed")
+        assert "car" in heard.transcript.lower()
+        assert talk.kinds().count("input_audio_buffer.speech_started") == 1
+        await talk.until("response.done")
+
+
 async def test_a_turn_that_the_client_commits_and_one_in_writing(server, question):
     async with talking(server) as talk:
         await talk.connection.session.update(

@@ -91,7 +91,7 @@ async def test_settings_are_checked_and_those_given_before_stay():
             ({"audio": {"output": {"voice": "nobody"}}}, "voice"),
             ({"audio": {"input": {"format": {"type": "audio/pcmu"}}}}, "session.audio.input.format.type"),
             (
-                {"audio": {"input": {"turn_detection": {"type": "semantic_vad"}}}},
+                {"audio": {"input": {"turn_detection": {"type": "sematic_vad"}}}},
                 "session.audio.input.turn_detection.type",
             ),
             ({"model": "nobody"}, "model"),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from realtime_session import MadeUpStages, connected, silence, up_to_the_pause, written
+from realtime_session import Client, MadeUpStages, connected, silence, up_to_the_pause, written
 from voicechat_serve.voices import SPEECH_RATE
 
 TURN = [
@@ -115,6 +115,97 @@ async def test_a_draft_is_thrown_away_when_the_person_goes_on(question):
         assert len(client.all("response.created")) == 1
         assert len(client.all("input_audio_buffer.speech_started")) == 1
         assert client.stages.asked[-1][1][-1]["content"] == "one two three four five six"
+
+
+async def by_words(client: Client, **settings: Any) -> None:
+    detection = {"type": "semantic_vad"} | settings
+    client.send("session.update", session={"audio": {"input": {"turn_detection": detection}}})
+    await client.until("session.updated")
+
+
+@pytest.mark.parametrize(
+    ("eagerness", "probability", "silence_ms"),
+    [
+        ("auto", 0.9, 300),
+        ("auto", 0.1, 700),
+        ("auto", 0.001, 1500),
+        ("low", 0.9, 600),
+        ("high", 0.001, 1000),
+        ("medium", None, 700),
+    ],
+)
+async def test_the_words_tell_how_long_a_silence_ends_the_turn(question, eagerness, probability, silence_ms):
+    stages = MadeUpStages()
+    stages.probability = probability
+    async with connected(stages) as client:
+        await by_words(client, eagerness=eagerness)
+        speech_n = question[: np.flatnonzero(np.abs(question) > 0.02)[-1]]
+        client.play(np.concatenate([speech_n, silence(0.26)]))
+        await client.until_judged()
+        await asyncio.sleep(0.05)
+        assert not client.all("input_audio_buffer.speech_stopped")
+        assert len(stages.asked) == 1, "the answer is begun meanwhile"
+        client.play(silence(4))
+        stopped = await client.until("input_audio_buffer.speech_stopped")
+        assert client.session.listening.heard_ms >= stopped["audio_end_ms"] + silence_ms
+        heard_s = (await client.until("conversation.item.input_audio_transcription.completed"))["usage"]["seconds"]
+        started_ms = client.all("input_audio_buffer.speech_started")[0]["audio_start_ms"]
+        assert started_ms + 1000 * heard_s - stopped["audio_end_ms"] == pytest.approx(silence_ms, abs=33)
+        await client.until("response.done")
+
+
+async def test_who_goes_on_after_a_silence_is_judged_anew(question):
+    stages = MadeUpStages()
+    stages.probability = 0.001
+    async with connected(stages) as client:
+        await by_words(client)
+        client.play(up_to_the_pause(question))
+        await client.until_judged()
+        stages.probability = 0.9
+        client.play(np.concatenate([silence(0.6), question[np.flatnonzero(np.abs(question) > 0.02)[0] :]]))
+        await client.until("response.done")
+        assert len(stages.judged) == 2
+        assert len(client.all("input_audio_buffer.speech_started")) == 1
+        assert client.session.listening.voice_activity.silence_ms == 700, "until the next utterance is judged"
+
+
+async def test_a_turn_does_not_wait_for_a_slow_judge_whose_word_is_not_about_the_next_one(question):
+    stages = MadeUpStages()
+    stages.probability = 0.001
+    stages.judging_allowed.clear()
+    async with connected(stages) as client:
+        await by_words(client)
+        client.play(question)
+        await client.until_judged()
+        await client.until("response.done")
+        client.play(question[: len(question) // 2])
+        await client.until("input_audio_buffer.speech_started", 2)
+        stages.judging_allowed.set()
+        await asyncio.sleep(0.05)
+        assert client.session.listening.voice_activity.silence_ms == 700
+
+
+async def test_another_language_is_not_judged(question):
+    stages = MadeUpStages()
+    stages.language, stages.probability = "de", 0.001
+    async with connected(stages) as client:
+        await by_words(client)
+        client.play(question)
+        await client.until("response.done")
+        assert not stages.judged
+
+
+async def test_by_words_but_without_anticipation_nothing_is_answered_early(question):
+    stages = MadeUpStages()
+    stages.probability = 0.1
+    async with connected(stages) as client:
+        await by_words(client, anticipate=False)
+        client.play(up_to_the_pause(question))
+        await client.until_judged()
+        await asyncio.sleep(0.05)
+        assert not stages.asked
+        client.play(silence(0.5))
+        await client.until("response.done")
 
 
 async def test_speaking_over_a_reply_ends_it_and_what_was_heard_stays(question):

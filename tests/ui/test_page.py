@@ -23,7 +23,7 @@ def test_a_hands_free_conversation_of_two_turns_and_an_interruption(
     talk = open_page(url)
     talk.press("Start conversation")
     talk.wait_for("listening")
-    assert realtime.session.config["audio"]["input"]["turn_detection"]["type"] == "server_vad"
+    assert realtime.session.config["audio"]["input"]["turn_detection"]["type"] == "semantic_vad"
     talk.wait_for("hearing")
     assert talk.said("user")[0] in ("…", "testing")
     talk.wait_for_said("user", 1)
@@ -54,6 +54,11 @@ def test_a_hands_free_conversation_of_two_turns_and_an_interruption(
     talk.wait_for_said("assistant", 3)
     assert talk.said("assistant")[2] == "What now?"
     assert talk.said("note") == []
+    talk.page.get_by_role("button", name="Settings").click()
+    talk.page.get_by_label("Your turn ends", exact=True).click()
+    talk.page.get_by_role("option", name="after half a second of silence").click()
+    talk.page.wait_for_timeout(500)
+    assert realtime.session.config["audio"]["input"]["turn_detection"]["type"] == "server_vad"
     talk.press("End")
     talk.wait_for("ready")
 

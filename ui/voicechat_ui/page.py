@@ -45,6 +45,8 @@ INSTRUCTIONS = "Answer in one or two short sentences."
 # Every model has its own: a chat model of this size rambles where a model of plays begins each reply alike.
 TEMPERATURES = [("the model's own", ""), *((f"{tenths / 10:g}", f"{tenths / 10:g}") for tenths in range(0, 16, 2))]
 
+TURN_ENDS = [("with your sentence", "semantic_vad"), ("after half a second of silence", "server_vad")]
+
 SETTINGS_HELP = "Changes apply from the next turn on."
 
 
@@ -72,6 +74,7 @@ def build_page(api: ApiClient) -> gr.Blocks:
             ),
             before.get("speed", 1),
             picked(before.get("temperature"), [value for _, value in TEMPERATURES]),
+            picked(before.get("turnEnd"), [value for _, value in TURN_ENDS]),
             before.get("instructions", INSTRUCTIONS),
             problem,
         )
@@ -102,6 +105,15 @@ def build_page(api: ApiClient) -> gr.Blocks:
                             elem_id="temperature",
                             min_width=200,
                         )
+                        turn_end = gr.Dropdown(
+                            TURN_ENDS,
+                            value=TURN_ENDS[0][1],
+                            label="Your turn ends",
+                            filterable=False,
+                            interactive=True,
+                            elem_id="turn-end",
+                            min_width=200,
+                        )
                     instructions = gr.Textbox(
                         INSTRUCTIONS, label="System prompt", lines=2, max_lines=6, interactive=True, info=SETTINGS_HELP
                     )
@@ -111,7 +123,7 @@ def build_page(api: ApiClient) -> gr.Blocks:
                 add_sweeps_tab(tab)
         before, problem = gr.JSON(visible=False), gr.Textbox(visible=False)
 
-        pickers = [model, voice, speed, temperature, instructions]
+        pickers = [model, voice, speed, temperature, turn_end, instructions]
         event: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         page.load(open_page, [before], [*pickers, problem], js="() => [voicechat.storedSettings()]", **event).then(
             None, [problem, *pickers], None, js="(...values) => voicechat.opened(...values)", **event

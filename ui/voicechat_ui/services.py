@@ -23,6 +23,7 @@ from voicechat_serve.api.access import access_rules, guard
 from voicechat_serve.application import DeploymentState, deploy, require_free, stop, wait_until_ready
 from voicechat_serve.application_file import local_application, read_application, served_models
 from voicechat_serve.keys import make_secret
+from voicechat_serve.sentence_end import SENTENCE_END_MODEL
 from voicechat_tune.run import run_sweep
 from voicechat_tune.sweep_file import quickstart, read_sweep
 from voicechat_ui.page import mount_page
@@ -102,7 +103,7 @@ def run_services(settings: Settings, with_page: bool, application: Path | None =
     arguments = read_application(application or local_application()).api
     if settings.whisper:
         arguments = arguments.model_copy(update={"whisper": settings.whisper})
-    for name in (f"whisper-{arguments.whisper}", "hibari"):
+    for name in (f"whisper-{arguments.whisper}", SENTENCE_END_MODEL, "hibari"):
         locate(name)
     models = served_models(arguments)
     address = f"http://{reachable(settings.host)}:{settings.port}"

@@ -88,6 +88,9 @@ class ServiceStages:
             response.cancel()  # otherwise the ear goes on with what nobody waits for
             raise
 
+    async def end_probability(self, words: str) -> float | None:
+        return await self.services.transcription.end_probability.remote(words)
+
     async def write(self, model: str, messages: list[Message], sampling: dict[str, Any]) -> AsyncGenerator[Delta, None]:
         handle, version = self.services.language_model(model)
         wishes = Wishes(sampling=sampling, truncation="auto", version=version)

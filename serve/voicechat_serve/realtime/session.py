@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from voicechat_serve.audio import Samples
 from voicechat_serve.conversation import Conversation, Item, new_id, stop
 from voicechat_serve.realtime.answering import Answering
+from voicechat_serve.realtime.anticipation import Anticipation
 from voicechat_serve.realtime.listening import Listening
 from voicechat_serve.realtime.response import told_item
 from voicechat_serve.realtime.session_settings import (
@@ -88,12 +89,11 @@ class Session:
         self.listening = Listening(detection, self._new_utterance, self.answering.is_heard)
         self.language: str | None = None
         """Of what was said last; None where that was written."""
-        self.anticipation: asyncio.Task[None] | None = None
-        """Writes down, and begins to answer, what is perhaps over."""
+        self.anticipation = Anticipation(lambda: self.settings, stages, self.listening, self.answering)
         self.turns: list[asyncio.Task[None]] = []
         """Utterances that are written down and answered, in their order."""
         self.unfinished: dict[str, tuple[Utterance, asyncio.Task[None] | None]] = {}
-        """By the item: what those turns write down, and their anticipation. A turn that waits may never begin."""
+        """By the item: what those turns write down, and what prepares them. A turn that waits may never begin."""
         self.unanswered = False
         """Something was said, and its answer left off because more followed."""
         self.began = self.last_activity = time.monotonic()
@@ -123,9 +123,10 @@ class Session:
 
     async def close(self) -> None:
         """Ends all work."""
-        await stop(self.anticipation, *self.turns)
-        for utterance, anticipation in self.unfinished.values():
-            await stop(anticipation)
+        await self.anticipation.close()
+        await stop(*self.turns)
+        for utterance, preparing in self.unfinished.values():
+            await stop(preparing)
             await utterance.close()
         await self.answering.close()
         await self.listening.forget()
@@ -290,11 +291,10 @@ class Session:
                     if detection and detection.interrupt_response:
                         await self.answering.interrupt("turn_detected")
                 elif change == "paused":
-                    detection = self.settings.audio.input.turn_detection
-                    if detection and detection.anticipate and self.listening.utterance:
-                        self.anticipation = asyncio.create_task(self._anticipate(self.listening.utterance))
+                    if self.listening.utterance:
+                        self.anticipation.begin(self.listening.utterance)
                 elif change == "resumed":
-                    await self._do_not_anticipate()
+                    await self.anticipation.drop()
                 else:
                     while len(self.turns) >= MOST_TURNS:
                         await asyncio.wait([self.turns[0]])
@@ -333,15 +333,15 @@ class Session:
         self._tell_added(item, previous)
         detection = self.settings.audio.input.turn_detection
         is_answered = end_ms is not None and detection is not None and detection.create_response
-        self.unfinished[item.id], self.anticipation = (utterance, self.anticipation), None
+        self.unfinished[item.id] = (utterance, self.anticipation.take())
         self._begin_turn(self._turn(item, is_answered, endpoint_at))
 
     async def _turn(self, item: Item, is_answered: bool, endpoint_at: float | None) -> None:
         """Writes an utterance down, and answers it."""
-        utterance, anticipation = self.unfinished[item.id]
+        utterance, preparing = self.unfinished[item.id]
         try:
-            if anticipation:
-                await asyncio.wait([anticipation])
+            if preparing:
+                await asyncio.wait([preparing])
             transcript = await utterance.finish()
         except Exception as error:
             told = self.stages.explain(error)
@@ -350,7 +350,7 @@ class Session:
                 self.wire.emit_error(told)
             return await self._answer(endpoint_at)
         finally:
-            await stop(anticipation)
+            await stop(preparing)
             await utterance.close()
             del self.unfinished[item.id]
         item.text = transcript.text
@@ -382,26 +382,9 @@ class Session:
             event = {"type": f"conversation.item.input_audio_transcription.{kind}", "item_id": item_id}
             self.emit(event | {"content_index": 0} | facts)
 
-    async def _anticipate(self, utterance: Utterance) -> None:
-        with contextlib.suppress(Exception):  # the end of the utterance tries again, and tells
-            transcript = await utterance.written_so_far()
-            detection = self.settings.audio.input.turn_detection
-            is_answered = self.settings.type == "realtime" and detection is not None and detection.create_response
-            if is_answered and transcript.text and not self.answering.is_responding():
-                await self.answering.draft_reply(transcript.text, transcript.language)
-
-    async def _do_not_anticipate(self) -> None:
-        """The utterance was not over."""
-        anticipation, self.anticipation = self.anticipation, None
-        await stop(anticipation)
-        if self.listening.utterance:
-            await self.listening.utterance.resume()
-        if anticipation:
-            await self.answering.drop_draft()
-
     async def _forget_utterance(self) -> None:
         """What is being said comes to nothing, and answers nothing that was said before."""
-        await self._do_not_anticipate()
+        await self.anticipation.drop()
         await self.listening.forget()
         if self.unanswered and len(self.turns) < MOST_TURNS:
             self._begin_turn(self._answer())

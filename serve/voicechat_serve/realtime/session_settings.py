@@ -4,6 +4,7 @@ Fields of OpenAI's that have no counterpart (noise_reduction, tracing, include, 
 `temperature`, a `model` that may change between turns, and `turn_detection.anticipate`.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -45,17 +46,60 @@ class TranscriptionSettings(Checked):
     """Names and words to expect."""
 
 
-class TurnDetection(Checked):
-    """When the person has finished: silence says so."""
+@dataclass(frozen=True)
+class Patience:
+    """How long a silence ends a turn, in milliseconds, by the words before it."""
 
-    type: Literal["server_vad"] = "server_vad"
+    finished: int
+    undecided: int
+    unfinished: int
+
+
+EAGERNESS = {
+    "low": Patience(600, 1200, 3000),
+    "medium": Patience(300, 700, 1500),
+    "high": Patience(300, 500, 1000),
+}
+
+FINISHED_PROBABILITY, UNFINISHED_PROBABILITY = 0.2, 0.005
+"""What a sentence's end must have at least, to be finished, and at most, to be unfinished. Measured on 63 whole
+utterances and 304 that break off at any word, as Whisper tiny.en hears them: 78% of the ones and 10% of the others are
+taken for finished, 3% and 66% for unfinished."""
+
+
+class TurnDetection(Checked):
+    """When the person has finished: a silence says so, or (semantic_vad) the words and a silence that suits them."""
+
+    type: Literal["server_vad", "semantic_vad"] = "server_vad"
     threshold: float = Field(default=0.5, ge=0.05, le=0.95)
     prefix_padding_ms: int = Field(default=300, ge=0, le=2000)
     silence_duration_ms: int = Field(default=500, ge=200, le=5000)
+    """Of server_vad."""
+    eagerness: Literal["low", "medium", "high", "auto"] = "auto"
+    """Of semantic_vad; auto is medium."""
     create_response: bool = True
     interrupt_response: bool = True
     anticipate: bool = True
     """Begin to write down, and to answer, at the first short pause; thrown away if the person goes on."""
+
+    @property
+    def is_by_words(self) -> bool:
+        return self.type == "semantic_vad"
+
+    def silence_ms(self, end_probability: float | None = None) -> int:
+        """The silence that ends the turn.
+
+        Args:
+            end_probability: that a sentence ends after what was said; None where that is not known.
+        """
+        if not self.is_by_words:
+            return self.silence_duration_ms
+        patience = EAGERNESS["medium" if self.eagerness == "auto" else self.eagerness]
+        if end_probability is None:
+            return patience.undecided
+        if end_probability >= FINISHED_PROBABILITY:
+            return patience.finished
+        return patience.unfinished if end_probability <= UNFINISHED_PROBABILITY else patience.undecided
 
 
 class AudioInput(Checked):

@@ -17,6 +17,9 @@ class Stages(Protocol):
     ) -> Transcript | None:
         """A sound of up to 30 s written down; None where the ear is busy and was only wanted if idle."""
 
+    async def end_probability(self, words: str) -> float | None:
+        """That what is said ends after these words, 0 to 1; None where nobody judges."""
+
     def write(self, model: str, messages: list[Message], sampling: dict[str, Any]) -> AsyncGenerator[Delta, None]:
         """The model's next message."""
 

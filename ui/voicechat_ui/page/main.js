@@ -11,7 +11,7 @@ const IDLE_MS = 30000;
 const STORED_CHARACTERS = 400000;
 const MAX_REPLY_TOKENS = 256; // a reply is listened to: this is already half a minute of speech and more
 
-const settings = { model: "", voice: "", speed: 1, temperature: "", instructions: "" };
+const settings = { model: "", voice: "", speed: 1, temperature: "", turnEnd: "semantic_vad", instructions: "" };
 const talk = {
   opened: false, // the server's lists have come
   problem: "", // why there is no conversation
@@ -101,7 +101,7 @@ function sessionNow() {
       input: {
         format,
         transcription: { model: "whisper-1" },
-        turn_detection: handsFree ? { type: "server_vad", create_response: true, interrupt_response: true } : null,
+        turn_detection: handsFree ? { type: settings.turnEnd, create_response: true, interrupt_response: true } : null,
       },
       output: { format, voice: settings.voice, speed: settings.speed },
     },
@@ -321,8 +321,8 @@ window.voicechat = {
     show();
   },
 
-  set(model, voice, speed, temperature, instructions) {
-    const chosen = { model: model ?? "", voice: voice ?? "", speed, temperature: temperature ?? "", instructions: instructions ?? "" };
+  set(model, voice, speed, temperature, turnEnd, instructions) {
+    const chosen = { model: model ?? "", voice: voice ?? "", speed, temperature: temperature ?? "", turnEnd, instructions: instructions ?? "" };
     if (JSON.stringify(chosen) === JSON.stringify(settings)) return;
     Object.assign(settings, chosen);
     clearTimeout(talk.setting);
