@@ -107,16 +107,15 @@ class Person:
         return endpoint - speech_end, sound - speech_end
 
     async def is_cut_short(self, clip_n: Samples) -> bool:
-        """Whether the server takes the turn for over before its last word; nobody is to answer it."""
+        """Whether the server takes the first turn of the session for over more than half a second before its end."""
         began = time.perf_counter()
         speech_end = await self.say(clip_n)
         quiet = asyncio.create_task(self.keep_quiet(10))
         try:
-            first, _ = await self.until("input_audio_buffer.speech_stopped", began)
-            await self.until("input_audio_buffer.speech_stopped", speech_end)
+            _, stopped = await self.until("input_audio_buffer.speech_stopped", began)
         finally:
             quiet.cancel()
-        return first < speech_end
+        return stopped["audio_end_ms"] < 1000 * (speech_end - began - 0.5)
 
     def sounds(self, since: float) -> list[tuple[float, float]]:
         """When each stretch of sound came, and how long it is."""

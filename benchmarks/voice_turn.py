@@ -149,8 +149,10 @@ async def measure_ends(address: str, said: list[Hesitation]) -> Part:
             async with person(address, type=way) as asking:
                 turns.append(await asking.first_sound(hesitation.whole.samples_n))
             await asyncio.sleep(1)
-        async with person(address, type=way, create_response=False) as asking:
-            cuts[way] = sum([await asking.is_cut_short(hesitation.broken.samples_n) for hesitation in said])
+        cuts[way] = 0
+        for hesitation in said:
+            async with person(address, type=way, create_response=False) as asking:
+                cuts[way] += await asking.is_cut_short(hesitation.broken.samples_n)
         endpoints, sounds = zip(*turns, strict=True)
         waits[way] = median(sounds)
         rows.append(
@@ -164,7 +166,9 @@ async def measure_ends(address: str, said: list[Hesitation]) -> Part:
             }
         )
     return rows, [
-        bar("end of speech to first sound, by words / by silence, p50", waits["semantic_vad"] / waits["server_vad"], 1),
+        bar(
+            "end of speech to first sound, by words / by silence, p50", waits["semantic_vad"] / waits["server_vad"], 1.1
+        ),
         bar("cut short at a pause, by words / by silence", cuts["semantic_vad"] / max(cuts["server_vad"], 1), 0.5),
     ]
 

@@ -19,7 +19,7 @@ MOST_CHARACTERS = 300
 """That are read: what was said long before does not matter."""
 
 FULL_STOP = re.compile(r"[.?!](?!\.)")
-AT_THE_END = re.compile(r"[\s.?!,;:…-]+$")
+PUNCTUATION = " .?!,;:…-"
 
 
 class SentenceEnd:
@@ -46,7 +46,7 @@ class SentenceEnd:
         Args:
             words: what somebody has said so far; the punctuation at its end is passed over.
         """
-        prompt = self.begun_message(AT_THE_END.sub("", words)[-MOST_CHARACTERS:])
+        prompt = self.begun_message(words.rstrip(PUNCTUATION)[-MOST_CHARACTERS:])
         rest = prompt[len(self.before) :]
         if not rest:
             return 0.0

@@ -104,17 +104,17 @@ class Transcription:
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="transcription")
         self.at_work = 0
         """Sounds that are being transcribed, or wait for it."""
-        self.end = SentenceEnd(chat_model) if chat_model else None
+        self.sentence_end = SentenceEnd(chat_model) if chat_model else None
         silence_n = np.zeros(HEARING_RATE, np.float32)
         list(self.model.transcribe(silence_n, vad_filter=True)[0])  # loads the voice activity detector, finds nothing
         list(self.model.transcribe(silence_n, language="en", without_timestamps=True, max_new_tokens=1)[0])
         decode_utterance(self.model, silence_n, None, None)
-        if self.end:
-            self.end.probability("I am ready")
+        if self.sentence_end:
+            self.sentence_end.probability("I am ready")
 
     async def end_probability(self, words: str) -> float | None:
-        """That what is said ends after these words, 0 to 1; None where nobody judges. It does not wait for Whisper."""
-        return await asyncio.to_thread(self.end.probability, words) if self.end else None
+        """That what is said ends after these words, 0 to 1; None where nobody judges. Does not wait for the worker."""
+        return await asyncio.to_thread(self.sentence_end.probability, words) if self.sentence_end else None
 
     async def hear(
         self, samples_n: Samples, language: str | None = None, prompt: str | None = None, only_if_idle: bool = False

@@ -185,6 +185,50 @@ async def test_a_turn_does_not_wait_for_a_slow_judge_whose_word_is_not_about_the
         assert client.session.listening.voice_activity.silence_ms == 700
 
 
+async def test_a_setting_that_changes_in_a_pause_does_not_end_it(question):
+    stages = MadeUpStages()
+    stages.probability = 0.001
+    async with connected(stages) as client:
+        await by_words(client)
+        client.play(up_to_the_pause(question))
+        await client.until_judged()
+        await asyncio.sleep(0.05)
+        client.send("session.update", session={"instructions": "Be brief."})
+        client.play(silence(0.7))
+        client.send("input_audio_buffer.clear")
+        await client.until("input_audio_buffer.cleared")
+        assert not client.all("input_audio_buffer.speech_stopped")
+
+
+@pytest.mark.parametrize("begin_with", [{}, {"type": "transcription"}])
+async def test_a_turn_that_nobody_answers_ends_by_its_words_too(question, begin_with):
+    stages = MadeUpStages()
+    stages.probability = 0.9
+    async with connected(stages, **begin_with) as client:
+        await by_words(client, create_response=False)
+        client.play(up_to_the_pause(question))
+        await client.until_judged()
+        await client.until("session.updated")
+        client.play(silence(0.1))
+        await client.until("conversation.item.input_audio_transcription.completed")
+        assert not stages.asked
+
+
+async def test_without_a_judge_a_silence_of_middling_length_ends_the_turn(question):
+    stages = MadeUpStages()
+
+    async def end_probability(words):
+        raise OSError("no judge")
+
+    stages.end_probability = end_probability
+    async with connected(stages) as client:
+        await by_words(client)
+        client.play(question)
+        done = await client.until("response.done")
+        assert done["response"]["status"] == "completed"
+        assert not client.all("error")
+
+
 async def test_another_language_is_not_judged(question):
     stages = MadeUpStages()
     stages.language, stages.probability = "de", 0.001
@@ -528,7 +572,8 @@ async def test_the_first_sound_of_each_turn_is_timed_from_its_own_end(question):
         stages.waits.set()
         await client.until("response.done", 2)
         first, second = client.first_sounds
-        assert second + 0.3 < first
+        assert first >= 0.3
+        assert second > 0
 
 
 async def test_a_written_turn_is_not_in_the_language_of_a_spoken_one_before(question):

@@ -11,9 +11,9 @@ from voicechat_serve.sentence_end import FULL_STOP, SENTENCE_END_MODEL, Sentence
 FINISHED = (
     "What is the capital of France",
     "How many legs does a spider have",
-    "Can you tell me a story about a dragon and a little girl",
+    "Can you explain to me how the engine of a car works",
     "How many people live in China and India together",
-    "Where can I buy a good pair of walking shoes",
+    "Please tell me the difference between a frog and a toad",
 )
 UNFINISHED = (
     "What is the",
@@ -51,7 +51,7 @@ def test_it_is_the_models_own_probability(end):
         ids_1t = tokenizer(begun, return_tensors="pt")["input_ids"]
         probabilities_v = model(ids_1t).logits[0, -1].softmax(-1)
         expected = float(probabilities_v[[*final, tokenizer.eos_token_id]].sum())
-        assert end.probability(words) == pytest.approx(expected, abs=0.15)  # int8
+        assert end.probability(words) == pytest.approx(expected, abs=0.15 if words in FINISHED else 0.01)  # int8
 
 
 def test_the_recognisers_punctuation_is_passed_over(end):

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -258,10 +257,10 @@ def test_only_one_process_drives_a_sweep(tmp_path):
         pass  # a killed one holds it no more
 
 
-def test_a_sweep_begins_while_somebody_asks_whether_it_runs(tmp_path):
+def test_a_sweep_begins_while_somebody_asks_whether_it_runs(tmp_path, monkeypatch):
     with (tmp_path / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
-        threading.Timer(0.05, fcntl.flock, [file, fcntl.LOCK_UN]).start()
+        monkeypatch.setattr(time, "sleep", lambda seconds: fcntl.flock(file, fcntl.LOCK_UN))
         with locked(tmp_path):
             assert is_running(tmp_path)
 

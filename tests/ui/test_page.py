@@ -57,8 +57,12 @@ def test_a_hands_free_conversation_of_two_turns_and_an_interruption(
     talk.page.get_by_role("button", name="Settings").click()
     talk.page.get_by_label("Your turn ends", exact=True).click()
     talk.page.get_by_role("option", name="after half a second of silence").click()
-    talk.page.wait_for_timeout(500)
-    assert realtime.session.config["audio"]["input"]["turn_detection"]["type"] == "server_vad"
+    for _ in range(100):
+        if realtime.session.config["audio"]["input"]["turn_detection"]["type"] == "server_vad":
+            break
+        talk.page.wait_for_timeout(100)
+    else:
+        pytest.fail("the choice has not reached the server")
     talk.press("End")
     talk.wait_for("ready")
 
@@ -126,10 +130,11 @@ def test_a_microphone_that_falls_silent_is_not_said_to_listen(open_page: Callabl
     talk.wait_for("no microphone")
     assert "No sound comes from the microphone" in talk.status
     talk.page.evaluate("contexts.forEach(context => context.resume())")
-    talk.wait_for("listening", "hearing")
+    talk.wait_for("hearing")
     talk.page.evaluate("stream.getTracks()[0].dispatchEvent(new Event('ended'))")
     talk.wait_for("no microphone")
     assert "unplugged" in talk.status
+    assert set(talk.said("user")) <= {"testing the microphone"}, "what was not said to the end is gone"
     talk.press("Start conversation")
     talk.wait_for("listening", "hearing")
 

@@ -5,6 +5,7 @@ threads. The heads' pictures take their own process: drawing them would hold the
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -190,7 +191,8 @@ async def draw_heads(chosen: str | None) -> AsyncGenerator[tuple[str, Any], None
         async with asyncio.timeout(DRAWING_S):
             _, said = await process.communicate()
     except TimeoutError:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):  # it has ended in this very moment
+            process.kill()
         await process.wait()
         said = f"it takes more than {DRAWING_S // 60} minutes".encode()
     finally:

@@ -124,7 +124,7 @@ class Wanted:
     def session(self, is_spoken: bool) -> Any:
         """For `session.update`; what is not given is the server's choice."""
         transcription = {"model": "whisper-1"} | ({"language": self.language} if self.language else {})
-        # A file goes on by itself: it is not to cut off the replies, and nobody thinks in its pauses.
+        # A file goes on by itself, and is not to cut off the replies; at its pace the words are judged too late.
         is_file = self.sound is not None
         detection = {"type": "server_vad" if is_file else "semantic_vad", "interrupt_response": not is_file}
         output = {"speed": self.speed} | ({"voice": self.voice} if self.voice else {})

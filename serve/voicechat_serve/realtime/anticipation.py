@@ -65,8 +65,8 @@ class Anticipation:
             is_answered = self.settings().type == "realtime" and detection.create_response and detection.anticipate
             if is_answered and not self.answering.is_responding():
                 await self.answering.draft_reply(transcript.text, transcript.language)
-            if detection.is_by_words and transcript.language == JUDGED_LANGUAGE:
-                await stop(self.judging)
+            is_judged = detection.is_by_words and transcript.language == JUDGED_LANGUAGE
+            if is_judged and self.listening.utterance is utterance:  # else the turn is over already
                 self.judging = asyncio.create_task(self._judge(utterance, transcript.text))
 
     async def _judge(self, utterance: Utterance, words: str) -> None:

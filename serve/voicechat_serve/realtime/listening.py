@@ -65,6 +65,8 @@ class Listening:
 
     def adjust(self, detection: TurnDetection) -> None:
         """Other figures for the detector at work."""
+        if detection == self.detection:
+            return  # the silence that has begun keeps its length
         assert self.voice_activity is not None
         self.detection = detection
         self.voice_activity.threshold = detection.threshold

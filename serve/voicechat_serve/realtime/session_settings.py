@@ -80,7 +80,7 @@ class TurnDetection(Checked):
     create_response: bool = True
     interrupt_response: bool = True
     anticipate: bool = True
-    """Begin to write down, and to answer, at the first short pause; thrown away if the person goes on."""
+    """Begin to answer at the first short pause; thrown away if the person goes on."""
 
     @property
     def is_by_words(self) -> bool:

@@ -155,6 +155,7 @@ function microphoneChanged() {
   if (talk.active && microphone.problem && microphone.state !== "silent") {
     talk.active = talk.holding = talk.taking = false;
     talk.problem = microphone.problem;
+    if (conversation.hearing) conversation.dropSpeech();
     realtime.early = [];
     updateSession();
     if (!conversation.busy && realtime.state !== "open") realtime.close();
