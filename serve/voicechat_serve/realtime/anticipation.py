@@ -60,17 +60,22 @@ class Anticipation:
         with contextlib.suppress(Exception):  # the end of the utterance tries again, and tells
             transcript = await utterance.written_so_far()
             detection = self.settings().audio.input.turn_detection
-            if not transcript.text or detection is None:
-                return
-            is_answered = self.settings().type == "realtime" and detection.create_response and detection.anticipate
-            if is_answered and not self.answering.is_responding():
-                await self.answering.draft_reply(transcript.text, transcript.language)
-            is_judged = detection.is_by_words and transcript.language == JUDGED_LANGUAGE
-            if is_judged and self.listening.utterance is utterance:  # else the turn is over already
-                self.judging = asyncio.create_task(self._judge(utterance, transcript.text))
+            if transcript.text and detection:
+                is_answered = self.settings().type == "realtime" and detection.create_response and detection.anticipate
+                if is_answered and not self.answering.is_responding():
+                    await self.answering.draft_reply(transcript.text, transcript.language)
+                is_judged = detection.is_by_words and transcript.language == JUDGED_LANGUAGE
+                if is_judged and self.listening.utterance is utterance:  # else the turn is over already
+                    self.judging = asyncio.create_task(self._judge(utterance, transcript.text))
+                    return
+        self._expect_end(utterance, None)
 
     async def _judge(self, utterance: Utterance, words: str) -> None:
-        with contextlib.suppress(Exception):  # without it, a silence of middling length ends the turn
+        probability = None
+        with contextlib.suppress(Exception):
             probability = await self.stages.end_probability(words)
-            if self.listening.utterance is utterance:
-                self.listening.expect_end(probability)
+        self._expect_end(utterance, probability)
+
+    def _expect_end(self, utterance: Utterance, probability: float | None) -> None:
+        if self.listening.utterance is utterance:
+            self.listening.expect_end(probability)

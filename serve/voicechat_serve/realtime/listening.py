@@ -59,7 +59,7 @@ class Listening:
         """Listens in another way from now on; what was heard of an utterance must be gone."""
         self.detection = detection
         self.voice_activity = (
-            VoiceActivity(detection.threshold, detection.silence_ms()) if detection is not None else None
+            VoiceActivity(detection.threshold, detection.longest_silence_ms) if detection is not None else None
         )
         self.before.clear()
 
@@ -70,10 +70,13 @@ class Listening:
         assert self.voice_activity is not None
         self.detection = detection
         self.voice_activity.threshold = detection.threshold
-        self.voice_activity.silence_ms = detection.silence_ms()
+        self.voice_activity.silence_ms = detection.longest_silence_ms
 
     def expect_end(self, probability: float | None) -> None:
-        """The silence that has begun ends the turn sooner or later, by how likely what was said is to be all."""
+        """The silence that has begun ends the turn sooner or later, by how likely what was said is to be all.
+
+        Until this is known, the longest one does.
+        """
         if self.voice_activity is not None and self.detection is not None:
             self.voice_activity.silence_ms = self.detection.silence_ms(probability)
 
@@ -136,7 +139,7 @@ class Listening:
         assert self.detection is not None
         change = self.voice_activity.feed(chunk_n, INTERRUPTS_AFTER_MS if self.is_heard() else BEGINS_AFTER_MS)
         if change == "resumed":
-            self.voice_activity.silence_ms = self.detection.silence_ms()
+            self.voice_activity.silence_ms = self.detection.longest_silence_ms
         if change == "started":
             self.utterance = self.new_utterance(True)
             for before_n in [*self.before, chunk_n]:
@@ -160,7 +163,7 @@ class Listening:
         utterance, self.utterance = self.utterance, None
         if self.voice_activity and self.detection:
             self.voice_activity.end()
-            self.voice_activity.silence_ms = self.detection.silence_ms()
+            self.voice_activity.silence_ms = self.detection.longest_silence_ms
         return utterance
 
     def _take_rest(self) -> Samples:

@@ -86,20 +86,28 @@ class TurnDetection(Checked):
     def is_by_words(self) -> bool:
         return self.type == "semantic_vad"
 
-    def silence_ms(self, end_probability: float | None = None) -> int:
+    @property
+    def patience(self) -> Patience:
+        if not self.is_by_words:
+            return Patience(*[self.silence_duration_ms] * 3)
+        return EAGERNESS["medium" if self.eagerness == "auto" else self.eagerness]
+
+    @property
+    def longest_silence_ms(self) -> int:
+        """What ends the turn in any case."""
+        return self.patience.unfinished
+
+    def silence_ms(self, end_probability: float | None) -> int:
         """The silence that ends the turn.
 
         Args:
-            end_probability: that a sentence ends after what was said; None where that is not known.
+            end_probability: that a sentence ends after what was said; None where nobody can tell.
         """
-        if not self.is_by_words:
-            return self.silence_duration_ms
-        patience = EAGERNESS["medium" if self.eagerness == "auto" else self.eagerness]
         if end_probability is None:
-            return patience.undecided
+            return self.patience.undecided
         if end_probability >= FINISHED_PROBABILITY:
-            return patience.finished
-        return patience.unfinished if end_probability <= UNFINISHED_PROBABILITY else patience.undecided
+            return self.patience.finished
+        return self.patience.unfinished if end_probability <= UNFINISHED_PROBABILITY else self.patience.undecided
 
 
 class AudioInput(Checked):
