@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -54,10 +55,19 @@ class Person:
             await asyncio.sleep(began + number * FRAME_S - time.perf_counter())
         return began + spoken_s
 
-    async def keep_quiet(self, seconds: float) -> None:
+    @asynccontextmanager
+    async def quiet(self) -> AsyncIterator[None]:
+        """Sends silence while the block runs."""
+        sending = asyncio.create_task(self._send_silence())
+        try:
+            yield
+        finally:
+            sending.cancel()
+
+    async def _send_silence(self) -> None:
         silence = base64.b64encode(bytes(int(FRAME_S * SPEECH_RATE) * 2)).decode()
         began = time.perf_counter()
-        for number in range(1, round(seconds / FRAME_S) + 1):
+        for number in count(1):
             await self.tell("input_audio_buffer.append", audio=silence)
             await asyncio.sleep(began + number * FRAME_S - time.perf_counter())
 
@@ -74,8 +84,7 @@ class Person:
         """Asks, hears the whole answer out in silence, and returns the moments in seconds from the endpoint."""
         began = time.perf_counter()
         speech_end = await self.say(clip_n)
-        quiet = asyncio.create_task(self.keep_quiet(600))
-        try:
+        async with self.quiet():
             endpoint, _ = await self.until("input_audio_buffer.speech_stopped", began)
             moments = {}
             for name, kind in (
@@ -90,31 +99,23 @@ class Person:
             moments["longest gap"] = self.longest_gap(began)
             played_s = sum(seconds for _, seconds in self.sounds(began))
             await asyncio.sleep(max(0.0, endpoint + moments["first sound"] + played_s - time.perf_counter()))
-        finally:
-            quiet.cancel()
         return moments
 
     async def first_sound(self, clip_n: Samples) -> tuple[float, float]:
         """Asks; seconds from the end of the speech to the endpoint, and to the first sound of the answer."""
         began = time.perf_counter()
         speech_end = await self.say(clip_n)
-        quiet = asyncio.create_task(self.keep_quiet(60))
-        try:
+        async with self.quiet():
             endpoint, _ = await self.until("input_audio_buffer.speech_stopped", began)
             sound, _ = await self.until("response.output_audio.delta", began)
-        finally:
-            quiet.cancel()
         return endpoint - speech_end, sound - speech_end
 
     async def is_cut_short(self, clip_n: Samples) -> bool:
         """Whether the server takes the first turn of the session for over more than half a second before its end."""
         began = time.perf_counter()
         speech_end = await self.say(clip_n)
-        quiet = asyncio.create_task(self.keep_quiet(10))
-        try:
+        async with self.quiet():
             _, stopped = await self.until("input_audio_buffer.speech_stopped", began)
-        finally:
-            quiet.cancel()
         return stopped["audio_end_ms"] < 1000 * (speech_end - began - 0.5)
 
     def sounds(self, since: float) -> list[tuple[float, float]]:

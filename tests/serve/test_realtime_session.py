@@ -123,6 +123,12 @@ async def by_words(client: Client, **settings: Any) -> None:
     await client.until("session.updated")
 
 
+async def judged_pause(client: Client, question: np.ndarray) -> None:
+    """Speaks up to a pause that is not yet the end, and waits until somebody was asked whether it is."""
+    client.play(up_to_the_pause(question))
+    await client.until_judged()
+
+
 @pytest.mark.parametrize(
     ("eagerness", "probability", "silence_ms"),
     [
@@ -159,8 +165,7 @@ async def test_who_goes_on_after_a_silence_is_judged_anew(question):
     stages.probability = 0.001
     async with connected(stages) as client:
         await by_words(client)
-        client.play(up_to_the_pause(question))
-        await client.until_judged()
+        await judged_pause(client, question)
         stages.probability = 0.9
         client.play(np.concatenate([silence(0.6), question[np.flatnonzero(np.abs(question) > 0.02)[0] :], silence(1)]))
         await client.until("response.done")
@@ -175,8 +180,7 @@ async def test_a_turn_does_not_wait_for_ever_for_a_judge_whose_word_is_not_about
     stages.judging_allowed.clear()
     async with connected(stages) as client:
         await by_words(client)
-        client.play(up_to_the_pause(question))
-        await client.until_judged()
+        await judged_pause(client, question)
         client.play(silence(0.7))
         client.send("session.update", session={"instructions": "Be brief."})
         await client.until("session.updated", 2)
@@ -195,8 +199,7 @@ async def test_a_setting_that_changes_in_a_pause_does_not_end_it(question):
     stages.probability = 0.001
     async with connected(stages) as client:
         await by_words(client)
-        client.play(up_to_the_pause(question))
-        await client.until_judged()
+        await judged_pause(client, question)
         await asyncio.sleep(0.05)
         client.send("session.update", session={"instructions": "Be brief."})
         client.play(silence(0.7))
@@ -211,8 +214,7 @@ async def test_a_turn_that_nobody_answers_ends_by_its_words_too(question, begin_
     stages.probability = 0.9
     async with connected(stages, **begin_with) as client:
         await by_words(client, create_response=False)
-        client.play(up_to_the_pause(question))
-        await client.until_judged()
+        await judged_pause(client, question)
         await client.until("session.updated")
         client.play(silence(0.1))
         await client.until("conversation.item.input_audio_transcription.completed")
@@ -255,8 +257,7 @@ async def test_by_words_but_without_anticipation_nothing_is_answered_early(quest
     stages.probability = 0.1
     async with connected(stages) as client:
         await by_words(client, anticipate=False)
-        client.play(up_to_the_pause(question))
-        await client.until_judged()
+        await judged_pause(client, question)
         await asyncio.sleep(0.05)
         assert not stages.asked
         client.play(silence(0.5))
