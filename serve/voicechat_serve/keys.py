@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -63,7 +62,7 @@ class Content(BaseModel):
 def keys_path() -> Path:
     """The keys file of the settings, which need not be there."""
     chosen = settings().keys
-    return chosen.absolute() if chosen else settings().folder() / "keys.json"
+    return chosen or settings().folder() / "keys.json"
 
 
 def make_secret() -> str:
@@ -159,8 +158,12 @@ def changing(path: Path) -> Iterator[list[Key]]:
     The new file takes the old one's place in one step, so that a reader sees one or the other. The lock is another
     file's, because this one is replaced.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f"{path.name}.lock").open("w") as lock:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f"{path.name}.lock").open("w")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}; see VOICECHAT_KEYS") from error
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             keys = list(read_keys(path))
@@ -168,16 +171,13 @@ def changing(path: Path) -> Iterator[list[Key]]:
             keys = []
         yield keys
         content = json.loads(Content(keys=tuple(keys)).model_dump_json(exclude_none=True))
-        descriptor, new = tempfile.mkstemp(prefix=path.name, dir=path.parent)  # for its owner alone: mode 0600
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(json.dumps(content, indent=2) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(new, path)
-        except BaseException:
-            os.unlink(new)
-            raise
+        new = path.with_name(f".{path.name}.new")
+        new.unlink(missing_ok=True)  # a killed process's
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # its owner's alone
+            file.write(json.dumps(content, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
 
 
 def find_key(keys: Sequence[Key], secret: str) -> Key | None:
