@@ -16,8 +16,7 @@ from voicechat_platform.registry import Registry, Version, find_checkpoint
 from voicechat_platform.strict_yaml import Strict, compose_yaml, line_of, validate
 from voicechat_serve.engines.choice import EngineName, Precision
 from voicechat_serve.language_model import ServedModel
-
-API, FRONT = "api", "front"
+from voicechat_serve.names import API, FRONT
 
 
 class Replicas(Strict):

@@ -22,6 +22,7 @@ from ray.serve.schema import (
     ServeStatus,
 )
 
+from voicechat_platform.errors import InputError
 from voicechat_serve import application, front
 from voicechat_serve.api.access import AccessRules
 
@@ -77,6 +78,15 @@ async def test_a_deployment_that_is_gone_because_nobody_asks_is_no_reason_to_sen
     asleep.applications["api"].deployments["two"].status = DeploymentStatus.HEALTHY
     probes.answer = lambda: asleep
     assert (await probes.get("/ready")).json() == {"status": "ready", "not_ready": {}}
+
+
+async def test_only_our_applications_count(probes):
+    mixed = status(one={"RUNNING": 1})
+    mixed.applications["others"] = status(two={}).applications["api"]
+    probes.answer = lambda: mixed
+    assert (await probes.get("/ready")).json() == {"status": "ready", "not_ready": {}}
+    probes.answer = lambda: ServeStatus(applications={"others": status(two={"RUNNING": 1}).applications["api"]})
+    assert (await probes.get("/ready")).json()["not_ready"] == {"api": "not deployed"}
 
 
 async def test_not_ready_while_serve_does_not_know_the_deployments(probes):
@@ -194,3 +204,37 @@ def test_readiness_follows_the_slowest_part_and_liveness_does_not(address, gate)
     assert probe(address, "/health").json() == {"status": "ok"}
     gate.touch()
     until(address, "/ready", lambda response: response.status_code == 200)
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class Others:
+    """Of somebody who uses the same Serve."""
+
+    def __call__(self):
+        return "theirs"
+
+
+def test_the_applications_of_others_neither_count_nor_end_with_ours(address, gate):
+    """The last one of this module: it takes our applications down."""
+    gate.touch()
+    serve.run(Others.bind(), name="others", route_prefix="/others")
+    serve.run_many(
+        [serve.RunTarget(gated(gate.with_name("never")), name="unready", route_prefix="/unready")],
+        wait_for_ingress_deployment_creation=False,
+        wait_for_applications_running=False,
+    )
+    application.wait_until_ready(timeout_s=60)
+    assert until(address, "/ready", lambda response: response.status_code == 200).json()["not_ready"] == {}
+    port = int(address.rpartition(":")[2])
+    with pytest.raises(InputError, match=f"listens on 127.0.0.1, port {port}: give that with --port"):
+        application.join_serve(port + 1, "127.0.0.1")
+    with pytest.raises(InputError, match="has an application 'api' that is none of ours"):  # its one deployment: gated
+        application.join_serve(port, "127.0.0.1")
+
+    application.stop()
+    assert set(serve.status().applications) == {"others", "unready"}
+    assert httpx.get(f"{address}/others", timeout=30).text == "theirs"
+    serve.delete("others")
+    serve.run(Others.bind(), name="others", route_prefix="/v1")
+    with pytest.raises(InputError, match="'others' of the Serve on this Ray answers at /v1 already"):
+        application.join_serve(port, "127.0.0.1")
