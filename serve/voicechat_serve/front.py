@@ -14,6 +14,7 @@ from ray.serve.schema import DeploymentStatus, ReplicaState, ServeStatus
 from voicechat_serve.api.access import AccessRules, guard
 from voicechat_serve.api.errors import answer_errors_in_openai_form
 from voicechat_serve.exporters import cluster_metrics
+from voicechat_serve.flow_control import FlowControl
 from voicechat_serve.loopback import listen_where_ray_listens
 from voicechat_serve.names import API, APPLICATIONS
 
@@ -80,6 +81,7 @@ class FrontIngress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = FastAPI(title="llm-voice-chat", docs_url=None, redoc_url=None, openapi_url=None)
         guard(app, self.access, "Basic")
+        app.add_middleware(FlowControl)
         answer_errors_in_openai_form(app)
         add_probes(app)
         return self.page(app) if self.page else app

@@ -4,6 +4,7 @@ The file holds a hash of each key, never the key itself, which is shown once whe
 has asked for keys; a file, even one without a key left in it, means that every request needs one.
 """
 
+import asyncio
 import fcntl
 import hashlib
 import hmac
@@ -221,6 +222,18 @@ class KeysFollowed:
         if self._error:
             raise self._error
         return self._keys
+
+    async def until_gone(self, key: Key) -> None:
+        """Returns once a key that was admitted is revoked or has expired; while that cannot be known it stands."""
+        while not self._is_gone(key):
+            await asyncio.sleep(REREAD_S / 2)
+
+    def _is_gone(self, key: Key) -> bool:
+        try:
+            keys = self.keys()
+        except KeysUnreadableError:
+            return False
+        return keys is not None and not any(other.id == key.id and not other.is_expired() for other in keys)
 
     def _look(self) -> None:
         before, self._error = self._error, None

@@ -12,6 +12,7 @@ from pathlib import Path
 from ray.serve.handle import DeploymentHandle
 
 from voicechat_platform.registry import NoSuchVersionError, Registry, Version
+from voicechat_serve.champions import PATIENCE_S
 from voicechat_serve.chat_tokenizer import ChatTokenizer, Message
 from voicechat_serve.engines.choice import EngineName, Precision, make_engine
 from voicechat_serve.engines.interface import Load, OverloadedError, UnavailableError, UnknownVersionError
@@ -28,6 +29,9 @@ a client asks for by its number."""
 IDLE_POLL_S = 1.0
 
 RETRY_S = 5.0
+
+CHAMPION_S = 2 * PATIENCE_S
+"""How long the deployment that follows the registry may take to answer, new champion or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +199,13 @@ class LanguageModel:
         while True:
             try:
                 assert self.champions is not None
-                promoted = await self.champions.next.remote(self.served.id, number)
+                question = self.champions.next.remote(self.served.id, number)
+                try:
+                    async with asyncio.timeout(CHAMPION_S):
+                        promoted = await question
+                except TimeoutError:
+                    question.cancel()
+                    raise
                 if promoted != number:
                     self.current = await self.version(promoted, urgent=True)
                     number, self.previous = promoted, number
@@ -209,7 +219,8 @@ class LanguageModel:
 
     def check_health(self) -> None:
         """Called by Serve, which replaces the replica when this raises."""
-        self.current.engine.check()
+        for model in list(self.versions.values()):
+            model.engine.check()
         if self.champions is not None and self.following.done():
             raise RuntimeError("the champion is not followed any more")
 

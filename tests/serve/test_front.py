@@ -25,6 +25,8 @@ from ray.serve.schema import (
 from voicechat_platform.errors import InputError
 from voicechat_serve import application, front
 from voicechat_serve.api.access import AccessRules
+from voicechat_serve.application_file import Replicas
+from voicechat_serve.health import MOST_FAILURES
 
 
 def status(**replicas: dict[str, int]) -> ServeStatus:
@@ -127,18 +129,27 @@ async def test_a_silent_controller_is_asked_once(probes, monkeypatch):
 
 
 def gated(gate: Path) -> serve.Application:
-    """A deployment that loads for as long as there is no such file."""
+    """A deployment that loads for as long as there is no such file, and fails while there is one beside it."""
 
-    @serve.deployment(name="gated", ray_actor_options={"num_cpus": 0.1})
+    @serve.deployment(name="gated", **Replicas().options())
     class Gated:
         def __init__(self):
             import time
 
+            from voicechat_serve.health import Health
+
+            self.health = Health()
             while not gate.exists():
                 time.sleep(0.05)
 
         def __call__(self):
+            with self.health.step("answering"):
+                if gate.with_name("broken").exists():
+                    raise RuntimeError("on purpose")
             return "open"
+
+        def check_health(self):
+            self.health.check()
 
     return Gated.bind()
 
@@ -204,6 +215,21 @@ def test_readiness_follows_the_slowest_part_and_liveness_does_not(address, gate)
     assert probe(address, "/health").json() == {"status": "ok"}
     gate.touch()
     until(address, "/ready", lambda response: response.status_code == 200)
+
+
+def test_a_replica_whose_every_call_fails_is_not_ready_and_is_replaced(address, gate):
+    gate.touch()
+    until(address, "/ready", lambda response: response.status_code == 200)
+    broken = gate.with_name("broken")
+    broken.touch()
+    gate.unlink()  # so that the replacement cannot load
+    assert [httpx.get(f"{address}/v1").status_code for _ in range(MOST_FAILURES)] == [500] * MOST_FAILURES
+    failing = until(address, "/ready", lambda response: response.status_code == 503)
+    assert failing.json() == {"status": "unavailable", "not_ready": {"gated": "unhealthy"}}
+    broken.unlink()
+    gate.touch()
+    until(address, "/ready", lambda response: response.status_code == 200)
+    assert httpx.get(f"{address}/v1").text == "open"
 
 
 @serve.deployment(ray_actor_options={"num_cpus": 0})

@@ -66,6 +66,8 @@ class MadeUpServer:
         """The error with which a session is refused at its start."""
         self.idle = False
         """End the session at the next event, as if nothing had been said for long."""
+        self.revoked = False
+        """End the session at the next event, as where the key was revoked."""
         self.sessions: list[Session] = []
 
     @property
@@ -147,6 +149,9 @@ class Session:
                 error = {"type": "invalid_request_error", "code": "session_idle", "message": "nothing was said"}
                 await self.send("error", error=error)
                 await self.socket.close(1000, "session_idle")
+            case _ if self.server.revoked:
+                self.server.revoked = False
+                await self.socket.close(1008, "the API key was revoked")
             case "session.update":
                 self.config = event["session"]
                 await self.send("session.updated", session=self.config)

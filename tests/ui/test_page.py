@@ -8,6 +8,7 @@ import pytest
 from axe_playwright_python.base import AXE_FILE_PATH
 from fastapi import FastAPI
 from playwright.sync_api import Page, expect
+from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
 from voicechat_ui.page import mount_page
 
@@ -184,6 +185,21 @@ def test_a_failed_reply_and_the_end_of_an_idle_session_are_told(
     talk.wait_for("ready")
     assert talk.said("note")[1:] == ["The conversation ended: nothing was said for a while."]
     expect(talk.page.get_by_role("button", name="Start conversation")).to_be_enabled()
+
+
+def test_who_is_not_wanted_any_more_is_told_and_does_not_come_back(
+    open_page: Callable[..., Any], url: str, realtime: Any
+) -> None:
+    talk = open_page(url)
+    talk.press("Start conversation")
+    talk.wait_for("listening", "hearing")
+    sessions = len(realtime.sessions)
+    realtime.revoked = True
+    talk.wait_until("document.querySelector('.said.note')?.textContent.startsWith('Your key was revoked')")
+    assert len(talk.said("note")) == 1
+    with pytest.raises(PlaywrightTimeoutError):
+        talk.page.wait_for_event("websocket", timeout=3000)  # it came back after less than one second
+    assert len(realtime.sessions) == sessions
 
 
 def test_a_full_server_and_one_without_models_say_so(

@@ -5,10 +5,12 @@ from typing import Any
 from fastapi import APIRouter
 
 from voicechat_serve.api.services import (
+    BRIEF_S,
     SYNTHESIS_ALIASES,
     SYNTHESIS_MODEL,
     TRANSCRIPTION_ALIASES,
     Services,
+    answered,
     unknown_model,
 )
 
@@ -43,7 +45,7 @@ def router(services: Services) -> APIRouter:
         if model not in created:
             raise unknown_model(name, names)
         handle, version = services.language_model(name)
-        await handle.require_version.remote(version)
+        await answered(handle.require_version.remote(version), BRIEF_S)
         return card(name, model)
 
     return routes

@@ -1,6 +1,7 @@
 """How a session answers: one response at a time, begun early where the person has perhaps finished."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from voicechat_serve.realtime.response import Reason, ReplyOptions, Response
 from voicechat_serve.realtime.session_settings import MOST_TOKENS, ResponseSettings, SessionSettings
 from voicechat_serve.realtime.stages import Stages
 from voicechat_serve.realtime.wire import Wire
+
+log = logging.getLogger("ray.serve.voicechat.realtime")
 
 JUST_THE_SESSIONS = ResponseSettings()
 """Nothing but the session's settings."""
@@ -113,6 +116,7 @@ class Answering:
         )
         previous = self.conversation.add(reply.item) if is_kept else None
         self.responding = asyncio.create_task(self.response.run(previous))
+        self.responding.add_done_callback(self._tell_failure)
         if draft and not is_foreseen:
             await draft.reply.close()
 
@@ -170,3 +174,10 @@ class Answering:
     def _first_sound(self, endpoint_at: float | None) -> None:
         if endpoint_at is not None:
             self.on_first_sound(time.monotonic() - endpoint_at)
+
+    def _tell_failure(self, responding: asyncio.Task[None]) -> None:
+        """Of the response's own task: those of the models are told by the response itself."""
+        if not responding.cancelled() and (error := responding.exception()):
+            log.error("a response broke off", exc_info=error)
+            if isinstance(error, Exception):
+                self.wire.emit_error(self.stages.explain(error))

@@ -93,7 +93,7 @@ class Response:
         async for event in self.reply.events():
             match event:
                 case TextDelta(delta):
-                    self.emit({"type": f"response.{kind}.delta"} | part | {"delta": delta})
+                    await self.wire.post({"type": f"response.{kind}.delta"} | part | {"delta": delta})
                 case SpeechChunk(samples_n):
                     await self._sound(samples_n, part)
                 case Failed(_, error):

@@ -102,8 +102,9 @@ class Session:
 
     async def run(self) -> tuple[int, str]:
         """To the end; returns the code and the reason to close with. Raises what `receive` raises."""
+        wire = self.wire
         self.emit({"type": "session.created", "session": self.told()})
-        tasks = [asyncio.create_task(work()) for work in (self.wire.read, self._handle_all, self.wire.write)]
+        tasks = [asyncio.create_task(work()) for work in (wire.read, self._handle_all, wire.write, wire.watch)]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -112,10 +113,7 @@ class Session:
         except SessionEndedError as end:
             await stop(*tasks)
             await self.close()
-            await self.wire.write_rest()
-            with contextlib.suppress(SessionEndedError):
-                self.wire.emit_error({"type": "invalid_request_error", "code": end.code, "message": str(end)})
-            await self.wire.write_rest()
+            await wire.farewell({"type": "invalid_request_error", "code": end.code, "message": str(end)})
             return end.close_code, end.code
         finally:
             await stop(*tasks)
@@ -141,6 +139,7 @@ class Session:
             if now > self.last_activity + IDLE_S:
                 message = f"nothing was said for {IDLE_S // 60} minutes: open another session to go on"
                 raise SessionEndedError("session_idle", message)
+            await self.wire.has_room.wait()  # events that the client asks for do not pile up
             with contextlib.suppress(TimeoutError):
                 await self._handle(await self.wire.next_frame(LIMITS_CHECKED_S))
             await asyncio.sleep(0)  # many at once take their turn with what is sent, and with other sessions
@@ -415,5 +414,4 @@ class Session:
         if not task.cancelled() and (error := task.exception()):
             log.error("a turn broke off", exc_info=error)
             if isinstance(error, Exception):
-                with contextlib.suppress(SessionEndedError):
-                    self.wire.emit_error(self.stages.explain(error))
+                self.wire.emit_error(self.stages.explain(error))

@@ -18,8 +18,17 @@ MOST_UNHANDLED_BYTES = 32 * 2**20
 MOST_PARTS = 50_000
 """Commas and brackets in an event: those of a few megabytes take seconds, in which no other session is heard."""
 
-MOST_UNSENT = 2048
-"""Events that the client has not taken yet."""
+UNSENT_BYTES = 256 * 1024
+"""Of events that wait for the client: from here on a reply waits, and what the client asks for next."""
+
+MOST_UNSENT_BYTES = 8 * 2**20
+"""What is emitted all the same, by work that is under way, ends the session from here on."""
+
+UNSENT_S = 10.0
+"""How long an event may wait for the client; then the session ends."""
+
+FAREWELL_S = 1.0
+"""How long the end of a session waits for its client to take what is left."""
 
 
 class EventError(Exception):
@@ -42,14 +51,19 @@ class Wire:
     """
     Args:
         receive: the client's next frame, a text; raises when it has left.
-        send: sends a frame.
+        send: sends a frame; waits while the client does not take it.
     """
 
     def __init__(self, receive: Callable[[], Awaitable[str]], send: Callable[[str], Awaitable[None]]):
         self.receive, self.send = receive, send
         self.inbox: asyncio.Queue[str] = asyncio.Queue()
         self.unhandled_bytes = 0
-        self.outbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MOST_UNSENT)
+        self.outbox: asyncio.Queue[tuple[str, float]] = asyncio.Queue()
+        """Frames, and when each must be sent; on the event loop's clock."""
+        self.unsent_bytes = 0
+        self.has_room = asyncio.Event()
+        self.has_room.set()
+        self.overflowing = asyncio.Event()
 
     async def read(self) -> None:
         """Takes in what comes, for good: Serve would keep it without bound.
@@ -75,30 +89,60 @@ class Wire:
         return frame
 
     async def write(self) -> None:
-        """Sends what was emitted, for good."""
-        while True:
-            await self.send(as_frame(await self.outbox.get()))
+        """Sends what was emitted, for good.
 
-    async def write_rest(self) -> None:
-        """Sends what is left, as far as the client takes it."""
+        Raises: what `send` raises; SessionEndedError, the client does not take it in time.
+        """
+        while True:
+            frame, due = await self.outbox.get()
+            try:
+                async with asyncio.timeout_at(due):
+                    await self.send(frame)
+            except TimeoutError:
+                raise too_slow() from None
+            self._count(-len(frame))
+
+    async def watch(self) -> None:
+        """
+        Raises:
+            SessionEndedError: too much was emitted that the client does not take.
+        """
+        await self.overflowing.wait()
+        raise too_slow()
+
+    async def farewell(self, error: dict[str, Any]) -> None:
+        """Sends what is left, as far as the client takes it soon, and at last why the session ends."""
         with contextlib.suppress(Exception):
-            while not self.outbox.empty():
-                await self.send(as_frame(self.outbox.get_nowait()))
+            async with asyncio.timeout(FAREWELL_S):
+                while not self.outbox.empty():
+                    await self.send(self.outbox.get_nowait()[0])
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(FAREWELL_S):
+                await self.send(as_frame(error_event(error)))
 
     def emit(self, event: dict[str, Any]) -> None:
-        """Sends an event, in the order of the calls.
+        """Sends an event, in the order of the calls; where too much waits for the client, `watch` ends the session.
 
-        Raises:
-            SessionEndedError: too many wait for the client.
+        That is not raised here: whoever emits may be a task that nobody waits for.
         """
-        try:
-            self.outbox.put_nowait(event)
-        except asyncio.QueueFull:
-            raise SessionEndedError("too_slow", "the client does not take what it is sent", 1008) from None
+        frame = as_frame(event)
+        if self.unsent_bytes + len(frame) > MOST_UNSENT_BYTES:
+            self.overflowing.set()
+            return
+        self.outbox.put_nowait((frame, asyncio.get_running_loop().time() + UNSENT_S))
+        self._count(len(frame))
 
     async def post(self, event: dict[str, Any]) -> None:
         """Sends an event once there is room for it."""
-        await self.outbox.put(event)
+        await self.has_room.wait()
+        self.emit(event)
+
+    def _count(self, num_bytes: int) -> None:
+        self.unsent_bytes += num_bytes
+        if self.unsent_bytes < UNSENT_BYTES:
+            self.has_room.set()
+        else:
+            self.has_room.clear()
 
     def emit_error(self, body: dict[str, Any], event_id: str | None = None) -> None:
         """
@@ -106,7 +150,15 @@ class Wire:
             body: OpenAI's type, code and message.
             event_id: the client's, of its event that is at fault.
         """
-        self.emit({"type": "error", "error": {"param": None, **body, "event_id": event_id}})
+        self.emit(error_event(body, event_id))
+
+
+def error_event(body: dict[str, Any], event_id: str | None = None) -> dict[str, Any]:
+    return {"type": "error", "error": {"param": None, **body, "event_id": event_id}}
+
+
+def too_slow() -> SessionEndedError:
+    return SessionEndedError("too_slow", "the client does not take what it is sent: read the events as they come", 1008)
 
 
 def as_frame(event: dict[str, Any]) -> str:
