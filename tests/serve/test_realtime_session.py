@@ -434,7 +434,13 @@ async def test_items_are_put_cut_and_taken_out():
             client.send(kind, content_index=0, **fields)
         await client.until("error", 5)
         codes = [event["error"]["code"] for event in client.all("error")]
-        assert codes == ["item_not_found"] * 2 + ["invalid_value", "item_exists", "response_cancel_not_active"]
+        assert codes == [
+            "item_delete_invalid_item_id",
+            "item_retrieve_invalid_item_id",
+            "item_truncate_invalid_item_id",
+            "item_create_duplicate_item_id",
+            "response_cancel_not_active",
+        ]
 
 
 async def test_a_client_that_cancels():

@@ -169,7 +169,7 @@ def as_frame(event: dict[str, Any]) -> str:
 def parsed(frame: str) -> dict[str, Any]:
     """
     Raises:
-        EventError: not an event that there is, or one of too many parts.
+        EventError: not JSON, not an object, or one of too many parts.
     """
     if sum(map(frame.count, ",[{")) > MOST_PARTS:
         raise EventError("too_large", f"the event has more than {MOST_PARTS} commas and brackets")
@@ -177,12 +177,23 @@ def parsed(frame: str) -> dict[str, Any]:
         event = json.loads(frame)
     except (ValueError, RecursionError):
         raise EventError("invalid_json", "the event is not valid JSON") from None
-    if not isinstance(event, dict) or not isinstance(event.get("type"), str):
-        raise EventError("invalid_value", "an event is an object with a type", "type")
-    if event["type"] not in CLIENT_EVENTS:
-        message = f"unknown event {event['type'][:100]!r}; there are {', '.join(CLIENT_EVENTS)}"
-        raise EventError("invalid_value", message, "type")
+    if not isinstance(event, dict):
+        raise EventError("invalid_event", "an event is an object with a type")
     return event
+
+
+def kind_of(event: dict[str, Any]) -> str:
+    """
+    Raises:
+        EventError: it has no type, or one that there is not.
+    """
+    kind = event.get("type")
+    if not isinstance(kind, str):
+        raise EventError("invalid_event", "an event is an object with a type, and this one has none", "type")
+    if kind not in CLIENT_EVENTS:
+        message = f"unknown event {kind[:100]!r}; there are {', '.join(CLIENT_EVENTS)}"
+        raise EventError("invalid_value", message, "type")
+    return kind
 
 
 def checked(kind: type[Checked], event: dict[str, Any]) -> Checked:
