@@ -13,6 +13,7 @@ import numpy as np
 import soxr
 
 from voicechat_serve.audio import HEARING_RATE, Samples
+from voicechat_serve.realtime.errors import EventError
 from voicechat_serve.realtime.session_settings import TurnDetection
 from voicechat_serve.realtime.utterance import Utterance
 from voicechat_serve.realtime.voice_activity import (
@@ -23,7 +24,6 @@ from voicechat_serve.realtime.voice_activity import (
     Change,
     VoiceActivity,
 )
-from voicechat_serve.realtime.wire import EventError
 from voicechat_serve.voices import SPEECH_RATE
 
 LONGEST_UTTERANCE_S = 600

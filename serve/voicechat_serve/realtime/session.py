@@ -18,13 +18,14 @@ from voicechat_serve.audio import Samples
 from voicechat_serve.conversation import Conversation, Item, new_id, stop
 from voicechat_serve.realtime.answering import Answering
 from voicechat_serve.realtime.anticipation import Anticipation
+from voicechat_serve.realtime.errors import EventError, SessionEndedError
 from voicechat_serve.realtime.listening import Listening
 from voicechat_serve.realtime.response import Reason, told_item
 from voicechat_serve.realtime.session_settings import (
     CLIENT_EVENTS,
     Append,
     CancelResponse,
-    Checked,
+    ClientEvent,
     CreateItem,
     CreateResponse,
     NamedItem,
@@ -37,7 +38,7 @@ from voicechat_serve.realtime.session_settings import (
 from voicechat_serve.realtime.stages import Stages
 from voicechat_serve.realtime.utterance import Utterance
 from voicechat_serve.realtime.voice_activity import Change
-from voicechat_serve.realtime.wire import EventError, SessionEndedError, Wire, checked, invalid, kind_of, parsed
+from voicechat_serve.realtime.wire import Wire, checked, invalid, kind_of, parsed
 from voicechat_serve.transcription import Transcript
 
 log = logging.getLogger("ray.serve.voicechat.realtime")
@@ -188,7 +189,7 @@ class Session:
         except Exception as error:  # of a model's name, or of a model
             self.wire.emit_error(self.stages.explain(error), event_id)
 
-    async def _do(self, kind: str, event: Checked) -> None:
+    async def _do(self, kind: str, event: ClientEvent) -> None:
         match event:
             case Append(audio=audio):
                 await self._append(audio)
@@ -235,8 +236,11 @@ class Session:
             raise invalid(error, "session.") from None
         self.stages.require_model(settings.model)
         self.stages.voice(settings.audio.output.voice_id, None)
-        if (transcription := settings.audio.input.transcription) and transcription.model:
-            self.stages.require_transcription(transcription.model)
+        if transcription := settings.audio.input.transcription:
+            if transcription.model:
+                self.stages.require_transcription(transcription.model)
+            if transcription.language:
+                transcription.language = self.stages.language_code(transcription.language)
         had, wanted = self.settings.audio.input.turn_detection, settings.audio.input.turn_detection
         self.settings = settings
         if had and wanted:
