@@ -321,7 +321,7 @@ async def test_an_utterance_keeps_its_id(question):
         client.play(question[: len(question) // 2])
         id = (await client.until("input_audio_buffer.speech_started"))["item_id"]
         client.send("conversation.item.create", item=written("Mine.") | {"id": id})
-        assert (await client.until("error"))["error"]["code"] == "item_exists"
+        assert (await client.until("error"))["error"]["code"] == "item_create_duplicate_item_id"
 
 
 class NotTaking(Client):

@@ -427,14 +427,20 @@ async def test_items_are_put_cut_and_taken_out():
         for kind, fields in (
             ("conversation.item.delete", {"item_id": "none"}),
             ("conversation.item.retrieve", {"item_id": "none"}),
-            ("conversation.item.truncate", {"item_id": last["item"]["id"], "audio_end_ms": 5}),
+            ("conversation.item.truncate", {"item_id": last["item"]["id"], "audio_end_ms": 5, "content_index": 0}),
             ("conversation.item.create", {"item": last["item"]}),
             ("response.cancel", {}),
         ):
-            client.send(kind, content_index=0, **fields)
+            client.send(kind, **fields)
         await client.until("error", 5)
         codes = [event["error"]["code"] for event in client.all("error")]
-        assert codes == ["item_not_found"] * 2 + ["invalid_value", "item_exists", "response_cancel_not_active"]
+        assert codes == [
+            "item_delete_invalid_item_id",
+            "item_retrieve_invalid_item_id",
+            "item_truncate_invalid_item_id",
+            "item_create_duplicate_item_id",
+            "response_cancel_not_active",
+        ]
 
 
 async def test_a_client_that_cancels():

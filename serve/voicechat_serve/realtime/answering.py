@@ -3,12 +3,13 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from voicechat_serve.conversation import Conversation, Item, Message, Reply, new_id, stop
+from voicechat_serve.loaded_model import Delta
 from voicechat_serve.realtime.response import Reason, ReplyOptions, Response
 from voicechat_serve.realtime.session_settings import MOST_TOKENS, ResponseSettings, SessionSettings
 from voicechat_serve.realtime.stages import Stages
@@ -130,6 +131,24 @@ class Answering:
         await response.cancel(reason)
         await asyncio.wait([responding])
 
+    async def decline(self, reason: Reason) -> None:
+        """Tells the client of a response that was to come, and that was cancelled before it began."""
+        await self.drop_draft()
+        reply = Reply(nothing(), None)
+        await reply.close()
+        options = ReplyOptions(self.settings().model, MOST_TOKENS, None, None, 1.0)
+        declined = Response(
+            reply=reply,
+            options=options,
+            conversation_id=None,
+            metadata={},
+            wire=self.wire,
+            explain=self.stages.explain,
+            on_sound=lambda: None,
+        )
+        await declined.cancel(reason)
+        await declined.run(None)
+
     async def close(self) -> None:
         await self.drop_draft()
         await stop(self.responding)
@@ -181,3 +200,8 @@ class Answering:
             log.error("a response broke off", exc_info=error)
             if isinstance(error, Exception):
                 self.wire.emit_error(self.stages.explain(error))
+
+
+async def nothing() -> AsyncGenerator[Delta, None]:
+    return
+    yield

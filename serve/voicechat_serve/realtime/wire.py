@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import difflib
 import json
 import sys
 from collections.abc import Awaitable, Callable
@@ -10,7 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from voicechat_serve.conversation import new_id
-from voicechat_serve.realtime.session_settings import CLIENT_EVENTS, Checked
+from voicechat_serve.realtime.errors import EventError, SessionEndedError
+from voicechat_serve.realtime.session_settings import CLIENT_EVENTS, KNOWN_FIELDS, ClientEvent
 
 MOST_UNHANDLED_BYTES = 32 * 2**20
 """Of frames that came faster than they can be handled: eight minutes of sound."""
@@ -29,22 +31,6 @@ UNSENT_S = 10.0
 
 FAREWELL_S = 1.0
 """How long the end of a session waits for its client to take what is left."""
-
-
-class EventError(Exception):
-    """An event of the client's cannot be done; the session goes on."""
-
-    def __init__(self, code: str, message: str, param: str | None = None, kind: str = "invalid_request_error"):
-        super().__init__(message)
-        self.body = {"type": kind, "code": code, "message": message, "param": param}
-
-
-class SessionEndedError(Exception):
-    """The session is over; the client is told why."""
-
-    def __init__(self, code: str, message: str, close_code: int = 1000):
-        super().__init__(message)
-        self.code, self.close_code = code, close_code
 
 
 class Wire:
@@ -169,7 +155,7 @@ def as_frame(event: dict[str, Any]) -> str:
 def parsed(frame: str) -> dict[str, Any]:
     """
     Raises:
-        EventError: not an event that there is, or one of too many parts.
+        EventError: not JSON, not an object, or one of too many parts.
     """
     if sum(map(frame.count, ",[{")) > MOST_PARTS:
         raise EventError("too_large", f"the event has more than {MOST_PARTS} commas and brackets")
@@ -177,15 +163,26 @@ def parsed(frame: str) -> dict[str, Any]:
         event = json.loads(frame)
     except (ValueError, RecursionError):
         raise EventError("invalid_json", "the event is not valid JSON") from None
-    if not isinstance(event, dict) or not isinstance(event.get("type"), str):
-        raise EventError("invalid_value", "an event is an object with a type", "type")
-    if event["type"] not in CLIENT_EVENTS:
-        message = f"unknown event {event['type'][:100]!r}; there are {', '.join(CLIENT_EVENTS)}"
-        raise EventError("invalid_value", message, "type")
+    if not isinstance(event, dict):
+        raise EventError("invalid_event", "an event is an object with a type")
     return event
 
 
-def checked(kind: type[Checked], event: dict[str, Any]) -> Checked:
+def kind_of(event: dict[str, Any]) -> str:
+    """
+    Raises:
+        EventError: it has no type, or one that there is not.
+    """
+    kind = event.get("type")
+    if not isinstance(kind, str):
+        raise EventError("invalid_event", "an event is an object with a type, and this one has none", "type")
+    if kind not in CLIENT_EVENTS:
+        message = f"unknown event {kind[:100]!r}; there are {', '.join(CLIENT_EVENTS)}"
+        raise EventError("invalid_value", message, "type")
+    return kind
+
+
+def checked(kind: type[ClientEvent], event: dict[str, Any]) -> ClientEvent:
     try:
         return kind.model_validate(event)
     except ValidationError as error:
@@ -193,6 +190,15 @@ def checked(kind: type[Checked], event: dict[str, Any]) -> Checked:
 
 
 def invalid(error: ValidationError, prefix: str = "") -> EventError:
+    """The first fault of an event or of a session, by OpenAI's codes."""
     first = error.errors(include_url=False, include_input=False)[0]
     param = (prefix + ".".join(str(part) for part in first["loc"]))[:100]
-    return EventError("invalid_value", f"{param}: {first['msg'].removeprefix('Value error, ')}"[:1000], param)
+    kind = first["type"]
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(first["loc"][-1]), KNOWN_FIELDS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return EventError("unknown_parameter", f"unknown parameter {param!r}{hint}", param)
+    code = {"missing": "missing_required_parameter"}.get(
+        kind, "invalid_type" if kind.endswith("_type") else "invalid_value"
+    )
+    return EventError(code, f"{param}: {first['msg'].removeprefix('Value error, ')}"[:1000], param)
