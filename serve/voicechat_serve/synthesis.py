@@ -25,7 +25,8 @@ class Synthesis:
     async def speak(self, text: str, speed: float = 1.0, voice: str = HEART.id) -> AsyncIterator[Samples]:
         """One chunk (n,) per sentence, 24 kHz mono; nothing when the text has no pronounceable word.
 
-        Closing it early ends the work within one sentence.
+        The text is as `spoken_text` gives it: without markup, in letters that the voice reads. Closing it early ends
+        the work within one sentence.
 
         Raises:
             InputError: there is no such voice.

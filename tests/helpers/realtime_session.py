@@ -106,6 +106,9 @@ class MadeUpStages:
             raise APIError(400, "no such voice", param="voice", code="invalid_value")
         return "heart" if language in (None, "en") else None
 
+    def language_of(self, voice):
+        return "en"
+
     def explain(self, error):
         return api_error(error).body()["error"]
 

@@ -465,6 +465,35 @@ async def test_a_client_that_cancels():
         assert len(client.all("response.done")) == 2
 
 
+@pytest.mark.parametrize(
+    ("reply", "metadata"),
+    [
+        (
+            "Say \u4f60\u597d now. And \u041f\u0440\u0438\u0432\u0435\u0442.",
+            {"unspoken": "\u4f60\u597d; \u041f\u0440\u0438\u0432\u0435\u0442"},
+        ),
+        (
+            "\u4f60\u597d",
+            {"unspoken": "\u4f60\u597d", "spoken": "false", "reason": "the reply has no word that the voice can speak"},
+        ),
+        ("...", {"spoken": "false", "reason": "the reply has no word that the voice can speak"}),
+        ("\u4f60" * 600, {"unspoken": "; ".join(["\u4f60" * 240] * 3)[:512], "spoken": "false"}),
+        ("All of it.", None),
+    ],
+)
+async def test_what_is_left_unspoken_of_a_reply_is_told(reply, metadata):
+    stages = MadeUpStages()
+    stages.reply = reply
+    async with connected(stages) as client:
+        client.send("conversation.item.create", item=written("Hello"))
+        client.send("response.create")
+        done = await client.until("response.done")
+        assert done["response"]["status"] == "completed"
+        told = done["response"]["metadata"]
+        assert (told and {name: told[name] for name in metadata}) == metadata
+        assert done["response"]["output"][0]["content"][0]["transcript"].strip() == reply
+
+
 async def test_a_language_that_no_voice_speaks_is_answered_in_writing(question):
     stages = MadeUpStages()
     stages.language = "de"

@@ -136,6 +136,8 @@ class Talk:
                 details = event.response.status_details
                 error = details.error if details else None
                 problem = metadata.get("reason", "") if metadata.get("spoken") == "false" else ""
+                if unspoken := metadata.get("unspoken"):
+                    problem = f"the voice cannot say: {unspoken}"
                 if error is not None:
                     problem = error.message or error.code or "the turn failed"
                 self.end_turn(event.response.status, problem)

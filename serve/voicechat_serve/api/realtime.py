@@ -126,5 +126,8 @@ class ServiceStages:
             return voice.id
         return next((other.id for other in self.voices if other.language == language), None)
 
+    def language_of(self, voice: str) -> str:
+        return find_voice(voice, self.voices).language
+
     def explain(self, error: Exception) -> dict[str, Any]:
         return api_error(error).body()["error"]

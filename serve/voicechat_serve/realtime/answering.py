@@ -162,7 +162,8 @@ class Answering:
         pieces = self.stages.write(options.model, messages, sampling)
         if options.voice is None:
             return Reply(pieces, None)
-        return Reply(pieces, partial(self.stages.speak, speed=options.speed, voice=options.voice))
+        speak = partial(self.stages.speak, speed=options.speed, voice=options.voice)
+        return Reply(pieces, speak, self.stages.language_of(options.voice))
 
     def _messages(self, wanted: ResponseSettings) -> list[Message]:
         instructions = self.settings().instructions if wanted.instructions is None else wanted.instructions
