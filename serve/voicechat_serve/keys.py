@@ -45,6 +45,8 @@ class Key(BaseModel):
     requests_per_minute: Annotated[int, Field(ge=1)] | None = None
     """None: as many as the settings say; so below."""
     concurrent_requests: Annotated[int, Field(ge=1)] | None = None
+    operator: bool = False
+    """Whether it may change what is served, on the page."""
 
     def is_expired(self) -> bool:
         return self.expires is not None and self.expires <= datetime.now(UTC)
@@ -105,6 +107,7 @@ def create_key(
     requests_per_minute: int | None = None,
     concurrent_requests: int | None = None,
     expires: datetime | None = None,
+    operator: bool = False,
 ) -> tuple[Key, str]:
     """Adds a key to the file.
 
@@ -132,6 +135,7 @@ def create_key(
             expires=expires,
             requests_per_minute=requests_per_minute,
             concurrent_requests=concurrent_requests,
+            operator=operator,
         )
         keys.append(key)
     return key, secret
@@ -171,7 +175,7 @@ def changing(path: Path) -> Iterator[list[Key]]:
         except FileNotFoundError:
             keys = []
         yield keys
-        content = json.loads(Content(keys=tuple(keys)).model_dump_json(exclude_none=True))
+        content = json.loads(Content(keys=tuple(keys)).model_dump_json(exclude_defaults=True))
         new = path.with_name(f".{path.name}.new")
         new.unlink(missing_ok=True)  # a killed process's
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # its owner's alone

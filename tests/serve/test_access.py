@@ -53,6 +53,10 @@ def service(rules: AccessRules, challenge: str = "Bearer") -> FastAPI:
     answer_errors_in_openai_form(app)
     app.state.seen = []
 
+    @app.post("/operator")
+    async def operator(request: Request):
+        return {"may": request.state.is_operator}
+
     @app.api_route("/models", methods=["GET", "POST"])
     async def models(request: Request):
         app.state.seen.append(dict(request.headers))
@@ -326,6 +330,21 @@ def test_limits_are_told_in_openais_words(path):
     # The page's own key has no limit, and another key its own.
     assert client(app).post("/stream", headers=bearer(PAGE_KEY)).status_code == 200
     assert client(app).post("/stream", headers=bearer(create_key(path, "ben")[1])).status_code == 401  # within a second
+
+
+def test_who_may_change_what_is_served(path):
+    """At this machine whoever needs no key; where keys are needed, an operator's, and not the page's own."""
+    front = client(service(AccessRules(keys_file=path), "Basic"))
+    assert front.post("/operator").json() == {"may": True}
+    assert front.post("/operator", headers={"origin": "https://elsewhere.example"}).status_code == 403
+    _, anna = create_key(path, "anna")
+    _, olga = create_key(path, "olga", operator=True)
+    front = client(service(rules(path), "Basic"))
+    assert front.post("/operator").status_code == 401
+    assert front.post("/operator", headers=basic(anna)).json() == {"may": False}
+    assert front.post("/operator", headers=basic(olga)).json() == {"may": True}
+    assert front.post("/operator", headers=bearer(PAGE_KEY)).json() == {"may": False}
+    assert '"operator"' not in path.read_text().partition("olga")[0], "files without operators stay as they were"
 
 
 def test_what_a_browser_reads_of_the_front_is_not_counted(path):

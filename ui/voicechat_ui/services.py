@@ -125,7 +125,9 @@ def run_services(settings: Settings, with_page: bool, application: Path | None =
 
         wait_until_ready(show)
         status.stop()
-        announce(address if with_page else None, api, models[0][0].id, access.keys_required)
+        ids = [model.id for model, _ in models]
+        model = CHAT_MODEL if CHAT_MODEL in ids else ids[0]
+        announce(address if with_page else None, api, model, access.keys_required)
         with suppress(KeyboardInterrupt):  # how a service is meant to end
             while True:
                 time.sleep(1)

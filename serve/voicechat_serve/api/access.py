@@ -130,10 +130,11 @@ class KeyCheck:
         headers: dict[str, str] = {}
         is_counted = not (self.challenge == "Basic" and scope.get("method") in ("GET", "HEAD"))
         try:
-            key = self._admitted(scope)
+            key, is_operator = self._admitted(scope)
+            scope.setdefault("state", {})["is_operator"] = is_operator  # for the page, which is not told the key
             if key and is_counted:
                 headers = self.limits.begin(key)
-                scope.setdefault("state", {})["key_id"] = key.id  # for the log
+                scope["state"]["key_id"] = key.id  # for the log
         except APIError as refusal:
             return await refuse(scope, receive, send, refusal)
 
@@ -170,8 +171,9 @@ class KeyCheck:
             if key and is_counted:
                 self.limits.end(key)
 
-    def _admitted(self, scope: Scope) -> Key | None:
-        """The key that the request brings; None where none is needed, and for the page's own.
+    def _admitted(self, scope: Scope) -> tuple[Key | None, bool]:
+        """The key that the request brings, None where none is needed and for the page's own; and whether whoever asks
+        may change what is served: with an operator's key, and at this machine where no key is needed.
 
         Raises:
             APIError: 401, there is none or a wrong one; 503, nobody can be known.
@@ -182,13 +184,13 @@ class KeyCheck:
             message = "the server cannot read its keys, so it lets nobody in; its log says why"
             raise APIError(503, message, code="unavailable") from None
         if keys is None:
-            return None
+            return None, True
         offered = list(offered_keys(scope))
         for secret in offered:
             if hmac.compare_digest(self.rules.page_key_sha256, fingerprint(secret)):
-                return None
+                return None, False
             if key := find_key(keys, secret):
-                return key
+                return key, key.operator
         message = (
             "the API key is wrong, or was revoked" if offered else "this server needs an API key, and none was sent"
         )
