@@ -10,6 +10,7 @@ import glob
 import json
 import pickle
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ from voicechat_platform.folders import appearing_whole
 from voicechat_platform.provenance import provenance
 
 transformers_logging.disable_progress_bar()
+
+LOADING = threading.Lock()
+"""transformers patches torch while it loads: of two loads at once, one may leave its tied weights untied."""
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -131,14 +135,15 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedMode
             f"save_pretrained(), which writes safetensors"
         )
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype or "auto",
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with LOADING:
+            model, found = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype or "auto",
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     except Exception as error:  # safetensors, json and transformers each raise their own
         raise damaged(folder, "its model cannot be read", error) from error
     if missing := sorted(found["missing_keys"]):

@@ -126,7 +126,8 @@ def join_serve(port: int, host: str) -> None:
         InputError: it listens elsewhere, or has applications of others in the place of ours; or, where none runs, the
             port is in use.
     """
-    client = serve.context._get_global_client(raise_if_no_controller_running=False)
+    # Asked without Ray, Serve would start one.
+    client = serve.context._get_global_client(raise_if_no_controller_running=False) if ray.is_initialized() else None
     if client is None:
         return require_free(port, host)
     its = client.http_config
