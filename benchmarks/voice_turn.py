@@ -91,8 +91,8 @@ def measure_bare_stages(questions: list[Clip]) -> dict[str, list[float]]:
         wishes = Wishes(sampling={"temperature": 0, "max_tokens": 60})
         async for delta in model.chat(messages, wishes):
             if sentences := splitter.feed(delta.text):
-                return sentences[0]
-        return " ".join(splitter.flush())
+                return sentences[0].text
+        return " ".join(sentence.text for sentence in splitter.flush())
 
     async def measure() -> dict[str, list[float]]:
         await model.warm_up()

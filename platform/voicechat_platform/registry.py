@@ -4,26 +4,65 @@ Every trial is a run; a trial's checkpoint is a version of a registered model; t
 `champion`.
 """
 
-import fcntl
 import os
+import re
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 from voicechat_platform.assets import LANGUAGE_MODELS, download_model, locate
 from voicechat_platform.checkpoints import read_run
-from voicechat_platform.errors import InputError
+from voicechat_platform.errors import InputError, RegistryError
+from voicechat_platform.folders import folder_name, locked, made_once
+from voicechat_platform.paths import file_address, given_path, path_at, sqlite_address
 from voicechat_platform.settings import settings
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+# MLflow itself would try for four minutes, while somebody waits for an answer.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 CHAMPION = "champion"
 
 PREVIOUS = "previous"
 """The alias of the champion before, to which a rollback returns."""
+
+NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""MLflow's codes for what does not exist, or could not by its name."""
+
+
+class NoSuchVersionError(InputError):
+    """The registry has no version of that name and number."""
+
+
+@contextmanager
+def asked() -> Iterator[None]:
+    """Put around all that asks the registry.
+
+    Raises:
+        RegistryError: in place of what MLflow, its database and the network raise.
+    """
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, RequestException) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise RegistryError(f"the registry {registry_place()} does not answer as it should: {reason}") from error
+
+
+def registry_place() -> str:
+    """Where the registry is, without the password that its address may hold."""
+    uri = settings().registry_uri
+    return f"at {urlsplit(uri).hostname or uri}" if uri else f"in {settings().home / 'registry'}"
 
 
 @dataclass(frozen=True)
@@ -48,53 +87,69 @@ class Version:
         return {"version": str(self), **asdict(self)}
 
     def checkpoint(self) -> Path:
-        """The checkpoint's folder on this machine; fetched first where the registry is a remote one."""
-        from mlflow.artifacts import download_artifacts
-        from mlflow.exceptions import MlflowException
+        """The checkpoint's folder on this machine; fetched first, once, where the registry is a remote one.
 
-        try:
-            return self._fetched(download_artifacts)
-        except (MlflowException, OSError) as error:
+        Raises:
+            InputError: its files are gone.
+            RegistryError: they cannot be fetched.
+        """
+        folder = path_at(self.source)
+        if folder is None:
+            fetched = settings().folder("registry", "versions")
+            return made_once(fetched / folder_name(str(self), [settings().registry_uri, self.source]), self.fetch)
+        if not folder.is_dir():
             raise InputError(
-                f"the files of {self} are not at {self.source} any more ({error}); the registry remembers absolute "
-                f"paths, so put the home folder back where it was, or tune anew with another VOICECHAT_HOME"
-            ) from error
+                f"the files of {self} are not at {folder} any more; the registry remembers absolute paths, so put the "
+                f"home folder back where it was, or tune anew with another VOICECHAT_HOME"
+            )
+        return folder
 
-    def _fetched(self, download_artifacts: Any) -> Path:
-        if self.source.startswith("file:"):
-            return Path(download_artifacts(artifact_uri=self.source))
-        folder = settings().folder("registry") / f"{self.name}-{self.number}"
-        return Path(download_artifacts(artifact_uri=self.source, dst_path=str(folder)))
+    def fetch(self, folder: Path) -> None:
+        """Download the checkpoint's files into an empty folder."""
+        from mlflow.artifacts import download_artifacts
+
+        with asked():
+            uri = settings().registry_uri or None
+            fetched = Path(
+                download_artifacts(artifact_uri=self.source, dst_path=str(folder / "download"), tracking_uri=uri)
+            )
+        for path in fetched.iterdir():
+            path.rename(folder / path.name)
+        shutil.rmtree(folder / "download")
 
 
 def make_database(path: Path) -> None:
     """Make MLflow's tables, all or none: it cannot go on with a database whose making was broken off by a kill."""
-    if path.exists():
-        return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     half = path.with_suffix(".half")
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(path):
         if not path.exists():  # another process may have made it meanwhile
             half.unlink(missing_ok=True)
-            SqlAlchemyStore(f"sqlite:///{half}", (path.parent / "artifacts").as_uri()).engine.dispose()
+            SqlAlchemyStore(sqlite_address(half), file_address(path.parent / "artifacts")).engine.dispose()
             half.replace(path)
 
 
 class Registry:
-    """A connection to the registry: the MLflow server of the settings, or SQLite in the home folder."""
+    """A connection to the registry: the MLflow server of the settings, or SQLite in the home folder.
 
+    Raises (all its methods, too):
+        RegistryError: it does not answer.
+    """
+
+    @asked()
     def __init__(self):
         from mlflow import MlflowClient
 
-        home = settings().folder("registry")
-        if not settings().registry_uri:
-            make_database(home / "mlflow.db")
-        uri = settings().registry_uri or f"sqlite:///{home}/mlflow.db"
-        self.artifacts = (home / "artifacts").as_uri() if uri.startswith("sqlite") else None
+        uri, self.artifacts = settings().registry_uri, None
+        if not uri:
+            home = settings().folder("registry")
+            uri, self.artifacts = sqlite_address(home / "mlflow.db"), file_address(home / "artifacts")
+            if not (home / "mlflow.db").exists():
+                make_database(home / "mlflow.db")
         self.client = MlflowClient(uri, uri)
 
+    @asked()
     def record(
         self,
         group: str,
@@ -120,7 +175,7 @@ class Registry:
         experiment_id = (
             experiment.experiment_id
             if experiment
-            else self.client.create_experiment(group, self.artifacts and f"{self.artifacts}/{group}")
+            else self.client.create_experiment(group, self.artifacts and f"{self.artifacts}/{quote(group, safe='')}")
         )
         for known in self.client.search_runs([experiment_id], f"tags.run_name = '{run_name}'"):
             found = self.client.search_model_versions(f"run_id = '{known.info.run_id}'")
@@ -141,6 +196,7 @@ class Registry:
         self.client.set_terminated(run.info.run_id, status)
         return version
 
+    @asked()
     def register(self, run_id: str, artifact_uri: str, origin: str, checkpoint: Path) -> Version:
         from mlflow.exceptions import MlflowException
 
@@ -163,23 +219,27 @@ class Registry:
         made = self.client.create_model_version(name, f"{artifact_uri}/checkpoint", run_id, tags=tags)
         return self.version(name, int(made.version))
 
+    @asked()
     def version(self, name: str, number: int) -> Version:
         """One version.
 
         Raises:
-            InputError: there is none of that name and number.
+            NoSuchVersionError: there is none of that name and number.
         """
         from mlflow.exceptions import MlflowException
 
         try:
             found = self.client.get_model_version(name, str(number))
-        except MlflowException:
-            found = [] if "'" in name else self.client.search_model_versions(f"name = '{name}'", max_results=20)
-            known = ", ".join(f"{name}@{each.version}" for each in found)
+        except MlflowException as error:
+            if error.error_code not in NOT_THERE:
+                raise
+            others = [] if "'" in name else self.client.search_model_versions(f"name = '{name}'", max_results=20)
+            known = ", ".join(f"{name}@{each.version}" for each in others)
             hint = known or "none yet of that name; `voicechat models` lists what there is"
-            raise InputError(f"there is no model version {name}@{number}; there are: {hint}") from None
+            raise NoSuchVersionError(f"there is no model version {name}@{number}; there are: {hint}") from None
         return as_version(found, str(self.client.get_registered_model(name).aliases.get(CHAMPION)))
 
+    @asked()
     def versions(self) -> list[Version]:
         """Every version of every model, newest first."""
         champions = self._champion_numbers()
@@ -187,6 +247,7 @@ class Registry:
         versions = [as_version(version, champions.get(version.name)) for version in found]
         return sorted(versions, key=lambda version: (version.name, -version.number))
 
+    @asked()
     def champions(self) -> list[Version]:
         """The promoted version of each model that has one."""
         numbers = sorted(self._champion_numbers().items())
@@ -197,6 +258,7 @@ class Registry:
         models = self.client.search_registered_models(max_results=1000)
         return {model.name: str(model.aliases[CHAMPION]) for model in models if CHAMPION in model.aliases}
 
+    @asked()
     def history(self, version: Version, metrics: Sequence[str]) -> list[dict[str, float]]:
         """The evaluations of the whole run that made a version, each with its "step" and those of `metrics` it has."""
         run_id = self.client.get_model_version(version.name, str(version.number)).run_id
@@ -206,6 +268,7 @@ class Registry:
                 evaluations.setdefault(point.step, {"step": point.step})[name] = point.value
         return [evaluations[step] for step in sorted(evaluations)]
 
+    @asked()
     def promote(self, version: Version) -> Version:
         """Make it the version of its model that is served; the one before is kept for a rollback."""
         aliases = self.client.get_registered_model(version.name).aliases
@@ -217,6 +280,7 @@ class Registry:
         self.client.set_registered_model_alias(version.name, CHAMPION, str(version.number))
         return self.version(version.name, version.number)
 
+    @asked()
     def roll_back(self, name: str) -> Version:
         """Make the champion before the champion again; a second time undoes the first.
 
@@ -227,7 +291,9 @@ class Registry:
 
         try:
             aliases = self.client.get_registered_model(name).aliases
-        except MlflowException:
+        except MlflowException as error:
+            if error.error_code not in NOT_THERE:
+                raise
             aliases = {}
         if PREVIOUS not in aliases:
             raise InputError(f"{name!r} has no earlier champion to go back to; `voicechat models` lists what there is")
@@ -259,10 +325,10 @@ def parse_version(text: str) -> tuple[str, int]:
     Raises:
         InputError: it is not of that form.
     """
-    name, _, number = text.rpartition("@")
-    if not name or not number.isdigit():
+    found = re.fullmatch(r"(.+)@([0-9]{1,9})", text)
+    if found is None:
         raise InputError(f"{text!r} does not name a version: write NAME@NUMBER, such as shakespeare@3")
-    return name, int(number)
+    return found[1], int(found[2])
 
 
 def find_checkpoint(reference: str) -> Path:
@@ -272,7 +338,7 @@ def find_checkpoint(reference: str) -> Path:
     Raises:
         InputError: nothing is found under it.
     """
-    folder = Path(reference).expanduser()
+    folder = given_path(reference)
     if folder.exists():
         return folder
     if reference in LANGUAGE_MODELS:

@@ -1,5 +1,6 @@
 """Every setting that the environment can give: VOICECHAT_* variables, one documented field each."""
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,13 +10,14 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from voicechat_platform.errors import InputError
+from voicechat_platform.paths import given_path
 
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="VOICECHAT_")
 
-    home: Path = Path(".voicechat")
-    """VOICECHAT_HOME: where runs, checkpoints, the registry and prepared models are kept."""
+    home: Path = Field(default=Path(".voicechat"), validate_default=True)
+    """VOICECHAT_HOME: where runs, checkpoints, the registry and prepared models are kept; absolute."""
 
     registry_uri: str = ""
     """VOICECHAT_REGISTRY_URI: an MLflow tracking server; by default SQLite in the home folder."""
@@ -52,6 +54,11 @@ class Settings(BaseSettings):
     cpus: int | None = Field(default=None, ge=1)
     """VOICECHAT_CPUS: how many CPUs the local Ray may use; all of them by default."""
 
+    @field_validator("home", "keys")
+    @classmethod
+    def as_given(cls, path: Path | None) -> Path | None:
+        return path and given_path(path)
+
     @field_validator("allowed_origins", mode="before")
     @classmethod
     def split_at_commas(cls, given: Any) -> Any:
@@ -71,9 +78,21 @@ class Settings(BaseSettings):
         return origins
 
     def folder(self, *parts: str) -> Path:
-        """An existing folder below the home, as an absolute path."""
-        path = self.home.absolute().joinpath(*parts)
-        path.mkdir(parents=True, exist_ok=True)
+        """An existing folder below the home, as an absolute path, for what is to be written.
+
+        Raises:
+            InputError: it cannot be made or written.
+        """
+        path = self.home.joinpath(*parts)
+        problem = ""
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            problem = error.strerror or str(error)
+        if not problem and not os.access(path, os.W_OK | os.X_OK):
+            problem = "it cannot be written"
+        if problem:
+            raise InputError(f"the folder {path}: {problem}; set VOICECHAT_HOME to a folder that can be written")
         return path
 
 

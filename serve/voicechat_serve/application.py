@@ -24,10 +24,11 @@ from voicechat_platform.settings import settings
 from voicechat_serve.api.access import AccessRules, access_rules
 from voicechat_serve.api.ingress import APIIngress
 from voicechat_serve.api.services import RESERVED_NAMES, Services
-from voicechat_serve.application_file import API, FRONT, APIArguments, FrontArguments, Replicas, served_models
+from voicechat_serve.application_file import APIArguments, FrontArguments, Replicas, served_models
 from voicechat_serve.champions import Champions
 from voicechat_serve.front import FrontIngress, Page
 from voicechat_serve.language_model import LanguageModel, ServedModel
+from voicechat_serve.names import API, APPLICATIONS, FRONT
 from voicechat_serve.sentence_end import SENTENCE_END_MODEL
 from voicechat_serve.synthesis import Synthesis
 from voicechat_serve.transcription import Transcription
@@ -102,19 +103,41 @@ def deploy(
         access: the address to listen on, and who is let in; by default loopback, without a key.
 
     Raises:
-        InputError: two models of one name, the port is in use, a model's folder is not there, or an asset is missing.
+        InputError: two models of one name, the port or an application's name is in use, a model's folder is not there,
+            or an asset is missing.
     """
-    require_free(port, access.host)
+    join_serve(port, access.host)
     targets = [
         serve.RunTarget(
-            api_application(models, arguments, access), name=API, route_prefix="/v1", logging_config=LOGGING
+            api_application(models, arguments, access), name=API, route_prefix=APPLICATIONS[API], logging_config=LOGGING
         ),
-        serve.RunTarget(front_application(page, access), name=FRONT, route_prefix="/"),
+        serve.RunTarget(front_application(page, access), name=FRONT, route_prefix=APPLICATIONS[FRONT]),
     ]
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's; replicas keep theirs
     http_options = {"host": access.host, "port": port, "request_timeout_s": REQUEST_TIMEOUT_S}
     serve.start(proxy_location="HeadOnly", http_options=http_options)
     serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+
+
+def join_serve(port: int, host: str) -> None:
+    """See that our applications can be added to the Serve that runs already on a Ray that was joined, if one does.
+
+    Raises:
+        InputError: it listens elsewhere, or has applications of others in the place of ours; or, where none runs, the
+            port is in use.
+    """
+    client = serve.context._get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return require_free(port, host)
+    its = client.http_config
+    if (its.host, its.port) != (host, port):
+        raise InputError(f"a Serve runs on this Ray and listens on {its.host}, port {its.port}: give that with --port")
+    for name, other in client.get_serve_details()["applications"].items():
+        route = other["route_prefix"]
+        if name not in APPLICATIONS and route in APPLICATIONS.values():
+            raise InputError(f"the application {name!r} of the Serve on this Ray answers at {route} already")
+        if name in APPLICATIONS and name not in (other["deployments"] or APPLICATIONS):
+            raise InputError(f"the Serve on this Ray has an application {name!r} that is none of ours")
 
 
 def api_application(
@@ -192,7 +215,8 @@ def wait_until_ready(
     """
     deadline = time.monotonic() + timeout_s
     while True:
-        applications = serve.status().applications.values()
+        found = serve.status().applications
+        applications = [found[name] for name in APPLICATIONS if name in found]
         states = []
         for application in applications:
             for name, deployment in application.deployments.items():
@@ -207,7 +231,9 @@ def wait_until_ready(
             if application.status == ApplicationStatus.DEPLOY_FAILED:
                 raise DeploymentFailedError(application.message)
         on_progress(states)
-        if applications and all(application.status == ApplicationStatus.RUNNING for application in applications):
+        if len(applications) == len(APPLICATIONS) and all(
+            each.status == ApplicationStatus.RUNNING for each in applications
+        ):
             return
         if time.monotonic() > deadline:
             starting = ", ".join(state.name for state in states if state.state != "ready")
@@ -221,9 +247,15 @@ def last_line(message: str) -> str:
 
 
 def stop() -> None:
-    """Takes everything down that `deploy` started, once replicas have ended what they had begun; Ray goes on."""
-    if ray.is_initialized():  # otherwise Serve would start one, to ask it
+    """Takes down what `deploy` started, once replicas have ended what they had begun. Ray goes on, and so do the
+    applications of others with the Serve that they need."""
+    if not ray.is_initialized() or serve.context._get_global_client(raise_if_no_controller_running=False) is None:
+        return  # otherwise Serve would start one, to ask it
+    if set(serve.status().applications) <= set(APPLICATIONS):
         serve.shutdown()
+    else:
+        for name in APPLICATIONS:
+            serve.delete(name)
 
 
 def require_free(port: int, host: str = "127.0.0.1") -> None:

@@ -16,8 +16,10 @@ from voicechat_platform.registry import Registry, Version, find_checkpoint
 from voicechat_platform.strict_yaml import PathText, Strict, compose_yaml, line_of, validate
 from voicechat_serve.engines.choice import EngineName, Precision
 from voicechat_serve.language_model import ServedModel
+from voicechat_serve.names import API, FRONT
 
-API, FRONT = "api", "front"
+HEALTH_CHECK_S = 2.0
+"""Between two checks of a replica. Serve replaces one that fails three in a row; by then /ready must tell."""
 
 
 class Replicas(Strict):
@@ -51,6 +53,7 @@ class Replicas(Strict):
             "ray_actor_options": {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus},
             "max_ongoing_requests": self.max_ongoing_requests,
             "max_queued_requests": self.max_queued_requests,
+            "health_check_period_s": HEALTH_CHECK_S,
             # An idle replica goes at once, a busy one may end what it has begun.
             "graceful_shutdown_wait_loop_s": 0.1,
             "graceful_shutdown_timeout_s": 20,

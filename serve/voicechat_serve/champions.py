@@ -5,9 +5,8 @@ One replica asks the registry for all models; each language model's replica wait
 
 import asyncio
 import logging
-from pathlib import Path
 
-from voicechat_platform.registry import Registry, Version
+from voicechat_platform.registry import Registry
 from voicechat_serve.loopback import listen_where_ray_listens
 
 log = logging.getLogger("ray.serve.voicechat.champions")
@@ -55,13 +54,3 @@ class Champions:
         """Called by Serve, which replaces the replica when this raises."""
         if self.following.done():
             raise RuntimeError("the registry is not followed any more")
-
-
-def version_folder(name: str, number: int) -> Path:
-    """The files of a version, on this machine.
-
-    Raises:
-        InputError: there is no such version, or its files are gone.
-    """
-    version: Version = Registry().version(name, number)
-    return version.checkpoint()

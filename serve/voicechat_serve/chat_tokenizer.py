@@ -34,13 +34,16 @@ class ChatTokenizer:
         folder: the model directory.
 
     Raises:
-        InputError: the directory has no tokenizer.json.
+        InputError: the directory has no tokenizer.json, or a file of it is damaged.
     """
 
     def __init__(self, folder: Path):
         if not (folder / "tokenizer.json").exists():
             raise InputError(f"{folder} has no tokenizer.json: it is not a whole model directory")
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        try:
+            self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # tokenizers raises nothing more exact
+            raise InputError(f"{folder / 'tokenizer.json'} is damaged: {error}") from error
         # A saved tokenizer may still pad or cut as it did in training.
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
@@ -49,7 +52,10 @@ class ChatTokenizer:
         self.model_config = read_json(folder / "config.json")
         template = folder / "chat_template.jinja"
         source = template.read_text() if template.exists() else self.config.get("chat_template")
-        self.template = chat_environment().from_string(source) if source else None
+        try:
+            self.template = chat_environment().from_string(source) if source else None
+        except TemplateError as error:
+            raise InputError(f"{folder}: the chat template is damaged: {error}") from error
 
     @property
     def end_ids(self) -> list[int]:
@@ -127,7 +133,13 @@ BYTE_OF = byte_alphabet()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: it holds no object")
+    return content
 
 
 def special_token(entry: str | dict | None) -> str | None:

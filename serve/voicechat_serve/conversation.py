@@ -1,7 +1,7 @@
 """A spoken conversation: who said what, and a reply that is spoken while it is written; plain asyncio, no Ray.
 
     pieces of text -+-> TextDelta events, at once
-                    +-> sentences -> synthesize(sentence) -> SpeechChunk events
+                    +-> sentences -> what is said of each -> synthesize(it) -> SpeechChunk events
 
 Two tasks run during a reply, one writing and one speaking; both put their events into one queue, so text never waits
 for speech. Both begin when the reply is made, before anybody reads its events: a reply can be begun on the guess that
@@ -21,7 +21,8 @@ from typing import Any, Literal, TypeVar
 
 from voicechat_serve.audio import Samples
 from voicechat_serve.loaded_model import Delta
-from voicechat_serve.sentences import SentenceSplitter
+from voicechat_serve.sentences import Sentence, SentenceSplitter
+from voicechat_serve.spoken_text import Reader
 from voicechat_serve.voices import SPEECH_RATE
 
 Message = dict[str, str]
@@ -30,7 +31,7 @@ Message = dict[str, str]
 Role = Literal["system", "user", "assistant"]
 Stage = Literal["generation", "synthesis"]
 Synthesize = Callable[[str], AsyncGenerator[Samples, None]]
-"""A sentence -> its samples (n,), float32 at SPEECH_RATE."""
+"""What is said of a sentence -> its samples (n,), float32 at SPEECH_RATE."""
 
 Made = TypeVar("Made")
 
@@ -54,9 +55,14 @@ class Spoken:
     """A sentence of a reply and the length of its sound."""
 
     text: str
+    """As it is written."""
     ms: float = 0.0
     is_whole: bool = False
     """Whether all of its sound was made."""
+    start: int = 0
+    """Where the reply's text may hold it, at the earliest."""
+    aloud: str = ""
+    """What the voice was given to say, where that is not the text itself."""
 
 
 @dataclass
@@ -95,10 +101,14 @@ class Item:
             return self.text
         end, left_ms = 0, self.heard_ms
         for sentence in self.spoken:
-            begin = self.text.find(sentence.text, end)
+            begin = self.text.find(sentence.text, max(end, sentence.start))
             if begin < 0:  # not handed out yet
                 break
-            whole_ms = sentence.ms if sentence.is_whole else max(sentence.ms, MS_PER_CHARACTER * len(sentence.text))
+            whole_ms = (
+                sentence.ms
+                if sentence.is_whole
+                else max(sentence.ms, MS_PER_CHARACTER * len(sentence.aloud or sentence.text))
+            )
             if left_ms < whole_ms:
                 cut = int(len(sentence.text) * left_ms / whole_ms)
                 heard = sentence.text[:cut] if sentence.text[cut].isspace() else sentence.text[:cut].rpartition(" ")[0]
@@ -179,17 +189,23 @@ class Reply:
     Args:
         pieces: the reply as the model writes it; closed with the reply.
         synthesize: the voice; None for a reply in writing.
+        language: ISO-639-1 code of what the voice speaks.
     """
 
-    def __init__(self, pieces: AsyncGenerator[Delta, None], synthesize: Synthesize | None) -> None:
+    def __init__(
+        self, pieces: AsyncGenerator[Delta, None], synthesize: Synthesize | None, language: str = "en"
+    ) -> None:
         self.item = Item(role="assistant", is_spoken=synthesize is not None, is_complete=False, is_in_progress=True)
         """Grows with the events that are handed out."""
         self.last: Delta | None = None
         """The model's last piece: it tells the counts of tokens and why it ended."""
+        self.unspoken: list[str] = []
+        """What the voice could not say of the text."""
+        self._reader = Reader(language)
         self._pieces = pieces
         self._synthesize = synthesize
         self._events: asyncio.Queue[tuple[Event, Spoken | None] | None] = asyncio.Queue(EVENTS_AHEAD)
-        self._sentences: asyncio.Queue[str | None] = asyncio.Queue()
+        self._sentences: asyncio.Queue[Sentence | None] = asyncio.Queue()
         self._is_closed = False
         self._work = asyncio.create_task(self._both())
 
@@ -252,13 +268,19 @@ class Reply:
 
     async def _speak(self) -> None:
         while (sentence := await self._sentences.get()) is not None:
-            # A voice has nothing to say for "..." or "***", and some invent a noise.
-            if self._synthesize is None or not any(character.isalnum() for character in sentence):
+            if self._synthesize is None:
                 continue
-            spoken = Spoken(sentence)
-            async with contextlib.aclosing(self._synthesize(sentence)) as chunks:
+            reading = self._reader.read(sentence.text, sentence.begins_line)
+            self.unspoken += reading.unspoken
+            if not reading.aloud:  # as of "..." or "***"; some voices invent a noise
+                continue
+            spoken, has_sound = Spoken(sentence.text, start=sentence.start, aloud=reading.aloud), False
+            async with contextlib.aclosing(self._synthesize(reading.aloud)) as chunks:
                 async for samples_n in chunks:
+                    has_sound = True
                     await self._events.put((SpeechChunk(samples_n), spoken))
+            if not has_sound:
+                self.unspoken.append(sentence.text)
 
 
 async def uncancelled(stage: Coroutine[Any, Any, Made]) -> Made:

@@ -15,6 +15,8 @@ import ray
 from prometheus_client import Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from voicechat_serve.names import APPLICATIONS
+
 log = logging.getLogger(__name__)
 
 EXPORTER_TIMEOUT_S = 5
@@ -77,6 +79,8 @@ def merged(expositions: Iterable[str], silent: int = 0) -> bytes:
         for family in text_string_to_metric_families("\n".join(relevant(exposition))):
             kept = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
             for sample in family.samples:
+                if sample.labels.get("application") not in (None, "", *APPLICATIONS):
+                    continue  # of somebody else on the same Serve
                 labels = {
                     name: value
                     for name, value in sample.labels.items()

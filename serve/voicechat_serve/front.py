@@ -1,6 +1,7 @@
 """What answers at the root of the port: /health, /ready, /metrics, and the page where the caller brings one."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,11 @@ from ray.serve.schema import DeploymentStatus, ReplicaState, ServeStatus
 from voicechat_serve.api.access import AccessRules, guard
 from voicechat_serve.api.errors import answer_errors_in_openai_form
 from voicechat_serve.exporters import cluster_metrics
+from voicechat_serve.flow_control import FlowControl
 from voicechat_serve.loopback import listen_where_ray_listens
+from voicechat_serve.names import API, APPLICATIONS
+
+log = logging.getLogger("ray.serve.voicechat.front")
 
 Page = Callable[[FastAPI], FastAPI]
 """Mounts a page on the front's application and returns what is to be served; called inside the replica."""
@@ -43,21 +48,28 @@ class Controller:
 def not_ready(status: ServeStatus) -> dict[str, str]:
     """Deployments of which no replica is loaded and warmed up -> what Serve says of them.
 
-    One replica is enough: while more are started, or are replaced one by one, requests are answered.
+    One replica is enough: while more are started, or are replaced one by one, requests are answered. Applications of
+    others on the same Serve do not count.
     """
-    return {
-        name: deployment.status.value.lower()
-        for application in status.applications.values()
-        for name, deployment in application.deployments.items()
-        if not deployment.replica_states.get(ReplicaState.RUNNING)
-        # Healthy with none at all: it is gone because nobody asks, and comes back for the next request.
-        and (deployment.replica_states or deployment.status != DeploymentStatus.HEALTHY)
-    } | {
-        # Of one that is deployed from a file, Serve learns later which deployments it has.
-        name: application.status.value.lower()
-        for name, application in status.applications.items()
-        if not application.deployments
-    }
+    applications = {name: status.applications[name] for name in APPLICATIONS if name in status.applications}
+    missing = {} if API in applications else {API: "not deployed"}
+    return (
+        missing
+        | {
+            name: deployment.status.value.lower()
+            for application in applications.values()
+            for name, deployment in application.deployments.items()
+            if not deployment.replica_states.get(ReplicaState.RUNNING)
+            # Healthy with none at all: it is gone because nobody asks, and comes back for the next request.
+            and (deployment.replica_states or deployment.status != DeploymentStatus.HEALTHY)
+        }
+        | {
+            # Of one that is deployed from a file, Serve learns later which deployments it has.
+            name: application.status.value.lower()
+            for name, application in applications.items()
+            if not application.deployments
+        }
+    )
 
 
 @serve.ingress()
@@ -69,6 +81,7 @@ class FrontIngress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = FastAPI(title="llm-voice-chat", docs_url=None, redoc_url=None, openapi_url=None)
         guard(app, self.access, "Basic")
+        app.add_middleware(FlowControl)
         answer_errors_in_openai_form(app)
         add_probes(app)
         return self.page(app) if self.page else app
@@ -82,7 +95,8 @@ def add_probes(app: FastAPI) -> None:
         """Whether to restart: this process answers, and Serve's controller does."""
         try:
             await controller.status()
-        except Exception:
+        except Exception as error:
+            log.error("Serve's controller does not answer", exc_info=error)
             return JSONResponse({"status": "unavailable", "reason": "Serve's controller does not answer"}, 503)
         return {"status": "ok"}
 
@@ -91,7 +105,8 @@ def add_probes(app: FastAPI) -> None:
         """Whether to send requests: every part is loaded and warmed up."""
         try:
             waiting = not_ready(await controller.status())
-        except Exception:
+        except Exception as error:
+            log.error("Serve's controller does not answer", exc_info=error)
             return JSONResponse({"status": "unavailable", "reason": "Serve's controller does not answer"}, 503)
         return JSONResponse(
             {"status": "unavailable" if waiting else "ready", "not_ready": waiting}, 503 if waiting else 200

@@ -4,6 +4,7 @@ The file holds a hash of each key, never the key itself, which is shown once whe
 has asked for keys; a file, even one without a key left in it, means that every request needs one.
 """
 
+import asyncio
 import fcntl
 import hashlib
 import hmac
@@ -12,7 +13,6 @@ import logging
 import os
 import re
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -45,6 +45,8 @@ class Key(BaseModel):
     requests_per_minute: Annotated[int, Field(ge=1)] | None = None
     """None: as many as the settings say; so below."""
     concurrent_requests: Annotated[int, Field(ge=1)] | None = None
+    operator: bool = False
+    """Whether it may change what is served, on the page."""
 
     def is_expired(self) -> bool:
         return self.expires is not None and self.expires <= datetime.now(UTC)
@@ -63,7 +65,7 @@ class Content(BaseModel):
 def keys_path() -> Path:
     """The keys file of the settings, which need not be there."""
     chosen = settings().keys
-    return chosen.absolute() if chosen else settings().folder() / "keys.json"
+    return chosen or settings().folder() / "keys.json"
 
 
 def make_secret() -> str:
@@ -105,6 +107,7 @@ def create_key(
     requests_per_minute: int | None = None,
     concurrent_requests: int | None = None,
     expires: datetime | None = None,
+    operator: bool = False,
 ) -> tuple[Key, str]:
     """Adds a key to the file.
 
@@ -132,6 +135,7 @@ def create_key(
             expires=expires,
             requests_per_minute=requests_per_minute,
             concurrent_requests=concurrent_requests,
+            operator=operator,
         )
         keys.append(key)
     return key, secret
@@ -159,25 +163,26 @@ def changing(path: Path) -> Iterator[list[Key]]:
     The new file takes the old one's place in one step, so that a reader sees one or the other. The lock is another
     file's, because this one is replaced.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f"{path.name}.lock").open("w") as lock:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f"{path.name}.lock").open("w")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}; see VOICECHAT_KEYS") from error
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             keys = list(read_keys(path))
         except FileNotFoundError:
             keys = []
         yield keys
-        content = json.loads(Content(keys=tuple(keys)).model_dump_json(exclude_none=True))
-        descriptor, new = tempfile.mkstemp(prefix=path.name, dir=path.parent)  # for its owner alone: mode 0600
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(json.dumps(content, indent=2) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(new, path)
-        except BaseException:
-            os.unlink(new)
-            raise
+        content = json.loads(Content(keys=tuple(keys)).model_dump_json(exclude_defaults=True))
+        new = path.with_name(f".{path.name}.new")
+        new.unlink(missing_ok=True)  # a killed process's
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # its owner's alone
+            file.write(json.dumps(content, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
 
 
 def find_key(keys: Sequence[Key], secret: str) -> Key | None:
@@ -221,6 +226,18 @@ class KeysFollowed:
         if self._error:
             raise self._error
         return self._keys
+
+    async def until_gone(self, key: Key) -> None:
+        """Returns once a key that was admitted is revoked or has expired; while that cannot be known it stands."""
+        while not self._is_gone(key):
+            await asyncio.sleep(REREAD_S / 2)
+
+    def _is_gone(self, key: Key) -> bool:
+        try:
+            keys = self.keys()
+        except KeysUnreadableError:
+            return False
+        return keys is not None and not any(other.id == key.id and not other.is_expired() for other in keys)
 
     def _look(self) -> None:
         before, self._error = self._error, None

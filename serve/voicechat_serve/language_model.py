@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -10,11 +11,11 @@ from pathlib import Path
 
 from ray.serve.handle import DeploymentHandle
 
-from voicechat_platform.errors import InputError
-from voicechat_serve.champions import version_folder
+from voicechat_platform.registry import NoSuchVersionError, Registry, Version
+from voicechat_serve.champions import PATIENCE_S
 from voicechat_serve.chat_tokenizer import ChatTokenizer, Message
 from voicechat_serve.engines.choice import EngineName, Precision, make_engine
-from voicechat_serve.engines.interface import Load, OverloadedError, UnknownVersionError
+from voicechat_serve.engines.interface import Load, OverloadedError, UnavailableError, UnknownVersionError
 from voicechat_serve.loaded_model import Delta, LoadedModel, Wishes
 from voicechat_serve.loopback import listen_where_ray_listens
 from voicechat_serve.metrics import ModelMetrics
@@ -22,11 +23,15 @@ from voicechat_serve.metrics import ModelMetrics
 log = logging.getLogger("ray.serve.voicechat.language_model")
 
 MOST_VERSIONS = 3
-"""In memory at once: the champion, the one before it for a rollback, and one that a client asks for by its number."""
+"""In memory at once, those included that are being loaded: the champion, the one before it for a rollback, and one that
+a client asks for by its number."""
 
 IDLE_POLL_S = 1.0
 
 RETRY_S = 5.0
+
+CHAMPION_S = 2 * PATIENCE_S
+"""How long the deployment that follows the registry may take to answer, new champion or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +66,10 @@ class LanguageModel:
         self.previous: int | None = None
         """The champion before the champion: kept for a rollback."""
         self.loading: dict[int, asyncio.Task[None]] = {}
-        self.closing: set[asyncio.Task] = set()
+        self.places = 0
+        """Taken by versions that are being loaded."""
+        self.asking: Counter[int | None] = Counter()
+        """By number, the requests that wait for a version to be loaded."""
         self.metrics = ModelMetrics(served.id, self.engine_load)
         if champions is not None:
             self.following = asyncio.get_running_loop().create_task(self.follow())
@@ -99,41 +107,78 @@ class LanguageModel:
         """
         Raises:
             UnknownVersionError: there is none of that number.
+            UnavailableError: the registry does not answer.
         """
         if number not in self.versions:
             await asyncio.to_thread(self.find_version, number)
 
-    def find_version(self, number: int | None) -> Path:
-        """Where the files of a version are; blocks."""
+    def find_version(self, number: int | None) -> Version:
+        """What the registry knows of a version; blocks. Errors as in `require_version`."""
         if number is None or self.served.version is None:
             raise UnknownVersionError(f"{self.served.id} has no versions: it is not a model of the registry")
         try:
-            return version_folder(self.served.id, number)
-        except InputError as error:
+            return Registry().version(self.served.id, number)
+        except NoSuchVersionError as error:
             raise UnknownVersionError(str(error)) from None
+        except Exception as error:
+            log.exception("%s@%d cannot be looked up", self.served.id, number)
+            raise UnavailableError(f"versions of {self.served.id} cannot be looked up now; try again later") from error
 
-    async def version(self, number: int | None) -> LoadedModel:
+    async def version(self, number: int | None, urgent: bool = False) -> LoadedModel:
         """A version of the model, loaded if it is not yet; the champion for None.
+
+        Args:
+            urgent: a version that answers may go for it, once it has ended what it has begun.
 
         Raises:
             UnknownVersionError: there is none of that number.
-            OverloadedError: versions that were replaced still answer, and there is no room for another.
+            OverloadedError: every version in memory is needed or answers, so there is no room for another.
+            UnavailableError: the registry does not answer, or its files cannot be loaded.
         """
         if number is None:
             return self.current
-        while number not in self.versions:
-            if number not in self.loading:
-                if len(self.closing) >= MOST_VERSIONS:
-                    raise OverloadedError(f"{len(self.closing)} earlier versions still answer; try again later")
-                self.loading[number] = asyncio.create_task(self.fetch(number))
-                self.loading[number].add_done_callback(lambda _: self.loading.pop(number))
-            await asyncio.shield(self.loading[number])  # whoever leaves meanwhile, the others still want it
+        self.asking[number] += 1
+        try:
+            while number not in self.versions:
+                if number not in self.loading:
+                    self.loading[number] = asyncio.create_task(self.fetch(number, urgent))
+                    self.loading[number].add_done_callback(lambda _: self.loading.pop(number))
+                await asyncio.shield(self.loading[number])  # whoever leaves meanwhile, the others still want it
+        finally:
+            self.asking[number] -= 1
         self.versions[number] = self.versions.pop(number)
         return self.versions[number]
 
-    async def fetch(self, number: int) -> None:
-        folder = await asyncio.to_thread(self.find_version, number)
-        self.keep(number, await asyncio.to_thread(self.load, number, folder))
+    async def fetch(self, number: int, urgent: bool) -> None:
+        version = await asyncio.to_thread(self.find_version, number)  # before another one leaves for nothing
+        leaving = self.make_room(urgent)
+        self.places += 1
+        try:
+            if leaving is not None:
+                await close_when_idle(leaving)
+                del leaving  # with it goes its memory
+            self.versions[number] = await asyncio.to_thread(lambda: self.load(number, version.checkpoint()))
+        except Exception as error:  # its files are gone or damaged, no engine runs it, memory is full
+            log.exception("%s cannot be loaded", version)
+            raise UnavailableError(f"{version} cannot be loaded now; try again later") from error
+        finally:
+            self.places -= 1
+
+    def make_room(self, urgent: bool) -> LoadedModel | None:
+        """The version that is to leave memory before another one comes; None while there is a place.
+
+        Raises:
+            OverloadedError: none can leave now.
+        """
+        if len(self.versions) + self.places < MOST_VERSIONS:
+            return None
+        # The one used longest ago first, but the one for a rollback last.
+        for number in sorted(self.versions, key=lambda number: number == self.previous):
+            model = self.versions[number]
+            is_needed = model is self.current or number == self.previous or model.users or self.asking[number]
+            if not is_needed or (urgent and model is not self.current):
+                return self.versions.pop(number)
+        raise OverloadedError(f"{MOST_VERSIONS} versions of {self.served.id} are in memory and needed; try again later")
 
     def load(self, number: int | None, folder: Path) -> LoadedModel:
         """Loads and warms up; blocks, on a thread without an event loop."""
@@ -148,25 +193,21 @@ class LanguageModel:
             raise
         return model
 
-    def keep(self, number: int, model: LoadedModel) -> None:
-        self.versions[number] = model
-        for other, loaded in list(self.versions.items()):
-            is_needed = loaded is self.current or other in (number, self.previous)
-            if len(self.versions) > MOST_VERSIONS and not is_needed:
-                del self.versions[other]
-                task = asyncio.create_task(close_when_idle(loaded))
-                self.closing.add(task)
-                task.add_done_callback(self.closing.discard)
-
     async def follow(self) -> None:
         """Serves each new champion from when it is warm; requests under way end with the model they began with."""
         number = self.served.version
         while True:
             try:
                 assert self.champions is not None
-                promoted = await self.champions.next.remote(self.served.id, number)
+                question = self.champions.next.remote(self.served.id, number)
+                try:
+                    async with asyncio.timeout(CHAMPION_S):
+                        promoted = await question
+                except TimeoutError:
+                    question.cancel()
+                    raise
                 if promoted != number:
-                    self.current = await self.version(promoted)
+                    self.current = await self.version(promoted, urgent=True)
                     number, self.previous = promoted, number
                     log.info("%s is served from now on", self.current.fingerprint)
             except Exception:
@@ -178,7 +219,8 @@ class LanguageModel:
 
     def check_health(self) -> None:
         """Called by Serve, which replaces the replica when this raises."""
-        self.current.engine.check()
+        for model in list(self.versions.values()):
+            model.engine.check()
         if self.champions is not None and self.following.done():
             raise RuntimeError("the champion is not followed any more")
 

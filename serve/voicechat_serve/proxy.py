@@ -4,16 +4,25 @@ Serve has no settings for this, but calls the function that an environment varia
 before its proxy listens. On a cluster that was started without that variable none of this holds.
 """
 
+import asyncio
+import socket
+from typing import cast
+
 import uvicorn.config
 from ray.serve._private.constants import SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from voicechat_serve.api.errors import APIError, refuse
 from voicechat_serve.api.request_log import CleanRequestId
+from voicechat_serve.flow_control import Acknowledgements
 
 TIMEOUT_HEADER = SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER.encode()
 """Of one request; 0: none."""
+
+UNTAKEN_MS = 30_000
+"""How long a client's machine may take nothing of what waits for it in this one's network buffers."""
 
 THIS_MACHINE = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 
@@ -50,8 +59,25 @@ class WebSocketsWithoutTimeout:
         await self.app(scope, receive, send)
 
 
+class BoundedConnection(H11Protocol):
+    """A connection that the kernel breaks off when its client takes nothing: a closed one would wait for it for ever.
+
+    Uvicorn's other parser, httptools, gathers headers without end in memory, before any key is asked for.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux has it
+            connection = cast(socket.socket, transport.get_extra_info("socket"))
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNTAKEN_MS)
+
+
 def middlewares() -> list[Middleware]:
     """Called in the proxy's process, before it listens."""
-    # Uvicorn's other parser, httptools, gathers headers without end in memory, before any key is asked for.
-    uvicorn.config.HTTP_PROTOCOLS["auto"] = uvicorn.config.HTTP_PROTOCOLS["h11"]
-    return [Middleware(CleanRequestId), Middleware(ProxyRoutesForThisMachine), Middleware(WebSocketsWithoutTimeout)]
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{BoundedConnection.__name__}"
+    return [
+        Middleware(Acknowledgements),
+        Middleware(CleanRequestId),
+        Middleware(ProxyRoutesForThisMachine),
+        Middleware(WebSocketsWithoutTimeout),
+    ]

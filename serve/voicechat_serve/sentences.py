@@ -1,6 +1,18 @@
 """Cuts a text that is still being written into sentences to speak."""
 
 import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A part of a text that is spoken at once."""
+
+    text: str
+    """As it is written, without the white space around it."""
+    start: int
+    """Where it stands in the whole text, in characters."""
+    begins_line: bool
 
 
 class SentenceSplitter:
@@ -8,8 +20,9 @@ class SentenceSplitter:
 
     Sentences end at `. ! ? …` before a space, and at line ends, so verse is spoken line by line. The first cut may fall
     after a clause instead (`, ; :`), because the first sound should not wait for a long sentence. No sentence is longer
-    than MAX_CHARACTERS. The cuts depend on the text alone, never on how it was chopped into pieces, and all of the
-    text comes back in order, but for white space around the cuts.
+    than MAX_CHARACTERS. A link, a span of code, a tag and a formula are not cut. The cuts depend on the text alone,
+    never on how it was chopped into pieces, and all of the text comes back in order, but for white space around the
+    cuts.
     """
 
     MAX_CHARACTERS = 240
@@ -17,53 +30,104 @@ class SentenceSplitter:
     MIN_FIRST_CLAUSE_CHARACTERS = 18
 
     # Every end is certain only when the white space after it is seen: "3.14" and "10:30" are not ends.
-    _SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s)|\n")
-    _CLAUSE_END = re.compile(r"[,;:—–]+[\"'”’)\]]*(?=\s)")
+    _SENTENCE_END = re.compile(r"[.!?…]+[*_~`]*[\"'”’)\]]*[*_~`]*(?=\s)|\n")
+    _CLAUSE_END = re.compile(r"[,;:—–]+[*_~`]*[\"'”’)\]]*[*_~`]*(?=\s)")
     _ABBREVIATION = re.compile(
-        r"(?:\b(?:mr|mrs|ms|dr|prof|st|sr|jr|vs|etc|cf|approx|vol|fig|gen|capt|lt|col|rev|hon|e\.g|i\.e|a\.m|p\.m)"
+        r"(?:\b(?:mr|mrs|ms|dr|prof|st|sr|jr|vs|etc|cf|approx|gen|capt|lt|col|rev|hon|e\.g|i\.e|a\.m|p\.m|ph\.d|al"
+        r"|sgt|gov|sen|rep|mt|ft|ave|blvd|inc|ltd|corp|bros|dept|univ|est|incl|excl|resp|ca|viz|esp|w\.r\.t)"
         r"|(?<![\w'’])[a-z](?:\.[a-z])*"  # initials
-        r"|^\s*\d{1,3})\.$",  # the number of a list's item
+        r"|^[\s>*+\-#]*\d{1,3})\.$",  # the number of a list's item
         re.IGNORECASE,
     )
+    # These end a sentence unless a number follows: "No. 5", "Jan. 5", "Fig. 2".
+    _BEFORE_NUMBER = re.compile(
+        r"\b(?:no|nos|nr|p|pp|fig|figs|vol|ch|sec|art|eq|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec)\.$",
+        re.IGNORECASE,
+    )
+    # "Well... I see" is said in one breath.
+    _ELLIPSIS = re.compile(r"(?:\.{2,}|…)[\"'”’)\]]*$")
+    # What is not cut: code, link or image, tag, formula. Then what begins one and has not ended yet.
+    _WHOLE = re.compile(
+        r"(?<!`)(`+)(?!`)[^\n]*?(?<!`)\1(?!`)|!?\[[^\]\n]*\](?:\([^)\n]*\)|(?!\())|</?[A-Za-z][^>\n]*>"
+        r"|\\\([^\n]*?\\\)|(?<![\\$\w])\$(?=[^\s\d$])[^$\n]*\$"
+    )
+    _BEGUN = re.compile(r"`|\[|</?[A-Za-z]|\\\(|(?<![\\$\w])\$(?=[^\s\d$])")
 
     def __init__(self) -> None:
         self._rest = ""
         self._first = True
+        self._start = 0
+        """Of the rest, in the whole text."""
+        self._begins_line = True
 
-    def feed(self, piece: str) -> list[str]:
+    def feed(self, piece: str) -> list[Sentence]:
         """The sentences that are complete now that `piece` follows; often none."""
         self._rest += piece
         sentences = []
         while (cut := self._cut()) is not None:
-            sentence, self._rest = self._rest[:cut].strip(), self._rest[cut:]
-            if sentence:
-                sentences.append(sentence)
-                self._first = False
+            sentences += self._take(cut)
         return sentences
 
-    def flush(self) -> list[str]:
+    def flush(self) -> list[Sentence]:
         """What is left when the text is over: one sentence or none."""
-        sentence, self._rest = self._rest.strip(), ""
-        return [sentence] if sentence else []
+        return self._take(len(self._rest))
+
+    def _take(self, cut: int) -> list[Sentence]:
+        taken, self._rest = self._rest[:cut], self._rest[cut:]
+        start, self._start = self._start, self._start + cut
+        text = taken.strip()
+        if not text:
+            self._begins_line = self._begins_line or "\n" in taken
+            return []
+        before = taken[: len(taken) - len(taken.lstrip())]
+        sentence = Sentence(text, start + len(before), self._begins_line or "\n" in before)
+        self._begins_line = "\n" in taken[len(before) + len(text) :]
+        self._first = False
+        return [sentence]
 
     def _cut(self) -> int | None:
         """Where the next sentence ends in the text at hand; None if that cannot be known yet."""
         # Blank text at the start is no part of the sentence, so it does not count towards the cap.
         start = len(self._rest) - len(self._rest.lstrip())
         window = self._rest[: start + self.MAX_CHARACTERS + 1]
-        ends = [
-            match.end()
-            for match in self._SENTENCE_END.finditer(window, start)
-            if not self._ABBREVIATION.search(window[: match.end()])
-        ]
+        is_full = len(self._rest) - start > self.MAX_CHARACTERS
+        ends = [match.end() for match in self._SENTENCE_END.finditer(window, start)]
         if self._first:
             clauses = (match.end() for match in self._CLAUSE_END.finditer(window, start))
             ends += [end for end in clauses if end - start >= self.MIN_FIRST_CLAUSE_CHARACTERS]
-        if ends:
-            return min(ends)
-        if len(self._rest) - start <= self.MAX_CHARACTERS:
+        wholes = [match.span() for match in self._WHOLE.finditer(window, start)]
+        for end in sorted(ends):
+            is_end = self._is_end(window, end, wholes, is_full)
+            if is_end is None:
+                return None
+            if is_end:
+                return end
+        if not is_full:
             return None
         capped = window[: start + self.MAX_CHARACTERS]
         clause_ends = [match.end() for match in self._CLAUSE_END.finditer(capped, start)]
         space = max(capped.rfind(" ", start), capped.rfind("\t", start))
         return max(clause_ends, default=0) or (space if space > start else len(capped))
+
+    def _is_end(self, window: str, end: int, wholes: list[tuple[int, int]], is_full: bool) -> bool | None:
+        """Whether a sentence or a clause ends there; None if what follows must be seen first."""
+        if window[end - 1] == "\n":
+            return True
+        if any(begin < end < after for begin, after in wholes):
+            return False
+        line = window.rfind("\n", 0, end) + 1
+        is_line_whole = is_full or "\n" in window[end:]
+        spared = "".join(
+            "\0" if any(begin <= place < after for begin, after in wholes) else window[place]
+            for place in range(line, end)
+        )
+        if not is_line_whole and self._BEGUN.search(spared):
+            return None
+        if self._ABBREVIATION.search(window[:end]):
+            return False
+        if not self._BEFORE_NUMBER.search(window[:end]):
+            return not self._ELLIPSIS.search(window[:end])
+        following = window[end:].lstrip(" \t")[:1]
+        if not following and not is_full:
+            return None
+        return not following.isdigit()

@@ -13,6 +13,7 @@ import numpy as np
 
 from voicechat_platform.errors import InputError
 from voicechat_serve.audio import HEARING_RATE, Samples
+from voicechat_serve.health import Health
 from voicechat_serve.loopback import listen_where_ray_listens
 from voicechat_serve.metrics import AUDIO_HEARD_SECONDS, TRANSCRIPTION_SECONDS
 from voicechat_serve.sentence_end import SentenceEnd
@@ -96,7 +97,7 @@ class Transcription:
     def __init__(self, folder: Path, threads: int = 2, chat_model: Path | None = None):
         listen_where_ray_listens()
         # Imported here, because the driver and the API import this module for its types alone.
-        from voicechat_serve.whisper import Whisper
+        from voicechat_serve.whisper import AbandonedError, Whisper
 
         self.model = Whisper(str(folder), device="cpu", compute_type="int8", cpu_threads=threads)
         # One at a time: a second would only take the first one's cores. Several sounds take turns by segments, so that
@@ -104,6 +105,7 @@ class Transcription:
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="transcription")
         self.at_work = 0
         """Sounds that are being transcribed, or wait for it."""
+        self.health = Health(AbandonedError)
         self.sentence_end = SentenceEnd(chat_model) if chat_model else None
         silence_n = np.zeros(HEARING_RATE, np.float32)
         list(self.model.transcribe(silence_n, vad_filter=True)[0])  # loads the voice activity detector, finds nothing
@@ -114,7 +116,10 @@ class Transcription:
 
     async def end_probability(self, words: str) -> float | None:
         """That what is said ends after these words, 0 to 1; None where nobody judges. Does not wait for the worker."""
-        return await asyncio.to_thread(self.sentence_end.probability, words) if self.sentence_end else None
+        if self.sentence_end is None:
+            return None
+        with self.health.step("judging"):
+            return await asyncio.to_thread(self.sentence_end.probability, words)
 
     async def hear(
         self, samples_n: Samples, language: str | None = None, prompt: str | None = None, only_if_idle: bool = False
@@ -156,8 +161,9 @@ class Transcription:
     def hear_briefly(self, samples_n: Samples, language: str | None, prompt: str | None) -> Decoded | None:
         """On the worker: what is decoded from the stretch that holds speech; None where there is none."""
         self.model.abandoned = threading.Event()  # whoever leaves takes this one step out of the queue, or lets it end
-        speech_n = speech_in(samples_n)
-        return decode_utterance(self.model, speech_n, language, prompt) if len(speech_n) else None
+        with self.health.step("hearing an utterance"):
+            speech_n = speech_in(samples_n)
+            return decode_utterance(self.model, speech_n, language, prompt) if len(speech_n) else None
 
     async def transcribe(
         self,
@@ -204,23 +210,25 @@ class Transcription:
 
         def begin() -> tuple[Iterator["faster_whisper.Segment"], str]:
             self.model.abandoned = abandoned
-            segments, information = self.model.transcribe(
-                samples_n,
-                language=language,
-                task=task,
-                initial_prompt=prompt,
-                beam_size=BEAM_SIZE,
-                word_timestamps=with_words,
-                # Without the detector, Whisper invents words on silence; with its own text as context, it repeats them.
-                vad_filter=True,
-                condition_on_previous_text=False,
-                **({"temperature": temperature} if temperature else {}),
-            )
-            return iter(segments), information.language
+            with self.health.step("finding speech"):
+                segments, information = self.model.transcribe(
+                    samples_n,
+                    language=language,
+                    task=task,
+                    initial_prompt=prompt,
+                    beam_size=BEAM_SIZE,
+                    word_timestamps=with_words,
+                    # Without the detector, Whisper invents words on silence; with its own text as context, it repeats.
+                    vad_filter=True,
+                    condition_on_previous_text=False,
+                    **({"temperature": temperature} if temperature else {}),
+                )
+                return iter(segments), information.language
 
         def following() -> "faster_whisper.Segment | None":
             self.model.abandoned = abandoned
-            return next(segments, None)
+            with self.health.step("transcribing"):
+                return next(segments, None)
 
         try:
             segments, spoken_language = await loop.run_in_executor(self.worker, begin)
@@ -256,6 +264,10 @@ class Transcription:
             known = [code for code in self.model.supported_languages if self.knows(code)]
             if language not in known:  # told without the client's own word, which Serve would log
                 raise InputError(f"unknown language; known are {', '.join(known)}")
+
+    def check_health(self) -> None:
+        """Called by Serve, which replaces the replica when this raises."""
+        self.health.check()
 
     def knows(self, language: str) -> bool:
         """Codes that only larger models have, such as yue, have no token here; an English model has none at all."""

@@ -112,7 +112,7 @@ def test_a_hands_free_conversation_of_two_turns(page: Page, clip: tuple[Path, st
     page.locator("#temperature input").click()
     # The same replies every time, both short enough to end before the person speaks again.
     page.get_by_role("option", name="0", exact=True).click()
-    page.get_by_label("System prompt").fill(
+    page.get_by_label("What the model is told before you talk").fill(
         "You are a friendly assistant in a spoken conversation. Answer in a few short, plain sentences."
     )
     page.get_by_role("button", name="Start conversation").click()
@@ -128,9 +128,9 @@ def test_a_hands_free_conversation_of_two_turns(page: Page, clip: tuple[Path, st
         )
         assert error_rate <= 0.10, heard
         assert re.search(r"\w", page.locator(".said.assistant .words").last.inner_text())
-        stages = page.locator(".said.assistant .latency").last.inner_text()
-        for stage in ("endpoint", "transcription", "first word", "first sound"):
-            assert stage in stages
+        stages = page.locator(".said.assistant .latency").last
+        for stage in ("endpoint", "transcription", "first-word", "first-sound"):
+            assert stages.locator(f".numbers .{stage}").count() == 1
     assert page.locator(".said.note").all_inner_texts() == []
     assert page.locator(".said.user").count() == page.locator(".said.assistant").count() == 2
     sound = page.evaluate("({...window.voicechat})")

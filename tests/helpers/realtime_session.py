@@ -93,13 +93,21 @@ class MadeUpStages:
             raise APIError(404, f"the model {name} does not exist here", param="model", code="model_not_found")
 
     def require_transcription(self, name):
-        if name != "whisper-1":
+        if name not in ("whisper-1", self.transcription_model):
             raise APIError(404, "no such model", param="model", code="model_not_found")
+
+    def language_code(self, tag):
+        if not tag.lower().startswith(("en", "de")):
+            raise APIError(400, "no such language", param="language", code="invalid_value")
+        return tag[:2].lower()
 
     def voice(self, name, language):
         if name not in ("", "heart", "alloy"):
             raise APIError(400, "no such voice", param="voice", code="invalid_value")
         return "heart" if language in (None, "en") else None
+
+    def language_of(self, voice):
+        return "en"
 
     def explain(self, error):
         return api_error(error).body()["error"]

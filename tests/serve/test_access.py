@@ -2,8 +2,10 @@
 
 import asyncio
 import base64
+import json
 import logging
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
@@ -50,6 +52,10 @@ def service(rules: AccessRules, challenge: str = "Bearer") -> FastAPI:
     guard(app, rules, challenge)
     answer_errors_in_openai_form(app)
     app.state.seen = []
+
+    @app.post("/operator")
+    async def operator(request: Request):
+        return {"may": request.state.is_operator}
 
     @app.api_route("/models", methods=["GET", "POST"])
     async def models(request: Request):
@@ -233,6 +239,75 @@ def test_a_conversation_ends_when_its_key_is_revoked(path, secret, monkeypatch):
     assert (ended.value.code, ended.value.reason) == (1008, "the API key was revoked")
 
 
+@pytest.mark.parametrize("by", ["revoking", "expiry"])
+def test_a_listener_who_says_nothing_is_left_when_its_key_is_gone(path, by):
+    expires = datetime.now(UTC) + timedelta(seconds=2) if by == "expiry" else None
+    _, secret = create_key(path, "anna", expires=expires)
+    with client(service(rules(path))).websocket_connect(
+        "ws://127.0.0.1:8000/echo", headers=bearer(secret)
+    ) as websocket:
+        if by == "revoking":
+            revoke_key(path, "anna")
+        with pytest.raises(WebSocketDisconnect) as ended:
+            websocket.receive_text()
+    assert (ended.value.code, ended.value.reason) == (1008, "the API key was revoked")
+
+
+@pytest.mark.parametrize("challenge", ["Bearer", "Basic"])
+async def test_an_answer_ends_when_its_key_is_gone(path, challenge):
+    """One that has not begun is refused, a stream of events ends with the error, a file breaks off."""
+    _, secret = create_key(path, "anna")
+    app = FastAPI()
+    guard(app, rules(path), challenge)
+    begun, ended = [], []
+
+    async def endless(name: str):
+        try:
+            yield "data: one\n\n"
+            begun.append(name)
+            await asyncio.Event().wait()
+        finally:
+            ended.append(name)
+
+    @app.get("/events")
+    async def events():
+        return StreamingResponse(endless("events"), media_type="text/event-stream")
+
+    @app.get("/file")
+    async def file():
+        return StreamingResponse(endless("file"), media_type="audio/mpeg")
+
+    @app.get("/late")
+    async def late():
+        begun.append("late")
+        await asyncio.Event().wait()
+
+    async def get(name: str) -> list[dict]:
+        sent: list[dict] = []
+
+        async def send(message):
+            sent.append(message)
+
+        headers = [(name.encode(), value.encode()) for name, value in bearer(secret).items()]
+        scope = {"type": "http", "method": "GET", "path": f"/{name}", "headers": [*headers, (b"host", b"127.0.0.1")]}
+        scope |= {"query_string": b"", "asgi": {"spec_version": "2.4"}, "root_path": "", "scheme": "http"}
+        await app(scope, asyncio.Event().wait, send)
+        return sent
+
+    async with asyncio.timeout(20):
+        asking = [asyncio.create_task(get(name)) for name in ("events", "file", "late")]
+        while len(begun) < 3:
+            await asyncio.sleep(0.01)
+        revoke_key(path, "anna")
+        told, broken, refused = await asyncio.gather(*asking)
+    assert sorted(ended) == ["events", "file"]
+    last = told[-1]["body"].decode()
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "invalid_api_key"
+    assert not told[-1].get("more_body")
+    assert broken[-1]["more_body"]
+    assert refused[0]["status"] == 401
+
+
 def test_limits_are_told_in_openais_words(path):
     _, secret = create_key(path, "anna", requests_per_minute=2)
     app = service(rules(path))
@@ -255,6 +330,21 @@ def test_limits_are_told_in_openais_words(path):
     # The page's own key has no limit, and another key its own.
     assert client(app).post("/stream", headers=bearer(PAGE_KEY)).status_code == 200
     assert client(app).post("/stream", headers=bearer(create_key(path, "ben")[1])).status_code == 401  # within a second
+
+
+def test_who_may_change_what_is_served(path):
+    """At this machine whoever needs no key; where keys are needed, an operator's, and not the page's own."""
+    front = client(service(AccessRules(keys_file=path), "Basic"))
+    assert front.post("/operator").json() == {"may": True}
+    assert front.post("/operator", headers={"origin": "https://elsewhere.example"}).status_code == 403
+    _, anna = create_key(path, "anna")
+    _, olga = create_key(path, "olga", operator=True)
+    front = client(service(rules(path), "Basic"))
+    assert front.post("/operator").status_code == 401
+    assert front.post("/operator", headers=basic(anna)).json() == {"may": False}
+    assert front.post("/operator", headers=basic(olga)).json() == {"may": True}
+    assert front.post("/operator", headers=bearer(PAGE_KEY)).json() == {"may": False}
+    assert '"operator"' not in path.read_text().partition("olga")[0], "files without operators stay as they were"
 
 
 def test_what_a_browser_reads_of_the_front_is_not_counted(path):

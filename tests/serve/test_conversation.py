@@ -96,10 +96,36 @@ async def test_a_reply_is_written_and_spoken() -> None:
     events = await events_of(reply)
     assert text_of(events) == reply.item.text == "It is noon. Or nearly."
     assert stages.spoken == ["It is noon.", "Or nearly."]
-    assert reply.item.spoken == [Spoken("It is noon.", 30, True), Spoken("Or nearly.", 30, True)]
+    assert reply.item.spoken == [
+        Spoken("It is noon.", 30, True, 0, "It is noon."),
+        Spoken("Or nearly.", 30, True, 12, "Or nearly."),
+    ]
     assert reply.item.is_complete
     assert reply.last is not None
     assert (reply.last.completion_tokens, reply.last.finish_reason) == (3, "stop")
+
+
+async def test_a_reply_is_spoken_as_a_person_reads_it_and_kept_as_it_is_written() -> None:
+    text = "## So\n\n```py\nDone.\n```\n- **5 km** \u4f60\u597d\n\nDone."
+    stages = Stages(list(text))
+    reply = stages.begin()
+    await events_of(reply)
+    assert stages.spoken == ["So.", "A block of py code.", "5 kilometers.", "Done."]
+    assert reply.unspoken == ["\u4f60\u597d"]
+    assert reply.item.text == text
+    reply.item.truncate(reply.item.milliseconds - 1)
+    assert reply.item.heard == text.removesuffix("\n\nDone.")  # and not up to the other "Done."
+
+
+async def test_a_sentence_without_a_sound_is_told() -> None:
+    async def silent(sentence: str) -> AsyncGenerator[np.ndarray, None]:
+        for samples_n in ():
+            yield samples_n
+
+    reply = Reply(Stages(["One. ", "Two."]).write(), silent)
+    await events_of(reply)
+    assert reply.unspoken == ["One.", "Two."]
+    assert not reply.item.spoken
 
 
 async def test_a_reply_in_writing_is_not_spoken() -> None:

@@ -22,8 +22,11 @@ from ray.serve.schema import (
     ServeStatus,
 )
 
+from voicechat_platform.errors import InputError
 from voicechat_serve import application, front
 from voicechat_serve.api.access import AccessRules
+from voicechat_serve.application_file import Replicas
+from voicechat_serve.health import MOST_FAILURES
 
 
 def status(**replicas: dict[str, int]) -> ServeStatus:
@@ -79,6 +82,15 @@ async def test_a_deployment_that_is_gone_because_nobody_asks_is_no_reason_to_sen
     assert (await probes.get("/ready")).json() == {"status": "ready", "not_ready": {}}
 
 
+async def test_only_our_applications_count(probes):
+    mixed = status(one={"RUNNING": 1})
+    mixed.applications["others"] = status(two={}).applications["api"]
+    probes.answer = lambda: mixed
+    assert (await probes.get("/ready")).json() == {"status": "ready", "not_ready": {}}
+    probes.answer = lambda: ServeStatus(applications={"others": status(two={"RUNNING": 1}).applications["api"]})
+    assert (await probes.get("/ready")).json()["not_ready"] == {"api": "not deployed"}
+
+
 async def test_not_ready_while_serve_does_not_know_the_deployments(probes):
     probes.answer = status  # an application without any
     assert (await probes.get("/ready")).json()["not_ready"] == {"api": "running"}
@@ -117,18 +129,27 @@ async def test_a_silent_controller_is_asked_once(probes, monkeypatch):
 
 
 def gated(gate: Path) -> serve.Application:
-    """A deployment that loads for as long as there is no such file."""
+    """A deployment that loads for as long as there is no such file, and fails while there is one beside it."""
 
-    @serve.deployment(name="gated", ray_actor_options={"num_cpus": 0.1})
+    @serve.deployment(name="gated", **Replicas().options())
     class Gated:
         def __init__(self):
             import time
 
+            from voicechat_serve.health import Health
+
+            self.health = Health()
             while not gate.exists():
                 time.sleep(0.05)
 
         def __call__(self):
+            with self.health.step("answering"):
+                if gate.with_name("broken").exists():
+                    raise RuntimeError("on purpose")
             return "open"
+
+        def check_health(self):
+            self.health.check()
 
     return Gated.bind()
 
@@ -194,3 +215,52 @@ def test_readiness_follows_the_slowest_part_and_liveness_does_not(address, gate)
     assert probe(address, "/health").json() == {"status": "ok"}
     gate.touch()
     until(address, "/ready", lambda response: response.status_code == 200)
+
+
+def test_a_replica_whose_every_call_fails_is_not_ready_and_is_replaced(address, gate):
+    gate.touch()
+    until(address, "/ready", lambda response: response.status_code == 200)
+    broken = gate.with_name("broken")
+    broken.touch()
+    gate.unlink()  # so that the replacement cannot load
+    assert [httpx.get(f"{address}/v1").status_code for _ in range(MOST_FAILURES)] == [500] * MOST_FAILURES
+    failing = until(address, "/ready", lambda response: response.status_code == 503)
+    assert failing.json() == {"status": "unavailable", "not_ready": {"gated": "unhealthy"}}
+    broken.unlink()
+    gate.touch()
+    until(address, "/ready", lambda response: response.status_code == 200)
+    assert httpx.get(f"{address}/v1").text == "open"
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class Others:
+    """Of somebody who uses the same Serve."""
+
+    def __call__(self):
+        return "theirs"
+
+
+def test_the_applications_of_others_neither_count_nor_end_with_ours(address, gate):
+    """The last one of this module: it takes our applications down."""
+    gate.touch()
+    serve.run(Others.bind(), name="others", route_prefix="/others")
+    serve.run_many(
+        [serve.RunTarget(gated(gate.with_name("never")), name="unready", route_prefix="/unready")],
+        wait_for_ingress_deployment_creation=False,
+        wait_for_applications_running=False,
+    )
+    application.wait_until_ready(timeout_s=60)
+    assert until(address, "/ready", lambda response: response.status_code == 200).json()["not_ready"] == {}
+    port = int(address.rpartition(":")[2])
+    with pytest.raises(InputError, match=f"listens on 127.0.0.1, port {port}: give that with --port"):
+        application.join_serve(port + 1, "127.0.0.1")
+    with pytest.raises(InputError, match="has an application 'api' that is none of ours"):  # its one deployment: gated
+        application.join_serve(port, "127.0.0.1")
+
+    application.stop()
+    assert set(serve.status().applications) == {"others", "unready"}
+    assert httpx.get(f"{address}/others", timeout=30).text == "theirs"
+    serve.delete("others")
+    serve.run(Others.bind(), name="others", route_prefix="/v1")
+    with pytest.raises(InputError, match="'others' of the Serve on this Ray answers at /v1 already"):
+        application.join_serve(port, "127.0.0.1")

@@ -100,6 +100,15 @@ def test_merging():
     }
 
 
+def test_the_applications_of_others_are_left_out():
+    labels = ['application="others"', 'application="api"', 'application="front"', 'application=""', 'route="/v1"']
+    name = "ray_serve_num_http_requests_total"
+    exposition = "\n".join([f"# TYPE {name} counter", *(f"{name}{{{label}}} 1" for label in labels)])
+    counted = [key for key in series(merged([exposition]).decode()) if key[0] == name]
+    assert len(counted) == 4
+    assert (name, ("application", "others")) not in counted
+
+
 async def test_a_silent_exporter_is_left_out_and_counted(monkeypatch, unused_tcp_port_factory):
     async def answer(reader, writer):
         await reader.readuntil(b"\r\n\r\n")

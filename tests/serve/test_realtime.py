@@ -6,6 +6,8 @@ Every event is checked, strictly, against the client's own types.
 import asyncio
 import base64
 import json
+import struct
+import time
 import wave
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,14 +25,19 @@ import websockets
 from openai.types.realtime import RealtimeServerEvent
 from pydantic import TypeAdapter
 
+from stalled_client import CLOSE, TEXT, StalledClient, frames, resident_bytes
 from voicechat_serve.api.ingress import build
 from voicechat_serve.api.realtime import ServiceStages
 from voicechat_serve.conversation import stop
+from voicechat_serve.realtime import wire
 from voicechat_serve.voices import HEART, SPEECH_RATE
 
 EVENT = TypeAdapter(RealtimeServerEvent)
 MODEL = "smollm2-135m-instruct"
 FRAME = SPEECH_RATE // 25
+
+PROCESSES = ("ray::ServeReplica:api:api", "ray::ProxyActor")
+"""Those that answers go through."""
 
 
 class Talk:
@@ -336,3 +343,44 @@ async def test_the_ear_is_told_that_nobody_waits_any_more(services):
     await asked.wait()
     await stop(hearing)
     assert response.cancelled
+
+
+async def test_clients_that_stop_reading(server, client):
+    """Nothing piles up for them, what they asked for ends, and who reads slowly still gets all of it."""
+    text = "x" * 60_000
+    item = {"type": "message", "role": "user", "id": "long", "content": [{"type": "input_text", "text": text}]}
+    messages = [{"role": "user", "content": "To be"}]
+    many = {"model": "shakespeare", "messages": messages, "n": 16, "logprobs": True, "top_logprobs": 20, "stream": True}
+    slow, stalled, speech, talker, silent = (StalledClient(server) for _ in range(5))
+    # Ray's other sessions on this machine are measured too; what piles up would be more than they change.
+    before = {title: resident_bytes(title) for title in PROCESSES}
+    for talk in (talker, silent):
+        talk.open_websocket(f"/v1/realtime?model={MODEL}")
+        talk.send({"type": "conversation.item.create", "item": item})
+        for _ in range(2000):
+            talk.send({"type": "conversation.item.retrieve", "item_id": "long"})
+    slow.post("/v1/chat/completions", many)
+    stalled.post("/v1/chat/completions", many)
+    words = {"model": "tts-1", "input": "Word by word. " * 290, "response_format": "pcm"}
+    speech.post("/v1/audio/speech", words | {"stream_format": "sse"})
+    read_slowly = asyncio.create_task(asyncio.to_thread(slow.read_all, lambda: time.sleep(0.002)))
+
+    await asyncio.sleep(wire.UNSENT_S + 4)  # for which they read nothing
+    for title, size in before.items():
+        assert resident_bytes(title) < size + 60e6, title
+    received = frames(await asyncio.to_thread(talker.read_all))
+    assert sum(len(content) for _, content in received) < 20e6
+    events = [json.loads(content) for opcode, content in received if opcode == TEXT]
+    assert events[-1]["error"]["code"] == "too_slow"
+    assert received[-1] == (CLOSE, struct.pack("!H", 1008) + b"too_slow")
+
+    left = (stalled, speech, silent)
+    async with asyncio.timeout(150):
+        while not all([one.is_left() for one in left]):
+            await asyncio.sleep(0.2)
+    whole = await read_slowly
+    assert b"[DONE]" in whole
+    answer = await asyncio.to_thread(stalled.read_all)
+    assert b"[DONE]" not in answer
+    assert b"speech.audio.done" not in await asyncio.to_thread(speech.read_all)
+    assert client.chat.completions.create(model="shakespeare", messages=messages, max_tokens=5).choices

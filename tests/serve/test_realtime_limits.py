@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from realtime_session import Client, MadeUpStages, connected, silence, written
 from voicechat_serve import conversation as conversation_module
 from voicechat_serve.audio import HEARING_RATE
+from voicechat_serve.conversation import Item
 from voicechat_serve.realtime import listening as listening_module
 from voicechat_serve.realtime import session as session_module
 from voicechat_serve.realtime import wire as wire_module
@@ -319,4 +321,65 @@ async def test_an_utterance_keeps_its_id(question):
         client.play(question[: len(question) // 2])
         id = (await client.until("input_audio_buffer.speech_started"))["item_id"]
         client.send("conversation.item.create", item=written("Mine.") | {"id": id})
-        assert (await client.until("error"))["error"]["code"] == "item_exists"
+        assert (await client.until("error"))["error"]["code"] == "item_create_duplicate_item_id"
+
+
+class NotTaking(Client):
+    """Takes a few events, and then no more."""
+
+    takes = 3
+
+    async def take(self, frame: str) -> None:
+        if len(self.events) >= self.takes:
+            await asyncio.Event().wait()
+        await super().take(frame)
+
+
+async def test_a_client_that_takes_nothing_is_left_in_time(monkeypatch):
+    monkeypatch.setattr(wire_module, "UNSENT_S", 0.2)
+    monkeypatch.setattr(wire_module, "FAREWELL_S", 0.05)
+    client = NotTaking(MadeUpStages())
+    for number in range(20):
+        client.send("conversation.item.create", item=written(str(number)))
+    assert await ended(client) == (1008, "too_slow")
+
+
+async def test_what_a_client_asks_for_and_does_not_take_does_not_pile_up(monkeypatch):
+    monkeypatch.setattr(wire_module, "FAREWELL_S", 0.05)
+    client = NotTaking(MadeUpStages())
+    client.send("conversation.item.create", item=written("x" * 60_000) | {"id": "long"})
+    for _ in range(1000):
+        client.send("conversation.item.retrieve", item_id="long")
+    running = asyncio.create_task(client.session.run())
+    wire = client.session.wire
+    async with asyncio.timeout(20):
+        while wire.has_room.is_set():
+            await asyncio.sleep(0)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert wire.unsent_bytes < wire_module.UNSENT_BYTES + 100_000
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
+async def test_too_much_that_a_response_tells_ends_the_session_not_the_response(monkeypatch):
+    """The end is raised where the session waits for it, whichever task has emitted too much."""
+    monkeypatch.setattr(wire_module, "MOST_UNSENT_BYTES", 10_000)
+    monkeypatch.setattr(wire_module, "FAREWELL_S", 0.05)
+    stages = MadeUpStages()
+    stages.reply = "word " * 5000
+    client = NotTaking(stages)
+    client.send("session.update", session={"output_modalities": ["text"]})
+    client.send("conversation.item.create", item=written("Hello."))
+    client.send("response.create")
+    assert await ended(client) == (1008, "too_slow")
+    assert stages.at_work == 0
+
+
+async def test_a_response_that_breaks_off_is_told(monkeypatch):
+    async with connected() as client:
+        monkeypatch.setattr("voicechat_serve.realtime.response.told_item", lambda item: 1 / 0)
+        client.session.conversation.add(Item(role="user", text="Hello."))
+        client.send("response.create")
+        assert (await client.until("error"))["error"]["type"] == "server_error"

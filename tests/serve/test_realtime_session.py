@@ -427,14 +427,20 @@ async def test_items_are_put_cut_and_taken_out():
         for kind, fields in (
             ("conversation.item.delete", {"item_id": "none"}),
             ("conversation.item.retrieve", {"item_id": "none"}),
-            ("conversation.item.truncate", {"item_id": last["item"]["id"], "audio_end_ms": 5}),
+            ("conversation.item.truncate", {"item_id": last["item"]["id"], "audio_end_ms": 5, "content_index": 0}),
             ("conversation.item.create", {"item": last["item"]}),
             ("response.cancel", {}),
         ):
-            client.send(kind, content_index=0, **fields)
+            client.send(kind, **fields)
         await client.until("error", 5)
         codes = [event["error"]["code"] for event in client.all("error")]
-        assert codes == ["item_not_found"] * 2 + ["invalid_value", "item_exists", "response_cancel_not_active"]
+        assert codes == [
+            "item_delete_invalid_item_id",
+            "item_retrieve_invalid_item_id",
+            "item_truncate_invalid_item_id",
+            "item_create_duplicate_item_id",
+            "response_cancel_not_active",
+        ]
 
 
 async def test_a_client_that_cancels():
@@ -457,6 +463,35 @@ async def test_a_client_that_cancels():
         client.send("output_audio_buffer.clear")
         await client.until("output_audio_buffer.cleared")
         assert len(client.all("response.done")) == 2
+
+
+@pytest.mark.parametrize(
+    ("reply", "metadata"),
+    [
+        (
+            "Say \u4f60\u597d now. And \u041f\u0440\u0438\u0432\u0435\u0442.",
+            {"unspoken": "\u4f60\u597d; \u041f\u0440\u0438\u0432\u0435\u0442"},
+        ),
+        (
+            "\u4f60\u597d",
+            {"unspoken": "\u4f60\u597d", "spoken": "false", "reason": "the reply has no word that the voice can speak"},
+        ),
+        ("...", {"spoken": "false", "reason": "the reply has no word that the voice can speak"}),
+        ("\u4f60" * 600, {"unspoken": "; ".join(["\u4f60" * 240] * 3)[:512], "spoken": "false"}),
+        ("All of it.", None),
+    ],
+)
+async def test_what_is_left_unspoken_of_a_reply_is_told(reply, metadata):
+    stages = MadeUpStages()
+    stages.reply = reply
+    async with connected(stages) as client:
+        client.send("conversation.item.create", item=written("Hello"))
+        client.send("response.create")
+        done = await client.until("response.done")
+        assert done["response"]["status"] == "completed"
+        told = done["response"]["metadata"]
+        assert (told and {name: told[name] for name in metadata}) == metadata
+        assert done["response"]["output"][0]["content"][0]["transcript"].strip() == reply
 
 
 async def test_a_language_that_no_voice_speaks_is_answered_in_writing(question):

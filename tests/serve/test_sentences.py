@@ -6,10 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voicechat_serve.sentences import SentenceSplitter
+from voicechat_serve.sentences import Sentence, SentenceSplitter
 
 
 def split(pieces: list[str]) -> list[str]:
+    return [sentence.text for sentence in sentences_of(pieces)]
+
+
+def sentences_of(pieces: list[str]) -> list[Sentence]:
     splitter = SentenceSplitter()
     return [sentence for piece in pieces for sentence in splitter.feed(piece)] + splitter.flush()
 
@@ -35,6 +39,21 @@ def chopped(text: str, cuts: list[int]) -> list[str]:
             "Of course I can do that, and then, if you like, we go. Then, when it is all over, home.",
             ["Of course I can do that,", "and then, if you like, we go.", "Then, when it is all over, home."],
         ),
+        (
+            "Use it, i.e. drink. Ph.D. Jones, Acme Inc. Ltd. Yes.",
+            ["Use it, i.e. drink.", "Ph.D. Jones, Acme Inc. Ltd. Yes."],
+        ),
+        ("The U.S. Army came. Off.", ["The U.S. Army came.", "Off."]),
+        ("See www.example.com now. Off.", ["See www.example.com now.", "Off."]),
+        ("Well... I see. Wait… What? Off.", ["Well... I see.", "Wait… What?", "Off."]),
+        ("No. 5 is in Fig. 2. No. I will not.", ["No. 5 is in Fig. 2.", "No.", "I will not."]),
+        ("On Jan. 5 we met. On Dec.\nNo", ["On Jan. 5 we met.", "On Dec.", "No"]),
+        ("**Bold.** And *so on.* Off.", ["**Bold.**", "And *so on.*", "Off."]),
+        ("See [a. b](http://x.y) and `c. d`. Off.", ["See [a. b](http://x.y) and `c. d`.", "Off."]),
+        ("An [open. bracket", ["An [open. bracket"]),
+        ("An [open. bracket\nOff. So.", ["An [open.", "bracket", "Off.", "So."]),
+        ("It costs $5. Or $6. Off.", ["It costs $5.", "Or $6.", "Off."]),
+        ("So $a. b$ is. Off.", ["So $a. b$ is.", "Off."]),
         ("", []),
         (" \n ", []),
     ],
@@ -44,16 +63,19 @@ def test_sentences(text: str, sentences: list[str]) -> None:
     assert split(list(text)) == sentences
 
 
-PROSE = st.text(st.sampled_from("aB1.,;!?…:—\"' \n\té"), max_size=700)
+PROSE = st.text(st.sampled_from("aB1.,;!?…:—\"' \n\té") | st.sampled_from("`[]()<>$\\*#>|-~"), max_size=700)
 
 
 @settings(max_examples=300)
 @given(text=PROSE, cuts=st.lists(st.integers(0, 10_000), max_size=20))
 def test_sentences_are_the_text_however_it_is_chopped(text: str, cuts: list[int]) -> None:
-    sentences = split(chopped(text, cuts))
+    found = sentences_of(chopped(text, cuts))
+    assert found == sentences_of([text])
+    assert all(text[sentence.start :].startswith(sentence.text) for sentence in found)
+    assert all(sentence.begins_line == (not text[: sentence.start].rpartition("\n")[2].strip()) for sentence in found)
+    sentences = [sentence.text for sentence in found]
     assert "".join("".join(sentences).split()) == "".join(text.split())
     assert all(sentence and len(sentence) <= SentenceSplitter.MAX_CHARACTERS for sentence in sentences)
-    assert sentences == split([text])
 
 
 def test_a_text_without_any_boundary_is_cut_at_the_cap() -> None:

@@ -33,6 +33,7 @@ class Sentences:
         return self
 
     def remote(self, text: str, speed: float, voice: str) -> "Sentences":
+        self.text = text
         return self
 
     def __aiter__(self) -> "Sentences":
@@ -99,6 +100,45 @@ async def test_a_failure_in_mid_speech_is_an_event():
     assert list(failure) == ["error"]
     assert list(failure["error"]) == ["message", "type", "param", "code"]
     assert "no voice" not in response.text
+
+
+@pytest.mark.parametrize("stream_format", ["audio", "sse"])
+@pytest.mark.parametrize("form", SPEECH_FORMATS)
+@pytest.mark.parametrize(
+    ("text", "quoted"),
+    [
+        ("\u4f60\u597d", "'\u4f60\u597d'"),
+        (
+            "Say \u4f60\u597d or \u041f\u0440\u0438\u0432\u0435\u0442.",
+            "'\u4f60\u597d', '\u041f\u0440\u0438\u0432\u0435\u0442'",
+        ),
+        ("...", "'...'"),
+        (" \n", "' \\n'"),
+        ("\u200b\u0300", "no word to speak"),
+    ],
+)
+async def test_what_the_voice_cannot_speak_is_refused_by_name(text, quoted, form, stream_format):
+    sentences = Sentences(1)
+    response = await post(sentences, BODY | {"input": text, "response_format": form, "stream_format": stream_format})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", "input", "invalid_value")
+    assert quoted in error["message"]
+    assert sentences.spoken == 0
+
+
+@pytest.mark.parametrize("stream_format", ["audio", "sse"])
+async def test_a_voice_that_makes_no_sound_is_no_success(stream_format):
+    response = await post(Sentences(0), BODY | {"stream_format": stream_format})
+    assert response.status_code == 400
+    assert "no word to speak: 'One. Two. Three.'" in response.json()["error"]["message"]
+
+
+async def test_the_voice_is_given_what_a_person_reads_aloud():
+    sentences = Sentences(1)
+    response = await post(sentences, BODY | {"input": "## Results\n\n- **5 km**\n- [here](https://x.y)"})
+    assert response.status_code == 200
+    assert sentences.text == "Results.\n5 kilometers.\nhere."
 
 
 @pytest.mark.parametrize("stream_format", ["audio", "sse"])

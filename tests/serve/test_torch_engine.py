@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from voicechat_platform.errors import InputError
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
 from voicechat_platform.models.metrics import METRICS
 from voicechat_serve.engines.interface import (
@@ -19,6 +20,7 @@ from voicechat_serve.engines.interface import (
     Token,
 )
 from voicechat_serve.engines.torch_engine import TorchEngine
+from voicechat_serve.health import MOST_FAILURES, UnhealthyError
 
 CONTEXT = 96
 
@@ -296,7 +298,7 @@ async def test_an_engine_that_reads_a_prompt_is_not_idle():
     engine.close()
 
 
-def fail(*arguments):
+def fail(*arguments, **settings):
     raise MemoryError("no room")
 
 
@@ -355,4 +357,28 @@ async def test_a_negative_seed_is_a_seed_of_its_own():
     engine = engine_of("standard")
     texts = [await ids_of(engine, request([1], temperature=1, seed=seed)) for seed in (-1, 0, 1)]
     assert len({tuple(ids) for ids in texts}) == 3
+    engine.close()
+
+
+@pytest.mark.parametrize("broken", ["decode", "prefill"])
+async def test_an_engine_whose_every_step_fails_is_replaced(broken, monkeypatch):
+    engine = engine_of("standard")
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.decoder, broken, fail)
+        for _ in range(MOST_FAILURES - 1):
+            with pytest.raises(MemoryError):
+                await ids_of(engine, request([1, 2]))
+            engine.check()
+    assert len(await ids_of(engine, request([1, 2]))) == 24  # and all is forgotten
+    for _ in range(2 * MOST_FAILURES):
+        for bad in (request([]), request(range(CONTEXT)), request([10**6])):
+            with pytest.raises((InputError, IndexError)):
+                await ids_of(engine, bad)
+    engine.check()
+    monkeypatch.setattr(engine.decoder, broken, fail)
+    for _ in range(MOST_FAILURES):
+        with pytest.raises(MemoryError):
+            await ids_of(engine, request([1, 2]))
+    with pytest.raises(UnhealthyError, match="no room"):
+        engine.check()
     engine.close()

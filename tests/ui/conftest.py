@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
+from fastapi.responses import JSONResponse
 from playwright.sync_api import Browser, Page, TimeoutError, sync_playwright
 
 from voicechat_ui.page import mount_page
@@ -48,6 +49,12 @@ CHROMIUM_FLAGS = [
 ]
 
 
+def model_card(name: str, kind: str, origin: str = "") -> dict[str, Any]:
+    """As GET /v1/models tells it."""
+    card = {"id": name, "object": "model", "created": 0, "owned_by": "test", "type": kind}
+    return card | {"origin": origin} if origin else card
+
+
 class MadeUpServer:
     """Its behaviour can be changed from the test."""
 
@@ -64,8 +71,16 @@ class MadeUpServer:
         """Why the next reply breaks off, if it does."""
         self.refusal: dict[str, str] | None = None
         """The error with which a session is refused at its start."""
+        self.models = [
+            model_card("bard", "language", "tuned"),
+            model_card("whisper-1", "transcription"),
+            model_card("parrot", "language", "elsewhere"),
+            model_card("tts-1", "synthesis"),
+        ]
         self.idle = False
         """End the session at the next event, as if nothing had been said for long."""
+        self.revoked = False
+        """End the session at the next event, as where the key was revoked."""
         self.sessions: list[Session] = []
 
     @property
@@ -85,9 +100,14 @@ class MadeUpServer:
 
         @app.get("/v1/models")
         async def models() -> dict[str, Any]:
-            kinds = {"bard": "language", "whisper-1": "transcription", "parrot": "language", "tts-1": "synthesis"}
-            cards = [{"id": name, "object": "model", "created": 0, "owned_by": "test"} for name in kinds]
-            return {"object": "list", "data": [card | {"type": kinds[card["id"]]} for card in cards]}
+            return {"object": "list", "data": self.models}
+
+        @app.get("/v1/models/{name}")
+        async def model(name: str) -> Any:
+            if name.partition("@")[0] in [card["id"] for card in self.models]:
+                return {"id": name, "object": "model", "created": 0, "owned_by": "test"}
+            error = {"message": f"the model {name!r} does not exist here", "code": "model_not_found"}
+            return JSONResponse({"error": error}, 404)
 
         @app.get("/v1/audio/voices")
         async def voices() -> dict[str, Any]:
@@ -147,6 +167,9 @@ class Session:
                 error = {"type": "invalid_request_error", "code": "session_idle", "message": "nothing was said"}
                 await self.send("error", error=error)
                 await self.socket.close(1000, "session_idle")
+            case _ if self.server.revoked:
+                self.server.revoked = False
+                await self.socket.close(1008, "the API key was revoked")
             case "session.update":
                 self.config = event["session"]
                 await self.send("session.updated", session=self.config)

@@ -46,7 +46,9 @@ def test_create_list_revoke(voicechat, tmp_path):
     secret = created.stdout.strip()
     assert secret not in created.stderr
     other = json.loads(voicechat("keys", "create", "phone", "--days", "30", "--json").stdout)
-    assert set(other) == {"id", "name", "created", "expires", "requests_per_minute", "concurrent_requests", "key"}
+    limits = {"requests_per_minute", "concurrent_requests"}
+    assert set(other) == {"id", "name", "created", "expires", *limits, "operator", "key"}
+    assert not other["operator"]
 
     kept = json.loads((tmp_path / "home" / "keys.json").read_text())["keys"]
     assert [key["sha256"] for key in kept] == [

@@ -1,5 +1,6 @@
 """The page in headless Chromium with a microphone that plays a file: spoken conversations, and what can go wrong."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 from axe_playwright_python.base import AXE_FILE_PATH
 from fastapi import FastAPI
 from playwright.sync_api import Page, expect
+from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
 from voicechat_ui.page import mount_page
 
@@ -33,9 +35,13 @@ def test_a_hands_free_conversation_of_two_turns_and_an_interruption(
     assert talk.said("assistant") == ["Good morrow to thee."]
     assert 0.3 < talk.meter()["peak"] < 0.6
     assert talk.meter()["playedSeconds"] == pytest.approx(4 * 0.12, abs=0.01)
-    for stage in ("endpoint", "transcription", "first word", "first sound", "whole reply"):
-        expect(talk.page.locator(".latency").first).to_contain_text(stage)
-    expect(talk.page.locator("#session-latency summary")).to_contain_text("p50")
+    latency = talk.page.locator(".latency").first
+    expect(latency.locator("summary")).to_contain_text("Answered after")
+    expect(latency.locator(".numbers")).to_be_hidden()
+    latency.locator("summary").click()
+    for words in ("noticing that you had finished", "writing your words down", "finding the first word", "speaking it"):
+        expect(latency.get_by_text(words)).to_be_visible()
+    expect(talk.page.locator("#session-latency summary")).to_contain_text("Usually answers after")
     expect(talk.page.locator(".said.user .tags").first).to_have_text("English")
 
     # The second reply is so long that the third utterance comes while it is spoken.
@@ -55,7 +61,7 @@ def test_a_hands_free_conversation_of_two_turns_and_an_interruption(
     assert talk.said("assistant")[2] == "What now?"
     assert talk.said("note") == []
     talk.page.get_by_role("button", name="Settings").click()
-    talk.page.get_by_label("Your turn ends", exact=True).click()
+    talk.page.get_by_label("It answers", exact=True).click()
     talk.page.get_by_role("option", name="after half a second of silence").click()
     for _ in range(100):
         if realtime.session.config["audio"]["input"]["turn_detection"]["type"] == "server_vad":
@@ -186,6 +192,21 @@ def test_a_failed_reply_and_the_end_of_an_idle_session_are_told(
     expect(talk.page.get_by_role("button", name="Start conversation")).to_be_enabled()
 
 
+def test_who_is_not_wanted_any_more_is_told_and_does_not_come_back(
+    open_page: Callable[..., Any], url: str, realtime: Any
+) -> None:
+    talk = open_page(url)
+    talk.press("Start conversation")
+    talk.wait_for("listening", "hearing")
+    sessions = len(realtime.sessions)
+    realtime.revoked = True
+    talk.wait_until("document.querySelector('.said.note')?.textContent.startsWith('Your key was revoked')")
+    assert len(talk.said("note")) == 1
+    with pytest.raises(PlaywrightTimeoutError):
+        talk.page.wait_for_event("websocket", timeout=3000)  # it came back after less than one second
+    assert len(realtime.sessions) == sessions
+
+
 def test_a_full_server_and_one_without_models_say_so(
     open_page: Callable[..., Any], url: str, realtime: Any, serve: Callable[..., Any], free_port: Callable[[], int]
 ) -> None:
@@ -200,6 +221,98 @@ def test_a_full_server_and_one_without_models_say_so(
     lonely = open_page(alone.url, wait_for="failed")
     assert "does not answer. Start it with `voicechat serve`" in lonely.status
     expect(lonely.page.get_by_role("button", name="Start conversation")).to_be_disabled()
+
+
+def tones(page: Page, name: str) -> tuple[str, str]:
+    """The colours of a button's ground and of its glow, with the mouse on it as after a click."""
+    button = page.get_by_role("button", name=name, exact=True)
+    button.hover()
+    style = button.evaluate(
+        "element => [getComputedStyle(element).backgroundColor, getComputedStyle(element).boxShadow]"
+    )
+    return style[0], style[1].partition(")")[0] + ")"
+
+
+def test_a_button_glows_in_its_own_colour(open_page: Callable[..., Any], url: str) -> None:
+    talk = open_page(url)
+    begin = tones(talk.page, "Start conversation")
+    talk.press("Start conversation")
+    talk.wait_for("listening", "hearing")
+    end = tones(talk.page, "End")
+    talk.press("Push to talk")
+    hold = tones(talk.page, "Hold to talk")
+    talk.page.mouse.down()
+    held = tones(talk.page, "Release to send")
+    talk.page.mouse.up()
+    for ground, glow in (begin, end, hold, held):
+        assert ground == glow
+    assert begin == hold != end == held
+
+
+INSIDERS_WORDS = r"(?i)\bp(50|95|99)\b|endpoint|percentile|latency|first word|first sound|token|VAD|\bitem\b|session"
+
+
+@pytest.mark.parametrize("width", [320, 360, 768, 1280])
+def test_every_text_is_whole_and_a_persons(width: int, open_page: Callable[..., Any], url: str, realtime: Any) -> None:
+    realtime.replies = [LONG_REPLY] * 2
+    talk = open_page(url, viewport={"width": width, "height": 800})
+
+    def check(state: str) -> None:
+        assert not re.search(INSIDERS_WORDS, talk.page.locator("body").inner_text()), state
+        assert talk.page.evaluate("document.documentElement.scrollWidth") <= width, f"{state}: it scrolls sideways"
+        cut = talk.page.evaluate(
+            """() => [...document.querySelectorAll("#talk :is(button, summary)")]
+                .filter(element => element.checkVisibility() && element.scrollWidth > element.clientWidth + 1)
+                .map(element => element.textContent)"""
+        )
+        assert cut == [], state
+        room, placeholder = talk.page.evaluate(
+            """() => {
+                const box = document.getElementById("message");
+                const pen = document.createElement("canvas").getContext("2d");
+                pen.font = getComputedStyle(box).font;
+                return [box.clientWidth, pen.measureText(box.placeholder).width];
+            }"""
+        )
+        assert placeholder <= room, f"{state}: the placeholder is cut"
+
+    check("at first")
+    talk.type("Who art thou?")
+    talk.wait_for("speaking")
+    check("while it speaks")
+    talk.press("Stop reply")
+    expect(talk.page.locator("#session-latency")).to_be_visible()
+    check("when it has answered")
+    talk.press("Start conversation")
+    talk.wait_for("listening", "hearing", "thinking", "speaking")
+    check("in a conversation")
+    talk.press("Push to talk")
+    check("push to talk")
+    talk.press("End")
+    talk.page.get_by_role("button", name="Settings").click()
+    expect(talk.page.get_by_label("Who answers")).to_be_visible()
+    check("settings")
+
+
+def test_the_page_begins_with_the_model_that_can_converse(
+    open_page: Callable[..., Any], url: str, realtime: Any
+) -> None:
+    cards = realtime.models
+    realtime.models = [*cards, {**cards[0], "id": "smollm2-135m-instruct", "origin": "packaged"}]
+    talk = open_page(url)
+    expect(talk.page.locator("#who")).to_contain_text("You talk with SmolLM2, packaged: made for conversation")
+    talk.type("Who art thou?")
+    talk.wait_for_said("assistant", 1)
+    assert realtime.session.model == "smollm2-135m-instruct"
+    talk.page.get_by_role("button", name="Settings").click()
+    talk.page.get_by_label("Who answers", exact=True).click()
+    talk.page.get_by_role("option", name="bard, tuned here").click()
+    expect(talk.page.locator(".said.note")).to_have_text("From here on you talk with bard, tuned here.")
+    talk.page.reload()
+    talk.wait_for("ready")
+    talk.type("And now?")
+    talk.wait_for_said("assistant", 2)
+    assert realtime.session.model == "bard", "what was picked stays picked"
 
 
 def serious_faults(page: Page) -> list[str]:
@@ -229,7 +342,7 @@ def test_the_page_is_accessible_and_fits(
     talk.press("Start conversation")
     talk.wait_for("listening", "hearing")
     talk.page.get_by_role("button", name="Settings").click()
-    expect(talk.page.get_by_label("System prompt")).to_be_visible()
+    expect(talk.page.get_by_label("What the model is told before you talk")).to_be_visible()
     talk.page.wait_for_timeout(300)  # the accordion fades in
     assert serious_faults(talk.page) == []
     assert talk.page.evaluate("document.documentElement.scrollWidth") <= size["width"]

@@ -136,21 +136,23 @@ def test_a_recording_is_uploaded_and_everything_can_be_downloaded(
     talk.wait_until("document.querySelectorAll('.said.assistant .tags').length === 1")
 
     def download(name: str) -> bytes:
+        talk.page.locator("summary", has_text="Download").click()
         with talk.page.expect_download() as download:
-            talk.press(f"Download as {name}")
+            talk.page.get_by_role("button", name=name).click()
+        expect(talk.page.locator("#downloads .opened")).to_be_hidden()
         return Path(download.value.path()).read_bytes()
 
-    text = download("text").decode()
+    text = download("as text").decode()
     assert "You: testing the microphone" in text
     assert "Reply: Good morrow to thee." in text
-    told = json.loads(download("JSON"))
+    told = json.loads(download("as JSON"))
     assert [message["role"] for message in told["messages"]] == ["user", "assistant", "note", "user", "assistant"]
     latency = told["messages"][1]["latency_s"]
     stages = [latency[stage] for stage in ("endpoint", "transcription", "first word", "first sound")]
     assert min(stages) >= 0
     assert sum(stages) == pytest.approx(latency["total"], abs=0.001)
     assert told["messages"][4]["interrupted"] is True
-    with wave.open(io.BytesIO(download("audio"))) as file:
+    with wave.open(io.BytesIO(download("as a WAV file"))) as file:
         assert (file.getframerate(), file.getnchannels()) == (24000, 1)
         length_s = file.getnframes() / 24000
     heard_s = realtime.events("conversation.item.truncate")[-1]["audio_end_ms"] / 1000
@@ -169,16 +171,16 @@ def test_settings_apply_to_the_next_turn_and_a_reload_keeps_all(
     assert "short sentences" in realtime.session.config["instructions"]
     assert realtime.session.config["temperature"] is None, "the model's own"
     talk.page.get_by_role("button", name="Settings").click()
-    model = talk.page.get_by_label("Model", exact=True)
+    model = talk.page.get_by_label("Who answers", exact=True)
     model.click()
     options = talk.page.get_by_role("option").all_inner_texts()
-    assert [option.split()[-1] for option in options] == ["bard", "parrot"]
+    assert [option.strip(" ✓\n") for option in options] == ["bard, tuned here", "parrot"]
     talk.page.get_by_role("option", name="parrot").click()
     talk.page.get_by_label("Voice", exact=True).click()
-    talk.page.get_by_role("option", name="amelie (fr)").click()
-    talk.page.get_by_label("Temperature", exact=True).click()
+    talk.page.get_by_role("option", name="amelie (French)").click()
+    talk.page.get_by_label("Freedom of its words", exact=True).click()
     talk.page.get_by_role("option", name="0.4").click()
-    talk.page.get_by_label("System prompt").fill("Speak like a pirate.")
+    talk.page.get_by_label("What the model is told before you talk").fill("Speak like a pirate.")
     speed = talk.page.get_by_label("number input for Speed of speech")
     speed.fill("1.5")
     speed.press("Tab")
@@ -204,7 +206,7 @@ def test_settings_apply_to_the_next_turn_and_a_reload_keeps_all(
     assert [event["item"]["role"] for event in created] == ["user", "assistant", "user", "assistant", "user"]
     expect(talk.page.locator(".said.assistant .tags")).to_have_text("no voice speaks German: text only")
     # Gradio may take the frame of a tab down and draw it anew.
-    talk.page.get_by_role("tab", name="Model").click()
+    talk.page.get_by_role("tab", name="Models").click()
     talk.page.get_by_role("tab", name="Talk").click()
     assert len(talk.said("user")) == 3
 
@@ -217,9 +219,7 @@ def test_everything_is_within_reach_of_the_keyboard(open_page: Callable[..., Any
         "Your message",
         "Send",
         "Upload a recording",
-        "Download as text",
-        "Download as JSON",
-        "Download as audio",
+        "Download",
         "Clear conversation",
         "Settings",
     }
@@ -242,6 +242,15 @@ def test_everything_is_within_reach_of_the_keyboard(open_page: Callable[..., Any
         talk.page.keyboard.press("Tab")
         wanted = {left for left in wanted if left not in talk.page.evaluate(name)[0]}
     assert wanted == set()
+    # The menu opens, its first entry is the next stop, and Escape closes it and gives the focus back.
+    menu = talk.page.locator("#downloads summary")
+    menu.focus()
+    talk.page.keyboard.press("Enter")
+    talk.page.keyboard.press("Tab")
+    assert talk.page.evaluate("document.activeElement.id") == "download-text"
+    talk.page.keyboard.press("Escape")
+    expect(talk.page.locator("#downloads .opened")).to_be_hidden()
+    expect(menu).to_be_focused()
     talk.wait_for("speaking")
     talk.page.keyboard.press("Escape")
     talk.wait_for("listening", "hearing")

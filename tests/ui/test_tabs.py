@@ -1,23 +1,30 @@
 """The tabs on models and sweeps: over a real registry, a real checkpoint and a real study, once in Chromium."""
 
 import contextlib
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
-import gradio as gr
+import httpx
 import psutil
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from fastapi import FastAPI
+from playwright.sync_api import expect
 
-from voicechat_platform.registry import Registry
+from voicechat_platform.registry import Registry, parse_version
 from voicechat_platform.settings import settings
 from voicechat_platform.strict_yaml import read_yaml
+from voicechat_serve.api.access import AccessRules, guard
+from voicechat_serve.keys import create_key, fingerprint, make_secret
 from voicechat_tune import notes
 from voicechat_tune.run import locked
 from voicechat_tune.run_files import sweep_folder
 from voicechat_tune.study import JOURNAL, RunKey, Study
 from voicechat_tune.sweep_file import SweepFile
 from voicechat_ui import html_parts, model_tab, sweeps_tab
+from voicechat_ui.page import mount_page
 from voicechat_ui.training import train_recipe
 
 RECIPE = """\
@@ -31,6 +38,11 @@ name: rates
 search: {training.learning_rate: {loguniform: [0.001, 0.1]}}
 trials: 3
 """
+
+
+OPERATOR: Any = SimpleNamespace(state=SimpleNamespace(is_operator=True))
+"""What Gradio tells a function of who asks."""
+ANYBODY: Any = SimpleNamespace(state=SimpleNamespace())
 
 
 @pytest.fixture(scope="module")
@@ -75,30 +87,32 @@ def rates(home, tmp_path) -> Iterator[Study]:
 
 
 def test_an_empty_home_says_what_to_do(home):
-    _, card, heads, button = model_tab.open_tab(None)
+    _, talk, promote, card, heads, button = model_tab.open_tab(None, OPERATOR)
     assert "voicechat sweep tune/sweeps/quickstart.yaml" in card
-    assert (heads, button.visible) == ("", False)
+    assert (heads, talk.visible, promote.visible, button.visible) == ("", False, False, False)
     assert "voicechat sweep tune/sweeps/quickstart.yaml" in sweeps_tab.open_tab(None)[0]
 
 
 def test_the_card_tells_where_a_version_comes_from(tiny):
-    picker, card, heads, button = model_tab.open_tab("gone@7")
+    picker, talk, promote, card, heads, button = model_tab.open_tab("gone@7", OPERATOR)
     assert picker.value == tiny == "tiny@1"
     for fact in ("tiny@1, the champion", "metric attention", "nats per character", "train/", "SHA-256", "torch 2."):
         assert fact in card, fact
     assert "training.batch_size" in card
     assert "Learning curve: the validation loss falls from" in card
-    assert (heads, button.visible) == ("", True)
+    assert re.search(r"validation, step 2: \d\.\d+<", card), "the chart says its values"
+    assert "The curve in numbers" in card
+    assert (heads, talk.visible, promote.visible, button.visible) == ("", True, False, True)
 
 
 async def test_heads_are_drawn_once_and_kept(tiny):
-    steps = [step async for step in model_tab.draw_heads(tiny)]
+    steps = [step async for step in model_tab.draw_heads(tiny, OPERATOR)]
     assert "Reading and drawing" in steps[0][0]
     drawn, button = steps[-1]
     assert drawn.count("<img") == drawn.count("alt=") == len(model_tab.HEADS)
     assert "layer 0 head" in drawn
     assert not button.visible
-    assert model_tab.open_tab(tiny)[2] == drawn
+    assert model_tab.open_tab(tiny, OPERATOR)[-2] == drawn
 
 
 def test_a_broken_checkpoint_is_told(tiny):
@@ -106,7 +120,7 @@ def test_a_broken_checkpoint_is_told(tiny):
     whole = file.read_text()
     try:
         file.write_text(whole[:100])
-        _, card, heads, button = model_tab.open_tab(tiny)
+        *_, card, heads, button = model_tab.open_tab(tiny, OPERATOR)
         assert "run.json is missing or damaged" in card
         assert (heads, button.visible) == ("", False)
     finally:
@@ -115,13 +129,13 @@ def test_a_broken_checkpoint_is_told(tiny):
 
 @pytest.mark.nightly  # the same process as above
 async def test_heads_that_cannot_be_drawn_say_why(home):
-    steps = [step async for step in model_tab.draw_heads("tiny@9")]
+    steps = [step async for step in model_tab.draw_heads("tiny@9", OPERATOR)]
     assert "there is no model version tiny@9" in steps[-1][0]
 
 
 async def test_drawing_that_does_not_end_is_given_up(tiny, monkeypatch):
     monkeypatch.setattr(model_tab, "DRAWING_S", 0)
-    steps = [step async for step in model_tab.draw_heads(tiny)]
+    steps = [step async for step in model_tab.draw_heads(tiny, OPERATOR)]
     drawn, button = steps[-1]
     assert "cannot be drawn: it takes more than 0 minutes" in drawn
     assert button.visible
@@ -140,6 +154,7 @@ def test_a_sweep_is_followed_while_it_runs(rates):
     for cell in ("finished", "stopped early", "training"):
         assert f"<td>{cell}</td>" in trials
     assert "trial 3 2.500 at step 1" in trials, "the picture in words"
+    assert "trial 2, step 1: 3<" in trials, "the first losses are not cut off, and say their values"
     assert "broken off; it can go on" in sweeps_tab.open_tab("rates")[0]
     rates.end_run(RunKey(3), "failed", "ValueError: <b>no</b>")
     overview, _, trials = sweeps_tab.open_tab("rates")
@@ -162,7 +177,7 @@ def test_a_sweep_that_only_the_registry_knows(tiny):
     assert picker.value == "elsewhere-1a2b3c"
     assert "<td>only in the registry</td>" in overview
     assert "0007 (best)" in trials
-    assert "<td>tiny@2</td>" in trials
+    assert 'data-version="tiny@2"' in trials
 
 
 def test_what_is_shown_is_text():
@@ -170,28 +185,126 @@ def test_what_is_shown_is_text():
     assert not any(tag in row for tag in ("<i>", "<u>", "<script>", "<b>", "<img"))
 
 
-def test_the_tabs_in_chromium(tiny, rates):
-    with gr.Blocks(analytics_enabled=False) as page:
-        with gr.Tab("Talk"):
-            gr.Markdown("Nothing is read for this one.")
-        with gr.Tab("Model") as tab:
-            model_tab.add_model_tab(tab)
-        with gr.Tab("Sweeps") as tab:
-            sweeps_tab.add_sweeps_tab(tab)
-    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, inbrowser=False)
-    complaints: list[str] = []
-    try:
-        with sync_playwright() as api:
-            browser = api.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-            window = browser.new_page()
-            window.on("pageerror", lambda error: complaints.append(str(error)))
-            window.goto(url)
-            window.get_by_role("tab", name="Model").click()
-            expect(window.get_by_text("tiny@1, the champion")).to_be_visible(timeout=30_000)
-            expect(window.get_by_role("img", name="Learning curve")).to_be_visible()
-            window.get_by_role("tab", name="Sweeps").click()
-            expect(window.get_by_role("table", name="Trials of rates")).to_be_visible(timeout=30_000)
-            browser.close()
-    finally:
-        page.close()
-    assert complaints == []
+def test_a_trial_is_linked_to_its_models(tiny, rates):
+    registry, group = Registry(), notes.read_notes(rates.folder)["group"]
+    folder = registry.version("tiny", 1).checkpoint()
+    made = [registry.record(group, str(RunKey(*key)), {}, [], folder) for key in ((1, 0), (1, 1), (3, 0))]
+    first, again, third = (f'data-version="{version}"' for version in made)
+    rows = re.findall(r"<tr.*?</tr>", sweeps_tab.show_sweep("rates"))[1:]
+    assert first in rows[0]
+    assert again in rows[0], "the other seed's"
+    assert "data-version" not in rows[1], "a trial that was stopped has none"
+    assert third in rows[2]
+    registry.record("gone-1a2b3c", "0001", {}, [], folder)
+    assert "data-version" in sweeps_tab.show_sweep("gone-1a2b3c"), "of a sweep that only the registry knows"
+
+
+def test_promoting_and_going_back(tiny):
+    registry = Registry()
+    registry.record("other-1a2b3c", "0001", {}, [], registry.version("tiny", 1).checkpoint())
+    newest = str(registry.versions()[0])
+    said, undo, before = model_tab.promote_version(newest, ANYBODY)
+    assert "keys create NAME --operator" in said
+    assert not undo.visible
+    assert champion() == tiny, "nobody but an operator promotes"
+    _, talk, promote, card, *_ = model_tab.open_tab(newest, ANYBODY)
+    assert (talk.visible, promote.visible) == (True, False)
+    assert "keys create NAME --operator" in card
+
+    assert model_tab.open_tab(newest, OPERATOR)[2].visible
+    said, undo, before = model_tab.promote_version(newest, OPERATOR)
+    assert f"{newest} is the champion" in said
+    assert (champion(), before, undo.visible, tiny in undo.value) == (newest, tiny, True, True)
+    assert model_tab.champion_or_version(newest) == "tiny"
+    assert model_tab.champion_or_version(tiny) == tiny
+    _, undo, back = model_tab.promote_version(before, OPERATOR)
+    assert (champion(), back) == (tiny, newest)
+    for wrong in ("tiny@99", "tiny", "no such"):
+        assert "cannot be promoted" in model_tab.promote_version(wrong, OPERATOR)[0]
+    assert champion() == tiny
+
+
+def champion() -> str:
+    (version,) = Registry().champions()
+    return str(version)
+
+
+@pytest.fixture
+def together(home, realtime: Any, serve: Callable[..., Any], free_port: Callable[[], int], tmp_path) -> Any:
+    """The page on the API's own port behind the guard, as under `voicechat up`, and its keys file."""
+    port, keys = free_port(), tmp_path / "keys.json"
+    app: FastAPI = realtime.app()
+    page_key = make_secret()
+    guard(app, AccessRules(keys_file=keys, page_key_sha256=fingerprint(page_key)), "Basic")
+    return serve(mount_page(app, f"http://127.0.0.1:{port}/v1", page_key), port).url, keys
+
+
+def test_from_a_trial_to_its_model_promoted_and_talked_with(tiny, rates, together, open_page, realtime):
+    url, _ = together
+    made = Registry().record(
+        notes.read_notes(rates.folder)["group"], "0001", {}, [], Registry().version(*parse_version(tiny)).checkpoint()
+    )
+    talk = open_page(url, color_scheme="dark")
+    page = talk.page
+    page.get_by_role("tab", name="Sweeps").click()
+    expect(page.get_by_role("table", name="Trials of rates")).to_be_visible(timeout=30_000)
+    chart = page.get_by_role("img", name="Validation loss over steps")
+    assert chart.evaluate("element => getComputedStyle(element).backgroundColor") == "rgba(0, 0, 0, 0)", (
+        "no white paper"
+    )
+    value = chart.get_by_text("trial 1, step 2: 1.25")
+    expect(value).to_be_hidden()
+    chart.locator(".point .near").nth(1).hover()
+    expect(value).to_be_visible()
+    link = page.get_by_role("button", name=f"Show the model {made}")
+    link.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("tab", name="Models")).to_have_attribute("aria-selected", "true")
+    expect(page.get_by_role("button", name=f"Promote {made}")).to_be_visible(timeout=30_000)
+    expect(page.get_by_role("img", name="Learning curve")).to_be_visible()
+
+    page.get_by_role("button", name=f"Promote {made}").click()
+    expect(page.get_by_text(f"{made}, the champion")).to_be_visible(timeout=30_000)
+    assert champion() == str(made)
+    page.get_by_role("button", name=f"Undo: go back to {tiny}").click()
+    expect(page.get_by_role("button", name=f"Promote {made}")).to_be_visible(timeout=30_000)
+    assert champion() == tiny
+
+    page.get_by_role("button", name="Talk with this one").click()
+    expect(page.get_by_role("alert").filter(has_text="does not have")).to_be_visible(timeout=30_000)
+    realtime.models.append({**realtime.models[0], "id": "tiny"})
+    page.get_by_role("button", name="Talk with this one").click()
+    expect(page.get_by_role("tab", name="Talk")).to_have_attribute("aria-selected", "true", timeout=30_000)
+    expect(page.locator("#who")).to_contain_text(f"You talk with {made}")
+    talk.type("Who art thou?")
+    talk.wait_for_said("assistant", 1)
+    assert realtime.session.model == str(made)
+    page.reload()
+    talk.wait_for("ready")
+    talk.type("Still there?")
+    talk.wait_for_said("assistant", 2)
+    assert realtime.session.model == str(made), "a reload keeps it"
+
+
+def test_with_keys_an_operators_promotes_and_no_other_pages(tiny, together, open_page):
+    url, keys = together
+    registry = Registry()
+    made = registry.record("keyed-1a2b3c", "0001", {}, [], registry.version(*parse_version(tiny)).checkpoint())
+    page = {}
+    for name in ("anna", "olga"):
+        _, secret = create_key(keys, name, operator=name == "olga")
+        page[name] = open_page(url, http_credentials={"username": name, "password": secret}).page
+        page[name].get_by_role("tab", name="Models").click()
+        expect(page[name].get_by_text(f"{tiny}, the champion")).to_be_visible(timeout=30_000)
+        page[name].get_by_label("Model and version").click()
+        page[name].get_by_role("option", name=f"{made}:").click()
+        expect(page[name].get_by_text("keyed-1a2b3c/0001")).to_be_visible(timeout=30_000)
+    promote = f"Promote {made}"
+    expect(page["anna"].get_by_role("button", name=promote)).to_have_count(0)
+    expect(page["anna"].get_by_text("keys create NAME --operator")).to_be_visible()
+    page["olga"].get_by_role("button", name=promote).click()
+    expect(page["olga"].get_by_text(f"{made}, the champion")).to_be_visible(timeout=30_000)
+    assert champion() == str(made)
+    registry.promote(registry.version(*parse_version(tiny)))
+    elsewhere = {"origin": "https://elsewhere.example"}
+    assert httpx.post(f"{url}/gradio_api/queue/join", json={}, headers=elsewhere).status_code == 403

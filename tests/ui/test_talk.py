@@ -48,6 +48,7 @@ class MadeUpServer:
         """What a reply fails with, if anything."""
         self.refuses = False
         self.is_full = False
+        self.is_revoked = False
 
     def app(self) -> FastAPI:
         app = FastAPI()
@@ -66,6 +67,8 @@ class MadeUpServer:
             await socket.accept()
             self.keys.append(socket.headers.get("authorization"))
             session = Session(self, socket)
+            if self.is_revoked:
+                return await socket.close(1008, "the API key was revoked")
             if not self.is_full:
                 await session.serve()
                 return
@@ -266,6 +269,14 @@ def test_a_conversation_that_the_server_ends_says_why(server, address, tmp_path)
     assert result.exit_code == 1
     assert "8 conversations are going on" in json.loads(result.stdout)["problem"]
     assert "error: 8 conversations are going on" in result.stderr
+
+
+def test_a_key_that_is_revoked_meanwhile(server, address, tmp_path):
+    server.is_revoked = True
+    question = write_wav(tmp_path / "question.wav", SPEECH)
+    result = run(question, "--out", tmp_path / "reply.wav", "--url", address, "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["problem"].startswith("the API key was revoked or has expired: set VOICECHAT_API")
 
 
 def failure_of(*arguments: Any) -> str:

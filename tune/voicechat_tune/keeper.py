@@ -1,6 +1,7 @@
 """What stays of a sweep's runs: the finished ones in the registry, their checkpoints on disk, and nothing more."""
 
-from concurrent.futures import ThreadPoolExecutor
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from voicechat_platform.registry import Registry, Version
@@ -8,6 +9,8 @@ from voicechat_tune.notes import NOTES
 from voicechat_tune.run_files import SweepFiles
 from voicechat_tune.study import JOURNAL, Run, RunKey, Study, Trial, evaluation_in
 from voicechat_tune.sweep_file import SweepFile
+
+log = logging.getLogger(__name__)
 
 
 class Keeper:
@@ -25,9 +28,10 @@ class Keeper:
         self.worker = ThreadPoolExecutor(1)  # the registry takes its time; training need not wait for it
 
     def soon(self) -> None:
-        self.worker.submit(self.keep_all)
+        self.worker.submit(self.keep_all).add_done_callback(told)
 
     def finish(self) -> None:
+        """Keep what is not kept yet; what cannot be kept now is an error."""
         self.worker.shutdown()
         self.keep_all()
 
@@ -73,3 +77,10 @@ class Keeper:
         if self.files.store is not None:
             for name in (JOURNAL, NOTES):
                 self.files.store.put_file(self.folder / name, f"{self.sweep.name}/{name}")
+
+
+def told(keeping: Future[None]) -> None:
+    """Say what went wrong: the next call does it again, and the last one may not fail."""
+    if error := keeping.exception():
+        log.warning("what has finished could not be kept yet, which is tried again later: %s", error)
+        log.debug("the whole error", exc_info=error)

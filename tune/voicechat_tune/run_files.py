@@ -1,11 +1,14 @@
 """Where the runs of a sweep keep their checkpoints: folders that every machine sees, or an object store."""
 
 import re
-import shutil
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
+from voicechat_platform.checkpoints import remove
 from voicechat_platform.errors import InputError
+from voicechat_platform.folders import scratch_folder
+from voicechat_platform.paths import given_path
 from voicechat_platform.settings import settings
 from voicechat_platform.training.run_folder import RunFolder
 from voicechat_tune.storage import Storage
@@ -19,8 +22,8 @@ KEPT = ("best", "last")
 def sweep_folder(name: str, storage: str | None = None) -> Path:
     """The sweep's folder: in its storage where that is a folder, else in the home."""
     if storage is not None and "://" not in storage:
-        return Path(storage).expanduser().absolute() / name
-    return settings().home.absolute() / "sweeps" / name
+        return given_path(storage) / name
+    return settings().home / "sweeps" / name
 
 
 def object_store(sweep: SweepFile) -> Storage | None:
@@ -42,7 +45,7 @@ class RunFiles:
         self.key, self.sweep_folder = key, folder
         self.store = object_store(sweep)
         self.prefix = f"{sweep.name}/runs/{key}"
-        self.scratch: tempfile.TemporaryDirectory | None = None
+        self.ending = ExitStack()
         self.folder = folder / "runs" / str(key)
         if self.store is None and not (folder / "sweep.json").exists():
             raise InputError(
@@ -52,8 +55,8 @@ class RunFiles:
 
     def __enter__(self) -> "RunFiles":
         if self.store is not None:
-            self.scratch = tempfile.TemporaryDirectory(prefix="voicechat-run-")
-            self.folder = Path(self.scratch.name)
+            scratch = scratch_folder(Path(tempfile.gettempdir()), "voicechat-run-")
+            self.folder = self.ending.enter_context(scratch)
             for kept in KEPT:
                 if newest := newest_of(self.store.names(self.prefix), kept):
                     self.store.get_folder(f"{self.prefix}/{newest}", self.folder / kept)
@@ -63,9 +66,8 @@ class RunFiles:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self.scratch is not None:
+        with self.ending:
             self.put_log()
-            self.scratch.cleanup()
 
     def put_log(self) -> None:
         if self.store is not None and (self.folder / "log.txt").exists():
@@ -144,7 +146,7 @@ class SweepFiles:
 
     def delete(self, key: RunKey, kinds: tuple[str, ...]) -> None:
         for kind in kinds:
-            shutil.rmtree(self.run_folder(key) / kind, ignore_errors=True)
+            remove(self.run_folder(key) / kind)
         if self.store is not None:
             prefix = f"{self.sweep.name}/runs/{key}"
             for name in self.store.names(prefix):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from voicechat_platform.assets import appearing_whole
 from voicechat_platform.errors import InputError
+from voicechat_platform.folders import appearing_whole
+from voicechat_platform.paths import given_path
 
 LOCAL = fs.LocalFileSystem()
 COMPLETE = "run.json"  # written last and deleted first: a checkpoint that has it is whole
@@ -31,7 +32,7 @@ class Storage:
     """
 
     def __init__(self, uri: str):
-        self.uri = uri if "://" in uri else str(Path(uri).absolute())
+        self.uri = uri if "://" in uri else str(given_path(uri))
 
     @cached_property
     def place(self) -> tuple[fs.FileSystem, str]:

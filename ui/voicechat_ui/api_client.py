@@ -1,5 +1,6 @@
 """What the page asks of the API over HTTP: which models and voices there are. All else goes over /v1/realtime."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import openai
@@ -8,6 +9,34 @@ import openai
 AUDIO_MODEL_PREFIXES = ("whisper-", "tts-", "gpt-4o-mini-")
 
 DEFAULT_VOICE = ("heart", "en")
+
+NAMES = {"smollm2-135m-instruct": "SmolLM2"}
+"""What people call a model, where that is not its id."""
+
+ORIGINS = {
+    "packaged": ("packaged", "made for conversation, in English; it is small, so do not rely on what it says."),
+    "tuned": ("tuned here", "goes on in the style of the text that it was tuned on, and seldom answers a question."),
+}
+"""What this project's API says of where a model comes from -> the same for people, and what to expect of it."""
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A model that can write a reply."""
+
+    id: str
+    origin: str = ""
+    """A key of ORIGINS; others, and servers of other kinds, say nothing of it."""
+
+    @property
+    def label(self) -> str:
+        name, (origin, _) = NAMES.get(self.id, self.id), ORIGINS.get(self.origin, ("", ""))
+        return f"{name}, {origin}" if origin else name
+
+    @property
+    def about(self) -> str:
+        """A line on what to expect."""
+        return ORIGINS.get(self.origin, ("", ""))[1]
 
 
 class ApiClient:
@@ -26,15 +55,19 @@ class ApiClient:
             base_url=base_url, api_key=api_key, timeout=openai.Timeout(30, connect=5), max_retries=1
         )
 
-    async def language_models(self) -> list[str]:
-        """The ids of the models that can write a reply, in the API's order."""
-        models = (await self._client.models.list()).data
-        ids = []
-        for model in models:
-            kind = (model.model_extra or {}).get("type")
+    async def language_models(self) -> list[LanguageModel]:
+        """Those that can write a reply: the one for a person to begin with comes first, then all in the API's order."""
+        found = []
+        for model in (await self._client.models.list()).data:
+            more = model.model_extra or {}
+            kind = more.get("type")
             if kind == "language" if kind else not model.id.startswith(AUDIO_MODEL_PREFIXES):
-                ids.append(model.id)
-        return ids
+                found.append(LanguageModel(model.id, str(more.get("origin", ""))))
+        return sorted(found, key=lambda model: model.origin != "packaged")
+
+    async def require_model(self, name: str) -> None:
+        """Asks whether the API serves a model, or a version of one; raises `openai.NotFoundError` where it does not."""
+        await self._client.models.retrieve(name)
 
     async def voices(self) -> list[tuple[str, str]]:
         """The voices' ids and languages, the default first; only the default where the API has no list of them."""

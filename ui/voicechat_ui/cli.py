@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from voicechat_platform.errors import InputError
+from voicechat_platform.errors import InputError, RegistryError
 from voicechat_ui.keys_command import keys_app
 from voicechat_ui.talk_command import talk
 
@@ -556,6 +556,9 @@ def main() -> None:
     except InputError as error:
         console.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         sys.exit(2)
+    except RegistryError as error:
+        console.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

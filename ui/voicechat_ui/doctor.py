@@ -1,6 +1,5 @@
 """`voicechat doctor`: what stands between this machine and a running system, and what to do about each finding."""
 
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -91,17 +90,17 @@ def packaged_models() -> Iterator[Finding]:
 
 
 def home() -> Iterator[Finding]:
+    from voicechat_platform.errors import InputError
     from voicechat_platform.settings import settings
 
     try:
         folder = settings().folder()
-    except OSError as error:
-        yield Finding("fault", f"home folder: {error}", "set VOICECHAT_HOME to a folder that can be written")
+    except InputError as error:
+        problem, _, advice = str(error).partition("; ")
+        yield Finding("fault", f"home folder: {problem}", advice)
         return
     free = shutil.disk_usage(folder).free
-    if not os.access(folder, os.W_OK):
-        yield Finding("fault", f"home folder {folder} cannot be written", "set VOICECHAT_HOME to one that can")
-    elif free < 3 * GIB:
+    if free < 3 * GIB:
         yield Finding(
             "warning", f"home folder {folder}: {free / GIB:.1f} GiB free", "free 3 GiB, or set VOICECHAT_HOME"
         )

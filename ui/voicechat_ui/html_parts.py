@@ -2,8 +2,9 @@
 it asks nobody for anything."""
 
 import base64
-import html
 from collections.abc import Sequence
+
+from markupsafe import Markup, escape
 
 # Gradio shows HTML as it is, its style included. Its own rules for tables are outdone by naming the class twice; the
 # colours are its variables, so that both themes fit.
@@ -23,7 +24,33 @@ STYLE = """<style>
 .facts dt { opacity: .8; }
 .facts dd { margin: 0; overflow-wrap: anywhere; }
 .facts figure { margin: 14px 0; }
-.facts img { max-width: 100%; border-radius: 10px; background: white; }
+.facts img { max-width: 100%; border-radius: 10px; }
+.dark .facts img { filter: invert(1) hue-rotate(180deg); mix-blend-mode: lighten; }  /* white paper becomes the page */
+.facts button.link { padding: 0; border: 0; background: none; color: inherit; font: inherit; }
+.facts button.link { text-decoration: underline; cursor: pointer; }
+.facts button.link:hover { color: #0f766e; }
+.dark .facts button.link:hover { color: #5eead4; }
+.facts button.link:focus-visible { outline: 3px solid var(--color-accent); outline-offset: 2px; }
+.chart { --line-0: #0072b2; --line-1: #b84c00; --line-2: #00795a; --line-3: #a9508a; --line-4: #8a6100; }
+.chart { --line-5: #5b4bc4; --line-6: #b3261e; --line-grey: #8a94a3; }
+.dark .chart { --line-0: #56b4e9; --line-1: #ff9b55; --line-2: #34d3a4; --line-3: #e79bc9; --line-4: #e6b422; }
+.dark .chart { --line-5: #a99cff; --line-6: #ff8a80; --line-grey: #76839a; }
+.chart svg { display: block; width: 100%; height: auto; overflow: visible; }
+.chart text { fill: currentColor; font-size: 14px; }
+.chart .grid { stroke: var(--border-color-primary); }
+.chart polyline { fill: none; stroke: var(--line); stroke-width: 1.8; stroke-linejoin: round; }
+.chart polyline.best { stroke-width: 3.4; }
+.chart polyline.faded { opacity: .5; }
+.chart polyline.open { stroke-dasharray: 2 5; stroke-linecap: round; stroke-width: 2.4; }
+.chart .near { fill: transparent; }
+.chart .mark { fill: var(--line); }
+.chart .tip { font-weight: 600; paint-order: stroke; stroke: var(--body-background-fill); stroke-width: 5px; }
+.chart :is(.mark, .tip) { pointer-events: none; }
+.chart .point:not(:hover) :is(.mark, .tip) { visibility: hidden; }
+.chart ul { display: flex; flex-wrap: wrap; gap: 2px 18px; margin: 4px 0; padding: 0; list-style: none; }
+.chart li { display: flex; align-items: center; gap: 7px; font-size: .85rem; }
+.chart li::before { width: 18px; border-top: 3px solid var(--line); content: ""; }
+.chart li.open::before { border-top-style: dotted; }
 .facts figcaption { padding-top: 4px; font-size: .85rem; }
 .facts summary { cursor: pointer; padding: 6px 0; }
 .facts [role="status"], .facts [role="alert"] {
@@ -31,7 +58,11 @@ STYLE = """<style>
 }
 .facts [role="alert"] { border: 2px solid #b45309; }
 .facts-picker [data-testid="block-info"] { padding: 0; background: none; color: var(--body-text-color); }
-@media (max-width: 640px) { .facts dl { grid-template-columns: 1fr; gap: 0; } .facts dd { margin-bottom: 8px; } }
+@media (max-width: 640px) {
+  .chart text { font-size: 22px; }
+  .facts dl { grid-template-columns: 1fr; gap: 0; }
+  .facts dd { margin-bottom: 8px; }
+}
 </style>"""
 
 
@@ -41,35 +72,49 @@ def block(*parts: str) -> str:
 
 
 def notice(text: str) -> str:
-    return f'<p role="status">{html.escape(text)}</p>'
+    return f'<p role="status">{escape(text)}</p>'
 
 
 def fault(text: str) -> str:
-    return f'<p role="alert">{html.escape(text)}</p>'
+    return f'<p role="alert">{escape(text)}</p>'
 
 
 def facts(pairs: dict[str, str]) -> str:
     """A list of names and what they stand for."""
-    return "<dl>" + "".join(f"<dt>{html.escape(n)}</dt><dd>{html.escape(v)}</dd>" for n, v in pairs.items()) + "</dl>"
+    return "<dl>" + "".join(f"<dt>{escape(n)}</dt><dd>{escape(v)}</dd>" for n, v in pairs.items()) + "</dl>"
 
 
 def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], best: int | None = None) -> str:
-    """A table whose first column names its rows.
+    """A table whose first column names its rows. A cell that is `Markup` stays as it is.
 
     Args:
         best: the row to mark.
     """
-    head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in columns)
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
     body = ""
     for number, (first, *others) in enumerate(rows):
-        cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in others)
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
         mark, said = (' class="best"', " (best)") if number == best else ("", "")
-        body += f'<tr{mark}><th scope="row">{html.escape(first)}{said}</th>{cells}</tr>'
+        body += f'<tr{mark}><th scope="row">{escape(first)}{said}</th>{cells}</tr>'
     return (
-        f'<div class="wide" role="region" aria-label="{html.escape(caption)}" tabindex="0">'  # scrolls by keyboard, too
-        f"<table><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead>"
+        f'<div class="wide" role="region" aria-label="{escape(caption)}" tabindex="0">'  # scrolls by keyboard, too
+        f"<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def version_button(version: str) -> Markup:
+    """A version's name, which a click shows in the tab on models (`VERSION_CLICKS`)."""
+    return Markup(
+        '<button type="button" class="link" data-version="{0}" aria-label="Show the model {0}">{0}</button>'
+    ).format(version)
+
+
+VERSION_CLICKS = """element.addEventListener("click", ({ target }) => {
+  const { version } = target.closest("button[data-version]")?.dataset ?? {};
+  if (version) trigger("click", { version });
+});"""
+"""For gr.HTML(js_on_load=…): a click on a `version_button` is the component's, with the version in its data."""
 
 
 def picture(png: bytes, caption: str, shows: str) -> str:
@@ -79,12 +124,9 @@ def picture(png: bytes, caption: str, shows: str) -> str:
         shows: what is to be seen in it, for those who do not see it.
     """
     source = "data:image/png;base64," + base64.b64encode(png).decode()
-    return (
-        f'<figure><img src="{source}" alt="{html.escape(shows)}"><figcaption>{html.escape(caption)}</figcaption>'
-        "</figure>"
-    )
+    return f'<figure><img src="{source}" alt="{escape(shows)}"><figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def folded(summary: str, content: str) -> str:
     """Content that opens on a click."""
-    return f"<details><summary>{html.escape(summary)}</summary>{content}</details>"
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>"

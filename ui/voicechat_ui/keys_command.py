@@ -30,6 +30,7 @@ def create(
     days: Annotated[
         int | None, typer.Option(min=1, max=36500, help="after how many days it expires  [default: never]")
     ] = None,
+    operator: Annotated[bool, typer.Option("--operator", help="it may also promote models, on the page")] = False,
     as_json: Json = False,
 ) -> None:
     """Make a key and print it, this once: only a hash of it is kept.
@@ -42,7 +43,7 @@ def create(
     from voicechat_serve.keys import create_key, keys_path
 
     expires = datetime.now(UTC).replace(microsecond=0) + timedelta(days=days) if days else None
-    key, secret = create_key(keys_path(), name, requests_per_minute, concurrent, expires)
+    key, secret = create_key(keys_path(), name, requests_per_minute, concurrent, expires, operator)
     if as_json:
         print(json.dumps(facts(key) | {"key": secret}, indent=2))
     else:
@@ -66,11 +67,11 @@ def list_keys(as_json: Json = False) -> None:
     if as_json:
         print(json.dumps([facts(key) for key in keys], indent=2))
     elif keys:
-        table = Table("id", "name", "created", "expires", "requests/minute", "concurrent")
+        table = Table("id", "name", "created", "expires", "requests/minute", "concurrent", "operator")
         for key in keys:
             expires = "expired" if key.is_expired() else f"{key.expires:%Y-%m-%d}" if key.expires else "never"
             limits = (str(limit or "default") for limit in (key.requests_per_minute, key.concurrent_requests))
-            table.add_row(key.id, key.name, f"{key.created:%Y-%m-%d}", expires, *limits)
+            table.add_row(key.id, key.name, f"{key.created:%Y-%m-%d}", expires, *limits, "yes" if key.operator else "")
         Console().print(table)
 
 

@@ -11,16 +11,22 @@ import logging
 import os
 import sys
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from voicechat_ui import html_parts as parts
+from voicechat_ui.line_chart import Line, line_chart
 
 log = logging.getLogger(__name__)
 
-NOT_READ_YET = "What the registry holds is read when this tab is opened."
+READING = "Reading the registry …"
+NOT_ALLOWED = (
+    "Who is served to everybody is an operator's to choose, and the key that you came with is no operator's: "
+    "`voicechat keys create NAME --operator` makes one."
+)
 EMPTY = (
     "The registry holds no model yet. Tune some with `voicechat sweep tune/sweeps/quickstart.yaml --promote`, or train "
     "one with `voicechat train tune/recipes/shakespeare.yaml`; then press Refresh."
@@ -39,25 +45,84 @@ DRAWING_S = 300
 """After which drawing is given up: the models that a laptop tunes take some ten seconds."""
 
 
-def add_model_tab(tab: gr.Tab) -> None:
+@dataclass(frozen=True)
+class ModelTab:
+    """What the rest of the page needs of the tab."""
+
+    version: gr.Dropdown
+    talk: gr.Button
+    """Asks to talk with the chosen version."""
+    said: gr.HTML
+    """What came of a button."""
+    shown: list[Any]
+    """What `open_tab` fills."""
+
+
+def add_model_tab(tab: gr.Tab) -> ModelTab:
     """Builds the components, inside `with gr.Tab(...) as tab`."""
     with gr.Row():
         version = gr.Dropdown(
-            [], label="Version", filterable=False, scale=1, min_width=280, elem_classes="facts-picker"
+            [], label="Model and version", filterable=False, scale=1, min_width=280, elem_classes="facts-picker"
         )
         refresh = gr.Button("Refresh", scale=0, min_width=110, size="md")
-    card = gr.HTML(parts.block(parts.notice(NOT_READ_YET)))
+    with gr.Row():
+        talk = gr.Button("Talk with this one", visible=False, size="md", min_width=200, scale=0)
+        promote = gr.Button("Promote", visible=False, size="md", min_width=200, scale=0)
+        undo = gr.Button(visible=False, size="md", min_width=200, scale=0)
+    said = gr.HTML()
+    before = gr.State("")
+    card = gr.HTML(parts.block(parts.notice(READING)))
     heads = gr.HTML()
     draw = gr.Button("Draw what its heads have learned", visible=False)
 
-    event: dict[str, Any] = {"api_visibility": "private"}
-    gr.on([tab.select, refresh.click], open_tab, [version], [version, card, heads, draw], **event)
-    version.input(show_version, [version], [card, heads, draw], **event)
+    buttons = [talk, promote]
+    event: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal", "show_progress_on": [card]}
+    gr.on([tab.select, refresh.click], open_tab, [version], [version, *buttons, card, heads, draw], **event)
+    version.input(show_version, [version], [*buttons, card, heads, draw], **event)
+    for button, promoted in ((promote, version), (undo, before)):
+        button.click(promote_version, [promoted], [said, undo, before], **event).then(
+            open_tab, [version], [version, *buttons, card, heads, draw], **event
+        )
+    gr.on([tab.select, version.input], lambda: ("", gr.Button(visible=False)), None, [said, undo], **event)
     # One at a time for all pages together: each takes a core for some seconds.
-    draw.click(draw_heads, [version], [heads, draw], concurrency_limit=1, show_progress="hidden", **event)
+    event["show_progress"] = "hidden"
+    draw.click(draw_heads, [version], [heads, draw], concurrency_limit=1, **event)
+    return ModelTab(version, talk, said, [version, *buttons, card, heads, draw])
 
 
-def open_tab(chosen: str | None) -> tuple[Any, ...]:
+def may_promote(request: gr.Request) -> bool:
+    """Whether who asks may change what is served, which the guard before the page has noted (serve's access.py)."""
+    return bool(getattr(request.state, "is_operator", False))
+
+
+def promote_version(chosen: str, request: gr.Request) -> tuple[str, Any, str]:
+    """Makes a version its model's champion.
+
+    Returns:
+        What came of it, the button that undoes it, and the version that this button promotes.
+    """
+    from voicechat_platform.registry import Registry, parse_version
+
+    if not may_promote(request):
+        return told(NOT_ALLOWED), hidden(), ""
+    try:
+        registry = Registry()
+        version = registry.version(*parse_version(chosen))
+        before = next((str(each) for each in registry.champions() if each.name == version.name), "")
+        registry.promote(version)
+    except Exception as error:  # MLflow's, SQLAlchemy's, the network's; or the version is gone
+        log.exception("%s cannot be promoted", chosen)
+        return told(f"{chosen} cannot be promoted: {error}"), hidden(), ""
+    log.info("%s was promoted on the page by %s", version, getattr(request.state, "key_id", "somebody without a key"))
+    if not before:
+        text = f"{version} is the champion of {version.name} now: it is served from the service's next start on."
+    else:
+        text = f"{version} is the champion of {version.name} now: a running service has it within seconds."
+    undo = gr.Button(f"Undo: go back to {before}", visible=before not in ("", str(version)))
+    return parts.block(parts.notice(text)), undo, before
+
+
+def open_tab(chosen: str | None, request: gr.Request) -> tuple[Any, ...]:
     """The list of versions as it is now, and the chosen one, or the first."""
     from voicechat_platform.registry import Registry
 
@@ -65,13 +130,30 @@ def open_tab(chosen: str | None) -> tuple[Any, ...]:
         versions = sorted(Registry().versions(), key=lambda version: not version.is_champion)
     except Exception as error:  # MLflow's, SQLAlchemy's, the network's
         log.exception("the registry cannot be read")
-        return gr.Dropdown(choices=[], value=None), told(f"The registry cannot be read: {error}"), "", hidden()
+        return gr.Dropdown(choices=[], value=None), *nothing(told(f"The registry cannot be read: {error}"))
     if not versions:
-        return gr.Dropdown(choices=[], value=None), parts.block(parts.notice(EMPTY)), "", hidden()
+        return gr.Dropdown(choices=[], value=None), *nothing(parts.block(parts.notice(EMPTY)))
     choices = [(label(version), str(version)) for version in versions]
     known = [value for _, value in choices]
     shown = chosen if chosen in known else known[0]
-    return gr.Dropdown(choices=choices, value=shown), *show_version(shown)
+    return gr.Dropdown(choices=choices, value=shown), *show_version(shown, request)
+
+
+def champion_or_version(chosen: str) -> str:
+    """What the API calls a version: by its model's name where it is the champion, and NAME@NUMBER else.
+
+    Raises:
+        InputError: there is no such version.
+    """
+    from voicechat_platform.registry import Registry, parse_version
+
+    version = Registry().version(*parse_version(chosen))
+    return version.name if version.is_champion else str(version)
+
+
+def nothing(card: str) -> tuple[Any, ...]:
+    """A tab that shows no version, only why."""
+    return hidden(), hidden(), card, "", hidden()
 
 
 def label(version: Any) -> str:
@@ -79,13 +161,14 @@ def label(version: Any) -> str:
     return f"{version}{champion}: {version.attention}, {version.nats_per_character:.4f} nats/character"
 
 
-def show_version(chosen: str | None) -> tuple[str, str, Any]:
-    """The card with the learning curve; the heads where they have been drawn before; else the button to draw them."""
+def show_version(chosen: str | None, request: gr.Request) -> tuple[Any, ...]:
+    """What can be done with it, the card with the learning curve, the heads where they have been drawn before, else the
+    button to draw them."""
     from voicechat_platform.checkpoints import read_run
     from voicechat_platform.registry import Registry, parse_version
 
     if not chosen:
-        return "", "", hidden()
+        return nothing("")
     try:
         registry = Registry()
         version = registry.version(*parse_version(chosen))
@@ -96,11 +179,14 @@ def show_version(chosen: str | None) -> tuple[str, str, Any]:
             parts.folded("Recipe", parts.facts(recipe_facts(run["recipe"]))),
             curve(registry.history(version, ("train_loss", "validation_loss")) or run["history"]),
         )
+        promote = gr.Button(f"Promote {version}", visible=not version.is_champion and may_promote(request))
+        if not may_promote(request):
+            card += parts.block(parts.notice(NOT_ALLOWED))
         heads = drawn_heads(folder)
     except Exception as error:  # whatever is broken in a file or a folder: the page goes on
         log.exception("%s cannot be shown", chosen)
-        return told(f"{chosen} cannot be shown: {error}"), "", hidden()
-    return card, heads, gr.Button(visible=not heads)
+        return nothing(told(f"{chosen} cannot be shown: {error}"))
+    return gr.Button(visible=True), promote, card, heads, gr.Button(visible=not heads)
 
 
 def card_facts(version: Any, run: dict[str, Any]) -> dict[str, str]:
@@ -137,10 +223,8 @@ def curve(history: list[dict[str, float]]) -> str:
     whole = [entry for entry in history if "train_loss" in entry and "validation_loss" in entry]
     if not whole:
         return parts.notice("There are no evaluations to draw a learning curve from.")
-    from voicechat_tune.report.figures import training_curve
-    from voicechat_tune.report.pictures import picture
 
-    caption = "Learning curve: training and validation loss over the steps; the best evaluation is ringed."
+    caption = "Learning curve: the loss over the steps. Point at the line for its values."
     best = min(whole, key=lambda entry: entry["validation_loss"])
     first, last = whole[0], whole[-1]
     shows = (
@@ -148,7 +232,16 @@ def curve(history: list[dict[str, float]]) -> str:
         f"{best['validation_loss']:.3f} at step {best['step']:.0f}; at the last step, {last['step']:.0f}, it is "
         f"{last['validation_loss']:.3f}, the training loss {last['train_loss']:.3f}."
     )
-    return parts.picture(picture("curve", caption, training_curve(whole)).png, caption, shows)
+    lines = [
+        Line("validation", [(entry["step"], entry["validation_loss"]) for entry in whole], "best"),
+        Line("training", [(entry["step"], entry["train_loss"]) for entry in whole], "open"),
+    ]
+    rows = [
+        [f"{entry['step']:.0f}", f"{entry['train_loss']:.4f}", f"{entry['validation_loss']:.4f}"] for entry in whole
+    ]
+    table = parts.table("Losses in nats per token", ("step", "training", "validation"), rows, whole.index(best))
+    chart = line_chart(lines, "step", "loss (nats per token)", caption, shows)
+    return chart + parts.folded("The curve in numbers", table)
 
 
 def drawn_heads(folder: Path) -> str:
@@ -176,7 +269,7 @@ def drawn_heads(folder: Path) -> str:
     return parts.block("<h3>What its heads have learned</h3>", *pictures, parts.folded("The same in numbers", table))
 
 
-async def draw_heads(chosen: str | None) -> AsyncGenerator[tuple[str, Any], None]:
+async def draw_heads(chosen: str | None, request: gr.Request) -> AsyncGenerator[tuple[str, Any], None]:
     """Draws the heads of a version, and keeps the pictures in its checkpoint's folder."""
     if not chosen:
         return
@@ -202,7 +295,7 @@ async def draw_heads(chosen: str | None) -> AsyncGenerator[tuple[str, Any], None
         reason = said.decode(errors="replace").strip().rpartition("\n")[2].removeprefix("error: ")
         yield told(f"The heads of {chosen} cannot be drawn: {reason}"), gr.Button(visible=True)
         return
-    _, heads, button = await asyncio.to_thread(show_version, chosen)
+    *_, heads, button = await asyncio.to_thread(show_version, chosen, request)
     yield heads, button
 
 

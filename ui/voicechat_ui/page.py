@@ -5,6 +5,8 @@ WebSocket to /v1/realtime, the microphone, the loudspeaker and what was said. Py
 voices there are.
 """
 
+import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ import gradio as gr
 import openai
 from fastapi import FastAPI
 
-from voicechat_ui.api_client import ApiClient
-from voicechat_ui.model_tab import add_model_tab
+from voicechat_ui import html_parts as parts
+from voicechat_ui.api_client import ORIGINS, ApiClient, LanguageModel
+from voicechat_ui.model_tab import add_model_tab, champion_or_version, open_tab
 from voicechat_ui.relay import add_relay
 from voicechat_ui.sweeps_tab import add_sweeps_tab
 
@@ -43,11 +46,12 @@ SCRIPTS = (
 INSTRUCTIONS = "Answer in one or two short sentences."
 
 # Every model has its own: a chat model of this size rambles where a model of plays begins each reply alike.
-TEMPERATURES = [("the model's own", ""), *((f"{tenths / 10:g}", f"{tenths / 10:g}") for tenths in range(0, 16, 2))]
+TEMPERATURES = [("as the model likes", ""), *((f"{tenths / 10:g}", f"{tenths / 10:g}") for tenths in range(0, 16, 2))]
 
-TURN_ENDS = [("with your sentence", "semantic_vad"), ("after half a second of silence", "server_vad")]
+TURN_ENDS = [("when your sentence is over", "semantic_vad"), ("after half a second of silence", "server_vad")]
 
-SETTINGS_HELP = "Changes apply from the next turn on."
+LANGUAGES = {"en": "English", "de": "German", "es": "Spanish", "fr": "French", "it": "Italian", "ja": "Japanese"}
+"""Of voices, as people call them; the others by their codes."""
 
 
 def build_page(api: ApiClient) -> gr.Blocks:
@@ -56,7 +60,7 @@ def build_page(api: ApiClient) -> gr.Blocks:
     async def open_page(before: dict[str, Any] | None) -> tuple[Any, ...]:
         """Fills the pickers: with what was picked `before` the page was loaded anew, where the server still has it."""
         before = before or {}
-        models: list[str] = []
+        models: list[LanguageModel] = []
         voices: list[tuple[str, str]] = []
         problem = ""
         try:
@@ -67,9 +71,9 @@ def build_page(api: ApiClient) -> gr.Blocks:
             problem = "" if models else "The server has no language model."
         ids = [voice for voice, _ in voices]
         return (
-            gr.Dropdown(models, value=picked(before.get("model"), models)),
+            model_picker(models, before.get("model")),
             gr.Dropdown(
-                [(f"{voice} ({language})", voice) for voice, language in voices],
+                [(f"{voice} ({LANGUAGES.get(language, language)})", voice) for voice, language in voices],
                 value=picked(before.get("voice"), ids),
             ),
             before.get("speed", 1),
@@ -77,17 +81,38 @@ def build_page(api: ApiClient) -> gr.Blocks:
             picked(before.get("turnEnd"), [value for _, value in TURN_ENDS]),
             before.get("instructions", INSTRUCTIONS),
             problem,
+            {model.id: {"label": model.label, "about": model.about} for model in models},
         )
+
+    async def talk_with(chosen: str) -> tuple[Any, ...]:
+        """Picks a version of the registry, where the API serves it, and shows the conversation."""
+        try:
+            wanted = await asyncio.to_thread(champion_or_version, chosen)
+            await api.require_model(wanted)
+            models = await api.language_models()
+        except openai.NotFoundError:
+            text = f"The running service does not have {chosen}: it serves the models that were promoted at its start."
+        except openai.OpenAIError as error:
+            text = api.explain(error)
+        except Exception as error:  # the registry's
+            text = f"{chosen} cannot be found: {error}"
+        else:
+            return gr.Tabs(selected="talk"), model_picker(models, wanted), ""
+        return gr.Tabs(), gr.Dropdown(), parts.block(parts.fault(text))
+
+    def show_model(event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
+        """Shows a version that was clicked among the trials of a sweep."""
+        return gr.Tabs(selected="models"), *open_tab(event.version, request)
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_height=True) as page:
         gr.HTML(f"<h1>{TITLE}</h1>", elem_id="title")
-        with gr.Tabs():
-            with gr.Tab("Talk", elem_id="talk-tab"):
+        with gr.Tabs() as tabs:
+            with gr.Tab("Talk", id="talk", elem_id="talk-tab"):
                 gr.HTML((FOLDER / "talk.html").read_text(), elem_id="talk-frame", padding=False)
                 with gr.Accordion("Settings", open=False, elem_id="settings"):
                     with gr.Row():
                         model = gr.Dropdown(
-                            [], label="Model", filterable=False, interactive=True, elem_id="model", min_width=200
+                            [], label="Who answers", filterable=False, interactive=True, elem_id="model", min_width=200
                         )
                         voice = gr.Dropdown(
                             [], label="Voice", filterable=False, interactive=True, elem_id="voice", min_width=200
@@ -99,7 +124,8 @@ def build_page(api: ApiClient) -> gr.Blocks:
                         temperature = gr.Dropdown(
                             TEMPERATURES,
                             value="",
-                            label="Temperature",
+                            label="Freedom of its words",
+                            info="0: always the likeliest (temperature)",
                             filterable=False,
                             interactive=True,
                             elem_id="temperature",
@@ -108,29 +134,48 @@ def build_page(api: ApiClient) -> gr.Blocks:
                         turn_end = gr.Dropdown(
                             TURN_ENDS,
                             value=TURN_ENDS[0][1],
-                            label="Your turn ends",
+                            label="It answers",
                             filterable=False,
                             interactive=True,
                             elem_id="turn-end",
                             min_width=200,
                         )
                     instructions = gr.Textbox(
-                        INSTRUCTIONS, label="System prompt", lines=2, max_lines=6, interactive=True, info=SETTINGS_HELP
+                        INSTRUCTIONS,
+                        label="What the model is told before you talk",
+                        info="Also called the system prompt. Changes of all settings count from your next message on.",
+                        lines=2,
+                        max_lines=6,
+                        interactive=True,
                     )
-            with gr.Tab("Model") as tab:
-                add_model_tab(tab)
-            with gr.Tab("Sweeps") as tab:
-                add_sweeps_tab(tab)
-        before, problem = gr.JSON(visible=False), gr.Textbox(visible=False)
+            with gr.Tab("Models", id="models") as tab:
+                models = add_model_tab(tab)
+            with gr.Tab("Sweeps", id="sweeps") as tab:
+                trials = add_sweeps_tab(tab)
+        before, problem, names = gr.JSON(visible=False), gr.Textbox(visible=False), gr.JSON(visible=False)
 
         pickers = [model, voice, speed, temperature, turn_end, instructions]
         event: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        page.load(open_page, [before], [*pickers, problem], js="() => [voicechat.storedSettings()]", **event).then(
-            None, [problem, *pickers], None, js="(...values) => voicechat.opened(...values)", **event
+        known = [*pickers, problem, names]
+        page.load(open_page, [before], known, js="() => [voicechat.storedSettings()]", **event).then(
+            None, [problem, names, *pickers], None, js="(...values) => voicechat.opened(...values)", **event
         )
+        models.talk.click(talk_with, [models.version], [tabs, model, models.said], **event)
+        trials.click(show_model, None, [tabs, *models.shown], **event)
         for picker in pickers:
             picker.change(None, pickers, None, js="(...values) => voicechat.set(...values)", **event)
     return page
+
+
+def model_picker(models: Sequence[LanguageModel], wanted: str | None) -> gr.Dropdown:
+    """Who there is to talk with; the first one is picked unless the `wanted` one, or a version of one, is there."""
+    choices = [(model.label, model.id) for model in models]
+    ids = [model.id for model in models]
+    if wanted and wanted not in ids and wanted.rpartition("@")[0] in ids:
+        choices.append((wanted, wanted))
+        ids.append(wanted)
+    about = {model.origin: f"{ORIGINS[model.origin][0].capitalize()}: {model.about}" for model in models if model.about}
+    return gr.Dropdown(choices, value=picked(wanted, ids), info=" ".join(about.values()) or None)
 
 
 def picked(before: Any, choices: list[str]) -> str | None:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import sys
 import time
 import webbrowser
@@ -17,6 +16,7 @@ from rich.panel import Panel
 
 from voicechat_platform.assets import locate
 from voicechat_platform.cluster import start_ray, stop_ray
+from voicechat_platform.folders import scratch_folder
 from voicechat_platform.registry import Registry, Version
 from voicechat_platform.settings import Settings
 from voicechat_serve.api.access import access_rules, guard
@@ -44,7 +44,7 @@ def run_everything(settings: Settings) -> None:
             before anything is tuned.
     """
     access_rules(settings)
-    require_free(settings.port, settings.host)
+    require_address(settings)
     if not Registry().champions():
         prepare_assets(settings.whisper or "base")
         tune_first_model()
@@ -99,7 +99,7 @@ def run_services(settings: Settings, with_page: bool, application: Path | None =
     # environment are shown by Ray's dashboard and logs.
     page_key = make_secret()
     access = access_rules(settings, page_key)
-    require_free(settings.port, settings.host)
+    require_address(settings)
     arguments = read_application(application or local_application()).api
     if settings.whisper:
         arguments = arguments.model_copy(update={"whisper": settings.whisper})
@@ -109,9 +109,8 @@ def run_services(settings: Settings, with_page: bool, application: Path | None =
     address = f"http://{reachable(settings.host)}:{settings.port}"
     api = f"{address}/v1"
     page = partial(mount_page, api_base_url=api, api_key=page_key) if with_page else None
-    os.environ.setdefault("GRADIO_TEMP_DIR", str(settings.folder("page")))  # read in the page's replica
     started = time.monotonic()
-    with console.status("starting Ray") as status, torn_down(settings):
+    with page_files(settings), console.status("starting Ray") as status, torn_down():
         start_ray()
         status.update("starting the services")
         deploy(models, arguments, settings.port, page, access)
@@ -126,14 +125,16 @@ def run_services(settings: Settings, with_page: bool, application: Path | None =
 
         wait_until_ready(show)
         status.stop()
-        announce(address if with_page else None, api, models[0][0].id, access.keys_required)
+        ids = [model.id for model, _ in models]
+        model = CHAT_MODEL if CHAT_MODEL in ids else ids[0]
+        announce(address if with_page else None, api, model, access.keys_required)
         with suppress(KeyboardInterrupt):  # how a service is meant to end
             while True:
                 time.sleep(1)
 
 
 @contextmanager
-def torn_down(settings: Settings) -> Iterator[None]:
+def torn_down() -> Iterator[None]:
     """Stops what was started however the block ends."""
     try:
         yield
@@ -143,7 +144,23 @@ def torn_down(settings: Settings) -> Iterator[None]:
             stop()  # lets the replicas end what they have begun
         finally:
             stop_ray()
-            shutil.rmtree(settings.folder("page"), ignore_errors=True)
+
+
+@contextmanager
+def page_files(settings: Settings) -> Iterator[None]:
+    """A folder of this service's own for what its page keeps for a while, which Gradio reads in the page's process."""
+    with scratch_folder(settings.folder("page"), "") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(folder)
+        yield
+
+
+def require_address(settings: Settings) -> None:
+    """
+    Raises:
+        InputError: the port is in use; the Serve of a Ray that is joined may hold it, which `deploy` looks at.
+    """
+    if settings.ray_address == "local":
+        require_free(settings.port, settings.host)
 
 
 def reachable(host: str) -> str:
@@ -182,16 +199,17 @@ def run_page(settings: Settings, api: str) -> None:
     console.print(f"Talk:  http://{reachable(settings.host)}:{settings.port} (the API is {api})")
     app = FastAPI()
     guard(app, access, "Basic")
-    mount_page(app, api, settings.api_key.get_secret_value() or "none")
-    uvicorn.run(
-        app,
-        host=settings.host,
-        port=settings.port,
-        http="h11",  # bounds a request's headers; the default does not
-        ws_max_size=LARGEST_FRAME_BYTES,
-        log_level="warning",
-        timeout_graceful_shutdown=1,  # an open page holds a connection for good: do not wait for it to close
-    )
+    with page_files(settings):
+        mount_page(app, api, settings.api_key.get_secret_value() or "none")
+        uvicorn.run(
+            app,
+            host=settings.host,
+            port=settings.port,
+            http="h11",  # bounds a request's headers; the default does not
+            ws_max_size=LARGEST_FRAME_BYTES,
+            log_level="warning",
+            timeout_graceful_shutdown=1,  # an open page holds a connection for good: do not wait for it to close
+        )
 
 
 def shown(path: Path) -> Path:

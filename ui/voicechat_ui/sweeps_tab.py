@@ -4,15 +4,18 @@ trials of the chosen one, also while it runs. Nothing is read before the tab is 
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from markupsafe import Markup
 
 from voicechat_ui import html_parts as parts
+from voicechat_ui.line_chart import Line, Style, line_chart
 
 log = logging.getLogger(__name__)
 
-NOT_READ_YET = "The sweeps are read when this tab is opened."
+READING = "Reading the sweeps …"
 EMPTY = (
     "There is no sweep yet. `voicechat sweep tune/sweeps/quickstart.yaml --promote` tunes a first model in a few "
     "minutes; press Refresh while it runs to watch its trials."
@@ -31,17 +34,22 @@ class SweepRow:
     """How many of its trials are in the registry."""
 
 
-def add_sweeps_tab(tab: gr.Tab) -> None:
-    """Builds the components, inside `with gr.Tab(...) as tab`."""
-    sweeps = gr.HTML(parts.block(parts.notice(NOT_READ_YET)))
+def add_sweeps_tab(tab: gr.Tab) -> gr.HTML:
+    """Builds the components, inside `with gr.Tab(...) as tab`.
+
+    Returns:
+        The trials: a click on the model of one is a click on them, with its "version" in the event's data.
+    """
+    sweeps = gr.HTML(parts.block(parts.notice(READING)))
     with gr.Row():
         sweep = gr.Dropdown([], label="Sweep", filterable=False, scale=1, min_width=280, elem_classes="facts-picker")
         refresh = gr.Button("Refresh", scale=0, min_width=110, size="md")
-    trials = gr.HTML()
+    trials = gr.HTML(js_on_load=parts.VERSION_CLICKS)
 
-    event: dict[str, Any] = {"api_visibility": "private"}
+    event: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal", "show_progress_on": [trials]}
     gr.on([tab.select, refresh.click], open_tab, [sweep], [sweeps, sweep, trials], **event)
     sweep.input(show_sweep, [sweep], [trials], **event)
+    return trials
 
 
 def open_tab(chosen: str | None) -> tuple[str, Any, str]:
@@ -141,10 +149,13 @@ def trials_of_study(name: str) -> list[str]:
         return [parts.notice(f"The sweep {name} has no trials yet; press Refresh in a moment.")]
     running = {run.key for trial in trials for run in trial.runs if run.ending is None}
     table = trials_table("", trials, study.sweep, running if is_running(study.folder) else frozenset())
+    models = models_by_trial(study.folder)
+    columns = [(str(column.header), [str(cell) for cell in column.cells]) for column in table.columns]
+    columns.append(("model", [models.get(trial.number, "") for trial in trials]))
     shown = parts.table(
         f"Trials of {name}",
-        [str(column.header) for column in table.columns],
-        list(zip(*([str(cell) for cell in column.cells] for column in table.columns), strict=True)),
+        [header for header, _ in columns],
+        list(zip(*(cells for _, cells in columns), strict=True)),
         next((number for number, row in enumerate(table.rows) if row.style), None),
     )
     failures = [
@@ -154,31 +165,56 @@ def trials_of_study(name: str) -> list[str]:
         if run.ending == "failed"
     ]
     more = f"More of a trial: voicechat trial {name} NUMBER. All of it written up: voicechat report {name}."
-    return [shown, *failures, curves(study, trials), parts.notice(more)]
+    return [shown, *failures, curves(trials), parts.notice(more)]
 
 
-def curves(study: Any, trials: list[Any]) -> str:
-    from voicechat_tune.report.figures import learning_curves
-    from voicechat_tune.report.findings import Findings, Run
-    from voicechat_tune.report.pictures import picture
+def models_by_trial(folder: Path) -> dict[int, Markup]:
+    """The registry's versions of each trial by its number, to be clicked; none where the registry cannot be read."""
+    from voicechat_tune.notes import read_notes
 
-    runs = [
-        Run(trial.number, "", "equal width", 0, trial.point, run.ending or "unfinished", run.evaluations)
-        for trial in trials
+    try:
+        versions = registered_groups().get(read_notes(folder)["group"], [])
+    except Exception:  # MLflow's, SQLAlchemy's, the network's: find_sweeps says so
+        log.exception("the registry cannot be read")
+        return {}
+    found: dict[int, list[Markup]] = {}
+    for version in versions:
+        # A run is named by its trial's number, and from the second seed on by the seed's: 0004, 0004-2.
+        trial = version.origin.partition("/")[2].partition("-")[0]
+        found.setdefault(int(trial), []).append(parts.version_button(str(version)))
+    return {trial: Markup(" ").join(buttons) for trial, buttons in found.items()}
+
+
+def curves(trials: list[Any]) -> str:
+    """The learning curves: the ranking's first first, then those that go on, then those that ended early."""
+    from voicechat_tune.study import ranked
+
+    ranking = ranked(trials)
+    others = sorted((t for t in trials if t not in ranking), key=lambda trial: trial.state != "unfinished")
+    lines = [
+        Line(
+            f"trial {trial.number}" + (f", seed {run.key.seed_index + 1}" if run.key.seed_index else ""),
+            [(evaluation["step"], evaluation["validation_loss"]) for evaluation in run.evaluations],
+            style_of(trial, run, ranking),
+        )
+        for trial in [*ranking, *others]
         for run in trial.runs
         if run.evaluations
     ]
-    if not runs:
-        return ""
     caption = (
-        "Learning curves of the trials; the best is thick, those stopped early are faded. The first quarter of the "
-        "steps may run off the top."
+        "Learning curves of the trials: the best is thick, those that go on are dotted. Point at one for its values."
     )
-    ends = "; ".join(
-        f"trial {run.number} {run.history[-1]['validation_loss']:.3f} at step {run.history[-1]['step']}" for run in runs
-    )
-    figure = learning_curves(Findings(study.sweep.name, "sweep", "", runs))
-    return parts.picture(picture("curves", caption, figure).png, caption, f"Validation loss over steps. {ends}.")
+    ends = "; ".join(f"{line.label} {line.points[-1][1]:.3f} at step {line.points[-1][0]}" for line in lines)
+    shows = f"Validation loss over steps. {ends}."
+    return line_chart(lines, "step", "validation loss (nats per token)", caption, shows)
+
+
+def style_of(trial: Any, run: Any, ranking: list[Any]) -> Style:
+    if trial in ranking[:1]:
+        return "best"
+    if trial in ranking or run.ending == "finished":
+        return "plain"
+    return "faded" if run.ending else "open"
 
 
 def trials_of_group(group: str) -> list[str]:
@@ -187,9 +223,15 @@ def trials_of_group(group: str) -> list[str]:
     if not versions:
         return [parts.fault(f"There is no sweep {group} any more; press Refresh.")]
     rows = [
-        [v.origin.partition("/")[2], str(v), v.attention, f"{v.parameters:,}", f"{v.nats_per_character:.4f}"]
+        [
+            v.origin.partition("/")[2],
+            parts.version_button(str(v)),
+            v.attention,
+            f"{v.parameters:,}",
+            f"{v.nats_per_character:.4f}",
+        ]
         for v in versions
     ]
-    columns = ("trial", "version", "variant", "parameters", "nats per character")
+    columns = ("trial", "model", "variant", "parameters", "nats per character")
     told = "Its folder is not on this machine: only the trials in the registry are shown."
     return [parts.table(f"Trials of {group}", columns, rows, best=0), parts.notice(told)]

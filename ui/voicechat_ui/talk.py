@@ -221,7 +221,7 @@ async def first_model(wanted: Wanted) -> str:
         raise InputError(api.explain(error)) from error
     if not models:
         raise InputError(f"the server at {wanted.url} has no language model")
-    return models[0]
+    return models[0].id
 
 
 @contextlib.asynccontextmanager

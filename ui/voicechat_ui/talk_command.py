@@ -18,7 +18,9 @@ def talk(
         Path | None, typer.Option(help="WAV file for what the model says  [default: for a file NAME-reply.wav]")
     ] = None,
     text: Annotated[bool, typer.Option("--text", help="type instead of speaking, line by line")] = False,
-    model: Annotated[str | None, typer.Option(help="who answers; by default the server's first")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="who answers; by default the one that is made for conversation")
+    ] = None,
     voice: Annotated[str | None, typer.Option(help="the voice, as GET /v1/audio/voices lists them")] = None,
     speed: Annotated[float, typer.Option(min=0.25, max=4, help="of its speech")] = 1.0,
     instructions: Annotated[str | None, typer.Option(help="the system prompt")] = None,

@@ -100,7 +100,7 @@ class Talk:
                 async with self.changed:
                     self.changed.notify_all()
         except ConnectionClosed as error:
-            raise ConversationEndedError(f"{reason} ({error})") from error
+            raise ConversationEndedError(closed_because(error, reason)) from error
         raise ConversationEndedError(reason)
 
     async def follow(self, event: Any) -> None:
@@ -136,6 +136,8 @@ class Talk:
                 details = event.response.status_details
                 error = details.error if details else None
                 problem = metadata.get("reason", "") if metadata.get("spoken") == "false" else ""
+                if unspoken := metadata.get("unspoken"):
+                    problem = f"the voice cannot say: {unspoken}"
                 if error is not None:
                     problem = error.message or error.code or "the turn failed"
                 self.end_turn(event.response.status, problem)
@@ -193,6 +195,13 @@ class Talk:
         """Waits until it is the person's turn: there is no reply to wait for, or they are speaking already."""
         async with self.changed:
             await self.changed.wait_for(lambda: self.turn is None or self.is_hearing)
+
+
+def closed_because(error: ConnectionClosed, reason: str) -> str:
+    """What a person is told when the server has closed the connection; `reason` is what it said before."""
+    if error.rcvd and error.rcvd.reason == "the API key was revoked":
+        return "the API key was revoked or has expired: set VOICECHAT_API_KEY to another one"
+    return f"{reason} ({error})"
 
 
 def latencies(turn: Turn) -> str:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from voicechat_platform.assets import appearing_whole, locate
+from voicechat_platform.assets import locate
 from voicechat_platform.errors import InputError
+from voicechat_platform.folders import made_once
+from voicechat_platform.paths import given_path
 from voicechat_platform.settings import settings
 
 PLAYS = "shakespeare-plays"
@@ -65,7 +67,7 @@ def read_text(source: str) -> Text:
         return Text(source, packaged_plays())
     if source == TINY_SHAKESPEARE:
         return Text(source, tiny_shakespeare())
-    path = Path(source).expanduser()
+    path = given_path(source)
     try:
         characters = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -101,18 +103,19 @@ def play_from_markdown(markdown: str) -> str:
 
 def tiny_shakespeare() -> str:
     """Tiny Shakespeare from its public address, checked and kept in the home folder."""
-    folder = settings().folder("corpora") / TINY_SHAKESPEARE
-    if not folder.exists():
-        try:
-            with urllib.request.urlopen(TINY_SHAKESPEARE_ADDRESS, timeout=30) as response:
-                data = response.read(10_000_000)
-        except OSError as error:
-            raise InputError(
-                f"{TINY_SHAKESPEARE} could not be fetched from {TINY_SHAKESPEARE_ADDRESS} ({error}); "
-                f"name a copy of the file as the corpus instead"
-            ) from error
-        if hashlib.sha256(data).hexdigest() != TINY_SHAKESPEARE_SHA256:
-            raise InputError(f"what {TINY_SHAKESPEARE_ADDRESS} gave is not Tiny Shakespeare (its checksum differs)")
-        with appearing_whole(folder) as partial:
-            (partial / "input.txt").write_bytes(data)
+    folder = made_once(settings().folder("corpora") / TINY_SHAKESPEARE, fetch_tiny_shakespeare)
     return (folder / "input.txt").read_text()
+
+
+def fetch_tiny_shakespeare(folder: Path) -> None:
+    try:
+        with urllib.request.urlopen(TINY_SHAKESPEARE_ADDRESS, timeout=30) as response:
+            data = response.read(10_000_000)
+    except OSError as error:
+        raise InputError(
+            f"{TINY_SHAKESPEARE} could not be fetched from {TINY_SHAKESPEARE_ADDRESS} ({error}); "
+            f"name a copy of the file as the corpus instead"
+        ) from error
+    if hashlib.sha256(data).hexdigest() != TINY_SHAKESPEARE_SHA256:
+        raise InputError(f"what {TINY_SHAKESPEARE_ADDRESS} gave is not Tiny Shakespeare (its checksum differs)")
+    (folder / "input.txt").write_bytes(data)

@@ -27,7 +27,8 @@ class RunFolder:
         self.last, self.previous, self.best = (folder / name for name in ("last", "previous", "best"))
 
     def holds_a_run(self) -> bool:
-        recover(self.last)
+        for checkpoint in (self.last, self.previous, self.best):
+            recover(checkpoint)
         return self.last.exists() or self.previous.exists()
 
     def resume_from(self, recipe: Recipe) -> Path:

@@ -5,6 +5,7 @@ in a browser opens a WebSocket and can set no header, as OpenAI's subprotocol `o
 are needed, every route needs one: a probe of /health or a scraper of /metrics sends a key like anybody else.
 """
 
+import asyncio
 import base64
 import hmac
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ from voicechat_serve.api.errors import APIError, refuse
 from voicechat_serve.api.key_limits import KeyLimits
 from voicechat_serve.api.limits import RequestLimits
 from voicechat_serve.api.origins import LOOPBACK_NAMES, LoopbackOnly, SameOriginOnly
+from voicechat_serve.api.request_log import current_request
+from voicechat_serve.api.streaming import event
 from voicechat_serve.keys import Key, KeysFollowed, KeysUnreadableError, find_key, fingerprint, keys_path, read_keys
 
 SUBPROTOCOL = "openai-insecure-api-key."
@@ -125,33 +128,24 @@ class KeyCheck:
         if scope["type"] not in ("http", "websocket"):  # the server's start and end
             return await self.app(scope, receive, send)
         headers: dict[str, str] = {}
+        is_counted = not (self.challenge == "Basic" and scope.get("method") in ("GET", "HEAD"))
         try:
-            key = self._admitted(scope)
-            if self.challenge == "Basic" and scope.get("method") in ("GET", "HEAD"):
-                key = None  # not counted
-            if key:
+            key, is_operator = self._admitted(scope)
+            scope.setdefault("state", {})["is_operator"] = is_operator  # for the page, which is not told the key
+            if key and is_counted:
                 headers = self.limits.begin(key)
-                scope.setdefault("state", {})["key_id"] = key.id  # for the log
+                scope["state"]["key_id"] = key.id  # for the log
         except APIError as refusal:
             return await refuse(scope, receive, send, refusal)
 
-        is_closed = False
-
-        async def receive_admitted() -> Message:
-            """A conversation may go on for an hour: it ends where its key does."""
-            nonlocal is_closed
-            message = await receive()
-            if scope["type"] == "websocket" and key and self._is_gone(key):
-                await send(
-                    {"type": "websocket.close", "code": WS_1008_POLICY_VIOLATION, "reason": "the API key was revoked"}
-                )
-                is_closed = True
-                return {"type": "websocket.disconnect", "code": WS_1008_POLICY_VIOLATION}
-            return message
+        begun: Message | None = None
+        is_over = False
 
         async def send_on(message: Message) -> None:
-            if is_closed:
-                return
+            nonlocal begun, is_over
+            begun = begun or message
+            is_body = message["type"].endswith("response.body")
+            is_over = message["type"] == "websocket.close" or (is_body and not message.get("more_body", False))
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 MutableHeaders(scope=message).update(headers)
             elif message["type"] == "websocket.accept" and "realtime" in scope.get("subprotocols", ()):
@@ -159,15 +153,27 @@ class KeyCheck:
                 message = {**message, "subprotocol": message.get("subprotocol") or "realtime"}
             await send(message)
 
+        hide_keys(scope)
         try:
-            hide_keys(scope)
-            await self.app(scope, receive_admitted, send_on)
+            async with asyncio.timeout(None) as admission:
+                watching = asyncio.create_task(self._watch(key, admission)) if key else None
+                try:
+                    await self.app(scope, receive, send_on)
+                finally:
+                    if watching:
+                        watching.cancel()
+        except TimeoutError:
+            if not admission.expired():
+                raise
+            if not is_over:
+                await end_revoked(scope, receive, send, begun)
         finally:
-            if key:
+            if key and is_counted:
                 self.limits.end(key)
 
-    def _admitted(self, scope: Scope) -> Key | None:
-        """The key that the request brings; None where none is needed, and for the page's own.
+    def _admitted(self, scope: Scope) -> tuple[Key | None, bool]:
+        """The key that the request brings, None where none is needed and for the page's own; and whether whoever asks
+        may change what is served: with an operator's key, and at this machine where no key is needed.
 
         Raises:
             APIError: 401, there is none or a wrong one; 503, nobody can be known.
@@ -178,26 +184,40 @@ class KeyCheck:
             message = "the server cannot read its keys, so it lets nobody in; its log says why"
             raise APIError(503, message, code="unavailable") from None
         if keys is None:
-            return None
+            return None, True
         offered = list(offered_keys(scope))
         for secret in offered:
             if hmac.compare_digest(self.rules.page_key_sha256, fingerprint(secret)):
-                return None
+                return None, False
             if key := find_key(keys, secret):
-                return key
+                return key, key.operator
         message = (
             "the API key is wrong, or was revoked" if offered else "this server needs an API key, and none was sent"
         )
         hint = "send it as 'Authorization: Bearer KEY', or as the password of HTTP Basic"
         raise APIError(401, f"{message}: {hint}", code="invalid_api_key", headers={"WWW-Authenticate": self.asks_for})
 
-    def _is_gone(self, key: Key) -> bool:
-        """Whether a key that was admitted is revoked or expired by now; while that cannot be known it stands."""
-        try:
-            keys = self.followed.keys() if self.followed else None
-        except KeysUnreadableError:
-            return False
-        return keys is not None and not any(other.id == key.id and not other.is_expired() for other in keys)
+    async def _watch(self, key: Key, admission: asyncio.Timeout) -> None:
+        """Ends what a key began, an answer that is being written or a conversation of an hour, soon after the key."""
+        assert self.followed is not None  # it gave the key
+        await self.followed.until_gone(key)
+        admission.reschedule(asyncio.get_running_loop().time())
+
+
+async def end_revoked(scope: Scope, receive: Receive, send: Send, begun: Message | None) -> None:
+    """Tells the client why its answer ends here, as far as it still can be told.
+
+    Args:
+        begun: the message that began the answer, if one did. A file that has begun just breaks off.
+    """
+    current_request().error = "invalid_api_key"
+    revoked = APIError(401, "the API key was revoked, or has expired", code="invalid_api_key")
+    if begun is None:
+        await refuse(scope, receive, send, revoked)
+    elif scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": WS_1008_POLICY_VIOLATION, "reason": "the API key was revoked"})
+    elif Headers(raw=begun.get("headers", [])).get("content-type", "").startswith("text/event-stream"):
+        await send({"type": "http.response.body", "body": event(revoked.body()).encode()})
 
 
 def offered_keys(scope: Scope) -> Iterator[str]:

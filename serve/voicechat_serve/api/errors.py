@@ -18,6 +18,7 @@ from voicechat_serve.api.request_log import current_request
 from voicechat_serve.engines.interface import (
     OverloadedError,
     PromptTooLongError,
+    UnavailableError,
     UnknownVersionError,
     UnsupportedError,
 )
@@ -111,6 +112,8 @@ def api_error(error: Exception) -> APIError:
         return APIError(400, str(error))
     if isinstance(error, OverloadedError | BackPressureError):
         return APIError(503, "the server is busy; try again in a moment", code="overloaded")
+    if isinstance(error, UnavailableError):
+        return APIError(503, str(error), code="unavailable")
     if isinstance(error, RayError):
         log.error("a deployment failed", exc_info=error)
         return APIError(503, "a part of the server failed and is being replaced; try again", code="unavailable")

@@ -8,6 +8,7 @@ from voicechat_serve.api.access import AccessRules, guard
 from voicechat_serve.api.errors import DOCUMENTED, answer_errors_in_openai_form
 from voicechat_serve.api.request_log import RequestLog
 from voicechat_serve.api.services import Services
+from voicechat_serve.flow_control import FlowControl
 from voicechat_serve.loopback import listen_where_ray_listens
 
 
@@ -15,7 +16,8 @@ def build(services: Services, access: AccessRules = AccessRules()) -> FastAPI:
     """The API without its /v1: Serve's route prefix, or whoever mounts it, gives that."""
     app = FastAPI(title="llm-voice-chat", docs_url=None, redoc_url=None, responses=DOCUMENTED)
     guard(app, access, "Bearer")
-    app.add_middleware(RequestLog)  # the last one added is the outermost
+    app.add_middleware(RequestLog)
+    app.add_middleware(FlowControl)  # the last one added is the outermost
     answer_errors_in_openai_form(app)
     for family in (models, chat, completions, transcriptions, speech, realtime):
         app.include_router(family.router(services))

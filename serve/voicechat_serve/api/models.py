@@ -4,13 +4,17 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from voicechat_platform.assets import LANGUAGE_MODELS
 from voicechat_serve.api.services import (
+    BRIEF_S,
     SYNTHESIS_ALIASES,
     SYNTHESIS_MODEL,
     TRANSCRIPTION_ALIASES,
     Services,
+    answered,
     unknown_model,
 )
+from voicechat_serve.language_model import ServedModel
 
 
 def router(services: Services) -> APIRouter:
@@ -28,7 +32,8 @@ def router(services: Services) -> APIRouter:
         is_synthesis = model in (SYNTHESIS_MODEL, *SYNTHESIS_ALIASES)
         kind = "language" if model in created else "synthesis" if is_synthesis else "transcription"
         card = {"id": name, "object": "model", "created": created.get(model, 0), "owned_by": "llm-voice-chat"}
-        return card | {"type": kind}  # not OpenAI's: for clients that offer a choice of models
+        card["type"] = kind  # this and the next are not OpenAI's: for clients that offer a choice of models
+        return card | {"origin": origin(services.models[model])} if model in created else card
 
     @routes.get("/models")
     async def list_models() -> dict[str, Any]:
@@ -43,7 +48,14 @@ def router(services: Services) -> APIRouter:
         if model not in created:
             raise unknown_model(name, names)
         handle, version = services.language_model(name)
-        await handle.require_version.remote(version)
+        await answered(handle.require_version.remote(version), BRIEF_S)
         return card(name, model)
 
     return routes
+
+
+def origin(model: ServedModel) -> str:
+    """Where a language model comes from: "packaged" with this project, "tuned" by it, or "elsewhere"."""
+    if model.version is not None:
+        return "tuned"
+    return "packaged" if model.folder.name.removesuffix("-int8") in LANGUAGE_MODELS else "elsewhere"

@@ -10,14 +10,16 @@ from starlette.status import WS_1008_POLICY_VIOLATION, WS_1013_TRY_AGAIN_LATER
 from voicechat_platform.errors import InputError
 from voicechat_serve.api.errors import APIError, api_error
 from voicechat_serve.api.request_log import current_request
-from voicechat_serve.api.services import Services, streamed
+from voicechat_serve.api.services import BRIEF_S, JUDGED_S, Services, answered, streamed
 from voicechat_serve.audio import Samples
 from voicechat_serve.conversation import Message
+from voicechat_serve.languages import whisper_language
 from voicechat_serve.loaded_model import Delta, Wishes
 from voicechat_serve.metrics import REALTIME_FIRST_SOUND_SECONDS, REALTIME_SESSIONS
+from voicechat_serve.realtime.errors import SessionEndedError
 from voicechat_serve.realtime.session import Session
 from voicechat_serve.realtime.session_settings import SessionSettings
-from voicechat_serve.realtime.wire import SessionEndedError, as_frame
+from voicechat_serve.realtime.wire import FAREWELL_S, as_frame
 from voicechat_serve.transcription import Transcript
 from voicechat_serve.voices import find_voice, installed_voices
 
@@ -59,8 +61,10 @@ def router(services: Services) -> APIRouter:
         open_sessions.add(session)
         REALTIME_SESSIONS.set(len(open_sessions))
         try:
-            await websocket.close(*await session.run())
-        except WebSocketDisconnect:
+            ending = await session.run()
+            async with asyncio.timeout(FAREWELL_S):
+                await websocket.close(*ending)
+        except (WebSocketDisconnect, TimeoutError):
             pass
         finally:
             open_sessions.discard(session)
@@ -81,15 +85,12 @@ class ServiceStages:
     async def hear(
         self, samples_n: Samples, language: str | None, prompt: str | None, only_if_idle: bool
     ) -> Transcript | None:
-        response = self.services.transcription.hear.remote(samples_n, language, prompt, only_if_idle)
-        try:
-            return await response
-        except asyncio.CancelledError:
-            response.cancel()  # otherwise the ear goes on with what nobody waits for
-            raise
+        return await answered(
+            self.services.transcription.hear.remote(samples_n, language, prompt, only_if_idle), BRIEF_S
+        )
 
     async def end_probability(self, words: str) -> float | None:
-        return await self.services.transcription.end_probability.remote(words)
+        return await answered(self.services.transcription.end_probability.remote(words), JUDGED_S)
 
     async def write(self, model: str, messages: list[Message], sampling: dict[str, Any]) -> AsyncGenerator[Delta, None]:
         handle, version = self.services.language_model(model)
@@ -109,6 +110,13 @@ class ServiceStages:
     def require_transcription(self, name: str) -> None:
         self.services.require_transcription(name)
 
+    def language_code(self, tag: str) -> str:
+        try:
+            return whisper_language(tag, self.transcription_model)
+        except InputError as error:
+            param = "session.audio.input.transcription.language"
+            raise APIError(400, str(error), param=param, code="invalid_value") from None
+
     def voice(self, name: str, language: str | None) -> str | None:
         try:
             voice = find_voice(name, self.voices)
@@ -117,6 +125,9 @@ class ServiceStages:
         if language in (None, voice.language):
             return voice.id
         return next((other.id for other in self.voices if other.language == language), None)
+
+    def language_of(self, voice: str) -> str:
+        return find_voice(voice, self.voices).language
 
     def explain(self, error: Exception) -> dict[str, Any]:
         return api_error(error).body()["error"]

@@ -1,11 +1,12 @@
 """What the routers work with: handles of the deployments, and which of them a model's name means."""
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from voicechat_serve.api.errors import APIError, shortened
 from voicechat_serve.api.request_log import current_request
@@ -15,6 +16,20 @@ TRANSCRIPTION_ALIASES = ("whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcri
 SYNTHESIS_MODEL = "hibari"
 SYNTHESIS_ALIASES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
 
+FIRST_PIECE_S = 180.0
+"""For the first piece of an answer: until then it waits for its turn, a version is loaded, a prompt is read."""
+
+NEXT_PIECE_S = 120.0
+"""Between two pieces: of a transcript, a window of half a minute, and those of the other sounds in between."""
+
+WHOLE_S = 840.0
+"""For a whole answer: less than Serve's own limit (REQUEST_TIMEOUT_S), which knows no OpenAI form."""
+
+BRIEF_S = 60.0
+"""For what is asked while somebody waits to speak on: an utterance written down, a version looked up."""
+
+JUDGED_S = 5.0
+"""For the judgement whether somebody has finished, which is worth nothing later."""
 
 RESERVED_NAMES = {*TRANSCRIPTION_ALIASES, SYNTHESIS_MODEL, *SYNTHESIS_ALIASES}
 """Names that mean an audio model."""
@@ -63,11 +78,56 @@ def unknown_model(name: str, available) -> APIError:
     return APIError(404, message, param="model", code="model_not_found")
 
 
+async def answered(response: DeploymentResponse, within_s: float) -> Any:
+    """What a replica's method returns; leaving early cancels what the replica is doing.
+
+    Raises: what the method raises; APIError: 504, it took longer than `within_s`.
+    """
+    try:
+        async with asyncio.timeout(within_s) as patience:
+            try:
+                return await response
+            except asyncio.CancelledError:
+                response.cancel()  # otherwise the replica goes on with what nobody waits for
+                raise
+    except TimeoutError:
+        if patience.expired():
+            raise late(within_s) from None
+        raise
+
+
 @contextlib.asynccontextmanager
 async def streamed(handle: DeploymentHandle, method: str, *arguments: Any) -> AsyncIterator[AsyncIterator[Any]]:
-    """The stream of a replica's method; leaving the block early cancels what the replica is doing."""
+    """The stream of a replica's method; leaving the block early cancels what the replica is doing.
+
+    The stream raises APIError, 504, where a piece or the whole does not come in time.
+    """
     stream = getattr(handle.options(stream=True), method).remote(*arguments)
     try:
-        yield stream
+        async with contextlib.aclosing(in_time(stream)) as pieces:
+            yield pieces
     finally:
         stream.cancel()
+
+
+async def in_time(stream: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
+    """The pieces of a stream, whose waiting has bounds; the time that its reader takes counts for the whole only."""
+    loop, pieces = asyncio.get_running_loop(), aiter(stream)
+    end, patience_s = loop.time() + WHOLE_S, FIRST_PIECE_S
+    while True:
+        try:
+            async with asyncio.timeout_at(min(end, loop.time() + patience_s)) as patience:
+                piece = await anext(pieces)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            if patience.expired():
+                raise late(WHOLE_S if loop.time() >= end else patience_s) from None
+            raise
+        yield piece
+        patience_s = NEXT_PIECE_S
+
+
+def late(seconds: float) -> APIError:
+    message = f"a model gave no answer within {seconds:g} s, and was told to give up: try again later"
+    return APIError(504, message, code="timeout")

@@ -16,10 +16,15 @@ from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.services import Services, streamed
 from voicechat_serve.api.streaming import ClosedStream, event
 from voicechat_serve.audio import SPEECH_FORMATS, SpeechEncoder
+from voicechat_serve.spoken_text import read_all
 from voicechat_serve.voices import HEART, SPEECH_RATE, find_voice, installed_voices
 
 TOKEN_S = 0.02
 """Usage is told in tokens, which voices have none of: the input counts characters, the output stretches of this."""
+
+
+LONGEST_QUOTE, MOST_QUOTES = 100, 5
+"""Characters of each part that cannot be spoken, and how many such parts, that an error quotes."""
 
 
 class VoiceId(BaseModel):
@@ -51,18 +56,27 @@ def router(services: Services) -> APIRouter:
     @routes.post("/audio/speech")
     async def create_speech(request: SpeechRequest) -> Any:
         services.require_synthesis(request.model)
-        if not any(character.isalnum() for character in request.input):
-            raise APIError(400, "the input has no word to speak", param="input", code="invalid_value")
         name = request.voice if isinstance(request.voice, str) else request.voice.id
         try:
             voice = find_voice(name, voices)
         except InputError as error:
             raise APIError(400, str(error), param="voice", code="invalid_value") from error
+        reading = await asyncio.to_thread(read_all, request.input, voice.language)
+        if reading.unspoken:
+            parts = ", ".join(repr(part[:LONGEST_QUOTE]) for part in reading.unspoken[:MOST_QUOTES])
+            message = (
+                f"the voice {voice.id!r} (language {voice.language!r}) cannot speak this part of the input: {parts}"
+            )
+            raise APIError(400, message, param="input", code="invalid_value")
+        if not reading.aloud:
+            raise nothing_to_speak(request.input)
         async with AsyncExitStack() as opening:
             sentences = await opening.enter_async_context(
-                streamed(services.synthesis, "speak", request.input, request.speed, voice.id)
+                streamed(services.synthesis, "speak", reading.aloud, request.speed, voice.id)
             )
             first_n = await anext(sentences, None)  # an error must come before the status is sent
+            if first_n is None:
+                raise nothing_to_speak(request.input)
             stack = opening.pop_all()
 
         async def sound() -> AsyncGenerator[bytes]:
@@ -81,6 +95,11 @@ def router(services: Services) -> APIRouter:
         return ClosedStream(sound(), SPEECH_FORMATS[request.response_format].media_type, stack)
 
     return routes
+
+
+def nothing_to_speak(text: str) -> APIError:
+    message = f"the input has no word to speak: {text[:LONGEST_QUOTE]!r}"
+    return APIError(400, message, param="input", code="invalid_value")
 
 
 async def speech_events(sound: AsyncGenerator[bytes], characters: int) -> AsyncGenerator[str]:

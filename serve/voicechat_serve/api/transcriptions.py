@@ -10,7 +10,7 @@ from fastapi.responses import PlainTextResponse
 from voicechat_serve.api.errors import APIError
 from voicechat_serve.api.fields import Text
 from voicechat_serve.api.request_log import current_request
-from voicechat_serve.api.services import Services, streamed
+from voicechat_serve.api.services import WHOLE_S, Services, answered, streamed
 from voicechat_serve.api.streaming import ClosedStream, error_event, event
 from voicechat_serve.api.transcript_formats import (
     PLAIN_FORMATS,
@@ -99,7 +99,7 @@ async def whole_transcript(services: Services, uploads: Uploads, file: UploadFil
         wishes: the arguments of `Transcription.listen` after the sound.
     """
     async with uploads.sound(file) as samples_n:
-        transcript = await services.transcription.transcribe.remote(samples_n, *wishes)
+        transcript = await answered(services.transcription.transcribe.remote(samples_n, *wishes), WHOLE_S)
     current_request().audio_seconds = transcript.seconds
     return transcript
 

@@ -5,8 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from voicechat_platform.assets import appearing_whole
 from voicechat_platform.errors import InputError
+from voicechat_platform.folders import folder_name, made_once
 from voicechat_platform.settings import settings
 from voicechat_serve.chat_tokenizer import ChatTokenizer
 from voicechat_serve.engines.interface import Engine
@@ -31,7 +31,7 @@ def make_engine(
         threads: CPU threads of one step.
 
     Raises:
-        InputError: this engine cannot run this model.
+        InputError: this engine cannot run this model, or a file of it is missing or damaged.
     """
     is_converted = (folder / "model.bin").exists()
     if engine in ("torch", "vllm") and is_converted:
@@ -45,11 +45,14 @@ def make_engine(
         from voicechat_serve.engines.ctranslate2_engine import CTranslate2Engine
 
         converted = folder if is_converted else converted_folder(folder)
-        return CTranslate2Engine(converted, tokenizer.tokenizer, tokenizer.end_ids)
+        try:
+            return CTranslate2Engine(converted, tokenizer.tokenizer, tokenizer.end_ids)
+        except (RuntimeError, OSError, ValueError, KeyError) as error:  # CTranslate2's, and of its config.json
+            raise InputError(f"the CTranslate2 model in {converted} cannot be read: {error!r}") from error
 
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
+    from voicechat_platform.checkpoints import load_config, load_model
     from voicechat_platform.models import GPTForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -59,14 +62,14 @@ def make_engine(
         from voicechat_serve.engines.vllm_engine import VLLMEngine
 
         stock = folded_folder(folder)
-        context = AutoConfig.from_pretrained(stock).get_text_config().max_position_embeddings
+        context = load_config(stock).get_text_config().max_position_embeddings
         return VLLMEngine(stock, context, tokenizer.decode, tokenizer.end_ids, precision, threads)
 
     from voicechat_serve.engines.torch_engine import TorchEngine
 
     torch.set_num_threads(threads)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = load_model(folder, torch.float32)
     if not isinstance(model, GPTForCausalLM):  # one of ours is rounded after its weights are laid out
         model = model.to(dtype)
     return TorchEngine(model.to(device), tokenizer.decode, tokenizer.end_ids, dtype=dtype)
@@ -78,39 +81,44 @@ def converted_folder(folder: Path) -> Path:
     Raises:
         InputError: the model has no stock equivalent.
     """
+    from voicechat_platform.checkpoints import load_model
     from voicechat_platform.models.ctranslate2_conversion import convert_to_ctranslate2
 
-    return prepared(
-        "converted", folder, lambda whole: convert_to_ctranslate2(folded_folder(folder), whole, quantization="int8")
-    )
+    stock = folded_folder(folder)
+
+    def make(whole: Path) -> None:
+        if stock == folder:
+            load_model(folder)  # the converter would unpickle, and does not say what is missing
+        convert_to_ctranslate2(stock, whole, quantization="int8")
+
+    return prepared("converted", folder, make)
 
 
 def folded_folder(folder: Path) -> Path:
     """A checkpoint of ours folded into a stock model, once; the folder itself where it is no model of ours.
 
     Raises:
-        InputError: the model has no stock equivalent.
+        InputError: the model has no stock equivalent, or a file of it is missing or damaged.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
+    from voicechat_platform.checkpoints import load_checkpoint, load_config
     from voicechat_platform.models import GPTConfig
     from voicechat_platform.models.folding import fold
 
-    if not isinstance(AutoConfig.from_pretrained(folder), GPTConfig):
+    if not isinstance(load_config(folder), GPTConfig):
         return folder
 
     def make(whole: Path) -> None:
-        fold(AutoModelForCausalLM.from_pretrained(folder)).save_pretrained(whole)
-        AutoTokenizer.from_pretrained(folder).save_pretrained(whole)
+        model, tokenizer = load_checkpoint(folder)
+        fold(model).save_pretrained(whole)
+        tokenizer.save_pretrained(whole)
 
     return prepared("folded", folder, make)
 
 
 def prepared(kind: str, folder: Path, make: Callable[[Path], None]) -> Path:
-    """What is made from a checkpoint, once; and anew when the checkpoint is written anew."""
-    written = max(file.stat().st_mtime_ns for file in folder.glob("*.safetensors"))
-    target = settings().folder(kind) / "-".join([*folder.parts[-3:], f"{written:x}"])
-    if not target.exists():
-        with appearing_whole(target) as whole:
-            make(whole)
-    return target
+    """What is made from a checkpoint, once; and anew when a file of the checkpoint is another one."""
+    folder = folder.resolve()
+    files = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
+    # The time of a change besides the one of the contents, which copying tools set as they like.
+    identity = [folder, *((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in files)]
+    return made_once(settings().folder(kind) / folder_name(folder.name, identity), make)

@@ -24,6 +24,7 @@ from voicechat_serve.engines.interface import (
     room_for,
 )
 from voicechat_serve.engines.text_stream import TextStream
+from voicechat_serve.health import Health
 
 LONGEST_CONTEXT = 2048
 """A prompt is read in one go that cannot be cancelled: SmolLM2 reads about 100 tokens a second on two busy cores, and
@@ -74,6 +75,7 @@ class CTranslate2Engine:
         self.context: int = min(config.get("max_position_embeddings", LONGEST_CONTEXT), LONGEST_CONTEXT)
         self.parallel, self.capacity = parallel, parallel + max_waiting
         self.decodings: set[Decoding] = set()
+        self.health = Health()
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Token], None]:
         require_supported(request)
@@ -111,18 +113,24 @@ class CTranslate2Engine:
         try:
             if decoding.cancelled:
                 return
-            self.generator.generate_batch(
-                [[self.tokenizer.id_to_token(token_id) for token_id in request.prompt_ids]],
-                max_length=room,
-                sampling_topk=1 if sampling.greedy else min(sampling.top_k, self.tokenizer.get_vocab_size()),
-                sampling_topp=max(sampling.top_p, 1e-6),
-                repetition_penalty=sampling.repetition_penalty,
-                sampling_temperature=1.0 if sampling.greedy else sampling.temperature,
-                end_token=self.end_ids,
-                return_end_token=True,
-                include_prompt_in_result=False,
-                callback=decoding.receive,
-            )
+            with self.health.step("decoding") as gets_on:
+
+                def receive(step: ctranslate2.GenerationStepResult) -> bool:
+                    gets_on()
+                    return decoding.receive(step)
+
+                self.generator.generate_batch(
+                    [[self.tokenizer.id_to_token(token_id) for token_id in request.prompt_ids]],
+                    max_length=room,
+                    sampling_topk=1 if sampling.greedy else min(sampling.top_k, self.tokenizer.get_vocab_size()),
+                    sampling_topp=max(sampling.top_p, 1e-6),
+                    repetition_penalty=sampling.repetition_penalty,
+                    sampling_temperature=1.0 if sampling.greedy else sampling.temperature,
+                    end_token=self.end_ids,
+                    return_end_token=True,
+                    include_prompt_in_result=False,
+                    callback=receive,
+                )
         finally:
             decoding.send(None)
 
@@ -132,7 +140,7 @@ class CTranslate2Engine:
         return Load(running=running, waiting=taken - running, cache_used=running / self.parallel)
 
     def check(self) -> None:
-        """CTranslate2 keeps no state that could break between requests."""
+        self.health.check()
 
     def close(self) -> None:
         self.workers.shutdown()

@@ -25,6 +25,10 @@ class OverloadedError(RuntimeError):
     """The engine's queue is full: the request was not taken, and may be tried again later."""
 
 
+class UnavailableError(RuntimeError):
+    """What was asked for is there, but cannot be had now; the replica's log says why, the message does not."""
+
+
 class EmptyPromptError(InputError):
     """The prompt has no token: a model needs one to go on from."""
 

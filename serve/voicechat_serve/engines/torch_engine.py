@@ -38,6 +38,7 @@ from voicechat_serve.engines.row_sampler import RowSampler, SampledRow, scores_o
 from voicechat_serve.engines.slot_cache import TransformersDecoder
 from voicechat_serve.engines.slots import Row, Slots
 from voicechat_serve.engines.text_stream import Decode, TextStream
+from voicechat_serve.health import Health
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +123,7 @@ class TorchEngine:
         else:
             self.decoder = TransformersDecoder(model, slots, self.context)
         self.slots = Slots(self.decoder)
+        self.health = Health(IndexError)  # a token id that the model does not have: the request's fault
         self.waiting: deque[Flight] = deque()
         self.filling: list[Flight] = []
         self.flights: list[Flight] = []
@@ -184,6 +186,7 @@ class TorchEngine:
     def check(self) -> None:
         if not self.thread.is_alive():
             raise RuntimeError("the engine's thread has ended")
+        self.health.check()
 
     def close(self) -> None:
         with self.changed:
@@ -215,7 +218,8 @@ class TorchEngine:
                 self.admit()
                 self.read_prompts()
                 if self.flights:
-                    self.decode_step()
+                    with self.health.step("decoding"):
+                        self.decode_step()
             except Exception as error:
                 log.exception("a decode step failed; the requests in flight are given up")
                 for flight in (*self.flights, *self.filling):
@@ -262,13 +266,14 @@ class TorchEngine:
         while self.filling and budget > 0:
             flight = self.filling[0]  # and there it stays while it is read, so that nobody takes the engine for idle
             try:
-                if flight.row is None:  # not sooner: the prompt before it may begin with the same tokens
-                    # A prompt whose tokens are to be scored must be read whole.
-                    flight.row = self.slots.take([] if flight.request.score_prompt else flight.request.prompt_ids)
-                piece = flight.unread_ids[:budget]
-                budget -= len(piece)
-                logits_1v = self.read_piece(flight, piece)
-                token = None if flight.unread_ids else self.first_token(flight, logits_1v)
+                with self.health.step("reading a prompt"):
+                    if flight.row is None:  # not sooner: the prompt before it may begin with the same tokens
+                        # A prompt whose tokens are to be scored must be read whole.
+                        flight.row = self.slots.take([] if flight.request.score_prompt else flight.request.prompt_ids)
+                    piece = flight.unread_ids[:budget]
+                    budget -= len(piece)
+                    logits_1v = self.read_piece(flight, piece)
+                    token = None if flight.unread_ids else self.first_token(flight, logits_1v)
             except Exception as error:
                 if flight.row is not None:
                     flight.row.token_ids.clear()

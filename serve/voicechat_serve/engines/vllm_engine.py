@@ -1,6 +1,7 @@
 """vLLM, for who has it installed (docs/serving.md): stock models, on a GPU or a CPU, in processes of its own."""
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -22,6 +23,7 @@ from voicechat_serve.engines.interface import (
     room_for,
 )
 from voicechat_serve.engines.text_stream import Decode, TextStream
+from voicechat_serve.health import Health
 
 
 class VLLMEngine:
@@ -65,10 +67,13 @@ class VLLMEngine:
         self.llm = asyncio.run_coroutine_threadsafe(start(), self.loop).result()
         cache = self.llm.vllm_config.cache_config
         self.cache_tokens: int = cache.num_gpu_blocks * cache.block_size
+        self.health = Health()
         self.held: dict[str, int] = {}  # each request's tokens in the cache
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Token], None]:
         room = max(1, room_for(request, self.context))
+        if not self.thread.is_alive():
+            raise RuntimeError("the engine has ended")
         if len(self.held) >= self.capacity:
             raise OverloadedError(f"the model already has {self.capacity} requests")
         params = sampling_params(request, room, self.end_ids)
@@ -105,12 +110,18 @@ class VLLMEngine:
             run.cancel()  # and vLLM aborts the request
 
     async def run(self, name: str, prompt_ids: list[int], params: Any, loop: Any, outputs: asyncio.Queue) -> None:
-        """Hands one request's outputs over, or the error that ends them; on the engine's thread."""
+        """Hands one request's outputs over, and at last the error that ends them; on the engine's thread."""
+        end: Exception = RuntimeError("vLLM ended the answer early")
         try:
-            async for output in self.llm.generate({"prompt_token_ids": prompt_ids}, params, name):
-                loop.call_soon_threadsafe(outputs.put_nowait, output)
+            with self.health.step("answering") as gets_on:
+                async for output in self.llm.generate({"prompt_token_ids": prompt_ids}, params, name):
+                    gets_on()
+                    loop.call_soon_threadsafe(outputs.put_nowait, output)
         except Exception as error:
-            loop.call_soon_threadsafe(outputs.put_nowait, error)
+            end = error
+        finally:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(outputs.put_nowait, end)
 
     def load(self) -> Load:
         held = list(self.held.values())
@@ -120,6 +131,9 @@ class VLLMEngine:
     def check(self) -> None:
         if self.llm.errored:
             raise self.llm.dead_error
+        if not self.thread.is_alive():
+            raise RuntimeError("the engine's thread has ended")
+        self.health.check()
 
     def close(self) -> None:
         self.loop.call_soon_threadsafe(self.llm.shutdown)

@@ -1,17 +1,21 @@
 """How a session answers: one response at a time, begun early where the person has perhaps finished."""
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from voicechat_serve.conversation import Conversation, Item, Message, Reply, new_id, stop
+from voicechat_serve.loaded_model import Delta
 from voicechat_serve.realtime.response import Reason, ReplyOptions, Response
 from voicechat_serve.realtime.session_settings import MOST_TOKENS, ResponseSettings, SessionSettings
 from voicechat_serve.realtime.stages import Stages
 from voicechat_serve.realtime.wire import Wire
+
+log = logging.getLogger("ray.serve.voicechat.realtime")
 
 JUST_THE_SESSIONS = ResponseSettings()
 """Nothing but the session's settings."""
@@ -113,6 +117,7 @@ class Answering:
         )
         previous = self.conversation.add(reply.item) if is_kept else None
         self.responding = asyncio.create_task(self.response.run(previous))
+        self.responding.add_done_callback(self._tell_failure)
         if draft and not is_foreseen:
             await draft.reply.close()
 
@@ -125,6 +130,24 @@ class Answering:
             response.item.truncate(response.played_ms)
         await response.cancel(reason)
         await asyncio.wait([responding])
+
+    async def decline(self, reason: Reason) -> None:
+        """Tells the client of a response that was to come, and that was cancelled before it began."""
+        await self.drop_draft()
+        reply = Reply(nothing(), None)
+        await reply.close()
+        options = ReplyOptions(self.settings().model, MOST_TOKENS, None, None, 1.0)
+        declined = Response(
+            reply=reply,
+            options=options,
+            conversation_id=None,
+            metadata={},
+            wire=self.wire,
+            explain=self.stages.explain,
+            on_sound=lambda: None,
+        )
+        await declined.cancel(reason)
+        await declined.run(None)
 
     async def close(self) -> None:
         await self.drop_draft()
@@ -139,7 +162,8 @@ class Answering:
         pieces = self.stages.write(options.model, messages, sampling)
         if options.voice is None:
             return Reply(pieces, None)
-        return Reply(pieces, partial(self.stages.speak, speed=options.speed, voice=options.voice))
+        speak = partial(self.stages.speak, speed=options.speed, voice=options.voice)
+        return Reply(pieces, speak, self.stages.language_of(options.voice))
 
     def _messages(self, wanted: ResponseSettings) -> list[Message]:
         instructions = self.settings().instructions if wanted.instructions is None else wanted.instructions
@@ -170,3 +194,15 @@ class Answering:
     def _first_sound(self, endpoint_at: float | None) -> None:
         if endpoint_at is not None:
             self.on_first_sound(time.monotonic() - endpoint_at)
+
+    def _tell_failure(self, responding: asyncio.Task[None]) -> None:
+        """Of the response's own task: those of the models are told by the response itself."""
+        if not responding.cancelled() and (error := responding.exception()):
+            log.error("a response broke off", exc_info=error)
+            if isinstance(error, Exception):
+                self.wire.emit_error(self.stages.explain(error))
+
+
+async def nothing() -> AsyncGenerator[Delta, None]:
+    return
+    yield

@@ -1,7 +1,7 @@
 """What is done at a pause, in case the turn is over: it is written down, its answer begun, its words judged."""
 
 import asyncio
-import contextlib
+import logging
 from collections.abc import Callable
 
 from voicechat_serve.conversation import stop
@@ -10,6 +10,8 @@ from voicechat_serve.realtime.listening import Listening
 from voicechat_serve.realtime.session_settings import SessionSettings
 from voicechat_serve.realtime.stages import Stages
 from voicechat_serve.realtime.utterance import Utterance
+
+log = logging.getLogger("ray.serve.voicechat.realtime")
 
 JUDGED_LANGUAGE = "en"
 """The only one in which the words tell whether the person has finished."""
@@ -57,7 +59,7 @@ class Anticipation:
         await stop(self.preparing, self.judging)
 
     async def _prepare(self, utterance: Utterance) -> None:
-        with contextlib.suppress(Exception):  # the end of the utterance tries again, and tells
+        try:
             transcript = await utterance.written_so_far()
             detection = self.settings().audio.input.turn_detection
             if transcript.text and detection:
@@ -68,12 +70,16 @@ class Anticipation:
                 if is_judged and self.listening.utterance is utterance:  # else the turn is over already
                     self.judging = asyncio.create_task(self._judge(utterance, transcript.text))
                     return
+        except Exception:  # the end of the utterance tries again, and tells the client
+            log.warning("a turn could not be prepared at a pause", exc_info=True)
         self._expect_end(utterance, None)
 
     async def _judge(self, utterance: Utterance, words: str) -> None:
         probability = None
-        with contextlib.suppress(Exception):
+        try:
             probability = await self.stages.end_probability(words)
+        except Exception:
+            log.warning("nobody could tell whether an utterance has ended", exc_info=True)
         self._expect_end(utterance, probability)
 
     def _expect_end(self, utterance: Utterance, probability: float | None) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import soxr
 
 from voicechat_serve.audio import HEARING_RATE, Samples
+from voicechat_serve.realtime.errors import EventError
 from voicechat_serve.realtime.session_settings import TurnDetection
 from voicechat_serve.realtime.utterance import Utterance
 from voicechat_serve.realtime.voice_activity import (
@@ -23,10 +24,14 @@ from voicechat_serve.realtime.voice_activity import (
     Change,
     VoiceActivity,
 )
-from voicechat_serve.realtime.wire import EventError
 from voicechat_serve.voices import SPEECH_RATE
 
 LONGEST_UTTERANCE_S = 600
+
+SOUND_LATE_S = 1.0
+"""A client that sends no sound for so long in the middle of an utterance has stopped sending: what is missing counts as
+silence. A network that stalls for less ends no turn."""
+
 SHORTEST_COMMIT_MS = 100
 
 
@@ -125,6 +130,16 @@ class Listening:
                 if change:
                     yield change
                 await asyncio.sleep(0)
+
+    def miss(self, seconds: float) -> Change | None:
+        """What changes because no sound has come for a while.
+
+        Args:
+            seconds: since the last sound.
+        """
+        if self.voice_activity is None:
+            return None
+        return self.voice_activity.miss(1000 * seconds if seconds >= SOUND_LATE_S else 0.0)
 
     async def _gather(self, chunk_n: Samples) -> None:
         self.utterance = self.utterance or self.new_utterance(False)

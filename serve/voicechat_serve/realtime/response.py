@@ -16,6 +16,9 @@ from voicechat_serve.voices import SPEECH_RATE
 DELTA_S = 0.4
 """Most sound in one event."""
 
+MOST_METADATA = 512
+"""Characters of one value, as OpenAI has it."""
+
 Reason = Literal["turn_detected", "client_cancelled"]
 
 
@@ -93,7 +96,7 @@ class Response:
         async for event in self.reply.events():
             match event:
                 case TextDelta(delta):
-                    self.emit({"type": f"response.{kind}.delta"} | part | {"delta": delta})
+                    await self.wire.post({"type": f"response.{kind}.delta"} | part | {"delta": delta})
                 case SpeechChunk(samples_n):
                     await self._sound(samples_n, part)
                 case Failed(_, error):
@@ -109,7 +112,18 @@ class Response:
         self.emit({"type": "response.output_item.done", "response_id": self.id, "output_index": 0} | self._item())
         if self.conversation_id:
             self.emit({"type": "conversation.item.done", "previous_item_id": previous_item_id} | self._item())
+        self.metadata |= self._left_unspoken()
         self.emit({"type": "response.done", "response": self.told(self.status)})
+
+    def _left_unspoken(self) -> dict[str, str]:
+        """What the client must be told where the voice did not say all of the reply."""
+        if not self.item.is_spoken or self.cancelled or self.failure:
+            return {}
+        unspoken = "; ".join(self.reply.unspoken)
+        told = {"unspoken": unspoken[:MOST_METADATA]} if unspoken else {}
+        if self.item.text.strip() and not self.item.spoken:
+            told |= {"spoken": "false", "reason": "the reply has no word that the voice can speak"}
+        return told
 
     async def _sound(self, samples_n: Samples, part: dict[str, Any]) -> None:
         size = int(DELTA_S * SPEECH_RATE)

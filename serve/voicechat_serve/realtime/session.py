@@ -9,6 +9,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,13 +18,14 @@ from voicechat_serve.audio import Samples
 from voicechat_serve.conversation import Conversation, Item, new_id, stop
 from voicechat_serve.realtime.answering import Answering
 from voicechat_serve.realtime.anticipation import Anticipation
+from voicechat_serve.realtime.errors import EventError, SessionEndedError
 from voicechat_serve.realtime.listening import Listening
-from voicechat_serve.realtime.response import told_item
+from voicechat_serve.realtime.response import Reason, told_item
 from voicechat_serve.realtime.session_settings import (
     CLIENT_EVENTS,
     Append,
     CancelResponse,
-    Checked,
+    ClientEvent,
     CreateItem,
     CreateResponse,
     NamedItem,
@@ -35,7 +37,8 @@ from voicechat_serve.realtime.session_settings import (
 )
 from voicechat_serve.realtime.stages import Stages
 from voicechat_serve.realtime.utterance import Utterance
-from voicechat_serve.realtime.wire import EventError, SessionEndedError, Wire, checked, invalid, parsed
+from voicechat_serve.realtime.voice_activity import Change
+from voicechat_serve.realtime.wire import Wire, checked, invalid, kind_of, parsed
 from voicechat_serve.transcription import Transcript
 
 log = logging.getLogger("ray.serve.voicechat.realtime")
@@ -48,15 +51,28 @@ IDLE_S = 600
 
 LIMITS_CHECKED_S = 10
 
+LONGEST_EVENT_ID = 512
+"""Characters, as OpenAI allows."""
+
 MOST_TURNS = 16
 """That wait for one another: each may hold a minute of sound."""
 
-ALREADY_RESPONDING = EventError(
-    "conversation_already_has_active_response", "a response is under way: cancel it, or wait for its response.done"
-)
+SILENCE_CHECKED_S = 0.1
+"""While somebody speaks and no sound comes."""
 
 TOLD_LATE_MS = 50
 """By which a client's clock may overshoot the end of a reply's sound."""
+
+
+@dataclass
+class Turn:
+    """An utterance that is over, until it is written down and answered."""
+
+    utterance: Utterance
+    preparing: asyncio.Task[None] | None
+    """What has begun to write it down and to answer it."""
+    is_answered: bool
+    """Whether a response is to follow."""
 
 
 class Session:
@@ -92,18 +108,21 @@ class Session:
         self.anticipation = Anticipation(lambda: self.settings, stages, self.listening, self.answering)
         self.turns: list[asyncio.Task[None]] = []
         """Utterances that are written down and answered, in their order."""
-        self.unfinished: dict[str, tuple[Utterance, asyncio.Task[None] | None]] = {}
-        """By the item: what those turns write down, and what prepares them. A turn that waits may never begin."""
+        self.unfinished: dict[str, Turn] = {}
+        """By the item. One that waits for others may never begin."""
         self.unanswered = False
         """Something was said, and its answer left off because more followed."""
-        self.began = self.last_activity = time.monotonic()
+        self.requested: asyncio.Task[None] | None = None
+        """The client's own response, while it waits for what was said before."""
+        self.began = self.last_activity = self.last_sound = time.monotonic()
 
     # Running.
 
     async def run(self) -> tuple[int, str]:
         """To the end; returns the code and the reason to close with. Raises what `receive` raises."""
+        wire = self.wire
         self.emit({"type": "session.created", "session": self.told()})
-        tasks = [asyncio.create_task(work()) for work in (self.wire.read, self._handle_all, self.wire.write)]
+        tasks = [asyncio.create_task(work()) for work in (wire.read, self._handle_all, wire.write, wire.watch)]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -112,10 +131,7 @@ class Session:
         except SessionEndedError as end:
             await stop(*tasks)
             await self.close()
-            await self.wire.write_rest()
-            with contextlib.suppress(SessionEndedError):
-                self.wire.emit_error({"type": "invalid_request_error", "code": end.code, "message": str(end)})
-            await self.wire.write_rest()
+            await wire.farewell({"type": "invalid_request_error", "code": end.code, "message": str(end)})
             return end.close_code, end.code
         finally:
             await stop(*tasks)
@@ -125,9 +141,9 @@ class Session:
         """Ends all work."""
         await self.anticipation.close()
         await stop(*self.turns)
-        for utterance, preparing in self.unfinished.values():
-            await stop(preparing)
-            await utterance.close()
+        for turn in self.unfinished.values():
+            await stop(turn.preparing)
+            await turn.utterance.close()
         await self.answering.close()
         await self.listening.forget()
 
@@ -141,8 +157,12 @@ class Session:
             if now > self.last_activity + IDLE_S:
                 message = f"nothing was said for {IDLE_S // 60} minutes: open another session to go on"
                 raise SessionEndedError("session_idle", message)
+            await self.wire.has_room.wait()  # events that the client asks for do not pile up
             with contextlib.suppress(TimeoutError):
-                await self._handle(await self.wire.next_frame(LIMITS_CHECKED_S))
+                is_speaking = self.listening.is_speaking
+                await self._handle(await self.wire.next_frame(SILENCE_CHECKED_S if is_speaking else LIMITS_CHECKED_S))
+            if change := self.listening.miss(time.monotonic() - self.last_sound):
+                await self._notice(change)
             await asyncio.sleep(0)  # many at once take their turn with what is sent, and with other sessions
 
     def told(self) -> dict[str, Any]:
@@ -157,8 +177,8 @@ class Session:
         event_id = None
         try:
             event = parsed(frame)
-            event_id = event["event_id"][:64] if isinstance(event.get("event_id"), str) else None
-            kind = event["type"]
+            event_id = event["event_id"][:LONGEST_EVENT_ID] if isinstance(event.get("event_id"), str) else None
+            kind = kind_of(event)
             if kind != "input_audio_buffer.append":
                 self.last_activity = time.monotonic()
             await self._do(kind, checked(CLIENT_EVENTS[kind], event))
@@ -169,7 +189,7 @@ class Session:
         except Exception as error:  # of a model's name, or of a model
             self.wire.emit_error(self.stages.explain(error), event_id)
 
-    async def _do(self, kind: str, event: Checked) -> None:
+    async def _do(self, kind: str, event: ClientEvent) -> None:
         match event:
             case Append(audio=audio):
                 await self._append(audio)
@@ -178,9 +198,12 @@ class Session:
             case CreateItem():
                 self._create_item(event)
             case NamedItem(item_id=id) if kind == "conversation.item.retrieve":
-                self.emit({"type": "conversation.item.retrieved", "item": told_item(self._item(id))})
+                item = self._item(id, "item_retrieve_invalid_item_id")
+                self.emit({"type": "conversation.item.retrieved", "item": told_item(item)})
             case NamedItem(item_id=id):
-                self.conversation.items.remove(self._item(id))
+                self.conversation.items.remove(self._item(id, "item_delete_invalid_item_id"))
+                if id in self.unfinished:
+                    self.unfinished[id].is_answered = False
                 self.emit({"type": "conversation.item.deleted", "item_id": id})
             case Truncate():
                 self._truncate(event)
@@ -188,9 +211,10 @@ class Session:
                 self._create_response(wanted or ResponseSettings())
             case CancelResponse(response_id=id):
                 response = self.answering.response
-                if not self.answering.is_responding() or (id and response and id != response.id):
+                if self.answering.is_responding() and (not id or (response and id == response.id)):
+                    await self.answering.interrupt("client_cancelled")
+                elif id or not await self._cancel_expected("client_cancelled"):
                     raise EventError("response_cancel_not_active", "no such response is under way")
-                await self.answering.interrupt("client_cancelled")
             case Nothing() if kind == "input_audio_buffer.commit":
                 self._require_place()
                 self._end_utterance(await self.listening.commit(), None)
@@ -212,8 +236,11 @@ class Session:
             raise invalid(error, "session.") from None
         self.stages.require_model(settings.model)
         self.stages.voice(settings.audio.output.voice_id, None)
-        if (transcription := settings.audio.input.transcription) and transcription.model:
-            self.stages.require_transcription(transcription.model)
+        if transcription := settings.audio.input.transcription:
+            if transcription.model:
+                self.stages.require_transcription(transcription.model)
+            if transcription.language:
+                transcription.language = self.stages.language_code(transcription.language)
         had, wanted = self.settings.audio.input.turn_detection, settings.audio.input.turn_detection
         self.settings = settings
         if had and wanted:
@@ -231,11 +258,12 @@ class Session:
         if event.previous_item_id == "root":
             place = 0
         elif event.previous_item_id is not None:
-            place = self.conversation.items.index(self._item(event.previous_item_id)) + 1
+            before = self._item(event.previous_item_id, "item_create_invalid_previous_item_id", "previous_item_id")
+            place = self.conversation.items.index(before) + 1
         given = event.item
         is_being_said = self.listening.utterance and given.id == self.utterance_id
         if given.id and (is_being_said or self.conversation.find(given.id)):
-            raise EventError("item_exists", f"there is an item {given.id!r} already", "item.id")
+            raise EventError("item_create_duplicate_item_id", f"there is an item {given.id!r} already", "item.id")
         if given.has_sound_only:
             message = "only text can be put into the conversation; sound goes through the input audio buffer"
             raise EventError("unsupported_parameter", message, "item.content")
@@ -250,9 +278,11 @@ class Session:
             self.emit({"type": f"conversation.item.{kind}", "previous_item_id": previous, "item": told_item(item)})
 
     def _truncate(self, event: Truncate) -> None:
-        item = self._item(event.item_id)
+        item = self._item(event.item_id, "item_truncate_invalid_item_id")
+        if event.content_index != 0:
+            raise EventError("invalid_value", "a reply has one part: content_index must be 0", "content_index")
         if item.role != "assistant" or not item.is_spoken:
-            raise EventError("invalid_value", "only a spoken reply can be cut", "item_id")
+            raise EventError("item_truncate_invalid_item_id", "only a spoken reply can be cut", "item_id")
         if not 0 <= event.audio_end_ms <= item.milliseconds + TOLD_LATE_MS:
             message = f"audio_end_ms must be 0 to {int(item.milliseconds)}, which is all of the sound"
             raise EventError("invalid_value", message, "audio_end_ms")
@@ -260,46 +290,72 @@ class Session:
         told = {"item_id": item.id, "content_index": event.content_index, "audio_end_ms": event.audio_end_ms}
         self.emit({"type": "conversation.item.truncated"} | told)
 
-    def _item(self, id: str) -> Item:
+    def _item(self, id: str, code: str, param: str = "item_id") -> Item:
+        """
+        Raises:
+            EventError: with the code, there is no such item.
+        """
         if item := self.conversation.find(id):
             return item
-        raise EventError("item_not_found", f"there is no item {id[:100]!r} in the conversation", "item_id")
+        raise EventError(code, f"there is no item {id[:100]!r} in the conversation", param)
 
     def _create_response(self, wanted: ResponseSettings) -> None:
         if self.settings.type != "realtime":
             raise EventError("invalid_value", "a transcription session gives no responses")
-        if self.answering.is_responding():
-            raise ALREADY_RESPONDING
+        if self.answering.is_responding() or self.requested:
+            raise already_responding()
         self._require_place()
-        self._begin_turn(self._answer_client(wanted))
+        self.requested = self._begin_turn(self._answer_client(wanted))
 
     async def _answer_client(self, wanted: ResponseSettings) -> None:
+        self.requested = None
         if self.answering.is_responding():
-            return self.wire.emit_error(ALREADY_RESPONDING.body)
+            return self.wire.emit_error(already_responding().body)
         self.unanswered = False
         await self.answering.respond(wanted, self.language)
+
+    async def _cancel_expected(self, reason: Reason) -> bool:
+        """Cancels the response that is to follow once all that was said is written down; whether there was one."""
+        is_expected = (
+            self.requested is not None or self.unanswered or any(turn.is_answered for turn in self.unfinished.values())
+        )
+        if not is_expected:
+            return False
+        requested, self.requested = self.requested, None
+        await stop(requested)
+        self.unanswered = False
+        for turn in self.unfinished.values():
+            turn.is_answered = False
+        await self.answering.decline(reason)
+        return True
 
     # What is said.
 
     async def _append(self, encoded: str) -> None:
         async with contextlib.aclosing(self.listening.hear(encoded)) as changes:
             async for change in changes:
-                if change == "started":
-                    place = {"audio_start_ms": self.listening.start_ms, "item_id": self.utterance_id}
-                    self.emit({"type": "input_audio_buffer.speech_started"} | place)
-                    detection = self.settings.audio.input.turn_detection
-                    if detection and detection.interrupt_response:
-                        await self.answering.interrupt("turn_detected")
-                elif change == "paused":
-                    if self.listening.utterance:
-                        self.anticipation.begin(self.listening.utterance)
-                elif change == "resumed":
-                    await self.anticipation.drop()
-                else:
-                    while len(self.turns) >= MOST_TURNS:
-                        await asyncio.wait([self.turns[0]])
-                    end_ms = self.listening.end_ms
-                    self._end_utterance(self.listening.take(), end_ms)
+                await self._notice(change)
+        self.last_sound = time.monotonic()
+
+    async def _notice(self, change: Change) -> None:
+        if change == "started":
+            place = {"audio_start_ms": self.listening.start_ms, "item_id": self.utterance_id}
+            self.emit({"type": "input_audio_buffer.speech_started"} | place)
+            detection = self.settings.audio.input.turn_detection
+            if detection and detection.interrupt_response:
+                await self.answering.interrupt("turn_detected")
+                if self.requested:
+                    await self._cancel_expected("turn_detected")
+        elif change == "paused":
+            if self.listening.utterance:
+                self.anticipation.begin(self.listening.utterance)
+        elif change == "resumed":
+            await self.anticipation.drop()
+        else:
+            while len(self.turns) >= MOST_TURNS:
+                await asyncio.wait([self.turns[0]])
+            end_ms = self.listening.end_ms
+            self._end_utterance(self.listening.take(), end_ms)
 
     def _new_utterance(self, with_partials: bool) -> Utterance:
         id = self.utterance_id = new_id("item")
@@ -332,17 +388,18 @@ class Session:
         self.emit({"type": "input_audio_buffer.committed", "item_id": item.id, "previous_item_id": previous})
         self._tell_added(item, previous)
         detection = self.settings.audio.input.turn_detection
-        is_answered = end_ms is not None and detection is not None and detection.create_response
-        self.unfinished[item.id] = (utterance, self.anticipation.take())
-        self._begin_turn(self._turn(item, is_answered, endpoint_at))
+        is_heard_out = end_ms is not None and detection is not None and detection.create_response
+        is_answered = is_heard_out and self.settings.type == "realtime"
+        self.unfinished[item.id] = Turn(utterance, self.anticipation.take(), is_answered)
+        self._begin_turn(self._turn(item, endpoint_at))
 
-    async def _turn(self, item: Item, is_answered: bool, endpoint_at: float | None) -> None:
+    async def _turn(self, item: Item, endpoint_at: float | None) -> None:
         """Writes an utterance down, and answers it."""
-        utterance, preparing = self.unfinished[item.id]
+        turn = self.unfinished[item.id]
         try:
-            if preparing:
-                await asyncio.wait([preparing])
-            transcript = await utterance.finish()
+            if turn.preparing:
+                await asyncio.wait([turn.preparing])
+            transcript = await turn.utterance.finish()
         except Exception as error:
             told = self.stages.explain(error)
             self._transcribed(item.id, "failed", error=told)
@@ -350,9 +407,11 @@ class Session:
                 self.wire.emit_error(told)
             return await self._answer(endpoint_at)
         finally:
-            await stop(preparing)
-            await utterance.close()
+            await stop(turn.preparing)
+            await turn.utterance.close()
             del self.unfinished[item.id]
+        if self.conversation.find(item.id) is None:  # deleted meanwhile
+            return await self._answer(endpoint_at)
         item.text = transcript.text
         if item.text:
             self.language = transcript.language
@@ -363,7 +422,7 @@ class Session:
             usage={"type": "duration", "seconds": float(transcript.seconds)},
             languages=[{"code": transcript.language}] if transcript.text else None,
         )
-        if is_answered and item.text and self.settings.type == "realtime":
+        if turn.is_answered and item.text:
             self.unanswered = True
         await self._answer(endpoint_at)
 
@@ -393,7 +452,7 @@ class Session:
         if len(self.turns) >= MOST_TURNS:
             raise EventError("too_many_turns", f"{MOST_TURNS} turns wait already: wait until one is through")
 
-    def _begin_turn(self, turn: Coroutine[Any, Any, None]) -> None:
+    def _begin_turn(self, turn: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Turns follow one another: what was said first is written down, and answered, first."""
         before = self.turns[-1] if self.turns else None
 
@@ -409,11 +468,16 @@ class Session:
         task = asyncio.create_task(in_order())
         self.turns.append(task)
         task.add_done_callback(self._end_turn)
+        return task
 
     def _end_turn(self, task: asyncio.Task[None]) -> None:
         self.turns.remove(task)
         if not task.cancelled() and (error := task.exception()):
             log.error("a turn broke off", exc_info=error)
             if isinstance(error, Exception):
-                with contextlib.suppress(SessionEndedError):
-                    self.wire.emit_error(self.stages.explain(error))
+                self.wire.emit_error(self.stages.explain(error))
+
+
+def already_responding() -> EventError:
+    message = "a response is under way: cancel it, or wait for its response.done"
+    return EventError("conversation_already_has_active_response", message)

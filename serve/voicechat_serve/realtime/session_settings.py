@@ -1,14 +1,18 @@
 """What a session can be told: OpenAI's fields that mean something here, checked; and the events that a client sends.
 
-Fields of OpenAI's that have no counterpart (noise_reduction, tracing, include, …) are passed over. Three are ours:
-`temperature`, a `model` that may change between turns, and `turn_detection.anticipate`.
+Fields that nobody knows are refused, and so are those of OpenAI's that have no counterpart here, unless their value
+changes nothing. Three are ours: `temperature`, a `model` that may change between turns, and
+`turn_detection.anticipate`.
 """
 
+import json
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from voicechat_serve.realtime.beta_shape import present_shape
+from voicechat_serve.realtime.errors import EventError
 from voicechat_serve.voices import HEART
 
 LONGEST_INSTRUCTIONS = 32_768
@@ -20,7 +24,41 @@ Name = Annotated[str, StringConstraints(max_length=256)]
 
 
 class Checked(BaseModel):
-    model_config = ConfigDict(strict=True)
+    """Unknown fields are refused: a misspelt one would be lost in silence. Null stands for the default, where it is no
+    value of its own."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def null_is_not_given(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if value is not None or not cls.has_default(name)}
+
+    @classmethod
+    def has_default(cls, name: str) -> bool:
+        """Whether there is a field of that name whose null means its default."""
+        field = cls.model_fields.get(name)
+        return field is not None and not field.is_required() and type(None) not in get_args(field.annotation)
+
+
+def require_neutral(*values: Any) -> AfterValidator:
+    """Of a field of OpenAI's that is not supported: it may be null, or have a value that changes nothing."""
+
+    def check(given: Any) -> Any:
+        if given is not None and given not in values:
+            allowed = f" beyond {json.dumps(values[0])}" if values else ""
+            raise ValueError(f"it is not supported{allowed}: leave it out")
+        return given
+
+    return AfterValidator(check)
+
+
+NotSupported = Annotated[Any, require_neutral()]
+NoList = Annotated[Any, require_neutral([])]
+NoToolChoice = Annotated[Any, require_neutral("auto", "none")]
+AutoTruncation = Annotated[Any, require_neutral("auto")]
 
 
 def require_no_tools(tools: list[Any]) -> list[Any]:
@@ -40,10 +78,13 @@ class Format(Checked):
 class TranscriptionSettings(Checked):
     model: Name = ""
     """The server's own when empty."""
-    language: Annotated[str, StringConstraints(max_length=8)] | None = None
-    """ISO-639-1 code of what is spoken; detected when not given."""
+    language: Annotated[str, StringConstraints(max_length=64)] | None = None
+    """What is spoken, as BCP 47 or ISO 639-1 name it; told again as Whisper's code. Detected when not given."""
     prompt: Annotated[str, StringConstraints(max_length=1024)] | None = None
     """Names and words to expect."""
+    languages: NoList = Field(default=None, exclude=True)
+    keywords: NoList = Field(default=None, exclude=True)
+    delay: NotSupported = Field(default=None, exclude=True)
 
 
 @dataclass(frozen=True)
@@ -81,6 +122,10 @@ class TurnDetection(Checked):
     interrupt_response: bool = True
     anticipate: bool = True
     """Begin to answer at the first short pause; thrown away if the person goes on."""
+    idle_timeout_ms: NotSupported = Field(default=None, exclude=True)
+
+    def told(self) -> dict[str, Any]:
+        return self.model_dump(exclude={"silence_duration_ms" if self.is_by_words else "eagerness"})
 
     @property
     def is_by_words(self) -> bool:
@@ -116,6 +161,7 @@ class AudioInput(Checked):
     """None: what is said is still written down for the model, but not told to the client."""
     turn_detection: TurnDetection | None = TurnDetection()
     """None: the client commits."""
+    noise_reduction: NotSupported = Field(default=None, exclude=True)
 
 
 class VoiceId(Checked):
@@ -149,24 +195,74 @@ class SessionSettings(Checked):
     temperature: float | None = Field(default=None, ge=0, le=2)
     audio: Audio = Audio()
     tools: Tools = []
+    tool_choice: NoToolChoice = Field(default=None, exclude=True)
+    parallel_tool_calls: bool | None = Field(default=None, exclude=True)
+    include: NoList = Field(default=None, exclude=True)
+    prompt: NotSupported = Field(default=None, exclude=True)
+    reasoning: NotSupported = Field(default=None, exclude=True)
+    truncation: AutoTruncation = Field(default=None, exclude=True)
+    tracing: str | dict[str, Any] | None = Field(default=None, exclude=True)
+    """Accepted, because the Agents SDK always asks for it; there is nowhere to trace to."""
+    id: Name | None = Field(default=None, exclude=True)
+    object: Name | None = Field(default=None, exclude=True)
+    expires_at: int | None = Field(default=None, exclude=True)
+    """These three come back from a client that sends the session as it was told of it."""
 
     def updated(self, patch: dict[str, Any]) -> "SessionSettings":
         """
+        Args:
+            patch: as the client sent it, in the present shape or the beta's.
+
         Raises:
             ValidationError: a field of the patch is wrong.
+            EventError: a field has no effect in a session like this.
         """
-        return SessionSettings.model_validate(merged(self.model_dump(), patch))
+        patch = present_shape(patch, "session.")
+        settings = SessionSettings.model_validate(merged(self.model_dump(), patch))
+        settings.require_effect(patch)
+        return settings
+
+    def require_effect(self, patch: dict[str, Any]) -> None:
+        """
+        Raises:
+            EventError: a field of the patch says nothing in a session of this type, or with this turn detection.
+        """
+        if self.type == "transcription":
+            of_responses = [name for name in patch if name not in TRANSCRIPTION_FIELDS and patch[name] is not None]
+            if "output" in (patch.get("audio") or {}):
+                of_responses.append("audio.output")
+            if of_responses:
+                message = f"session.{of_responses[0]}: a transcription session gives no responses"
+                raise EventError("invalid_value", message, f"session.{of_responses[0]}")
+        detection = self.audio.input.turn_detection
+        given = ((patch.get("audio") or {}).get("input") or {}).get("turn_detection") or {}
+        if detection is not None:
+            foreign = "silence_duration_ms" if detection.is_by_words else "eagerness"
+            if given.get(foreign) is not None:
+                param = f"session.audio.input.turn_detection.{foreign}"
+                raise EventError("invalid_value", f"{param}: {detection.type} has no such field", param)
 
     def told(self) -> dict[str, Any]:
         """As the client is told them."""
+        told = self.model_dump() | {"object": "realtime.session"}
+        if detection := self.audio.input.turn_detection:
+            told["audio"]["input"]["turn_detection"] = detection.told()
         if self.type == "realtime":
-            return self.model_dump(exclude={"tools"}) | {"object": "realtime.session", "tools": []}
+            return told | {
+                "tool_choice": "auto",
+                "tracing": None,
+                "include": None,
+                "prompt": None,
+                "truncation": "auto",
+            }
         return {
             "type": self.type,
             "object": "realtime.transcription_session",
-            "audio": {"input": self.audio.input.model_dump()},
+            "audio": {"input": told["audio"]["input"]},
         }
 
+
+TRANSCRIPTION_FIELDS = ("type", "audio", "include", "id", "object", "expires_at")
 
 NULLABLE = ("turn_detection", "transcription", "language", "prompt", "temperature")
 
@@ -175,8 +271,8 @@ def merged(whole: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
     """The patch's fields over the others; null is a value where it means something, and the default elsewhere."""
     result = dict(whole)
     for name, value in patch.items():
-        if value is None and name not in NULLABLE:
-            result.pop(name, None)
+        if value is None and name in whole and name not in NULLABLE:
+            del result[name]
         elif isinstance(value, dict) and isinstance(result.get(name), dict):
             result[name] = merged(result[name], value)
         else:
@@ -193,6 +289,9 @@ class ItemContent(Checked):
 
 class ClientItem(Checked):
     type: Literal["message"]
+    object: Literal["realtime.item"] | None = None
+    status: Literal["completed", "incomplete", "in_progress"] | None = None
+    """These two come back from a client that sends an item as it was told of it."""
     role: Literal["system", "user", "assistant"]
     content: Annotated[list[ItemContent], Field(min_length=1, max_length=64)]
     id: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
@@ -238,46 +337,60 @@ class ResponseSettings(Checked):
     """What to answer instead of the conversation."""
     audio: ResponseAudio | None = None
     tools: Tools | None = None
+    tool_choice: NoToolChoice = None
+    parallel_tool_calls: bool | None = None
+    prompt: NotSupported = None
+    reasoning: NotSupported = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def in_the_present_shape(cls, given: Any) -> Any:
+        return present_shape(given, "response.") if isinstance(given, dict) else given
 
 
-class SessionUpdate(Checked):
+class ClientEvent(Checked):
+    type: str
+    event_id: Annotated[str, StringConstraints(max_length=512)] | None = None
+
+
+class SessionUpdate(ClientEvent):
     session: dict[str, Any]
 
 
-class Append(Checked):
+class Append(ClientEvent):
     audio: str
 
 
-class CreateItem(Checked):
+class CreateItem(ClientEvent):
     item: ClientItem
     previous_item_id: Name | None = None
 
 
-class NamedItem(Checked):
+class NamedItem(ClientEvent):
     """For `conversation.item.retrieve` and `.delete`."""
 
     item_id: Name
 
 
-class Truncate(Checked):
+class Truncate(ClientEvent):
     item_id: Name
     content_index: int = 0
     audio_end_ms: int
 
 
-class CreateResponse(Checked):
+class CreateResponse(ClientEvent):
     response: ResponseSettings | None = None
 
 
-class CancelResponse(Checked):
+class CancelResponse(ClientEvent):
     response_id: Name | None = None
 
 
-class Nothing(Checked):
+class Nothing(ClientEvent):
     """An event that says all by its type."""
 
 
-CLIENT_EVENTS: dict[str, type[Checked]] = {
+CLIENT_EVENTS: dict[str, type[ClientEvent]] = {
     "session.update": SessionUpdate,
     "input_audio_buffer.append": Append,
     "input_audio_buffer.commit": Nothing,
@@ -290,3 +403,8 @@ CLIENT_EVENTS: dict[str, type[Checked]] = {
     "response.cancel": CancelResponse,
     "output_audio_buffer.clear": Nothing,
 }
+
+KNOWN_FIELDS = sorted(
+    {name for model in (*CLIENT_EVENTS.values(), *Checked.__subclasses__()) for name in model.model_fields}
+)
+"""Of all events and settings: for an error to name the nearest one."""

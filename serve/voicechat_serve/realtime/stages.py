@@ -32,8 +32,14 @@ class Stages(Protocol):
     def require_transcription(self, name: str) -> None:
         """Raises APIError where there is none of that name."""
 
+    def language_code(self, tag: str) -> str:
+        """The transcription model's code for a language. Raises APIError where it does not know it."""
+
     def voice(self, name: str, language: str | None) -> str | None:
         """The voice of that name, or another that speaks the language; None where none does. Raises APIError."""
+
+    def language_of(self, voice: str) -> str:
+        """ISO-639-1 code of what the voice speaks, by an id that `voice` gave."""
 
     def explain(self, error: Exception) -> dict[str, Any]:
         """{"type", "code", "message", "param"} of any error."""

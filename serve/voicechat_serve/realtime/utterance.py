@@ -12,6 +12,7 @@ Letters: n samples at HEARING_RATE.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 from itertools import takewhile
 from typing import Any
@@ -21,6 +22,8 @@ import numpy as np
 from voicechat_serve.audio import HEARING_RATE, Samples
 from voicechat_serve.conversation import stop, uncancelled
 from voicechat_serve.transcription import Transcript
+
+log = logging.getLogger("ray.serve.voicechat.realtime")
 
 Hear = Callable[[Samples, bool], Coroutine[Any, Any, Transcript | None]]
 """A sound of at most LONGEST_PART_S and a bit; with True only where the ear is idle: None where it was not."""
@@ -139,8 +142,8 @@ class Utterance:
         self.next_partial = samples + int(PARTIAL_EVERY_S * HEARING_RATE)
         try:
             transcript = await self.hear(np.concatenate(self.tail), True)
-        except Exception:
-            return  # the whole will be heard again, and tells
+        except Exception:  # the whole will be heard again, and tells the client
+            return log.warning("a partial transcript could not be made", exc_info=True)
         if transcript is None or self.show is None:
             return
         words = transcript.text.split()

@@ -47,7 +47,11 @@ class VoiceActivity:
         self.speech_ms = 0.0
         """Of the speech that may be beginning, its holes included."""
         self.quiet_ms = 0.0
-        """Since the last chunk of speech."""
+        """Of sound since the last chunk of speech."""
+        self.missing_ms = 0.0
+        """Time since then in which no sound came, where that counts as silence."""
+        self.is_paused = False
+        """Whether a pause was told of, after which the speech was not resumed."""
 
     def feed(self, chunk_n: Samples, begins_after_ms: float = BEGINS_AFTER_MS) -> Change | None:
         """
@@ -57,7 +61,7 @@ class VoiceActivity:
         """
         level = self.threshold - HYSTERESIS if self.is_speaking else self.threshold
         is_speech = self.detector.process_samples(np.clip(chunk_n, -1, 1).tolist()) >= level
-        was_paused = self.quiet_ms >= PAUSE_MS
+        self.missing_ms = 0.0
         self.quiet_ms = 0.0 if is_speech else self.quiet_ms + CHUNK_MS
         if not self.is_speaking:
             self.speech_ms = (
@@ -68,12 +72,29 @@ class VoiceActivity:
             self.is_speaking = True
             return "started"
         if is_speech:
+            was_paused, self.is_paused = self.is_paused, False
             return "resumed" if was_paused else None
-        if self.quiet_ms >= self.silence_ms:
-            self.is_speaking, self.speech_ms = False, 0.0
+        return self._silence()
+
+    def miss(self, missing_ms: float) -> Change | None:
+        """No sound comes: the silence grows all the same, and what ends it may have changed meanwhile.
+
+        Args:
+            missing_ms: since the last chunk; 0 where its absence does not count as silence yet.
+        """
+        self.missing_ms = missing_ms
+        return self._silence() if self.is_speaking else None
+
+    def _silence(self) -> Change | None:
+        silence_ms = self.quiet_ms + self.missing_ms
+        if silence_ms >= self.silence_ms:
+            self.end()
             return "stopped"
-        return "paused" if not was_paused and self.quiet_ms >= PAUSE_MS else None
+        if self.is_paused or silence_ms < PAUSE_MS:
+            return None
+        self.is_paused = True
+        return "paused"
 
     def end(self) -> None:
         """The speech is over, whatever follows."""
-        self.is_speaking, self.speech_ms = False, 0.0
+        self.is_speaking, self.is_paused, self.speech_ms = False, False, 0.0

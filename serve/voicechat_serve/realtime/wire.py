@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import difflib
 import json
 import sys
 from collections.abc import Awaitable, Callable
@@ -10,7 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from voicechat_serve.conversation import new_id
-from voicechat_serve.realtime.session_settings import CLIENT_EVENTS, Checked
+from voicechat_serve.realtime.errors import EventError, SessionEndedError
+from voicechat_serve.realtime.session_settings import CLIENT_EVENTS, KNOWN_FIELDS, ClientEvent
 
 MOST_UNHANDLED_BYTES = 32 * 2**20
 """Of frames that came faster than they can be handled: eight minutes of sound."""
@@ -18,38 +20,36 @@ MOST_UNHANDLED_BYTES = 32 * 2**20
 MOST_PARTS = 50_000
 """Commas and brackets in an event: those of a few megabytes take seconds, in which no other session is heard."""
 
-MOST_UNSENT = 2048
-"""Events that the client has not taken yet."""
+UNSENT_BYTES = 256 * 1024
+"""Of events that wait for the client: from here on a reply waits, and what the client asks for next."""
 
+MOST_UNSENT_BYTES = 8 * 2**20
+"""What is emitted all the same, by work that is under way, ends the session from here on."""
 
-class EventError(Exception):
-    """An event of the client's cannot be done; the session goes on."""
+UNSENT_S = 10.0
+"""How long an event may wait for the client; then the session ends."""
 
-    def __init__(self, code: str, message: str, param: str | None = None, kind: str = "invalid_request_error"):
-        super().__init__(message)
-        self.body = {"type": kind, "code": code, "message": message, "param": param}
-
-
-class SessionEndedError(Exception):
-    """The session is over; the client is told why."""
-
-    def __init__(self, code: str, message: str, close_code: int = 1000):
-        super().__init__(message)
-        self.code, self.close_code = code, close_code
+FAREWELL_S = 1.0
+"""How long the end of a session waits for its client to take what is left."""
 
 
 class Wire:
     """
     Args:
         receive: the client's next frame, a text; raises when it has left.
-        send: sends a frame.
+        send: sends a frame; waits while the client does not take it.
     """
 
     def __init__(self, receive: Callable[[], Awaitable[str]], send: Callable[[str], Awaitable[None]]):
         self.receive, self.send = receive, send
         self.inbox: asyncio.Queue[str] = asyncio.Queue()
         self.unhandled_bytes = 0
-        self.outbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MOST_UNSENT)
+        self.outbox: asyncio.Queue[tuple[str, float]] = asyncio.Queue()
+        """Frames, and when each must be sent; on the event loop's clock."""
+        self.unsent_bytes = 0
+        self.has_room = asyncio.Event()
+        self.has_room.set()
+        self.overflowing = asyncio.Event()
 
     async def read(self) -> None:
         """Takes in what comes, for good: Serve would keep it without bound.
@@ -75,30 +75,60 @@ class Wire:
         return frame
 
     async def write(self) -> None:
-        """Sends what was emitted, for good."""
-        while True:
-            await self.send(as_frame(await self.outbox.get()))
+        """Sends what was emitted, for good.
 
-    async def write_rest(self) -> None:
-        """Sends what is left, as far as the client takes it."""
+        Raises: what `send` raises; SessionEndedError, the client does not take it in time.
+        """
+        while True:
+            frame, due = await self.outbox.get()
+            try:
+                async with asyncio.timeout_at(due):
+                    await self.send(frame)
+            except TimeoutError:
+                raise too_slow() from None
+            self._count(-len(frame))
+
+    async def watch(self) -> None:
+        """
+        Raises:
+            SessionEndedError: too much was emitted that the client does not take.
+        """
+        await self.overflowing.wait()
+        raise too_slow()
+
+    async def farewell(self, error: dict[str, Any]) -> None:
+        """Sends what is left, as far as the client takes it soon, and at last why the session ends."""
         with contextlib.suppress(Exception):
-            while not self.outbox.empty():
-                await self.send(as_frame(self.outbox.get_nowait()))
+            async with asyncio.timeout(FAREWELL_S):
+                while not self.outbox.empty():
+                    await self.send(self.outbox.get_nowait()[0])
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(FAREWELL_S):
+                await self.send(as_frame(error_event(error)))
 
     def emit(self, event: dict[str, Any]) -> None:
-        """Sends an event, in the order of the calls.
+        """Sends an event, in the order of the calls; where too much waits for the client, `watch` ends the session.
 
-        Raises:
-            SessionEndedError: too many wait for the client.
+        That is not raised here: whoever emits may be a task that nobody waits for.
         """
-        try:
-            self.outbox.put_nowait(event)
-        except asyncio.QueueFull:
-            raise SessionEndedError("too_slow", "the client does not take what it is sent", 1008) from None
+        frame = as_frame(event)
+        if self.unsent_bytes + len(frame) > MOST_UNSENT_BYTES:
+            self.overflowing.set()
+            return
+        self.outbox.put_nowait((frame, asyncio.get_running_loop().time() + UNSENT_S))
+        self._count(len(frame))
 
     async def post(self, event: dict[str, Any]) -> None:
         """Sends an event once there is room for it."""
-        await self.outbox.put(event)
+        await self.has_room.wait()
+        self.emit(event)
+
+    def _count(self, num_bytes: int) -> None:
+        self.unsent_bytes += num_bytes
+        if self.unsent_bytes < UNSENT_BYTES:
+            self.has_room.set()
+        else:
+            self.has_room.clear()
 
     def emit_error(self, body: dict[str, Any], event_id: str | None = None) -> None:
         """
@@ -106,7 +136,15 @@ class Wire:
             body: OpenAI's type, code and message.
             event_id: the client's, of its event that is at fault.
         """
-        self.emit({"type": "error", "error": {"param": None, **body, "event_id": event_id}})
+        self.emit(error_event(body, event_id))
+
+
+def error_event(body: dict[str, Any], event_id: str | None = None) -> dict[str, Any]:
+    return {"type": "error", "error": {"param": None, **body, "event_id": event_id}}
+
+
+def too_slow() -> SessionEndedError:
+    return SessionEndedError("too_slow", "the client does not take what it is sent: read the events as they come", 1008)
 
 
 def as_frame(event: dict[str, Any]) -> str:
@@ -117,7 +155,7 @@ def as_frame(event: dict[str, Any]) -> str:
 def parsed(frame: str) -> dict[str, Any]:
     """
     Raises:
-        EventError: not an event that there is, or one of too many parts.
+        EventError: not JSON, not an object, or one of too many parts.
     """
     if sum(map(frame.count, ",[{")) > MOST_PARTS:
         raise EventError("too_large", f"the event has more than {MOST_PARTS} commas and brackets")
@@ -125,15 +163,26 @@ def parsed(frame: str) -> dict[str, Any]:
         event = json.loads(frame)
     except (ValueError, RecursionError):
         raise EventError("invalid_json", "the event is not valid JSON") from None
-    if not isinstance(event, dict) or not isinstance(event.get("type"), str):
-        raise EventError("invalid_value", "an event is an object with a type", "type")
-    if event["type"] not in CLIENT_EVENTS:
-        message = f"unknown event {event['type'][:100]!r}; there are {', '.join(CLIENT_EVENTS)}"
-        raise EventError("invalid_value", message, "type")
+    if not isinstance(event, dict):
+        raise EventError("invalid_event", "an event is an object with a type")
     return event
 
 
-def checked(kind: type[Checked], event: dict[str, Any]) -> Checked:
+def kind_of(event: dict[str, Any]) -> str:
+    """
+    Raises:
+        EventError: it has no type, or one that there is not.
+    """
+    kind = event.get("type")
+    if not isinstance(kind, str):
+        raise EventError("invalid_event", "an event is an object with a type, and this one has none", "type")
+    if kind not in CLIENT_EVENTS:
+        message = f"unknown event {kind[:100]!r}; there are {', '.join(CLIENT_EVENTS)}"
+        raise EventError("invalid_value", message, "type")
+    return kind
+
+
+def checked(kind: type[ClientEvent], event: dict[str, Any]) -> ClientEvent:
     try:
         return kind.model_validate(event)
     except ValidationError as error:
@@ -141,6 +190,15 @@ def checked(kind: type[Checked], event: dict[str, Any]) -> Checked:
 
 
 def invalid(error: ValidationError, prefix: str = "") -> EventError:
+    """The first fault of an event or of a session, by OpenAI's codes."""
     first = error.errors(include_url=False, include_input=False)[0]
     param = (prefix + ".".join(str(part) for part in first["loc"]))[:100]
-    return EventError("invalid_value", f"{param}: {first['msg'].removeprefix('Value error, ')}"[:1000], param)
+    kind = first["type"]
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(first["loc"][-1]), KNOWN_FIELDS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return EventError("unknown_parameter", f"unknown parameter {param!r}{hint}", param)
+    code = {"missing": "missing_required_parameter"}.get(
+        kind, "invalid_type" if kind.endswith("_type") else "invalid_value"
+    )
+    return EventError(code, f"{param}: {first['msg'].removeprefix('Value error, ')}"[:1000], param)

@@ -60,6 +60,13 @@ def sentences(text: str) -> Iterator[str]:
         yield from textwrap.wrap(sentence, MOST_CHARACTERS)
 
 
+def english_sentences(text: str) -> Iterator[str]:
+    """The same, for engines that do not know dates, times and titles; hibari's normalization writes them out."""
+    from hibari.g2p.normalize import normalize
+
+    yield from map(normalize, sentences(text))
+
+
 def pronounceable(text: str) -> str:
     """The text without what the engines take too long for, or fail at."""
     text = LONG_NUMBER.sub(lambda found: " ".join(found[0].replace(",", "")), text)

@@ -16,7 +16,7 @@ import numpy as np
 from voicechat_platform.errors import InputError
 from voicechat_platform.settings import settings
 from voicechat_serve.audio import Samples
-from voicechat_serve.voices.interface import MOST_PHONEMES, SPEECH_RATE, Installed, Voice, sentences
+from voicechat_serve.voices.interface import MOST_PHONEMES, SPEECH_RATE, Installed, Voice, english_sentences, sentences
 
 if TYPE_CHECKING:
     from kokoro_onnx import Kokoro
@@ -74,7 +74,7 @@ class KokoroSpeaker:
         self.model, self.name, self.language = load(model, styles), name, language
 
     def speak(self, text: str, speed: float) -> Iterator[Samples]:
-        for sentence in sentences(text):
+        for sentence in english_sentences(text) if self.language.startswith("en") else sentences(text):
             for part in textwrap.wrap(self.model.tokenizer.phonemize(sentence, self.language), MOST_PHONEMES):
                 sound_n, _ = self.model.create(part, self.name, min(max(speed, SLOWEST), FASTEST), is_phonemes=True)
                 yield np.pad(sound_n, (0, int(PAUSE_S * SPEECH_RATE)))

@@ -17,7 +17,7 @@ import soxr
 from voicechat_platform.errors import InputError
 from voicechat_platform.settings import settings
 from voicechat_serve.audio import Samples
-from voicechat_serve.voices.interface import MOST_PHONEMES, SPEECH_RATE, Installed, Voice, sentences
+from voicechat_serve.voices.interface import MOST_PHONEMES, SPEECH_RATE, Installed, Voice, english_sentences, sentences
 
 
 def installed() -> Iterator[Installed]:
@@ -76,7 +76,8 @@ class PiperSpeaker:
 
         pace = SynthesisConfig(length_scale=self.model.config.length_scale / speed)
         text = re.sub(r"\[(?=\[)", "[ ", text)  # [[ ]] would be read as phonemes
-        for sentence in sentences(text):
+        is_english = self.model.config.espeak_voice.startswith("en")
+        for sentence in english_sentences(text) if is_english else sentences(text):
             for phonemes in self.model.phonemize(sentence):
                 for start in range(0, len(phonemes), MOST_PHONEMES):
                     ids = self.model.phonemes_to_ids(phonemes[start : start + MOST_PHONEMES])

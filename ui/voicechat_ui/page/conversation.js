@@ -297,10 +297,12 @@ class Conversation {
       this.playback.finish(id);
       if (this.playback.item !== id && this.speaking === message) this.speaking = null; // has no sound, or was heard
       if (response.status === "cancelled") message.interrupted = true;
-      if (response.metadata?.spoken === "false") {
-        message.aside = `no voice speaks ${languageName(response.metadata.reason?.split(" ").pop())}: text only`;
-        this.announce(`Reply: ${message.text}`);
+      const { spoken, unspoken, reason } = response.metadata ?? {};
+      if (unspoken) message.aside = `the voice cannot say: ${unspoken}`;
+      else if (reason?.startsWith("no voice speaks")) {
+        message.aside = `no voice speaks ${languageName(reason.split(" ").pop())}: text only`;
       }
+      if (spoken === "false") this.announce(`Reply: ${message.text}`);
       if (message.turn?.firstWordAt !== undefined && response.status !== "failed") {
         message.latency = stagesOf({ ...message.turn, doneAt: now });
         this.percentiles.add(message.latency);

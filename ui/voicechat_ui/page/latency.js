@@ -1,12 +1,13 @@
 // Where the time of a turn went, as this browser saw it. Defines stagesOf, Percentiles and STAGES.
 
-// In the order in which they follow each other, each with what ends it.
+// In the order in which they follow each other: the name in downloads, the moment that ends it, and for people.
 const STAGES = [
-  ["endpoint", "stoppedAt", "until the server was sure that you had finished"],
-  ["transcription", "transcribedAt", "until your words were there"],
-  ["first word", "firstWordAt", "until the first word of the reply"],
-  ["first sound", "firstSoundAt", "until its sound left the loudspeaker"],
+  ["endpoint", "stoppedAt", "noticing that you had finished"],
+  ["transcription", "transcribedAt", "writing your words down"],
+  ["first word", "firstWordAt", "finding the first word"],
+  ["first sound", "firstSoundAt", "speaking it"],
 ];
+const STAGE_WORDS = { ...Object.fromEntries(STAGES.map(([name, , words]) => [name, words])), total: "all together" };
 
 // Args: a turn's moments (performance.now()); beganAt is the end of what was said, or when it was typed.
 // Returns: { stages: { name: seconds }, toFirstSound, total }, without what the turn did not have.

@@ -14,6 +14,7 @@ const MAX_REPLY_TOKENS = 256; // a reply is listened to: this is already half a 
 const settings = { model: "", voice: "", speed: 1, temperature: "", turnEnd: "semantic_vad", instructions: "" };
 const talk = {
   opened: false, // the server's lists have come
+  models: {}, // by their ids { label, about }: what people call them, and what to expect of them
   problem: "", // why there is no conversation
   active: false, // the microphone is wanted
   pushToTalk: false,
@@ -83,9 +84,13 @@ function draw() {
   view.status(status, text);
   view.messages(conversation.messages);
   view.percentiles(percentiles.rows());
+  const about = talk.models[settings.model]?.about;
+  view.who(settings.model ? `You talk with ${nameOf(settings.model)}${about ? `: ${about}` : "."}` : "");
   view.controls({ ...talk, muted: Boolean(microphone.muted), busy: conversation.busy, model: settings.model });
   Object.assign(window.voicechat, { status, ...playback.meter, playing: playback.playing });
 }
+
+const nameOf = (model) => talk.models[model]?.label ?? model;
 
 function sessionNow() {
   const handsFree = talk.active && !talk.pushToTalk && !talk.uploading;
@@ -315,9 +320,10 @@ window.voicechat = {
   storedSettings: () => stored("settings", {}),
 
   // The lists have come, or what is wrong with the server.
-  opened(problem, ...values) {
+  opened(problem, models, ...values) {
     talk.opened = true;
     talk.problem = problem ?? "";
+    talk.models = models ?? {};
     this.set(...values);
     show();
   },
@@ -325,6 +331,10 @@ window.voicechat = {
   set(model, voice, speed, temperature, turnEnd, instructions) {
     const chosen = { model: model ?? "", voice: voice ?? "", speed, temperature: temperature ?? "", turnEnd, instructions: instructions ?? "" };
     if (JSON.stringify(chosen) === JSON.stringify(settings)) return;
+    const another = settings.model && chosen.model && chosen.model !== settings.model;
+    if (another && conversation.messages.length) {
+      conversation.note(`From here on you talk with ${nameOf(chosen.model)}.`);
+    }
     Object.assign(settings, chosen);
     clearTimeout(talk.setting);
     talk.setting = setTimeout(updateSession, SETTLED_MS);
@@ -354,6 +364,7 @@ for (const gesture of ["pointerdown", "keydown"]) document.addEventListener(gest
 document.addEventListener("click", (event) => {
   const id = event.target.closest?.("#talk button")?.id;
   CLICKS[id]?.();
+  view.closeMenus(id ? null : event.target.closest?.(".menu"));
   // From a screen reader, which cannot hold a button: the first click presses it, the second releases it.
   if (id === "hold" && event.detail === 0) talk.holding ? release() : hold();
 });
@@ -379,8 +390,10 @@ document.addEventListener("keydown", (event) => {
   if (event.target.id === "message" && event.key === "Enter" && !event.shiftKey && !event.isComposing) {
     event.preventDefault();
     sendMessage();
-  } else if (event.key === "Escape" && conversation.busy) {
-    conversation.interrupt();
+  } else if (event.key === "Escape") {
+    const menu = view.closeMenus();
+    if (menu) menu.firstElementChild.focus();
+    else if (conversation.busy) conversation.interrupt();
   } else if (isTalkKey(event)) {
     event.preventDefault();
     if (!event.repeat) hold();

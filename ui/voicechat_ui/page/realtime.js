@@ -6,6 +6,12 @@ const LONGEST_WAIT_MS = 8000; // between two attempts
 const EARLY_KEPT = 250; // frames, 10 s, while there is no session
 const SENT_MS_KEPT = 120000; // for the recording and for when a sample was spoken
 const LARGEST_BACKLOG_BYTES = 2e6; // half a minute of sound: nobody reads it any more
+const MOST_BUSY = 6; // attempts in a row, half a minute, at a server that says to try again later
+const CLOSED_BECAUSE = {
+  "the API key was revoked": "Your key was revoked or has expired. Ask for a new one, then reload this page.",
+  too_slow: "The conversation ended: the connection was too slow for what the server sent.",
+  too_fast: "The conversation ended: sound was sent faster than the server could listen.",
+};
 
 function toBase64(samples) {
   const bytes = new Uint8Array(samples.buffer, samples.byteOffset, samples.byteLength);
@@ -116,7 +122,7 @@ class Realtime {
     const socket = (this.socket = new WebSocket(url));
     this.timer = setTimeout(() => this.#lost(1006), CONNECT_WITHIN_MS);
     socket.onmessage = ({ data }) => this.#receive(JSON.parse(data));
-    socket.onclose = ({ code }) => this.#lost(code);
+    socket.onclose = ({ code, reason }) => this.#lost(code, reason);
     this.#become("connecting");
   }
 
@@ -139,14 +145,18 @@ class Realtime {
     this.handlers.event(event);
   }
 
-  #lost(code) {
+  #lost(code, reason) {
     const wasOpen = this.state === "open";
-    const problem = this.problem;
+    const told = CLOSED_BECAUSE[reason];
+    const problem = told ? { code: reason, message: told } : this.problem;
     this.#detach();
     if (wasOpen) this.handlers.lost();
-    // 1013: try again later. Without a word about why, or when a session was only too long, it is worth trying too.
+    // 1008: trying again is of no use; 1013: try again later. Without a word about why, or when a session was only too
+    // long, it is worth trying too.
     const expired = problem?.code === "session_expired";
-    if (!expired && (code === 1000 || (problem && code !== 1013))) {
+    const isBusy = problem?.code === "too_many_sessions" && this.attempts >= MOST_BUSY;
+    const isFinal = code === 1000 || code === 1008 || (code === 1013 ? isBusy : problem);
+    if (!expired && isFinal) {
       this.#forget();
       this.#become("closed");
       this.handlers.ended(problem ?? { code: "closed", message: "The server ended the conversation." });

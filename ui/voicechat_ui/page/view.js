@@ -2,7 +2,7 @@
 // is set as text: a reply that looks like HTML is shown as it is. Defines View.
 
 const AT_THE_END_PX = 60;
-const seconds = (value) => `${value.toFixed(2)} s`;
+const seconds = (value, digits = 1) => `${value.toFixed(digits)} s`;
 
 function element(tag, className, text = "") {
   const made = document.createElement(tag);
@@ -76,31 +76,34 @@ class View {
     if (failed) tags.push("cut off: the connection broke");
     const parts = [who, words];
     if (tags.length) parts.push(element("p", "tags", tags.join(" · ")));
-    if (latency) parts.push(this.#latencyBar(latency));
+    if (latency) parts.push(this.#latency(latency, item.querySelector("details")?.open));
     item.replaceChildren(...parts);
   }
 
-  #latencyBar({ stages, toFirstSound, total }) {
-    const box = element("div", "latency");
+  // How long the reply took, and on a click where the time went.
+  #latency({ stages, toFirstSound, total }, open = false) {
+    const box = element("details", "latency");
+    box.open = open;
+    const waited = toFirstSound ?? Object.values(stages).reduce((sum, value) => sum + value, 0);
     const bar = element("div", "bar");
     bar.setAttribute("aria-hidden", "true"); // the numbers below say the same
     const numbers = element("dl", "numbers");
-    const number = (name, value, title = "") => {
-      const pair = element("div", `stage ${name.replaceAll(" ", "-")}`);
-      pair.title = title;
-      pair.append(element("dt", "", name), element("dd", "", seconds(value)));
+    const number = (name, words, value) => {
+      const pair = element("div", `stage ${name}`);
+      pair.append(element("dt", "", words), element("dd", "", seconds(value, 2)));
       numbers.append(pair);
     };
-    for (const [stage, , title] of STAGES) {
+    for (const [stage, , words] of STAGES) {
       if (stages[stage] === undefined) continue;
-      const segment = element("span", stage.replaceAll(" ", "-"));
+      const name = stage.replaceAll(" ", "-");
+      const segment = element("span", name);
       segment.style.flexGrow = 1000 * stages[stage]; // below 1 in all, the bar would not be filled
       bar.append(segment);
-      number(stage, stages[stage], title);
+      number(name, words, stages[stage]);
     }
-    if (toFirstSound !== undefined) number("total", toFirstSound, "from the end of your words to the first sound");
-    number("whole reply", total, "until the server had sent all of it");
-    box.append(bar, numbers);
+    if (toFirstSound !== undefined) number("total", "until you heard it", toFirstSound);
+    number("whole-reply", "until all of it was written", total);
+    box.append(element("summary", "", `Answered after ${seconds(waited)}`), bar, numbers);
     return box;
   }
 
@@ -109,16 +112,15 @@ class View {
     const box = this.get("session-latency");
     box.hidden = rows.length === 0;
     if (!rows.length) return;
-    const [first] = rows;
-    const what = first.stage === "total" ? "reply after" : first.stage; // no reply had a sound yet
-    const summary = `${what} p50 ${seconds(first.p50)} · p95 ${seconds(first.p95)}`;
+    const first = rows.find(({ stage }) => stage === "total") ?? rows.at(-1); // no reply had a sound yet
+    const summary = `Usually answers after ${seconds(first.p50)}`;
     if (box.firstElementChild.textContent === summary && box.dataset.count === String(first.count)) return;
     box.dataset.count = first.count;
     box.firstElementChild.textContent = summary;
     box.querySelector("tbody").replaceChildren(
       ...rows.map(({ stage, p50, p95 }) => {
         const row = document.createElement("tr");
-        const name = element("th", stage.replaceAll(" ", "-"), stage);
+        const name = element("th", stage.replaceAll(" ", "-"), STAGE_WORDS[stage]);
         name.scope = "row";
         row.append(name, element("td", "", p50.toFixed(2)), element("td", "", p95.toFixed(2)));
         return row;
@@ -133,6 +135,19 @@ class View {
 
   level(level) {
     this.get("status")?.style.setProperty("--level", level.toFixed(2));
+  }
+
+  // Whom one talks with, while nothing has been said.
+  who(text) {
+    this.get("who").hidden = !text;
+    this.setText("who", text);
+  }
+
+  // Closes the menus that are open, but for one. Returns the first that was, if any.
+  closeMenus(but = null) {
+    const open = [...document.querySelectorAll("#talk .menu[open]")].filter((menu) => menu !== but);
+    for (const menu of open) menu.open = false;
+    return open[0];
   }
 
   notice(text) {

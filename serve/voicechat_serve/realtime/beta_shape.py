@@ -1,0 +1,58 @@
+"""Settings in the shape of the protocol's beta, brought into the present one.
+
+Many clients still send the beta's flat fields (`modalities`, `turn_detection`, `input_audio_format`, …). Each has one
+clear place today; a client that mixes both shapes is refused, because one of the two values would be lost.
+"""
+
+from typing import Any
+
+from voicechat_serve.realtime.errors import EventError
+
+PLACES = {
+    "voice": ("audio", "output", "voice"),
+    "speed": ("audio", "output", "speed"),
+    "output_audio_format": ("audio", "output", "format"),
+    "input_audio_format": ("audio", "input", "format"),
+    "input_audio_transcription": ("audio", "input", "transcription"),
+    "input_audio_noise_reduction": ("audio", "input", "noise_reduction"),
+    "turn_detection": ("audio", "input", "turn_detection"),
+    "modalities": ("output_modalities",),
+    "max_response_output_tokens": ("max_output_tokens",),
+}
+"""The beta's field -> where it stands today."""
+
+FORMATS = {"pcm16": {"type": "audio/pcm", "rate": 24000}}
+"""The beta's names of formats. Those of telephony (g711_ulaw, g711_alaw) stay as they are, and are refused by name."""
+
+
+def present_shape(given: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The same settings with every field of the beta's in its present place.
+
+    Args:
+        given: of a session or a response, as the client sent them.
+        prefix: where they stood in the event, such as "session.".
+
+    Raises:
+        EventError: a field is given in both shapes.
+    """
+    result = {name: value for name, value in given.items() if name not in PLACES}
+    for name in given.keys() & PLACES.keys():
+        *path, last = PLACES[name]
+        inner = result
+        for step in path:
+            deeper = inner.get(step)
+            inner[step] = dict(deeper) if isinstance(deeper, dict) else {}
+            inner = inner[step]
+        if last in inner:
+            message = f"{prefix}{name} is the beta's name of {prefix}{'.'.join(PLACES[name])}: give one of the two"
+            raise EventError("invalid_value", message, f"{prefix}{name}")
+        inner[last] = present_value(name, given[name])
+    return result
+
+
+def present_value(name: str, value: Any) -> Any:
+    if name.endswith("_format") and isinstance(value, str):
+        return FORMATS.get(value, {"type": value})
+    if name == "modalities" and isinstance(value, list):
+        return ["audio"] if "audio" in value and set(value) <= {"audio", "text"} else value
+    return value

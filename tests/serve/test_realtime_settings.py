@@ -1,0 +1,187 @@
+"""What a session can be told: fields of today and of the beta, and that nothing is passed over in silence."""
+
+from typing import Any
+
+import pytest
+
+from realtime_session import connected, written
+
+PUSH_TO_TALK = {"turn_detection": None}
+INPUT, OUTPUT = ("audio", "input"), ("audio", "output")
+
+
+async def told_after(session: dict[str, Any], **begin_with: Any) -> dict[str, Any]:
+    async with connected(**begin_with) as client:
+        client.send("session.update", session=session, event_id="mine")
+        return (await client.until("session.updated"))["session"]
+
+
+async def refused(session: dict[str, Any], **begin_with: Any) -> dict[str, Any]:
+    async with connected(**begin_with) as client:
+        before = client.session.settings
+        client.send("session.update", session=session, event_id="mine")
+        error = (await client.until("error"))["error"]
+        assert client.session.settings is before, "nothing of it is done"
+        assert error["event_id"] == "mine"
+        return error
+
+
+def within(told: dict[str, Any], path: tuple[str, ...]) -> Any:
+    for name in path:
+        told = told[name]
+    return told
+
+
+@pytest.mark.parametrize(
+    ("beta", "path", "today"),
+    [
+        ({"turn_detection": None}, (*INPUT, "turn_detection"), None),
+        ({"modalities": ["text"]}, ("output_modalities",), ["text"]),
+        ({"modalities": ["text", "audio"]}, ("output_modalities",), ["audio"]),
+        ({"modalities": ["audio", "text"]}, ("output_modalities",), ["audio"]),
+        ({"voice": "alloy"}, (*OUTPUT, "voice"), "alloy"),
+        ({"speed": 1.5}, (*OUTPUT, "speed"), 1.5),
+        ({"input_audio_format": "pcm16"}, (*INPUT, "format"), {"type": "audio/pcm", "rate": 24000}),
+        ({"output_audio_format": "pcm16"}, (*OUTPUT, "format"), {"type": "audio/pcm", "rate": 24000}),
+        ({"input_audio_transcription": None}, (*INPUT, "transcription"), None),
+        ({"input_audio_transcription": {"model": "whisper-1"}}, (*INPUT, "transcription", "model"), "whisper-1"),
+        ({"max_response_output_tokens": 64}, ("max_output_tokens",), 64),
+        ({"max_response_output_tokens": "inf"}, ("max_output_tokens",), "inf"),
+    ],
+)
+async def test_the_betas_fields_mean_what_they_meant(beta, path, today):
+    assert within(await told_after(beta), path) == today
+
+
+async def test_a_push_to_talk_client_of_the_beta_is_not_answered_at_pauses(question):
+    async with connected() as client:
+        client.send("session.update", session={"modalities": ["audio", "text"], **PUSH_TO_TALK})
+        client.play(question)
+        client.send("input_audio_buffer.commit")
+        await client.until("conversation.item.input_audio_transcription.completed")
+        assert not client.all("input_audio_buffer.speech_stopped")
+        assert not client.all("response.created")
+        client.send("response.create", response={"modalities": ["text"]})
+        done = await client.until("response.done")
+        assert done["response"]["output_modalities"] == ["text"]
+
+
+@pytest.mark.parametrize("name", ["turn_detectoin", "idle_timeout_ms", "input_audio", "Voice", ""])
+@pytest.mark.parametrize("value", [None, 1, {}])
+async def test_an_unknown_field_is_refused_by_name(name, value):
+    error = await refused({name: value})
+    assert (error["code"], error["param"]) == ("unknown_parameter", f"session.{name}")
+
+
+@pytest.mark.parametrize(
+    ("session", "param"),
+    [
+        ({"audio": {"inptu": None}}, "session.audio.inptu"),
+        ({"audio": {"input": {"vad": None}}}, "session.audio.input.vad"),
+        ({"audio": {"input": {"turn_detection": {"silence": 1}}}}, "session.audio.input.turn_detection.silence"),
+        ({"audio": {"input": {"transcription": {"lang": None}}}}, "session.audio.input.transcription.lang"),
+        ({"audio": {"output": {"pitch": 2}}}, "session.audio.output.pitch"),
+        ({"audio": {"input": {"format": {"channels": 2}}}}, "session.audio.input.format.channels"),
+    ],
+)
+async def test_so_it_is_at_every_level(session, param):
+    error = await refused(session)
+    assert (error["code"], error["param"]) == ("unknown_parameter", param)
+
+
+async def test_a_misspelt_field_is_answered_with_the_nearest_one():
+    assert "'turn_detection'" in (await refused({"turn_detectoin": None}))["message"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "param"),
+    [
+        ("response.create", {"response": {"modality": ["text"]}}, "response.modality"),
+        ("response.create", {"repsonse": {}}, "repsonse"),
+        ("conversation.item.create", {"item": written("Hi") | {"name": "x"}}, "item.name"),
+        ("conversation.item.create", {"item": written("Hi"), "after": "root"}, "after"),
+        ("input_audio_buffer.append", {"audio": "", "rate": 8000}, "rate"),
+        ("response.cancel", {"item_id": "x"}, "item_id"),
+    ],
+)
+async def test_so_it_is_in_every_event(kind, fields, param):
+    async with connected() as client:
+        client.send(kind, **fields)
+        error = (await client.until("error"))["error"]
+        assert (error["code"], error["param"]) == ("unknown_parameter", param)
+
+
+@pytest.mark.parametrize(
+    ("session", "param"),
+    [
+        ({"input_audio_format": "g711_ulaw"}, "session.audio.input.format.type"),
+        ({"output_audio_format": "g711_alaw"}, "session.audio.output.format.type"),
+        ({"audio": {"input": {"format": {"type": "audio/pcmu"}}}}, "session.audio.input.format.type"),
+        ({"audio": {"input": {"format": {"type": "audio/pcm", "rate": 16000}}}}, "session.audio.input.format.rate"),
+        ({"audio": {"input": {"noise_reduction": {"type": "near_field"}}}}, "session.audio.input.noise_reduction"),
+        ({"input_audio_noise_reduction": {"type": "far_field"}}, "session.audio.input.noise_reduction"),
+        ({"tools": [{"type": "function", "name": "f"}]}, "session.tools"),
+        ({"tool_choice": "required"}, "session.tool_choice"),
+        ({"truncation": "disabled"}, "session.truncation"),
+        ({"prompt": {"id": "p"}}, "session.prompt"),
+        ({"include": ["item.input_audio_transcription.logprobs"]}, "session.include"),
+        (
+            {"audio": {"input": {"turn_detection": {"type": "server_vad", "idle_timeout_ms": 6000}}}},
+            "session.audio.input.turn_detection.idle_timeout_ms",
+        ),
+        (
+            {"turn_detection": {"type": "semantic_vad", "silence_duration_ms": 300}},
+            "session.audio.input.turn_detection.silence_duration_ms",
+        ),
+        (
+            {"turn_detection": {"type": "server_vad", "eagerness": "high"}},
+            "session.audio.input.turn_detection.eagerness",
+        ),
+        ({"voice": "alloy", "audio": {"output": {"voice": "heart"}}}, "session.voice"),
+        ({"audio": {"input": {"transcription": {"language": "tlh"}}}}, "language"),
+    ],
+)
+async def test_what_is_not_supported_is_refused_by_name(session, param):
+    assert (await refused(session))["param"] == param
+
+
+@pytest.mark.parametrize(
+    "session",
+    [
+        {"tools": [], "tool_choice": "auto", "tracing": None, "include": None, "prompt": None, "truncation": "auto"},
+        {"tracing": "auto"},
+        {
+            "audio": {
+                "input": {"noise_reduction": None, "turn_detection": {"type": "server_vad", "idle_timeout_ms": None}}
+            }
+        },
+        {"turn_detection": {"type": "server_vad", "threshold": None}},
+        {"include": [], "parallel_tool_calls": True, "reasoning": None},
+    ],
+)
+async def test_values_that_change_nothing_are_taken(session):
+    await told_after(session)
+
+
+@pytest.mark.parametrize("tag", ["en-US", "EN", "en"])
+async def test_a_language_may_be_a_tag(question, tag):
+    async with connected() as client:
+        client.send("session.update", session={"audio": {"input": {"transcription": {"language": tag}}}})
+        told = (await client.until("session.updated"))["session"]
+        assert told["audio"]["input"]["transcription"]["language"] == "en"
+
+
+async def test_what_a_session_is_told_to_be_can_be_sent_back():
+    async with connected() as client:
+        told = client.all("session.created")[0]["session"]
+        client.send("session.update", session=told)
+        assert (await client.until("session.updated"))["session"] == told
+        client.send("conversation.item.create", item=written("Hello"))
+        item = (await client.until("conversation.item.done"))["item"]
+        client.send("conversation.item.create", item=item | {"id": "another"})
+        assert (await client.until("conversation.item.done", 2))["item"]["content"] == item["content"]
+
+
+@pytest.mark.parametrize("session", [{"instructions": "Hi"}, {"voice": "alloy"}, {"output_modalities": ["text"]}])
+async def test_a_transcription_session_takes_no_settings_of_responses(session):
+    assert (await refused(session, type="transcription"))["code"] == "invalid_value"

@@ -1,0 +1,64 @@
+"""Whom a person begins to talk with, as the API tells and the page and `voicechat talk` choose."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+
+from voicechat_serve.api import models
+from voicechat_serve.api.services import Services
+from voicechat_serve.language_model import ServedModel
+from voicechat_ui.api_client import ApiClient, LanguageModel
+from voicechat_ui.page import model_picker
+from voicechat_ui.talk import Wanted, first_model
+
+ALL = ("shakespeare", "smollm2-135m-instruct", "assistant", "mine")
+
+
+@pytest.fixture
+def address(request: Any, tmp_path: Path, serve: Callable[[FastAPI, int], Any], free_port: Callable[[], int]) -> str:
+    """An API whose list of models is the real one: champions come first in it."""
+    folders = {"shakespeare": "run", "smollm2-135m-instruct": "smollm2-135m-instruct-int8", "mine": "folder"}
+    folders["assistant"] = "smollm2-135m-instruct"  # the packaged model under a name of one's own
+    served = {}
+    for name in request.param:
+        (tmp_path / folders[name]).mkdir()
+        version = 3 if name == "shakespeare" else None
+        served[name] = ServedModel(id=name, folder=tmp_path / folders[name], version=version)
+    app = FastAPI()
+    rest: Any = {"language_models": {}, "transcription": None, "transcription_model": "whisper-base", "synthesis": None}
+    app.include_router(models.router(Services(models=served, **rest)), prefix="/v1")
+    return f"{serve(app, free_port()).url}/v1"
+
+
+@pytest.mark.parametrize(
+    ("address", "first", "label"),
+    [
+        (ALL, "smollm2-135m-instruct", "SmolLM2, packaged"),
+        (("shakespeare", "mine", "assistant"), "assistant", "assistant, packaged"),
+        (("shakespeare", "mine"), "shakespeare", "shakespeare, tuned here"),
+        (("mine",), "mine", "mine"),
+    ],
+    indirect=["address"],
+)
+async def test_a_person_begins_with_the_model_that_can_converse(address, first, label):
+    found = await ApiClient(address).language_models()
+    assert (found[0].id, found[0].label) == (first, label)
+    assert await first_model(Wanted(url=address, key="")) == first, "`voicechat talk`"
+    picker = model_picker(found, None)
+    assert picker.value == first
+    assert (label, first) in picker.choices
+
+
+def test_the_picker_keeps_what_was_picked_and_says_who_is_who():
+    known = [LanguageModel("smollm2-135m-instruct", "packaged"), LanguageModel("shakespeare", "tuned")]
+    assert model_picker(known, "shakespeare").value == "shakespeare"
+    assert model_picker(known, "shakespeare@2").value == "shakespeare@2", "a version of one that is served"
+    assert model_picker(known, "gone@2").value == "smollm2-135m-instruct"
+    info = model_picker(known, None).info
+    assert "Packaged: made for conversation" in info
+    assert "Tuned here: " in info
+    assert model_picker([LanguageModel("gpt-9")], None).info is None, "another server's"
+    assert model_picker([], "shakespeare").value is None
