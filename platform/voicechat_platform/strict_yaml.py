@@ -135,14 +135,14 @@ def check_nodes(root: Node, where: str) -> None:
         if isinstance(node, ScalarNode):
             if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in node.value):
                 raise InputError(f"{place}: text cannot hold NUL bytes or halves of surrogate pairs")
-            if len(node.value) > 1000 and node.tag.endswith((":int", ":float")):
+            if len(node.value) > 1000 and str(node.tag).endswith((":int", ":float")):
                 raise InputError(f"{place}: a number of {len(node.value)} digits")
         elif isinstance(node, MappingNode):
             for key, value in node.value:
-                if not isinstance(key, ScalarNode) or not key.tag.endswith((":str", ":timestamp")):
+                if not isinstance(key, ScalarNode) or not str(key.tag).endswith((":str", ":timestamp")):
                     shown = repr(key.value) if isinstance(key, ScalarNode) else "a list or mapping"
                     line = key.start_mark.line + 1
-                    if isinstance(key, ScalarNode) and key.tag.endswith(":merge"):
+                    if isinstance(key, ScalarNode) and str(key.tag).endswith(":merge"):
                         raise InputError(f"{where}:{line}: YAML 1.2 has no merge keys (<<): write the fields out")
                     raise InputError(f"{where}:{line}: a key must be text, not {shown}: put it in quotes")
                 total += size(key) + size(value)

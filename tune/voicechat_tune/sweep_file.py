@@ -152,7 +152,8 @@ class SweepFile(Strict):
                 raise ValueError("a grid needs values that can be counted: choice, int or fixed")
             if self.first or self.warm_start:
                 raise ValueError("a grid tries everything once: leave first and warm_start out")
-        last_seed = max([self.recipe.seed, *(point.get("seed", 0) for point in self.points)]) + self.seeds - 1
+        listed = [seed for point in self.points if isinstance(seed := point.get("seed"), int)]
+        last_seed = max([self.recipe.seed, *listed]) + self.seeds - 1
         if last_seed >= 2**32:
             raise ValueError(
                 f"recipe.seed: with seeds {self.seeds} the last one is {last_seed}, which has over 32 bits"

@@ -96,8 +96,8 @@ class ModelRecipe(Strict):
             )
         if self.parameters() > MOST_PARAMETERS:
             raise ValueError(
-                f"the model would have over {self.parameters():,} parameters: lower layers, width, mlp_width or context "
-                f"until it has {MOST_PARAMETERS:,} at most"
+                f"the model would have over {self.parameters():,} parameters: lower layers, width, mlp_width or "
+                f"context until it has {MOST_PARAMETERS:,} at most"
             )
         if self.attention == "standard":
             for field in ("metric", "projection", "metric_sharing", "qk_norm"):
