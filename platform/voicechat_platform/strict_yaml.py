@@ -1,23 +1,75 @@
-"""Reading a YAML file into a pydantic model; errors name the file, the line, the field and what is allowed."""
+"""Reading a YAML 1.2 file into a pydantic model; errors name the file, the line, the field and what is allowed."""
 
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from voicechat_platform.errors import InputError
 
+LARGEST_FILE = 2**20
+"""Bytes."""
+MOST_VALUES = 100_000
+"""Of one file, each alias counted with all that it stands for."""
+MOST_FAULTS = 20
+"""That one message tells."""
+
 
 class Strict(BaseModel):
-    """A configuration model: unknown keys are refused, values are checked at once and never change."""
+    """A configuration model: unknown keys are refused, values are checked at once and never change.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    A number is a number: neither text nor true is taken for one, and it is finite.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
 
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def usable_path(given: str) -> str:
+    """
+    Raises:
+        ValueError: no file system could hold it, or it begins with the home of a user who is not there.
+    """
+    if not given or any(len(part.encode()) > 255 for part in given.split("/")) or len(given.encode()) > 4000:
+        raise ValueError("a path needs 1 to 4000 bytes, and each of its parts 255 at most")
+    if not given.isprintable():
+        raise ValueError("a path has no line breaks or control characters")
+    try:
+        Path(given).expanduser()
+    except RuntimeError:
+        raise ValueError(f"there is no home folder for {given.split('/')[0]}") from None
+    return given
+
+
+PathText = Annotated[str, AfterValidator(usable_path)]
+"""A path, or a name that may be one."""
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""All generators take 32 bits."""
+
+
+class CoreSchema(SafeConstructor):
+    """YAML 1.2's core schema: a date is text, and there are no binary values, sets or ordered mappings."""
+
+
+CoreSchema.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+for unknown in ("binary", "set", "omap", "pairs"):
+    CoreSchema.add_constructor(f"tag:yaml.org,2002:{unknown}", SafeConstructor.construct_undefined)
 
 
 def read_yaml(path: Path, model: type[Model]) -> Model:
@@ -30,25 +82,83 @@ def read_yaml(path: Path, model: type[Model]) -> Model:
     return validate(values, model, str(path), root)
 
 
-def compose_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node]:
+def compose_yaml(path: Path) -> tuple[dict[str, Any], Node]:
     """The file's values, and the document itself, which knows its lines; errors as in `read_yaml`."""
     try:
-        text = path.read_text()
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
+        if path.stat().st_size > LARGEST_FILE:
+            raise InputError(f"{path}: has more than {LARGEST_FILE:,} bytes, so it is none of our files")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(values, dict) or root is None:
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = CoreSchema
+    try:
+        root = yaml.compose(text)
+        if isinstance(root, MappingNode):
+            if yaml.resolver.processing_version != (1, 2):
+                raise InputError(f"{path}: is YAML 1.2; leave the %YAML line out")
+            check_nodes(root, str(path))
+            values = yaml.constructor.construct_document(root)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{line}: not valid YAML 1.2: {error.problem or error.context}") from None
+    except RecursionError:
+        raise InputError(f"{path}: not valid YAML 1.2: values are nested too deeply") from None
+    except (YAMLError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not valid YAML 1.2: {error}") from None
+    if not isinstance(root, MappingNode):
         raise InputError(f"{path}: expected a mapping of fields to values, such as `name: shakespeare`")
     return values, root
 
 
+def check_nodes(root: Node, where: str) -> None:
+    """
+    Raises:
+        InputError: the document holds itself, is too large, merges mappings, or has a key or text that cannot be.
+    """
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def size(node: Node) -> int:
+        place = f"{where}:{node.start_mark.line + 1}"
+        if id(node) in open_nodes:
+            raise InputError(f"{place}: an alias stands for what it is in: write it out")
+        if id(node) in sizes:
+            return sizes[id(node)]
+        open_nodes.add(id(node))
+        total = 1
+        if isinstance(node, ScalarNode):
+            if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in node.value):
+                raise InputError(f"{place}: text cannot hold NUL bytes or halves of surrogate pairs")
+            if len(node.value) > 1000 and str(node.tag).endswith((":int", ":float")):
+                raise InputError(f"{place}: a number of {len(node.value)} digits")
+        elif isinstance(node, MappingNode):
+            for key, value in node.value:
+                if not isinstance(key, ScalarNode) or not str(key.tag).endswith((":str", ":timestamp")):
+                    shown = repr(key.value) if isinstance(key, ScalarNode) else "a list or mapping"
+                    line = key.start_mark.line + 1
+                    if isinstance(key, ScalarNode) and str(key.tag).endswith(":merge"):
+                        raise InputError(f"{where}:{line}: YAML 1.2 has no merge keys (<<): write the fields out")
+                    raise InputError(f"{where}:{line}: a key must be text, not {shown}: put it in quotes")
+                total += size(key) + size(value)
+        elif isinstance(node, SequenceNode):
+            total += sum(size(value) for value in node.value)
+        if total > MOST_VALUES:
+            raise InputError(f"{place}: more than {MOST_VALUES:,} values, aliases counted: write a smaller file")
+        open_nodes.remove(id(node))
+        sizes[id(node)] = total
+        return total
+
+    size(root)
+
+
 def validate(
-    values: Any, model: type[Model], where: str, root: yaml.Node | None = None, at: Sequence[str | int] = ()
+    values: Any, model: type[Model], where: str, root: Node | None = None, at: Sequence[str | int] = ()
 ) -> Model:
     """The values as a validated model.
 
@@ -61,19 +171,26 @@ def validate(
         return model.model_validate(values)
     except ValidationError as error:
         lines = []
-        for problem in error.errors():
+        faults = error.errors()
+        for problem in faults[:MOST_FAULTS]:
             location = [part for part in problem["loc"] if not (isinstance(part, str) and "[" in part)]
             line = line_of(root, [*at, *location]) if at or location else None
             place = f"{where}:{line}" if line else where
             field = ".".join(str(part) for part in (*at, *location))
             lines.append(": ".join(part for part in (place, field, explain(problem, location, model)) if part))
+        if len(faults) > MOST_FAULTS:
+            lines.append(f"and {len(faults) - MOST_FAULTS} faults more")
         raise InputError("\n".join(lines)) from None
 
 
 def explain(problem: Any, location: list[Any], model: type[BaseModel]) -> str:
     if problem["type"] != "extra_forbidden":
         message = problem["msg"].removeprefix("Value error, ")
-        return f"{message} (got {problem['input']!r})" if problem["type"] not in ("missing", "value_error") else message
+        return (
+            f"{message} (got {shortened(problem['input'])})"
+            if problem["type"] not in ("missing", "value_error")
+            else message
+        )
     allowed = allowed_fields(model, location[:-1])
     close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
@@ -82,6 +199,12 @@ def explain(problem: Any, location: list[Any], model: type[BaseModel]) -> str:
         if hint
         else f"unknown field; allowed: {', '.join(allowed)}"
     )
+
+
+def shortened(value: Any) -> str:
+    """What was given, as far as a message has room for it."""
+    shown = repr(value) if not isinstance(value, int) or abs(value) < 10**100 else "a number of over 100 digits"
+    return shown if len(shown) <= 200 else f"{shown[:200]}…"
 
 
 def allowed_fields(model: type[BaseModel], location: list[Any]) -> list[str]:
@@ -100,18 +223,18 @@ def model_within(annotation: Any) -> type[BaseModel] | None:
     return next((found for inner in get_args(annotation) if (found := model_within(inner))), None)
 
 
-def line_of(node: yaml.Node | None, location: list[Any]) -> int | None:
+def line_of(node: Node | None, location: list[Any]) -> int | None:
     """The line, from 1, of the innermost part of the location that the document has."""
     if node is None:
         return None
     line = node.start_mark.line + 1
     for part in location:
-        if isinstance(node, yaml.MappingNode):
+        if isinstance(node, MappingNode):
             found = next(((key, value) for key, value in node.value if key.value == str(part)), None)
             if found is None:
                 return line
             line, node = found[0].start_mark.line + 1, found[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        elif isinstance(node, SequenceNode) and isinstance(part, int) and part < len(node.value):
             node = node.value[part]
             line = node.start_mark.line + 1
         else:

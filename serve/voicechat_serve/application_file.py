@@ -5,7 +5,7 @@ The form is Ray Serve's own: on a cluster `serve deploy FILE` takes it. The two 
 """
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
@@ -13,7 +13,7 @@ from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDep
 from voicechat_platform.assets import LANGUAGE_MODELS, locate
 from voicechat_platform.errors import InputError
 from voicechat_platform.registry import Registry, Version, find_checkpoint
-from voicechat_platform.strict_yaml import Strict, compose_yaml, line_of, validate
+from voicechat_platform.strict_yaml import PathText, Strict, compose_yaml, line_of, validate
 from voicechat_serve.engines.choice import EngineName, Precision
 from voicechat_serve.language_model import ServedModel
 from voicechat_serve.names import API, FRONT
@@ -86,7 +86,7 @@ class Engines(Replicas):
 class ModelEntry(Engines):
     """A language model that is served under a name of its own."""
 
-    id: str = Field(min_length=1)
+    id: PathText = Field(max_length=200)
     """The name that clients ask for, without an @: NAME@NUMBER asks for a version of a champion's model."""
     source: str = ""
     """A folder, NAME@NUMBER, a packaged model, or OWNER/NAME of the Hugging Face hub; `id` when not given."""
@@ -104,7 +104,7 @@ class APIArguments(Strict):
 
     champions: Engines | None = Engines()
     """How the champions of the registry are run, each under its model's name; null to serve none."""
-    models: tuple[ModelEntry, ...] = ()
+    models: Annotated[tuple[ModelEntry, ...], Field(strict=False)] = ()
     """Language models besides."""
     whisper: Literal["base", "tiny.en"] = "base"
     """The transcription model."""

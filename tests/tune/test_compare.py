@@ -12,7 +12,8 @@ import torch
 from voicechat_platform.errors import InputError
 from voicechat_platform.training.starting_point import load_data, make_model
 from voicechat_platform.training.throughput import training_flops
-from voicechat_tune.compare import read_comparison, run_comparison, sized, tuning_sweep
+from voicechat_tune.compare import run_comparison, sized, tuning_sweep
+from voicechat_tune.comparison_file import read_comparison
 from voicechat_tune.sweep_file import with_fields
 
 FILE = """\

@@ -4,92 +4,26 @@ Two sweeps do the work and can be broken off and gone on with: NAME-tuning tries
 variant; NAME-seeds trains each variant with its best ones, from seeds that the tuning never saw.
 """
 
-import itertools
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from transformers import PreTrainedTokenizerFast
 
 from voicechat_platform.errors import InputError
-from voicechat_platform.strict_yaml import Strict, read_yaml
-from voicechat_platform.training.recipe import Recipe
 from voicechat_platform.training.starting_point import load_data, make_model
 from voicechat_platform.training.throughput import training_flops
+from voicechat_tune.comparison_file import ComparisonFile
 from voicechat_tune.notes import differences, open_study, point_to
 from voicechat_tune.report.findings import Findings, Table
 from voicechat_tune.report.gather import comparison_findings
 from voicechat_tune.run import Outcome, run_sweep
 from voicechat_tune.run_files import sweep_folder
-from voicechat_tune.space import Value
 from voicechat_tune.study import JOURNAL, Study
-from voicechat_tune.sweep_file import Price, SweepFile, check_fits, with_fields
+from voicechat_tune.sweep_file import SweepFile, with_fields
 
 log = logging.getLogger(__name__)
-
-
-class ComparisonFile(Strict):
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
-    """Lower case, digits, hyphens; what its two sweeps are called by."""
-    title: str = ""
-    """Of the report."""
-    recipe: Recipe = Recipe()
-    """What all variants share; its seed is the tuning's, the seeds after it are the comparison's."""
-    variants: dict[str, dict[str, Any]] = Field(min_length=2)
-    """By name, what each changes: dotted fields of the recipe's model, {} for nothing."""
-    baseline: str
-    """The variant that the others are compared with, and whose size they are brought to."""
-    tables: list[Table] = Field(default=["equal width", "equal parameters", "equal FLOPs"], min_length=1)
-    """equal width: the variants as they are. The others widen or narrow a variant's MLP until it has the baseline's
-    parameters, or needs its training FLOPs."""
-    tuning: dict[str, list[Value]] = Field(min_length=1)
-    """Dotted fields of the recipe's training and the values that each variant tries, all combinations of them."""
-    seeds: int = Field(default=8, ge=2)
-    """Fresh ones for each variant: with n seeds and m variants beside the baseline the least p is 2m / 2ⁿ."""
-    margin: float = Field(default=0.01, gt=0)
-    """In nats per token: differences within it count as none."""
-    prompt: str = "The meaning of life is"
-    """What every variant goes on from, for the report."""
-    cpus_per_trial: float = Field(default=1, gt=0)
-    gpus_per_trial: float = Field(default=0, ge=0)
-    storage: str | None = None
-    price: Price = Price()
-
-    @model_validator(mode="after")
-    def parts_must_fit_together(self) -> "ComparisonFile":
-        if self.baseline not in self.variants:
-            raise ValueError(f"baseline {self.baseline!r} is not among the variants: {', '.join(self.variants)}")
-        if "tuning" in self.tables or "equal width" not in self.tables:
-            raise ValueError("tables: equal width, and if wanted equal parameters and equal FLOPs")
-        for field, values in self.tuning.items():
-            if not field.startswith("training.") and field != "model.dropout":
-                raise ValueError(f"tuning.{field}: only fields of training, and model.dropout, are tuned")
-            if field == "training.steps" or not values:
-                raise ValueError(f"tuning.{field}: all runs have the same steps, and every field some values")
-        for name, change in self.variants.items():
-            foreign = [field for field in change if not field.startswith("model.")]
-            if foreign:
-                raise ValueError(f"variants.{name}: only fields of the model differ, not {', '.join(foreign)}")
-            for choices in self.combinations():
-                check_fits(self.recipe, {**change, **choices}, f"variants.{name}")
-        return self
-
-    def combinations(self) -> list[dict[str, Value]]:
-        return [dict(zip(self.tuning, values, strict=True)) for values in itertools.product(*self.tuning.values())]
-
-    def sweep(self, kind: str, points: list[dict[str, Any]]) -> SweepFile:
-        return SweepFile(
-            name=f"{self.name}-{kind}",
-            recipe=self.recipe,
-            points=points,
-            cpus_per_trial=self.cpus_per_trial,
-            gpus_per_trial=self.gpus_per_trial,
-            storage=self.storage,
-            price=self.price,
-        )
 
 
 @dataclass(frozen=True)
@@ -98,15 +32,6 @@ class Place:
 
     table: Table
     variant: str
-
-
-def read_comparison(path: Path) -> ComparisonFile:
-    """The comparison file, checked.
-
-    Raises:
-        InputError: with file, line and field of each fault.
-    """
-    return read_yaml(path, ComparisonFile)
 
 
 def run_comparison(comparison: ComparisonFile) -> Outcome:

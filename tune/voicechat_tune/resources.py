@@ -4,10 +4,10 @@ import logging
 from pathlib import Path
 
 import ray
-import yaml
 
 from voicechat_platform.errors import InputError
 from voicechat_platform.settings import settings
+from voicechat_platform.strict_yaml import compose_yaml
 from voicechat_tune.sweep_file import SweepFile
 
 log = logging.getLogger(__name__)
@@ -72,10 +72,14 @@ def may_come(joined: int) -> list[dict[str, float]] | None:
     """
     if not grows():
         return []
-    try:
-        types = yaml.safe_load(CLUSTER_FILE.expanduser().read_text())["available_node_types"].values()
-    except FileNotFoundError:  # this is not the head
+    path = CLUSTER_FILE.expanduser()
+    if not path.exists():  # this is not the head
         return None
+    try:
+        values, _ = compose_yaml(path)
+        types = values["available_node_types"].values()
+    except (AttributeError, KeyError):
+        raise InputError(f"{path}: has no available_node_types: is it what `ray up` wrote?") from None
     machines = [kind.get("resources", {}) for kind in types for _ in range(kind.get("max_workers", 0))]
     if joined > len(machines):  # all have come, and the head is one more
         return []

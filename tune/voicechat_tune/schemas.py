@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from voicechat_platform.training.recipe import Recipe
-from voicechat_tune.compare import ComparisonFile
+from voicechat_tune.comparison_file import ComparisonFile
 from voicechat_tune.sweep_file import SweepFile
 
 FILES: dict[str, type[BaseModel]] = {"recipe": Recipe, "sweep": SweepFile, "comparison": ComparisonFile}

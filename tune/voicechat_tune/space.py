@@ -1,5 +1,6 @@
 """The search space: what each field may be, and in which branch of the space it exists at all."""
 
+import math
 from typing import Annotated, Any
 
 import optuna
@@ -7,23 +8,24 @@ from pydantic import Field, model_validator
 
 from voicechat_platform.strict_yaml import Strict
 
-Value = str | int | float | bool
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Value = str | Whole | float | bool
 
 
 class Parameter(Strict):
     """What one field may be: exactly one of choice, int, uniform, loguniform and fixed."""
 
-    choice: list[Value] | None = Field(default=None, min_length=1)
+    choice: list[Value] | None = Field(default=None, min_length=1, max_length=1000)
     """One of these values."""
-    integer: tuple[int, int] | None = Field(default=None, alias="int")
+    integer: Annotated[tuple[Whole, Whole], Field(strict=False)] | None = Field(default=None, alias="int")
     """A whole number from the first to the second, both included."""
-    uniform: tuple[float, float] | None = None
+    uniform: Annotated[tuple[float, float], Field(strict=False)] | None = None
     """Any number between the two."""
-    loguniform: tuple[float, float] | None = None
+    loguniform: Annotated[tuple[float, float], Field(strict=False)] | None = None
     """Any number between the two, each factor of ten as likely as another."""
     fixed: Value | None = None
     """Always this; for what a branch sets."""
-    when: dict[str, Value | list[Value]] = Field(default={})
+    when: dict[str, Value | Annotated[list[Value], Field(min_length=1)]] = Field(default={})
     """The branch: the field is set only where fields above it have these values, such as {model.attention: metric}."""
 
     @model_validator(mode="after")
@@ -43,6 +45,10 @@ class Parameter(Strict):
             raise ValueError(f"the first bound must be less than the second; got {bounds[0]} and {bounds[1]}")
         if self.loguniform and self.loguniform[0] <= 0:
             raise ValueError("the bounds of loguniform must be positive")
+        if bounds and not math.isfinite(bounds[1] - bounds[0]):
+            raise ValueError(f"the bounds are too far apart: {bounds[0]} and {bounds[1]}")
+        if self.choice and len(set(self.choice)) < len(self.choice):
+            raise ValueError(f"choice: a value stands there twice: {self.choice}")
         return self
 
     def examples(self) -> list[Any]:
@@ -82,6 +88,12 @@ class Parameter(Strict):
 
 
 Space = Annotated[dict[str, Parameter], Field(description="Dotted fields and what each may be")]
+
+
+def grid_size(space: dict[str, Parameter]) -> int:
+    """How many combinations there are, branches not taken into account."""
+    counts = (p.integer[1] - p.integer[0] + 1 if p.integer else len(p.choice or [0]) for p in space.values())
+    return math.prod(counts)
 
 
 def draw_point(space: dict[str, Parameter], trial: optuna.Trial) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from voicechat_platform.errors import InputError
-from voicechat_platform.strict_yaml import Strict, read_yaml, validate
+from voicechat_platform.strict_yaml import Name, PathText, Seed, Strict, read_yaml, validate
 from voicechat_platform.training.recipe import Recipe
-from voicechat_tune.space import Space, check_branches, check_first
+from voicechat_tune.space import Space, Value, check_branches, check_first, grid_size
 
 Objective = Literal["validation_loss", "parameters", "tokens_per_second", "cache_bytes_per_token"]
 DIRECTIONS: dict[str, Literal["minimize", "maximize"]] = {
@@ -18,6 +18,9 @@ DIRECTIONS: dict[str, Literal["minimize", "maximize"]] = {
     "tokens_per_second": "maximize",
     "cache_bytes_per_token": "minimize",
 }
+MOST_POINTS = 5_000
+"""That a file may list: each is checked before anything starts."""
+MOST_TRIALS = 100_000
 
 
 class Scheduler(Strict):
@@ -28,13 +31,13 @@ class Scheduler(Strict):
     hyperband: the same from several first rungs at once, for sweeps whose early losses mislead. pbt: population based
     training (arXiv 1711.09846): every so many steps the worse members go on from the better ones' checkpoints, with
     their choices changed a little."""
-    grace_steps: int | None = Field(default=None, ge=1)
+    grace_steps: int | None = Field(default=None, ge=1, le=10**9)
     """Of asha and hyperband: no run is stopped before this many steps, the first rung."""
-    reduction_factor: float = Field(default=3, gt=1)
+    reduction_factor: float = Field(default=3, gt=1, le=1000)
     """Of asha and hyperband: of the runs that reach a rung, one in so many goes on."""
-    population: int | None = Field(default=None, ge=2)
+    population: int | None = Field(default=None, ge=2, le=10**9)
     """Of pbt: how many members."""
-    interval_steps: int | None = Field(default=None, ge=1)
+    interval_steps: int | None = Field(default=None, ge=1, le=10**9)
     """Of pbt: steps between two looks at who is ahead."""
 
     @model_validator(mode="after")
@@ -53,37 +56,37 @@ class Scheduler(Strict):
 class Limits(Strict):
     """When to begin no more; over all sittings of the sweep. Running ones stop at their next evaluation, resumable."""
 
-    hours: float | None = Field(default=None, gt=0)
+    hours: float | None = Field(default=None, gt=0, le=10**12)
     """Of the clock, while the sweep runs."""
-    gpu_hours: float | None = Field(default=None, gt=0)
-    cost: float | None = Field(default=None, gt=0)
+    gpu_hours: float | None = Field(default=None, gt=0, le=10**12)
+    cost: float | None = Field(default=None, gt=0, le=10**12)
     """In the currency of `price`."""
 
 
 class Price(Strict):
     """What machines cost, for estimates, the report, and `limits.cost`."""
 
-    cpu_hour: float = Field(default=0, ge=0)
-    gpu_hour: float = Field(default=0, ge=0)
+    cpu_hour: float = Field(default=0, ge=0, le=10**12)
+    gpu_hour: float = Field(default=0, ge=0, le=10**12)
 
 
 class SweepFile(Strict):
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    name: Name
     """Lower case, digits, hyphens; the folder of the sweep and the experiment in the registry."""
     recipe: Recipe = Recipe()
     """What every trial shares."""
     search: Space = Field(default={})
     """Dotted fields of the recipe's model and training, such as training.learning_rate, and what each may be."""
-    first: list[dict[str, Any]] = Field(default=[])
+    first: list[dict[str, Value]] = Field(default=[], max_length=MOST_POINTS)
     """Of a search: points to begin with; a parameter that is left out is drawn."""
-    points: list[dict[str, Any]] = Field(default=[])
+    points: list[dict[str, Value]] = Field(default=[], max_length=MOST_POINTS)
     """In place of a search: exactly these points, dotted fields and their values, in this order."""
     sampler: Literal["tpe", "gp", "cma_es", "random", "grid"] = "tpe"
     """tpe: tree-structured Parzen estimators. gp: Gaussian process. cma_es: numbers alone, no branches. grid: every
     combination of choices, whole numbers and fixed values, once."""
-    trials: int | None = Field(default=None, ge=1)
+    trials: int | None = Field(default=None, ge=1, le=MOST_TRIALS)
     """Points to try; of a grid or of `points` all of them by default."""
-    seeds: int = Field(default=1, ge=1)
+    seeds: int = Field(default=1, ge=1, le=1000)
     """Runs of each point, from recipe.seed on; a trial's loss is their mean. The scheduler looks at the first: where
     it is stopped, the others are spared."""
     objectives: list[Objective] = Field(default=["validation_loss"], min_length=1)
@@ -92,19 +95,19 @@ class SweepFile(Strict):
     """None lets every run come to its end."""
     limits: Limits = Limits()
     price: Price = Price()
-    cpus_per_trial: float = Field(default=1, gt=0)
-    gpus_per_trial: float = Field(default=0, ge=0)
+    cpus_per_trial: float = Field(default=1, gt=0, le=10_000)
+    gpus_per_trial: float = Field(default=0, ge=0, le=10_000)
     """May be a fraction: .25 puts four runs on a GPU."""
-    workers_per_trial: int = Field(default=1, ge=1)
+    workers_per_trial: int = Field(default=1, ge=1, le=10_000)
     """Processes that share each batch of a run, each with the CPUs and GPUs above."""
-    concurrent: int | None = Field(default=None, ge=1)
+    concurrent: int | None = Field(default=None, ge=1, le=100_000)
     """Runs at a time; by default as many as the machines have room for when the sweep begins."""
-    warm_start: str | None = None
+    warm_start: PathText | None = None
     """An earlier sweep's name: the sampler knows its finished trials from the start."""
-    storage: str | None = None
+    storage: PathText | None = None
     """Where results go: a folder that every machine shares, or a URI such as s3://bucket/sweeps; by default the
     sweep's folder in the home."""
-    seed: int = Field(default=1, ge=0)
+    seed: Seed = 1
     """Of the sampler."""
 
     @model_validator(mode="after")
@@ -143,10 +146,18 @@ class SweepFile(Strict):
         if self.sampler == "cma_es" and not numeric:
             raise ValueError("cma_es searches numbers without branches; for choices take tpe or gp")
         if self.sampler == "grid":
+            if (combinations := grid_size(self.search)) > MOST_TRIALS:
+                raise ValueError(f"a grid of {combinations:,} points: {MOST_TRIALS:,} is the most; vary less")
             if any(p.uniform or p.loguniform for p in self.search.values()):
                 raise ValueError("a grid needs values that can be counted: choice, int or fixed")
             if self.first or self.warm_start:
                 raise ValueError("a grid tries everything once: leave first and warm_start out")
+        listed = [seed for point in self.points if isinstance(seed := point.get("seed"), int)]
+        last_seed = max([self.recipe.seed, *listed]) + self.seeds - 1
+        if last_seed >= 2**32:
+            raise ValueError(
+                f"recipe.seed: with seeds {self.seeds} the last one is {last_seed}, which has over 32 bits"
+            )
         if self.trials is None and not self.points and self.sampler != "grid":
             raise ValueError("trials is missing: how many points to try")
         if self.limits.cost is not None and not self.hourly_cost():

@@ -302,7 +302,8 @@ def compare(
     """
     from voicechat_platform.cluster import stop_ray
     from voicechat_platform.settings import settings
-    from voicechat_tune.compare import findings, read_comparison, run_comparison
+    from voicechat_tune.compare import findings, run_comparison
+    from voicechat_tune.comparison_file import read_comparison
     from voicechat_tune.report.document import write_report
 
     comparison = read_comparison(file)

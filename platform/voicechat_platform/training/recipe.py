@@ -6,13 +6,15 @@ from pydantic import Field, model_validator
 
 from voicechat_platform.corpora.texts import PLAYS
 from voicechat_platform.corpora.tokenizers import TokenizerKind
-from voicechat_platform.strict_yaml import Strict
+from voicechat_platform.strict_yaml import Name, PathText, Seed, Strict
 
 MetricKind = Literal["symmetric", "signed_diagonal", "positive_definite", "general", "low_rank", "identity"]
 
+MOST_PARAMETERS = 10**11
+
 
 class CorpusRecipe(Strict):
-    source: str = PLAYS
+    source: PathText = PLAYS
     """shakespeare-plays (packaged), tiny-shakespeare (fetched), or the path of a text file."""
     validation_fraction: float = Field(default=0.1, gt=0, lt=1)
     """The part of the text, at its end, that is never trained on."""
@@ -48,7 +50,7 @@ class LoraRecipe(Strict):
     """Low-rank adapters (arXiv 2106.09685) on every linear layer of the blocks; all else stays as it is."""
 
     rank: int = Field(default=8, ge=1, le=1024)
-    alpha: int = Field(default=16, ge=1)
+    alpha: int = Field(default=16, ge=1, le=65536)
     """The adapters' output is scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
@@ -71,17 +73,17 @@ class ModelRecipe(Strict):
     values: Literal["tied", "separate"] | None = None
     """Whether values are what is scored (metric attention's default) or a projection of their own (the standard's)."""
     positions: Literal["rotary", "learned"] = "rotary"
-    rope_theta: float = Field(default=10000.0, gt=1)
+    rope_theta: float = Field(default=10000.0, gt=1, le=1e12)
     """Of rotary positions: the slowest pair turns once in 2 pi times so many positions; short contexts want less."""
     norm: Literal["rms", "layer"] = "rms"
     """rms, or layer: LayerNorm, with which a model with learned positions and relu_squared folds to GPT-2."""
     mlp: Literal["swiglu", "relu_squared"] = "swiglu"
-    mlp_width: int | None = Field(default=None, ge=1)
+    mlp_width: int | None = Field(default=None, ge=1, le=262_144)
     """8/3 of the width for swiglu and 4 times the width for relu_squared by default."""
-    layers: int = Field(default=4, ge=1)
-    heads: int = Field(default=4, ge=1)
-    width: int = Field(default=128, ge=2)
-    context: int = Field(default=128, ge=2)
+    layers: int = Field(default=4, ge=1, le=256)
+    heads: int = Field(default=4, ge=1, le=1024)
+    width: int = Field(default=128, ge=2, le=65536)
+    context: int = Field(default=128, ge=2, le=1_048_576)
     """The longest sequence, in tokens."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
@@ -92,11 +94,23 @@ class ModelRecipe(Strict):
                 f"width must be a multiple of heads, and a head an even number wide; "
                 f"got width {self.width} over {self.heads} heads"
             )
+        if self.parameters() > MOST_PARAMETERS:
+            raise ValueError(
+                f"the model would have over {self.parameters():,} parameters: lower layers, width, mlp_width or "
+                f"context until it has {MOST_PARAMETERS:,} at most"
+            )
         if self.attention == "standard":
             for field in ("metric", "projection", "metric_sharing", "qk_norm"):
                 if getattr(self, field) is not None:
                     raise ValueError(f"{field} belongs to metric attention; leave it out or set attention: metric")
         return self
+
+    def parameters(self) -> int:
+        """At least so many, whatever the attention is: the projections of each layer, and learned positions."""
+        mlp_width = self.mlp_width or (8 * self.width // 3 if self.mlp == "swiglu" else 4 * self.width)
+        matrices = 3 if self.mlp == "swiglu" else 2
+        positions = self.context * self.width if self.positions == "learned" else 0
+        return self.layers * self.width * (self.width + matrices * mlp_width) + positions
 
     def shape(self) -> dict[str, Any]:
         """The arguments of GPTConfig that are given; its own defaults stand for the others."""
@@ -111,10 +125,10 @@ class ModelRecipe(Strict):
 
 
 class TrainingRecipe(Strict):
-    steps: int = Field(default=2000, ge=1)
-    batch_size: int = Field(default=12, ge=1)
+    steps: int = Field(default=2000, ge=1, le=10**9)
+    batch_size: int = Field(default=12, ge=1, le=2**20)
     """Sequences a step, over all workers and all parts of an accumulated step."""
-    accumulate: int = Field(default=1, ge=1)
+    accumulate: int = Field(default=1, ge=1, le=10**9)
     """In how many parts, one after the other, a step's gradient is computed: saves memory, changes nothing else."""
     optimizer: Literal["normuon", "muon", "adamw"] = "normuon"
     """muon: orthogonalised momentum for the blocks' matrices, AdamW for the rest. normuon: the same, all neurons at
@@ -127,20 +141,20 @@ class TrainingRecipe(Strict):
     """After the warm-up a straight line to zero, half a cosine to zero, or the peak until a straight line begins."""
     decay_fraction: float = Field(default=0.2, gt=0, le=1)
     """Of warmup_stable_decay: the last part of the steps, in which the rate falls."""
-    warmup_steps: int = Field(default=100, ge=0)
-    weight_decay: float = Field(default=0.1, ge=0)
+    warmup_steps: int = Field(default=100, ge=0, le=10**9)
+    weight_decay: float = Field(default=0.1, ge=0, le=1000)
     """Of matrices alone, never of norms, embeddings or metrics."""
-    gradient_clip: float = Field(default=1.0, gt=0)
+    gradient_clip: float = Field(default=1.0, gt=0, le=1e12)
     """Largest norm of the whole gradient."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: products in bfloat16 under autocast, weights and optimizer in float32; for GPUs and newer CPUs."""
     compile: bool = False
     """torch.compile: the first step compiles, which a short run may never earn back; needs a C++ compiler on a CPU."""
-    evaluate_every: int = Field(default=200, ge=1)
+    evaluate_every: int = Field(default=200, ge=1, le=10**9)
     """Steps between evaluations; each is a report, and a checkpoint."""
-    evaluation_windows: int | None = Field(default=200, ge=1)
+    evaluation_windows: int | None = Field(default=200, ge=1, le=10**9)
     """Sequences that an evaluation in mid-run reads; null for all. The last one reads the whole validation part."""
-    patience: int | None = Field(default=None, ge=1)
+    patience: int | None = Field(default=None, ge=1, le=10**9)
     """Early stopping: end after so many evaluations without a better one. The best checkpoint is kept in any case."""
 
     @model_validator(mode="after")
@@ -155,10 +169,10 @@ class TrainingRecipe(Strict):
 
 
 class Recipe(Strict):
-    name: str = Field(default="shakespeare", pattern=r"^[a-z0-9][a-z0-9-]*$")
+    name: Name = "shakespeare"
     """What the model is called in the registry and in the API: lower case, digits, hyphens."""
-    seed: int = Field(default=1, ge=0)
-    init_from: str | None = None
+    seed: Seed = 1
+    init_from: PathText | None = None
     """A pretrained checkpoint to fine-tune: a folder, NAME@NUMBER or NAME of the registry, a packaged model such as
     smollm2-135m-instruct, or a model of the Hugging Face hub such as openai-community/gpt2. Its shape and tokenizer
     are kept."""
