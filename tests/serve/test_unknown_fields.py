@@ -1,0 +1,53 @@
+"""No field of a request is silently ignored: it has its effect, changes nothing by its nature, or is refused by name."""
+
+import pytest
+
+from voicechat_serve.api.chat import ChatRequest
+from voicechat_serve.api.errors import APIError
+from voicechat_serve.api.speech import SpeechRequest
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("continue_final_message", True), ("add_generation_prompt", False), ("min_tokens", 3), ("ignore_eos", True)),
+        *(("guided_json", {}), ("chat_template", "x"), ("chat_template_kwargs", {"a": 1}), ("keep_alive", "5m")),
+        *(("truncate_prompt_tokens", 5), ("prompt_logprobs", 1), ("skip_special_tokens", False), ("store", True)),
+        *(("reasoning_effort", "low"), ("service_tier", "flex"), ("temprature", 1)),
+    ],
+)
+def test_a_field_without_effect_is_refused_by_name(name, value):
+    with pytest.raises(APIError, match=name) as refused:
+        ChatRequest.model_validate(CHAT | {name: value})
+    assert (refused.value.status_code, refused.value.param) == (400, name)
+    assert refused.value.code == "unsupported_parameter"
+    ChatRequest.model_validate(CHAT | {name: None})
+
+
+def test_the_nearest_known_field_is_suggested():
+    with pytest.raises(APIError, match="did you mean temperature"):
+        ChatRequest.model_validate(CHAT | {"temprature": 1})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"user": "u", "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "parallel_tool_calls": True},
+        {"add_generation_prompt": True, "skip_special_tokens": True, "min_tokens": 0, "ignore_eos": False},
+    ],
+)
+def test_fields_that_change_nothing_pass(fields):
+    ChatRequest.model_validate(CHAT | fields)
+
+
+def test_null_means_not_given_in_speech():
+    nulls = dict.fromkeys(("voice", "response_format", "speed", "stream_format", "instructions"))
+    asked = SpeechRequest.model_validate({"model": "tts-1", "input": "Hi"} | nulls)
+    assert asked == SpeechRequest(model="tts-1", input="Hi")
+
+
+def test_a_body_that_is_not_told_to_be_json_names_the_content_type():
+    with pytest.raises(APIError, match="Content-Type: application/json"):
+        SpeechRequest.model_validate(b"{}")
