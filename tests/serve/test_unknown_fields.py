@@ -60,6 +60,6 @@ def test_a_body_that_is_not_told_to_be_json_names_the_content_type():
     [("seed", 0), ("min_p", 0.1), ("frequency_penalty", 1), ("presence_penalty", 1), ("logit_bias", ((1, 2.0),))],
 )
 def test_ctranslate2_refuses_each_sampling_parameter_that_it_cannot_do(name, value):
-    require_supported(GenerationRequest([1], Sampling()))
+    require_supported(GenerationRequest(prompt_ids=[1], sampling=Sampling()))
     with pytest.raises(UnsupportedError, match=name):
-        require_supported(GenerationRequest([1], Sampling(**{name: value})))
+        require_supported(GenerationRequest(prompt_ids=[1], sampling=Sampling(**{name: value})))
