@@ -1,9 +1,12 @@
 """No field of a request is ignored in silence: it has its effect, changes nothing, or is refused by name."""
 
+import httpx
 import pytest
 
 from voicechat_serve.api.chat import ChatRequest
 from voicechat_serve.api.errors import APIError
+from voicechat_serve.api.ingress import build
+from voicechat_serve.api.services import Services
 from voicechat_serve.api.speech import SpeechRequest
 from voicechat_serve.engines.ctranslate2_engine import require_supported
 from voicechat_serve.engines.interface import GenerationRequest, Sampling, UnsupportedError
@@ -63,3 +66,30 @@ def test_ctranslate2_refuses_each_sampling_parameter_that_it_cannot_do(name, val
     require_supported(GenerationRequest(prompt_ids=[1], sampling=Sampling()))
     with pytest.raises(UnsupportedError, match=name):
         require_supported(GenerationRequest(prompt_ids=[1], sampling=Sampling(**{name: value})))
+
+
+@pytest.fixture
+async def http():
+    services = Services(
+        models={}, language_models={}, transcription=None, transcription_model="whisper-tiny.en", synthesis=None
+    )
+    transport = httpx.ASGITransport(build(services))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+        yield http
+
+
+@pytest.mark.parametrize("path", ["/audio/transcriptions", "/audio/translations"])
+@pytest.mark.parametrize("name", ["hotwords", "vad_filter"])
+async def test_forms_refuse_unknown_fields_by_name(http, path, name):
+    answer = await http.post(path, data={"model": "whisper-1", name: "true"}, files={"file": b"x"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
+    neutral = await http.post(path, data={"model": "whisper-1", name: ""}, files={"file": b"x"})
+    assert neutral.json()["error"]["param"] != name
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/completions", "/audio/speech"])
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "text/plain"}])
+async def test_a_wrong_content_type_is_named(http, path, headers):
+    answer = await http.post(path, content=b'{"model": "m"}', headers=headers)
+    assert answer.status_code == 400
+    assert "Content-Type: application/json" in answer.json()["error"]["message"]
