@@ -20,6 +20,10 @@ from voicechat_serve.loaded_model import LoadedModel
 PROMPT = "To be, or not"
 
 
+def asked_of(path: str) -> dict:
+    return {"messages": [{"role": "user", "content": "a"}]} if "chat" in path else {"prompt": PROMPT}
+
+
 @pytest.fixture(scope="module")
 def model(tiny_model):
     tokenizer = ChatTokenizer(tiny_model)
@@ -108,7 +112,7 @@ async def test_streamed_choices_are_the_whole_ones(client):
 
 @pytest.mark.parametrize("path", ["/completions", "/chat/completions"])
 async def test_every_chunk_says_usage_where_it_is_wanted(http, path):
-    body = {"model": "shakespeare", "prompt": PROMPT, "messages": [{"role": "user", "content": "a"}], "max_tokens": 3}
+    body = {"model": "shakespeare", "max_tokens": 3} | asked_of(path)
     body |= {"stream": True, "stream_options": {"include_usage": True}}
     *events, done, _ = (await http.post(path, json=body)).text.split("\n\n")
     chunks = [json.loads(event.removeprefix("data: ")) for event in events]
@@ -217,7 +221,7 @@ async def test_raw_types_of_an_answer(http):
     ],
 )
 async def test_bad_requests(http, path, fields, param):
-    body = {"model": "shakespeare", "prompt": PROMPT, "messages": [{"role": "user", "content": "a"}]} | fields
+    body = {"model": "shakespeare"} | asked_of(path) | fields
     response = await http.post(f"/{path}", json=body)
     assert response.status_code == 400, response.text
     error = response.json()["error"]
@@ -253,7 +257,7 @@ async def ask_of(services, path, monkeypatch, **fields) -> httpx.Response:
     monkeypatch.setattr(answers, "PAUSE_S", 0)
     transport = httpx.ASGITransport(build(services))
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
-        body = {"model": "shakespeare", "prompt": PROMPT, "max_tokens": 200, "temperature": 0}
+        body = {"model": "shakespeare", "max_tokens": 200, "temperature": 0} | asked_of(path)
         return await http.post(path, json=body | fields)
 
 

@@ -1,8 +1,51 @@
-"""The type of every text that a request brings."""
+"""What every request's fields share: valid text, null as "not given", and no field that is silently ignored."""
 
-from typing import Annotated
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from fastapi import Request
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+
+from voicechat_serve.api.errors import APIError
+
+WITHOUT_EFFECT = frozenset(
+    {
+        *("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+        *("parallel_tool_calls", "prediction"),
+    }
+)
+"""Fields that change nothing in an answer, whatever their value."""
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "suffix": ("",),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+    "verbosity": ("medium",),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "use_beam_search": (False,),
+    "length_penalty": (1,),
+    "stop_token_ids": ([],),
+    "chat_template_kwargs": ({},),
+    "logit_processors": ([],),
+    "logits_processors": ([],),
+    "vad_filter": (False, "false", "0"),
+}
+"""Fields that are not supported -> the values with which they mean nothing, as null always does."""
 
 
 def valid_unicode(text: str) -> str:
@@ -15,3 +58,51 @@ def valid_unicode(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(valid_unicode)]
+
+
+class Body(BaseModel):
+    """A JSON body. Null means "not given" in every field."""
+
+    model_config = ConfigDict(strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def only_what_is_known(cls, body: Any) -> Any:
+        """
+        Raises:
+            APIError: 400, the body is not told to be JSON, or a field is not supported.
+        """
+        if isinstance(body, bytes):
+            raise APIError(400, "the body is not read as JSON: send Content-Type: application/json")
+        if not isinstance(body, dict):
+            return body
+        given = {name: value for name, value in body.items() if value is not None}
+        require_known(given, cls.model_fields)
+        return {name: value for name, value in given.items() if name in cls.model_fields}
+
+
+async def require_known_form(request: Request) -> None:
+    """A dependency of the routes that take forms; an empty value means "not given".
+
+    Raises:
+        APIError: 400, a field is not supported.
+    """
+    given = {name: value for name, value in (await request.form()).items() if value != ""}
+    require_known(given, [field.alias for field in request.scope["route"].dependant.body_params])
+
+
+def require_known(given: Mapping[str, Any], known: Iterable[str]) -> None:
+    """
+    Raises:
+        APIError: 400, a field is not supported with its value.
+    """
+    known = list(known)
+    for name, value in given.items():
+        if name in known or name in WITHOUT_EFFECT or value in NEUTRAL.get(name, ()):
+            continue
+        message = f"{name} is not supported"
+        if NEUTRAL.get(name):
+            message += f" beyond {json.dumps(NEUTRAL[name][0])}"
+        elif name not in NEUTRAL and (nearest := difflib.get_close_matches(name[:100], known, n=1)):
+            message += f"; did you mean {nearest[0]}?"
+        raise APIError(400, message, param=name, code="unsupported_parameter")

@@ -7,11 +7,11 @@ from contextlib import AsyncExitStack, aclosing
 from typing import Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from voicechat_platform.errors import InputError
 from voicechat_serve.api.errors import APIError, api_error
-from voicechat_serve.api.fields import Text
+from voicechat_serve.api.fields import Body, Text
 from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.services import Services, streamed
 from voicechat_serve.api.streaming import ClosedStream, event
@@ -31,9 +31,7 @@ class VoiceId(BaseModel):
     id: Text
 
 
-class SpeechRequest(BaseModel):
-    model_config = ConfigDict(strict=True)
-
+class SpeechRequest(Body):
     model: Text
     input: Text = Field(min_length=1, max_length=4096)
     voice: Text | VoiceId = HEART.id

@@ -1,12 +1,11 @@
 """What chat completions and completions share: the fields of a request, and what is not supported."""
 
-import json
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from voicechat_serve.api.errors import APIError
-from voicechat_serve.api.fields import Text
+from voicechat_serve.api.fields import Body, Text
 
 MOST_CHOICES = 16
 """Answers to one request, over all of its prompts."""
@@ -15,18 +14,6 @@ MOST_STOPS = 256
 MOST_STOP_CHARACTERS = 4096
 """In all stop strings together: each may have to be compared with the end of the text at every token, for everybody's
 answers on one thread."""
-
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "suffix": ("",),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "audio": (),
-}
-"""OpenAI's fields that are not supported -> the values with which they mean nothing, as null always does."""
 
 SAMPLING_FIELDS = (
     *("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed"),
@@ -40,10 +27,8 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
-class TextRequest(BaseModel):
-    """Fields of both endpoints; top_k, min_p and repetition_penalty are not OpenAI's. Unknown fields are ignored."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
+class TextRequest(Body):
+    """Fields of both endpoints; top_k, min_p and repetition_penalty are not OpenAI's."""
 
     model: Text
     stream: bool | None = None
@@ -66,14 +51,9 @@ class TextRequest(BaseModel):
         """The fields of `Sampling` that the client has set.
 
         Raises:
-            APIError: 400, a field that is not supported has a value that matters, the stop strings are too long, or a
+            APIError: 400, best_of differs from n, the stop strings are too long, or a
                 token id is no number.
         """
-        for name, value in (self.model_extra or {}).items():
-            if name in NEUTRAL and value is not None and value not in NEUTRAL[name]:
-                allowed = f" beyond {json.dumps(NEUTRAL[name][0])}" if NEUTRAL[name] else ""
-                message = f"{name} is not supported{allowed}"
-                raise APIError(400, message, param=name, code="unsupported_parameter")
         if self.best_of not in (None, self.choices):
             raise APIError(400, "best_of must be the same as n", param="best_of", code="unsupported_parameter")
         given = {name: getattr(self, name) for name in SAMPLING_FIELDS}

@@ -4,11 +4,12 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from typing import Annotated, Any
 
-from fastapi import APIRouter, File, Form, UploadFile
+from fastapi import APIRouter, Depends, File, Form, UploadFile
 from fastapi.responses import PlainTextResponse
 
+from voicechat_platform.errors import InputError
 from voicechat_serve.api.errors import APIError
-from voicechat_serve.api.fields import Text
+from voicechat_serve.api.fields import Text, require_known_form
 from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.services import WHOLE_S, Services, answered, streamed
 from voicechat_serve.api.streaming import ClosedStream, error_event, event
@@ -21,6 +22,7 @@ from voicechat_serve.api.transcript_formats import (
     token_usage,
 )
 from voicechat_serve.api.uploads import Uploads
+from voicechat_serve.languages import whisper_language
 from voicechat_serve.transcription import Transcript
 
 # What both endpoints are asked. The file's name is never looked at.
@@ -35,7 +37,7 @@ def router(services: Services) -> APIRouter:
     routes = APIRouter()
     uploads = Uploads()
 
-    @routes.post("/audio/transcriptions")
+    @routes.post("/audio/transcriptions", dependencies=[Depends(require_known_form)])
     async def create_transcription(
         file: Sound,
         model: ModelName,
@@ -54,6 +56,11 @@ def router(services: Services) -> APIRouter:
         if granularities and response_format != "verbose_json":
             message = "timestamp_granularities need the response_format verbose_json"
             raise APIError(400, message, param="timestamp_granularities", code="invalid_value")
+        if language is not None:
+            try:
+                language = whisper_language(language, services.transcription_model)
+            except InputError as error:
+                raise APIError(400, str(error), param="language", code="invalid_value") from error
         wishes = (language, prompt, temperature, "transcribe", "word" in (granularities or ()))
         if stream:
             if response_format != "json":
@@ -67,7 +74,7 @@ def router(services: Services) -> APIRouter:
             return {"text": transcript.text, "usage": duration_usage(transcript)}
         return PlainTextResponse(PLAIN_FORMATS[response_format](transcript))
 
-    @routes.post("/audio/translations")
+    @routes.post("/audio/translations", dependencies=[Depends(require_known_form)])
     async def create_translation(
         file: Sound,
         model: ModelName,

@@ -51,7 +51,7 @@ class Decoding:
 
 
 class CTranslate2Engine:
-    """An `Engine` over a directory that CTranslate2's converter wrote. Seeds are accepted and have no effect.
+    """An `Engine` over a directory that CTranslate2's converter wrote. Seeds are refused.
 
     Args:
         folder: model.bin with its config.json.
@@ -158,6 +158,7 @@ def require_supported(request: GenerationRequest) -> None:
         "frequency_penalty": sampling.frequency_penalty != 0,
         "presence_penalty": sampling.presence_penalty != 0,
         "logit_bias": bool(sampling.logit_bias),
+        "seed": sampling.seed is not None,  # its sampling draws from one generator for all requests
         "logprobs": request.top_scores is not None,
     }
     for feature, is_wanted in asked_for.items():
