@@ -102,6 +102,15 @@ class ChatTokenizer:
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text).ids
 
+    def places(self, text: str) -> list[int]:
+        """Where each token of `encode` begins in the text, in characters."""
+        places, end = [], 0
+        for begin, next_end in self.tokenizer.encode(text).offsets:
+            # Some tokenizers tell a token's place without the spaces that it begins with.
+            places.append(end if end < begin and text[end:begin].isspace() else begin)
+            end = max(end, next_end)
+        return places
+
     def decode(self, token_ids: Sequence[int]) -> str:
         return self.tokenizer.decode(token_ids)
 
@@ -115,11 +124,22 @@ class ChatTokenizer:
         return isinstance(self.tokenizer.decoder, ByteLevel)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """A token alone, which may be a part of a character; a special token as it is written."""
-        token = self.tokenizer.id_to_token(token_id) or ""
+        """What a token adds to the text, perhaps a part of a character: nothing where it is a special token."""
+        if token_id in self.special_ids:
+            return b""
+        token = self.name(token_id)
         if self.is_byte_level and all(character in BYTE_OF for character in token):
             return bytes(BYTE_OF[character] for character in token)
         return (self.tokenizer.decode([token_id]) or token).encode()
+
+    def name(self, token_id: int) -> str:
+        """A token as the vocabulary writes it."""
+        return self.tokenizer.id_to_token(token_id) or ""
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        tokens = self.tokenizer.get_added_tokens_decoder()
+        return frozenset(token_id for token_id, token in tokens.items() if token.special)
 
 
 def byte_alphabet() -> dict[str, int]:

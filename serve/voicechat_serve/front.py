@@ -10,9 +10,10 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from ray import serve
 from ray.serve.schema import DeploymentStatus, ReplicaState, ServeStatus
+from starlette.exceptions import HTTPException
 
 from voicechat_serve.api.access import AccessRules, guard
-from voicechat_serve.api.errors import answer_errors_in_openai_form
+from voicechat_serve.api.errors import API_PATHS, answer_errors_in_openai_form
 from voicechat_serve.exporters import cluster_metrics
 from voicechat_serve.flow_control import FlowControl
 from voicechat_serve.loopback import listen_where_ray_listens
@@ -84,7 +85,19 @@ class FrontIngress:
         app.add_middleware(FlowControl)
         answer_errors_in_openai_form(app)
         add_probes(app)
+        refuse_api_paths(app)
         return self.page(app) if self.page else app
+
+
+def refuse_api_paths(app: FastAPI) -> None:
+    """Before the page is mounted, whose own errors are not OpenAI's: what was meant for /v1 is told so."""
+
+    async def refuse() -> None:
+        raise HTTPException(404)
+
+    for path in API_PATHS:
+        methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+        app.add_api_route(path.rstrip("/") + "{rest:path}", refuse, methods=methods)
 
 
 def add_probes(app: FastAPI) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from bisect import bisect_left
+from codecs import getincrementaldecoder
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -45,8 +46,11 @@ class ScoredToken:
 
     text: str
     bytes: list[int]
+    """What it adds to the text: perhaps a part of a character; nothing where it is a special token."""
     logprob: float | None
     top: tuple["ScoredToken", ...] = ()
+    offset: int = 0
+    """Characters between the prompt's beginning and where its text begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +159,16 @@ class LoadedModel:
     async def complete(self, prompt: str | list[int], wishes: Wishes) -> AsyncGenerator[Delta, None]:
         """What follows the prompt, a text or token ids; errors as in `chat`."""
         prompt_ids = await self.encoded(self.tokenizer.encode, prompt) if isinstance(prompt, str) else prompt
-        async with aclosing(self.write(prompt_ids, wishes)) as deltas:
+        async with aclosing(self.write(prompt_ids, wishes, prompt=prompt)) as deltas:
             async for delta in deltas:
                 yield delta
 
     async def write(
-        self, prompt_ids: list[int], wishes: Wishes, more_stops: tuple[str, ...] = ()
+        self,
+        prompt_ids: list[int],
+        wishes: Wishes,
+        more_stops: tuple[str, ...] = (),
+        prompt: str | list[int] = "",
     ) -> AsyncGenerator[Delta, None]:
         sampling = replace(self.defaults, **wishes.sampling)
         sampling = replace(sampling, stop=(*sampling.stop, *more_stops))
@@ -172,16 +180,21 @@ class LoadedModel:
             score_prompt=wishes.score_prompt,
         )
         count = 0
+        scores = None
+        if wishes.top_scores is not None:
+            scores = AnswerScores(prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt))
         async with aclosing(self.engine.generate(request)) as batches:
             async for tokens in batches:
                 count += len(tokens)
+                text = "".join(token.text for token in tokens)
+                told = [self.told(token.score) for token in tokens if token.score]
                 yield Delta(
-                    text="".join(token.text for token in tokens),
+                    text=text,
                     prompt_tokens=len(prompt_ids),
                     completion_tokens=count,
                     finish_reason=tokens[-1].finish_reason,
-                    scores=tuple(self.told(token.score) for token in tokens if token.score),
-                    prompt_scores=tuple(self.told(score) for score in tokens[0].prompt_scores),
+                    scores=scores.settled(text, told, tokens[-1].finish_reason) if scores else (),
+                    prompt_scores=self.told_prompt(prompt, tokens[0].prompt_scores),
                     fingerprint=self.fingerprint,
                 )
 
@@ -194,9 +207,52 @@ class LoadedModel:
         top = tuple(self.named(token_id, logprob) for token_id, logprob in score.top)
         return replace(self.named(score.id, score.logprob), top=top)
 
+    def told_prompt(self, prompt: str | list[int], scores: Sequence[Score]) -> tuple[ScoredToken, ...]:
+        """Scores of a prompt's tokens where they stand in it, which holds perhaps what the model has no token for."""
+        if not scores or not isinstance(prompt, str):
+            return tuple(self.told(score) for score in scores)
+        places = self.tokenizer.places(prompt)
+        return tuple(replace(self.told(score), offset=place) for score, place in zip(scores, places, strict=True))
+
     def named(self, token_id: int, logprob: float | None) -> ScoredToken:
         data = self.tokenizer.token_bytes(token_id)
-        return ScoredToken(data.decode(errors="replace"), list(data), logprob)
+        text = data.decode(errors="replace") if data else self.tokenizer.name(token_id)
+        return ScoredToken(text, list(data), logprob)
+
+
+class AnswerScores:
+    """Gives the scores of an answer's tokens their places, and gives them out together with their text.
+
+    Args:
+        prompt: the text before the answer.
+    """
+
+    def __init__(self, prompt: str):
+        self.decoder = getincrementaldecoder("utf-8")("replace")
+        self.written = self.given = len(prompt)
+        """Characters that the tokens so far make, and that were given out."""
+        self.held: list[ScoredToken] = []
+
+    def settled(
+        self, text: str, scores: Sequence[ScoredToken], finish_reason: FinishReason | None
+    ) -> tuple[ScoredToken, ...]:
+        """Scores of the tokens whose text, or the beginning of it, is given out by now.
+
+        Args:
+            text: what is given out.
+            scores: of the tokens that were made, whose text may have to wait.
+            finish_reason: where the answer ends here: a stop string is no part of it, and neither are its tokens.
+        """
+        for score in scores:
+            # The character that holds the token's first byte may have begun in the token before.
+            beginning = self.decoder.getstate()[0] + bytes(score.bytes[:1])
+            offset = self.written + max(0, len(beginning.decode(errors="replace")) - 1)
+            self.held.append(replace(score, offset=offset))
+            self.written += len(self.decoder.decode(bytes(score.bytes)))
+        self.given += len(text)
+        settled = [score for score in self.held if finish_reason == "length" or score.offset < self.given]
+        self.held = self.held[len(settled) :]
+        return tuple(settled)
 
 
 def ended_in_time(delta: Delta, num_before: int, room: int) -> Delta:

@@ -3,9 +3,10 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -238,7 +239,8 @@ class Transcription:
                 if found.seek != window:  # counted without the silence that the detector took out
                     window, seek = found.seek, round(found.start * FRAME_RATE)
                 if not is_invented(found):
-                    kept.append(as_segment(found, len(kept), seek))
+                    begins = kept[-1].start if kept else 0.0
+                    kept.append(within(as_segment(found, len(kept), seek), begins, len(samples_n) / HEARING_RATE))
                     yield kept[-1]
             text = "".join(segment.text for segment in kept).strip()
             transcript = Transcript(text, spoken_language, len(samples_n) / HEARING_RATE, tuple(kept))
@@ -298,3 +300,22 @@ def as_segment(found: "faster_whisper.Segment", id: int, seek: int) -> Segment:
         no_speech_prob=float(found.no_speech_prob),
         words=tuple(Word(word.word.strip(), float(word.start), float(word.end)) for word in found.words or ()),
     )
+
+
+def within(segment: Segment, begins: float, seconds: float) -> Segment:
+    """The segment with its times inside the sound: Whisper's window is longer, and so its times may be.
+
+    Args:
+        begins: seconds; no time is before it.
+        seconds: length of the sound; no time is after it.
+    """
+    start, end = ordered((segment.start, segment.end), begins, seconds)
+    times = ordered([time for word in segment.words for time in (word.start, word.end)], start, seconds)
+    pairs = zip(segment.words, times[::2], times[1::2], strict=True)
+    words = tuple(replace(word, start=word_start, end=word_end) for word, word_start, word_end in pairs)
+    return replace(segment, start=start, end=end, seek=min(segment.seek, int(seconds * FRAME_RATE)), words=words)
+
+
+def ordered(times: Sequence[float], least: float, most: float) -> list[float]:
+    """Times that never go back, none outside of the bounds."""
+    return list(accumulate((min(max(time, least), most) for time in times), max))

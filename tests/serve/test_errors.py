@@ -5,11 +5,13 @@ import pytest
 from fastapi import FastAPI
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 
 from voicechat_platform.errors import InputError
 from voicechat_serve.api.errors import answer_errors_in_openai_form
 from voicechat_serve.engines.interface import OverloadedError, PromptTooLongError
+from voicechat_serve.front import refuse_api_paths
 
 
 def from_replica(error: Exception) -> Exception:
@@ -47,3 +49,18 @@ async def test_forms(error, status, code):
     assert ("retry-after" in response.headers) == (status == 503)
     assert "secret" not in told["message"]
     assert "stack trace" not in told["message"]
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/models", "/audio/speech", "/completions"])
+async def test_outside_of_v1_an_error_says_where_the_api_is(path):
+    app = FastAPI()
+    answer_errors_in_openai_form(app)
+    refuse_api_paths(app)
+    app.mount("/", Starlette())  # as the page is mounted, which has errors of its own
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        for method in ("GET", "POST", "DELETE"):
+            response = await client.request(method, path)
+            assert response.status_code == 404
+            told = response.json()["error"]
+            assert (told["code"], told["type"]) == ("not_found", "invalid_request_error")
+            assert told["message"] == f"invalid URL ({method} {path}); the API is at /v1: ask for /v1{path}"

@@ -148,7 +148,9 @@ async def test_completion_logprobs_with_the_prompts(client):
     assert scores.token_logprobs[0] is None
     assert scores.top_logprobs[0] is None
     assert all(value <= 0 for value in scores.token_logprobs[1:])
-    assert all(len(top) == 2 for top in scores.top_logprobs[1:])
+    assert all(len(top) in (2, 3) for top in scores.top_logprobs[1:])  # the token itself besides
+    for token, value, top in zip(scores.tokens[1:], scores.token_logprobs[1:], scores.top_logprobs[1:], strict=True):
+        assert top[token] == value
     assert scores.text_offset == list(range(len(choice.text)))
     assert answer.usage.completion_tokens == 8
     pieces = [
@@ -157,6 +159,31 @@ async def test_completion_logprobs_with_the_prompts(client):
     assert "".join(piece.text for piece in pieces) == choice.text
     assert [token for piece in pieces for token in piece.logprobs.tokens] == scores.tokens
     assert [place for piece in pieces for place in piece.logprobs.text_offset] == scores.text_offset
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("echo", [False, True])
+async def test_offsets_are_places_in_the_prompt_and_its_answer(client, stream, echo):
+    prompts = ["To \u4f60be", PROMPT]  # for the one character the model reads a space
+    fields = {"prompt": prompts, "n": 2, "echo": echo, "logprobs": 0, "temperature": 1}
+    free = await complete(client, **fields)
+    stop = free.choices[0].text.removeprefix(prompts[0] if echo else "")[3:5]
+    answer = await complete(client, **fields, stop=[stop], stream=stream)
+    choices = [choice async for chunk in answer for choice in chunk.choices] if stream else answer.choices
+    for index in range(4):
+        own = [choice for choice in choices if choice.index == index]
+        text = "".join(choice.text for choice in own)
+        whole = text if echo else prompts[index // 2] + text
+        places = [place for choice in own for place in choice.logprobs.text_offset]
+        tokens = [token for choice in own for token in choice.logprobs.tokens]
+        assert [whole[place].replace("\u4f60", " ") for place in places] == tokens
+        first = 0 if echo else len(prompts[index // 2])
+        assert places == list(range(first, len(whole)))
+
+
+async def test_offsets_after_a_prompt_of_token_ids(client, model):
+    answer = await complete(client, prompt=model.tokenizer.encode(PROMPT), logprobs=1, max_tokens=2)
+    assert answer.choices[0].logprobs.text_offset == [len(PROMPT), len(PROMPT) + 1]
 
 
 async def test_a_prompt_is_scored_without_an_answer(client):

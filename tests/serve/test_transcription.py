@@ -10,11 +10,13 @@ import jiwer
 import numpy as np
 import pytest
 from faster_whisper.transcribe import Segment as Found
+from hypothesis import given
+from hypothesis import strategies as st
 
 from voicechat_platform.assets import locate
 from voicechat_platform.errors import InputError
 from voicechat_serve.audio import HEARING_RATE, decode
-from voicechat_serve.transcription import FRAME_RATE, Segment, Transcript, Transcription, is_invented
+from voicechat_serve.transcription import FRAME_RATE, Segment, Transcript, Transcription, Word, is_invented, within
 
 INFORMATION = SimpleNamespace(language="en")
 """What faster-whisper tells of a sound, as far as it is read."""
@@ -62,6 +64,32 @@ def windows(english, monkeypatch) -> Iterator[list[int]]:
 def idle(transcription: Transcription) -> None:
     """Returns when the worker has nothing more to do."""
     transcription.worker.submit(lambda: None).result(timeout=60)
+
+
+TIMES = st.floats(-5, 40)
+
+
+@given(st.floats(0, 30), st.lists(st.tuples(TIMES, TIMES, st.lists(st.tuples(TIMES, TIMES), max_size=4)), max_size=5))
+def test_no_time_leaves_the_sound_or_goes_back(seconds, found):
+    begins = 0.0
+    for start, end, words in found:
+        given = Segment(0, 4000, start, end, "", (), 0, 0, 0, 0, tuple(Word("a", *times) for times in words))
+        segment = within(given, begins, seconds)
+        times = [segment.start, *(time for word in segment.words for time in (word.start, word.end))]
+        assert times == sorted(times)
+        assert begins <= segment.start <= segment.end <= seconds
+        assert times[-1] <= seconds
+        assert segment.seek <= seconds * FRAME_RATE
+        begins = segment.start
+
+
+@pytest.mark.parametrize("with_words", [False, True])
+async def test_no_segment_ends_after_its_sound(english, speech, with_words):
+    sound_n = speech[1][: int(2.6 * HEARING_RATE)]
+    transcript = await english.transcribe(sound_n, with_words=with_words)
+    assert transcript.segments
+    times = [word.end for segment in transcript.segments for word in segment.words]
+    assert max([segment.end for segment in transcript.segments] + times) <= transcript.seconds == 2.6
 
 
 async def test_times_are_those_of_the_original_sound(english, speech):

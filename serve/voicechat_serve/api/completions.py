@@ -110,7 +110,6 @@ class CompletionWriter:
 
     def __init__(self, asks: Sequence[Ask], echo: bool, silent: bool):
         self.asks, self.echo, self.silent = asks, echo, silent
-        self.offsets = [0] * len(asks)
         self.begun: set[int] = set()
 
     def __call__(self, index: int, given: Choice | Delta) -> dict[str, Any]:
@@ -126,11 +125,19 @@ class CompletionWriter:
             return None
         told: dict[str, list] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for score in scores:
-            told["tokens"].append(score.text)
+            told["tokens"].append(name(score))
             told["token_logprobs"].append(score.logprob)
-            # Likeliest last: two tokens that read the same, such as halves of characters, keep the likelier value.
-            top = None if score.logprob is None else {each.text: each.logprob for each in reversed(score.top)}
+            # The token itself is told even where it is not among the likeliest.
+            top = None if score.logprob is None else {name(each): each.logprob for each in (*score.top, score)}
             told["top_logprobs"].append(top)
-            told["text_offset"].append(self.offsets[index])
-            self.offsets[index] += len(score.text)
+            told["text_offset"].append(score.offset)
         return told
+
+
+def name(score: ScoredToken) -> str:
+    """The token's text; of a part of a character its bytes, as OpenAI writes them, so that no two read the same."""
+    try:
+        bytes(score.bytes).decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in score.bytes)
+    return score.text

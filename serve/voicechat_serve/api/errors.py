@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
 
+API_PATHS = ("/chat/", "/completions", "/models", "/audio/", "/realtime")
+"""With which a path begins that was asked for without /v1; inside the API, the path that is told has it."""
+
 LONGEST_MESSAGE = 1000
 LONGEST_PARAM = 100
 """Characters: an error may quote the request, but does not send megabytes of it back."""
@@ -144,6 +147,8 @@ def answer_errors_in_openai_form(app: FastAPI) -> None:
         told = api_error(error)
         if isinstance(error, HTTPException) and error.status_code in (404, 405) and error is not told:
             told.detail = f"invalid URL ({request.method} {request.url.path})"  # no route, no method
+            if request.url.path.startswith(API_PATHS):
+                told.detail += f"; the API is at /v1: ask for /v1{request.url.path}"
         current_request().error = told.code or told.kind
         headers = dict(told.headers or {})
         if isinstance(error, HTTPException):
