@@ -92,6 +92,8 @@ class APIError(HTTPException):
 
 
 def shortened(text: str, longest: int) -> str:
+    """What an answer may quote of a request: no more than so many characters, and no half of a surrogate pair."""
+    text = text[: longest + 1].encode(errors="replace").decode()
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
