@@ -191,7 +191,7 @@ def test_wrong_arguments_are_told_with_file_line_and_field(tmp_path, args, messa
             "a.yaml:7: applications.1.args.pag: unknown field; did you mean page?",
         ),
         ("- a list\n", "a.yaml: expected a mapping"),
-        ("a: [\n", "a.yaml: not valid YAML"),
+        ("a: [\n", "a.yaml:2: not valid YAML"),
     ],
 )
 def test_a_wrong_file_is_told_with_its_line(tmp_path, text, message):

@@ -15,8 +15,9 @@ import pytest
 from voicechat_serve.engines.interface import Load
 
 MESSAGES = [{"role": "user", "content": "To be, or not"}]
-LONG = {"model": "shakespeare", "messages": MESSAGES, "prompt": "To be, or not", "max_tokens": 200}
 PATHS = ("/chat/completions", "/completions")
+ASKED = dict(zip(PATHS, ({"messages": MESSAGES}, {"prompt": "To be, or not"}), strict=True))
+LONG = {"model": "shakespeare", "max_tokens": 200}
 IDLE = Load(running=0, waiting=0, cache_used=0.0)
 
 
@@ -71,7 +72,7 @@ def staying(replica) -> int:
 def connect(api: str, path: str, **fields) -> socket.socket:
     """A client that has sent its request."""
     address = urlsplit(api)
-    body = json.dumps(LONG | fields).encode()
+    body = json.dumps(LONG | ASKED[path] | fields).encode()
     connection = socket.create_connection((address.hostname, address.port), timeout=30)
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
@@ -126,10 +127,11 @@ async def test_many_clients_that_leave_at_any_moment(api, replica):
     async with httpx.AsyncClient(base_url=api, timeout=60, limits=limits) as http:
 
         async def leave_early(number: int) -> int:
-            body = LONG | {"stream": number % 4 > 0, "n": moments.choice((1, 1, 3)), "seed": number}
+            path = PATHS[number % 2]
+            body = {"stream": number % 4 > 0, "n": moments.choice((1, 1, 3)), "seed": number}
             try:
                 async with asyncio.timeout(moments.random() ** 2):
-                    async with http.stream("POST", PATHS[number % 2], json=body) as response:
+                    async with http.stream("POST", path, json=LONG | ASKED[path] | body) as response:
                         events = moments.randrange(20)
                         async for _ in response.aiter_lines():
                             events -= 1
@@ -139,7 +141,7 @@ async def test_many_clients_that_leave_at_any_moment(api, replica):
             except TimeoutError:
                 return 0
 
-        whole = LONG | {"seed": 5}
+        whole = LONG | ASKED["/completions"] | {"seed": 5}
         expected = (await http.post("/completions", json=whole)).json()["choices"]
         for _ in range(3):
             staying = asyncio.create_task(http.post("/completions", json=whole))
