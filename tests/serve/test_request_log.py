@@ -179,7 +179,7 @@ def wav() -> bytes:
             400,
             "unsupported_parameter",
         ),
-        ("POST", "/v1/chat/completions", {SECRET: SECRET}, "/v1/chat/completions", 400, "invalid_value"),
+        ("POST", "/v1/chat/completions", {SECRET: SECRET}, "/v1/chat/completions", 400, "unsupported_parameter"),
     ],
 )
 async def test_no_word_of_the_clients(http, lines, counted, method, path, content, endpoint, status, error):

@@ -3,6 +3,7 @@
 import contextlib
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -293,6 +294,10 @@ def test_with_keys_an_operators_promotes_and_no_other_pages(tiny, together, open
     page = {}
     for name in ("anna", "olga"):
         _, secret = create_key(keys, name, operator=name == "olga")
+        deadline = time.monotonic() + 30
+        while httpx.get(url, auth=(name, secret)).status_code != 200:  # a running service follows within a second
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         page[name] = open_page(url, http_credentials={"username": name, "password": secret}).page
         page[name].get_by_role("tab", name="Models").click()
         expect(page[name].get_by_text(f"{tiny}, the champion")).to_be_visible(timeout=30_000)

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from fastapi import Request
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema
 
 from voicechat_serve.api.errors import APIError
 
@@ -79,6 +80,14 @@ class Body(BaseModel):
         given = {name: value for name, value in body.items() if value is not None}
         require_known(given, cls.model_fields)
         return {name: value for name, value in given.items() if name in cls.model_fields}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Tells that every field that may be left out may also be null."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        optional = schema["properties"].keys() - set(schema.get("required", ()))
+        schema["properties"] |= {name: {"anyOf": [schema["properties"][name], {"type": "null"}]} for name in optional}
+        return schema
 
 
 async def require_known_form(request: Request) -> None:
