@@ -149,8 +149,7 @@ def test_a_comparison_ends_in_a_report_that_claims_no_more_than_two_seeds_can(pa
 
 
 def test_an_impossible_size_is_said_before_anything_is_trained(path, monkeypatch):
-    deep = path.read_text().replace("standard: {}", "standard: {model.mlp_width: 8}")
-    path.write_text(deep.replace("shared P, tied: {", "shared P, tied: {model.layers: 6, "))
+    path.write_text(path.read_text().replace("shared P, tied: {", "shared P, tied: {model.layers: 60, "))
     monkeypatch.setattr("voicechat_tune.compare.run_sweep", None)
     with pytest.raises(
         InputError, match="shared P, tied is larger than standard even without an MLP: leave equal parameters out"

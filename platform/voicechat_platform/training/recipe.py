@@ -142,7 +142,7 @@ class TrainingRecipe(Strict):
     decay_fraction: float = Field(default=0.2, gt=0, le=1)
     """Of warmup_stable_decay: the last part of the steps, in which the rate falls."""
     warmup_steps: int = Field(default=100, ge=0, le=10**9)
-    weight_decay: float = Field(default=0.1, ge=0, le=1000)
+    weight_decay: float = Field(default=0.1, ge=0)
     """Of matrices alone, never of norms, embeddings or metrics."""
     gradient_clip: float = Field(default=1.0, gt=0, le=1e12)
     """Largest norm of the whole gradient."""
