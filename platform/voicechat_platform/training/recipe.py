@@ -144,7 +144,7 @@ class TrainingRecipe(Strict):
     warmup_steps: int = Field(default=100, ge=0, le=10**9)
     weight_decay: float = Field(default=0.1, ge=0)
     """Of matrices alone, never of norms, embeddings or metrics."""
-    gradient_clip: float = Field(default=1.0, gt=0, le=1e12)
+    gradient_clip: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: products in bfloat16 under autocast, weights and optimizer in float32; for GPUs and newer CPUs."""
