@@ -264,16 +264,12 @@ class SessionSettings(Checked):
 
 TRANSCRIPTION_FIELDS = ("type", "audio", "include", "id", "object", "expires_at")
 
-NULLABLE = ("turn_detection", "transcription", "language", "prompt", "temperature")
-
 
 def merged(whole: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
-    """The patch's fields over the others; null is a value where it means something, and the default elsewhere."""
+    """The patch's fields over the others."""
     result = dict(whole)
     for name, value in patch.items():
-        if value is None and name in whole and name not in NULLABLE:
-            del result[name]
-        elif isinstance(value, dict) and isinstance(result.get(name), dict):
+        if isinstance(value, dict) and isinstance(result.get(name), dict):
             result[name] = merged(result[name], value)
         else:
             result[name] = value

@@ -198,7 +198,8 @@ def invalid(error: ValidationError, prefix: str = "") -> EventError:
         near = difflib.get_close_matches(str(first["loc"][-1]), KNOWN_FIELDS, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return EventError("unknown_parameter", f"unknown parameter {param!r}{hint}", param)
-    code = {"missing": "missing_required_parameter"}.get(
-        kind, "invalid_type" if kind.endswith("_type") else "invalid_value"
-    )
+    if kind == "missing":
+        code = "missing_required_parameter"
+    else:
+        code = "invalid_type" if kind.endswith("_type") else "invalid_value"
     return EventError(code, f"{param}: {first['msg'].removeprefix('Value error, ')}"[:1000], param)
