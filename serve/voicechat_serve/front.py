@@ -43,7 +43,11 @@ class Controller:
         """
         if self.asked is None or self.asked.done():
             self.asked = asyncio.create_task(asyncio.to_thread(serve.status))
-        return await asyncio.wait_for(asyncio.shield(self.asked), CONTROLLER_TIMEOUT_S)
+        try:
+            return await asyncio.wait_for(asyncio.shield(self.asked), CONTROLLER_TIMEOUT_S)
+        except Exception:
+            log.exception("Serve's controller does not answer")
+            raise
 
 
 def not_ready(status: ServeStatus) -> dict[str, str]:
@@ -108,8 +112,7 @@ def add_probes(app: FastAPI) -> None:
         """Whether to restart: this process answers, and Serve's controller does."""
         try:
             await controller.status()
-        except Exception as error:
-            log.error("Serve's controller does not answer", exc_info=error)
+        except Exception:
             return JSONResponse({"status": "unavailable", "reason": "Serve's controller does not answer"}, 503)
         return {"status": "ok"}
 
@@ -118,8 +121,7 @@ def add_probes(app: FastAPI) -> None:
         """Whether to send requests: every part is loaded and warmed up."""
         try:
             waiting = not_ready(await controller.status())
-        except Exception as error:
-            log.error("Serve's controller does not answer", exc_info=error)
+        except Exception:
             return JSONResponse({"status": "unavailable", "reason": "Serve's controller does not answer"}, 503)
         return JSONResponse(
             {"status": "unavailable" if waiting else "ready", "not_ready": waiting}, 503 if waiting else 200
