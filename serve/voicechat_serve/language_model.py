@@ -14,6 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from voicechat_platform.registry import NoSuchVersionError, Registry, Version
 from voicechat_serve.champions import PATIENCE_S
 from voicechat_serve.chat_tokenizer import ChatTokenizer, Message
+from voicechat_serve.deadlines import answer_in_time
 from voicechat_serve.engines.choice import EngineName, Precision, make_engine
 from voicechat_serve.engines.interface import Load, OverloadedError, UnavailableError, UnknownVersionError
 from voicechat_serve.loaded_model import Delta, LoadedModel, Wishes
@@ -199,13 +200,7 @@ class LanguageModel:
         while True:
             try:
                 assert self.champions is not None
-                question = self.champions.next.remote(self.served.id, number)
-                try:
-                    async with asyncio.timeout(CHAMPION_S):
-                        promoted = await question
-                except TimeoutError:
-                    question.cancel()
-                    raise
+                promoted = await answer_in_time(self.champions.next.remote(self.served.id, number), CHAMPION_S)
                 if promoted != number:
                     self.current = await self.version(promoted, urgent=True)
                     number, self.previous = promoted, number

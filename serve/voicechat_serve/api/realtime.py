@@ -13,7 +13,6 @@ from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.services import BRIEF_S, JUDGED_S, Services, answered, streamed
 from voicechat_serve.audio import Samples
 from voicechat_serve.conversation import Message
-from voicechat_serve.languages import whisper_language
 from voicechat_serve.loaded_model import Delta, Wishes
 from voicechat_serve.metrics import REALTIME_FIRST_SOUND_SECONDS, REALTIME_SESSIONS
 from voicechat_serve.realtime.errors import SessionEndedError
@@ -111,11 +110,7 @@ class ServiceStages:
         self.services.require_transcription(name)
 
     def language_code(self, tag: str) -> str:
-        try:
-            return whisper_language(tag, self.transcription_model)
-        except InputError as error:
-            param = "session.audio.input.transcription.language"
-            raise APIError(400, str(error), param=param, code="invalid_value") from None
+        return self.services.language_code(tag, "session.audio.input.transcription.language")
 
     def voice(self, name: str, language: str | None) -> str | None:
         try:

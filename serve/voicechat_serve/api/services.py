@@ -8,9 +8,12 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
+from voicechat_platform.errors import InputError
 from voicechat_serve.api.errors import APIError, shortened
 from voicechat_serve.api.request_log import current_request
+from voicechat_serve.deadlines import LateError, answer_in_time
 from voicechat_serve.language_model import ServedModel
+from voicechat_serve.languages import whisper_language
 
 TRANSCRIPTION_ALIASES = ("whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe")
 SYNTHESIS_MODEL = "hibari"
@@ -67,6 +70,17 @@ class Services:
             raise unknown_model(name, (self.transcription_model, *TRANSCRIPTION_ALIASES))
         current_request().model = self.transcription_model
 
+    def language_code(self, tag: str, param: str) -> str:
+        """The transcription model's code for a language that a client names in the field `param`.
+
+        Raises:
+            APIError: 400, it is no language, or none that the model knows.
+        """
+        try:
+            return whisper_language(tag, self.transcription_model)
+        except InputError as error:
+            raise APIError(400, str(error), param=param, code="invalid_value") from error
+
     def require_synthesis(self, name: str) -> None:
         if name not in (SYNTHESIS_MODEL, *SYNTHESIS_ALIASES):
             raise unknown_model(name, (SYNTHESIS_MODEL, *SYNTHESIS_ALIASES))
@@ -84,16 +98,9 @@ async def answered(response: DeploymentResponse, within_s: float) -> Any:
     Raises: what the method raises; APIError: 504, it took longer than `within_s`.
     """
     try:
-        async with asyncio.timeout(within_s) as patience:
-            try:
-                return await response
-            except asyncio.CancelledError:
-                response.cancel()  # otherwise the replica goes on with what nobody waits for
-                raise
-    except TimeoutError:
-        if patience.expired():
-            raise late(within_s) from None
-        raise
+        return await answer_in_time(response, within_s)
+    except LateError:
+        raise late(within_s) from None
 
 
 @contextlib.asynccontextmanager

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, File, Form, UploadFile
 from fastapi.responses import PlainTextResponse
 
-from voicechat_platform.errors import InputError
 from voicechat_serve.api.errors import APIError
 from voicechat_serve.api.fields import Text, require_known_form
 from voicechat_serve.api.request_log import current_request
@@ -22,7 +21,6 @@ from voicechat_serve.api.transcript_formats import (
     token_usage,
 )
 from voicechat_serve.api.uploads import Uploads
-from voicechat_serve.languages import whisper_language
 from voicechat_serve.transcription import Transcript
 
 # What both endpoints are asked. The file's name is never looked at.
@@ -57,10 +55,7 @@ def router(services: Services) -> APIRouter:
             message = "timestamp_granularities need the response_format verbose_json"
             raise APIError(400, message, param="timestamp_granularities", code="invalid_value")
         if language is not None:
-            try:
-                language = whisper_language(language, services.transcription_model)
-            except InputError as error:
-                raise APIError(400, str(error), param="language", code="invalid_value") from error
+            language = services.language_code(language, "language")
         wishes = (language, prompt, temperature, "transcribe", "word" in (granularities or ()))
         if stream:
             if response_format != "json":
