@@ -64,26 +64,6 @@ def learning_curves(findings: Findings) -> Figure:
     return figure
 
 
-def training_curve(history: list[dict[str, Any]]) -> Figure:
-    """Training and validation loss of one run over its steps, the best evaluation ringed.
-
-    Args:
-        history: one or more evaluations with "step", "train_loss" and "validation_loss".
-    """
-    figure, (axis,) = panels(1, width=7, height=3.6)
-    steps = [entry["step"] for entry in history]
-    losses = [entry["validation_loss"] for entry in history]
-    axis.plot(steps, [entry["train_loss"] for entry in history], color=GREY, linestyle="--", label="training")
-    axis.plot(steps, losses, color=COLOURS[0], linewidth=2, marker="o", markersize=3.5, label="validation")
-    best = min(range(len(losses)), key=losses.__getitem__)
-    axis.plot(steps[best], losses[best], "o", markersize=12, markerfacecolor="none", markeredgecolor="black")
-    axis.annotate(f"{losses[best]:.3f}", (steps[best], losses[best]), (0, 10), textcoords="offset points", ha="center")
-    axis.set_xlabel("step")
-    axis.set_ylabel("loss (nats per token)")
-    axis.legend(fontsize=9, frameon=False)
-    return figure
-
-
 def variant_curve(axis: Axes, runs: list[Run], index: int) -> None:
     """Mean over seeds and its interval, at the steps that all of them were evaluated at."""
     losses = [{entry["step"]: entry["validation_loss"] for entry in run.history} for run in runs]
