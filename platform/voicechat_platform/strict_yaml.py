@@ -12,6 +12,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from voicechat_platform.errors import InputError
+from voicechat_platform.paths import given_path
 
 LARGEST_FILE = 2**20
 """Bytes."""
@@ -43,16 +44,13 @@ Model = TypeVar("Model", bound=BaseModel)
 def usable_path(given: str) -> str:
     """
     Raises:
-        ValueError: no file system could hold it, or it begins with the home of a user who is not there.
+        ValueError: no file system could hold it, or (InputError) it begins with the home of a user who is not there.
     """
     if not given or any(len(part.encode()) > 255 for part in given.split("/")) or len(given.encode()) > 4000:
         raise ValueError("a path needs 1 to 4000 bytes, and each of its parts 255 at most")
     if not given.isprintable():
         raise ValueError("a path has no line breaks or control characters")
-    try:
-        Path(given).expanduser()
-    except RuntimeError:
-        raise ValueError(f"there is no home folder for {given.split('/')[0]}") from None
+    given_path(given)
     return given
 
 

@@ -14,12 +14,10 @@ from ray import serve
 from ray.serve._private.build_app import BuiltApplication, build_app
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
+from small_run import train_small
 from voicechat_platform.errors import InputError
 from voicechat_platform.registry import Registry
 from voicechat_platform.settings import settings
-from voicechat_platform.training.loop import Training
-from voicechat_platform.training.recipe import Recipe
-from voicechat_platform.training.starting_point import load_data
 from voicechat_serve import application
 from voicechat_serve.application_file import (
     APIArguments,
@@ -228,19 +226,8 @@ def home(tmp_path_factory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VOICECHAT_HOME", str(home))
         settings.cache_clear()
-        (home / "play.txt").write_text("ROMEO:\nAy me!\n\nJULIET:\nO Romeo, wherefore art thou?\n\n" * 200)
-        recipe = Recipe.model_validate(
-            {
-                "name": "romeo",
-                "corpus": {"source": str(home / "play.txt")},
-                "model": {"layers": 2, "heads": 2, "width": 32, "context": 256, "attention": "metric"},
-                "training": {"steps": 4, "evaluate_every": 2, "warmup_steps": 1},
-            }
-        )
-        training = Training(recipe, load_data(recipe))
-        list(training.evaluations())
-        training.save(home / "run")
-        Registry().promote(Registry().record("tests", "run", {}, [], home / "run"))
+        run = train_small(home)
+        Registry().promote(Registry().record("tests", "run", {}, [], run))
         yield home
     settings.cache_clear()
 
