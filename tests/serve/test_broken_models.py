@@ -129,7 +129,7 @@ def test_serving_one_says_what_is_wrong(broken, engine, home):
 def test_a_broken_converted_model(tmp_path, name, content):
     folder = shutil.copytree(locate("smollm2-135m-instruct-int8"), tmp_path / "model")
     (folder / name).write_bytes(content)
-    refuses(lambda: make_engine(folder, ChatTokenizer(folder)), folder, "")
+    refuses(lambda: make_engine(folder, ChatTokenizer(folder)), folder, "cannot be read|is damaged")
 
 
 def test_a_chat_template_that_does_not_parse(tiny_model, tmp_path):
