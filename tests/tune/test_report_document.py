@@ -12,7 +12,7 @@ import pytest
 from voicechat_tune.report.conclusion import conclude
 from voicechat_tune.report.document import write_report
 from voicechat_tune.report.figures import pareto
-from voicechat_tune.report.findings import Findings, Heads, Run, findings_from
+from voicechat_tune.report.findings import Findings, Heads, Run, Trial, findings_from
 from voicechat_tune.report.markdown import fenced, plain
 from voicechat_tune.report.results import Point, pareto_front, table_results
 
@@ -32,6 +32,7 @@ def run(number, variant, table, seed, final, status="finished", **choices):
         "flops_per_token": 6000.0,
         "tokens_per_second": 9000.0,
         "cache_bytes_per_token": 64.0 * len(variant),
+        "validation_loss": final,
         "test_loss": final + 0.02,
     }
     return Run(number, variant, table, seed, choices, status, [] if status == "failed" else history, facts)
@@ -56,7 +57,16 @@ def sweep(**more):
         run(3, "metric", "tuning", 1, 1.5, "stopped", **{"training.learning_rate": 0.5, "model.attention": "metric"}),
         run(4, "metric", "tuning", 1, 1.5, "failed", **{"training.learning_rate": 9.0}),
     ]
-    return Findings("A sweep", "sweep", "What was searched.", runs, **more)
+    trials = [
+        Trial(each.number, each.variant, each.choices, each.status, losses, each.facts, is_ranked, is_best)
+        for each, losses, is_ranked, is_best in [
+            (runs[1], [1.6], True, True),
+            (runs[0], [1.7], True, False),
+            (runs[2], [2.25], False, False),
+            (runs[3], [], False, False),
+        ]
+    ]
+    return Findings("A sweep", "sweep", "What was searched.", runs, trials=trials, **more)
 
 
 class Page(HTMLParser):
@@ -162,7 +172,7 @@ def test_a_full_comparison_has_every_section_in_order(tmp_path):
             ),
             "conclusion method trials curves pareto importances parallel-coordinates samples environment",
         ),
-        (replace(sweep(), runs=sweep().runs[3:]), "conclusion method trials"),
+        (replace(sweep(), runs=sweep().runs[3:], trials=sweep().trials[3:]), "conclusion method trials"),
     ],
 )
 def test_sections_without_data_are_left_out(tmp_path, findings, sections):
@@ -337,12 +347,37 @@ def test_a_sweep_names_its_best_finished_trial_and_what_that_is_worth(tmp_path):
     findings = sweep()
     page, markdown = written(findings, tmp_path)
     said = summary(findings)
-    assert said.startswith("Of 4 trials, 2 finished, 1 stopped early and 1 failed. The best is trial 2 with a final")
+    assert said.startswith(
+        "Of 4 trials, 2 finished, 1 stopped early and 1 failed. The best is trial 2 with a validation"
+    )
     assert "training.learning_rate = 0.02" in said
     assert "The next is 0.1000 behind." in said
     assert "a small lead may be chance" in page.text
     rows = [line.split(" | ") for line in markdown.splitlines() if line.startswith("| ")]
     assert [row[0] for row in rows[2:]] == ["| 2", "| 1", "| 3", "| 4"]
+    loss = rows[0].index("validation loss")
+    assert [row[loss] for row in rows[2:]] == ["1.6000", "1.7000", "≈ 2.2500", "–"]
+
+
+def test_of_several_objectives_no_trial_is_the_winner():
+    findings = sweep(objectives=["validation_loss", "tokens_per_second"])
+    trials = [replace(trial, is_best=trial.is_ranked) for trial in findings.trials]
+    said = summary(replace(findings, trials=trials))
+    assert said.endswith(
+        "By validation loss and tokens/second no other trial beats the trials 2 and 1 (the Pareto front)."
+    )
+
+
+def test_the_mean_over_seeds_is_told_as_one(tmp_path):
+    findings = sweep()
+    best = replace(findings.trials[0], losses=[1.5, 1.7], choices={})
+    findings = replace(findings, trials=[best, *findings.trials[1:]])
+    assert "trial 2 with a validation loss of 1.6000 nats per token, the mean over 2 seeds. The next" in summary(
+        findings
+    )
+    assert "a mean over 2 seeds" in "".join(conclude(findings, []).caveats)
+    _, markdown = written(findings, tmp_path)
+    assert "1.5000 to 1.7000" in markdown
 
 
 def test_the_pareto_front_is_what_nothing_beats():

@@ -177,7 +177,7 @@ def test_a_sweep_that_only_the_registry_knows(tiny):
     overview, picker, trials = sweeps_tab.open_tab(None)
     assert picker.value == "elsewhere-1a2b3c"
     assert "<td>only in the registry</td>" in overview
-    assert "0007 (best)" in trials
+    assert "7 (best)" in trials
     assert 'data-version="tiny@2"' in trials
 
 

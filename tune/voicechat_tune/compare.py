@@ -16,6 +16,7 @@ from voicechat_platform.training.starting_point import load_data, make_model
 from voicechat_platform.training.throughput import training_flops
 from voicechat_tune.comparison_file import ComparisonFile
 from voicechat_tune.notes import differences, open_study, point_to
+from voicechat_tune.ranking import ranked
 from voicechat_tune.report.findings import Findings, Table
 from voicechat_tune.report.gather import comparison_findings
 from voicechat_tune.run import Outcome, run_sweep
@@ -127,16 +128,14 @@ def best_choices(comparison: ComparisonFile) -> dict[str, dict[str, Any]]:
     """What each variant did best with in the tuning."""
     sweep, places = tuning_sweep(comparison)
     trials = study_of_points(sweep).trials()
-    best: dict[str, tuple[float, dict[str, Any]]] = {}
-    for trial, place in zip(trials, places, strict=False):
-        if trial.state != "finished" or trial.loss is None:
-            continue
-        if place.variant not in best or trial.loss < best[place.variant][0]:
-            best[place.variant] = (trial.loss, {field: trial.point[field] for field in comparison.tuning})
+    best: dict[str, dict[str, Any]] = {}
+    for trial in ranked(trials, sweep):
+        choices = {field: trial.point[field] for field in comparison.tuning}
+        best.setdefault(places[trial.number - 1].variant, choices)
     missing = [variant for variant in comparison.variants if variant not in best]
     if missing or len(trials) < len(places):
         raise InputError(f"the tuning is not done: {', '.join(missing) or 'some runs'} are missing")
-    return {variant: choices for variant, (_, choices) in best.items()}
+    return best
 
 
 def sizes(comparison: ComparisonFile) -> dict[tuple[Table, str], dict[str, int]]:

@@ -13,8 +13,9 @@ from voicechat_platform.training.loop import Evaluation
 from voicechat_tune.conductor import Conductor, cost_of
 from voicechat_tune.keeper import Keeper
 from voicechat_tune.preemption import Preempted
+from voicechat_tune.ranking import ranked, winners
 from voicechat_tune.reports import REPORT
-from voicechat_tune.study import Run, RunKey, Trial, ranked
+from voicechat_tune.study import Run, RunKey, Trial
 from voicechat_tune.sweep_file import SweepFile
 
 MOST_ROWS = 20
@@ -122,18 +123,20 @@ class Follower(tune.Callback):
         spent = f", {cost:.2f} spent" if cost else ""
         title = f"sweep {self.sweep.name}: {done} of {self.conductor.wanted} trials done, {clock} passed{spent}"
         active = set(self.conductor.active.values())
-        return trials_table(title, worth_showing(trials, active), self.sweep, active)
+        return trials_table(title, worth_showing(trials, self.sweep, active), self.sweep, active)
 
 
-def worth_showing(trials: list[Trial], active: set[RunKey]) -> list[Trial]:
-    """All, or where they are many those that run and the best."""
-    running = [trial for trial in trials if any(key.trial == trial.number for key in active)]
-    ranked = sorted(trials, key=lambda trial: (trial not in running, trial.loss is None, trial.loss))
-    return sorted(ranked[:MOST_ROWS], key=lambda trial: trial.number)
+def worth_showing(trials: list[Trial], sweep: SweepFile, active: set[RunKey]) -> list[Trial]:
+    """All, or where they are many those that run, the best, and the latest."""
+    running = {key.trial for key in active}
+    first = [trial for trial in trials if trial.number in running]
+    wanted = {trial.number: trial for trial in [*first, *ranked(trials, sweep), *reversed(trials)]}
+    return sorted(list(wanted.values())[:MOST_ROWS], key=lambda trial: trial.number)
 
 
 def trials_table(title: str, trials: list[Trial], sweep: SweepFile, active: Set[RunKey] = frozenset()) -> Table:
-    """A row for each trial: what was chosen, how far it is, its loss, the best one marked."""
+    """A row for each trial: what was chosen, how far it is, its loss; the best is marked, of several objectives
+    all that no other one beats."""
     fields = list(dict.fromkeys(field for trial in trials for field in trial.point if varies(field, trials)))
     table = Table(title=title)
     table.add_column("trial", justify="right")
@@ -142,10 +145,10 @@ def trials_table(title: str, trials: list[Trial], sweep: SweepFile, active: Set[
     table.add_column("state")
     for column in ("step", "validation loss", *(["time left"] if active else [])):
         table.add_column(column, justify="right")
-    best = next(iter(ranked(trials)), None)
+    best = {trial.number for trial in winners(trials, sweep)}
     for trial in trials:
         runs = [run for run in trial.runs if run.key in active]
-        state = trial.state
+        state: str = trial.state
         if any(key.trial == trial.number for key in active):
             state = "training" if sweep.seeds == 1 else f"training seed {max(1, len(trial.runs))} of {sweep.seeds}"
         elif state == "unfinished":
@@ -158,7 +161,7 @@ def trials_table(title: str, trials: list[Trial], sweep: SweepFile, active: Set[
             str(trial.runs[-1].step) if trial.runs else "0",
             "" if trial.loss is None else f"{trial.loss:.4f}",
             *([minutes(left)] if active else []),
-            style="bold green" if trial is best and len(sweep.objectives) == 1 else None,
+            style="bold green" if trial.number in best else None,
         )
     return table
 

@@ -26,10 +26,11 @@ from voicechat_tune.disk import is_disk_full
 from voicechat_tune.follow import Follower
 from voicechat_tune.keeper import Keeper
 from voicechat_tune.notes import NOTES, note, open_study, point_to, write_notes
+from voicechat_tune.ranking import best_first, ranked
 from voicechat_tune.resources import check_resources, room_for
 from voicechat_tune.run_files import object_store, sweep_folder
 from voicechat_tune.search import trials_of
-from voicechat_tune.study import JOURNAL, Study, ranked
+from voicechat_tune.study import JOURNAL, Study
 from voicechat_tune.sweep_file import SweepFile
 from voicechat_tune.trial import run_trial
 from voicechat_tune.wheel import build_wheel
@@ -259,7 +260,12 @@ def outcome(study: Study, wanted: int, stopping: str, keeper: Keeper) -> Outcome
     unfinished = max(0, wanted - sum(trial.state != "unfinished" for trial in trials))
     reason = stopping or ("interrupted" if unfinished else "")
     return Outcome(
-        finished=[keeper.kept[run.key] for trial in ranked(trials) for run in trial.runs if run.key in keeper.kept],
+        finished=[
+            keeper.kept[run.key]
+            for trial in ranked(trials, study.sweep)
+            for run in best_first(trial)
+            if run.key in keeper.kept
+        ],
         failed=sum(trial.state == "failed" for trial in trials),
         unfinished=unfinished,
         reason=reason,

@@ -27,7 +27,8 @@ logging.getLogger("optuna").setLevel(logging.ERROR)
 
 JOURNAL = "study.journal"
 Ending = Literal["finished", "stopped", "failed"]
-STATES = {
+State = Literal["finished", "stopped", "failed", "unfinished"]
+STATES: dict[TrialState, State] = {
     TrialState.COMPLETE: "finished",
     TrialState.PRUNED: "stopped",
     TrialState.FAIL: "failed",
@@ -81,8 +82,7 @@ class Trial:
     number: int
     """From 1, in the order in which they were drawn."""
     point: dict[str, Any]
-    state: str
-    """finished, stopped, failed or unfinished."""
+    state: State
     runs: list[Run]
     lineage: dict[str, int]
     """Of population based training: "member", "generation", and the "parent" trial that it goes on from."""
@@ -177,6 +177,8 @@ class Study:
         found = self.find(key.trial)
         if found.state.is_finished():
             return
+        if ending == "finished" and not math.isfinite(facts["validation_loss"] if facts else 0.0):
+            ending, message = "failed", "the loss of its best checkpoint over the whole validation part is not a number"
         self.set(found, f"run {key.seed_index} ending", {"ending": ending, "message": message, "facts": facts or {}})
         trial = as_trial(self.find(key.trial))
         self.close(trial)
@@ -223,12 +225,6 @@ class Study:
 
     def set(self, found: FrozenTrial, name: str, value: Any) -> None:
         optuna.Trial(self.optuna, found._trial_id).set_user_attr(name, value)
-
-
-def ranked(trials: list[Trial]) -> list[Trial]:
-    """The finished ones, the best first."""
-    losses = [(trial.loss, trial) for trial in trials if trial.state == "finished"]
-    return [trial for loss, trial in sorted(losses, key=lambda pair: math.inf if pair[0] is None else pair[0])]
 
 
 def evaluation_in(record: dict[str, Any]) -> dict[str, Any]:

@@ -241,11 +241,20 @@ def trials(sweep: SweepName, as_json: Json = False) -> None:
     """
     from voicechat_tune.follow import trials_table
     from voicechat_tune.notes import open_study
+    from voicechat_tune.ranking import winners
 
     study = open_study(sweep)
     found = study.trials()
+    best = {trial.number for trial in winners(found, study.sweep)}
     rows = [
-        {"trial": trial.number, "state": trial.state, "point": trial.point, "loss": trial.loss, "runs": len(trial.runs)}
+        {
+            "trial": trial.number,
+            "state": trial.state,
+            "point": trial.point,
+            "loss": trial.loss,
+            "runs": len(trial.runs),
+            "is_best": trial.number in best,
+        }
         for trial in found
     ]
     emit(rows, as_json, trials_table(f"sweep {study.sweep.name}", found, study.sweep))

@@ -3,6 +3,7 @@ trials of the chosen one, also while it runs. Nothing is read before the tab is 
 """
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,9 @@ def find_sweeps() -> tuple[list[SweepRow], str]:
         rows.append(row)
         groups.pop(group, None)
     for group, versions in groups.items():
-        best = min(versions, key=lambda version: version.nats_per_character)
-        rows.append(
-            SweepRow(group, "only in the registry", "", f"{best.nats_per_character:.4f} nats/character", len(versions))
-        )
+        trial, loss, _ = ranked_versions(versions)[0]
+        best = f"{loss:.4f} nats/character (trial {trial})"
+        rows.append(SweepRow(group, "only in the registry", "", best, len(versions)))
     return rows, problem
 
 
@@ -109,8 +109,8 @@ def registered_groups() -> dict[str, list[Any]]:
 def sweep_row(name: str, groups: dict[str, list[Any]]) -> tuple[SweepRow, str]:
     """A sweep of the home folder, and its group in the registry."""
     from voicechat_tune.notes import is_running, open_study, read_notes
+    from voicechat_tune.ranking import winners
     from voicechat_tune.search import trials_of
-    from voicechat_tune.study import ranked
 
     study = open_study(name)
     notes, trials = read_notes(study.folder), study.trials()
@@ -119,8 +119,8 @@ def sweep_row(name: str, groups: dict[str, list[Any]]) -> tuple[SweepRow, str]:
     state = (
         "running" if is_running(study.folder) else "finished" if study.is_over(wanted) else "broken off; it can go on"
     )
-    best = next(iter(ranked(trials)), None)
-    loss = f"{best.loss:.4f} (trial {best.number})" if best and best.loss is not None else ""
+    best = winners(trials, study.sweep)
+    loss = f"{best[0].loss:.4f} (trial {best[0].number})" if best else ""
     versions = len(groups.get(notes["group"], []))
     return SweepRow(name, state, f"{done} of {wanted}", loss, versions), notes["group"]
 
@@ -165,7 +165,7 @@ def trials_of_study(name: str) -> list[str]:
         if run.ending == "failed"
     ]
     more = f"More of a trial: voicechat trial {name} NUMBER. All of it written up: voicechat report {name}."
-    return [shown, *failures, curves(trials), parts.notice(more)]
+    return [shown, *failures, curves(trials, study.sweep), parts.notice(more)]
 
 
 def models_by_trial(folder: Path) -> dict[int, Markup]:
@@ -177,19 +177,36 @@ def models_by_trial(folder: Path) -> dict[int, Markup]:
     except Exception:  # MLflow's, SQLAlchemy's, the network's: find_sweeps says so
         log.exception("the registry cannot be read")
         return {}
-    found: dict[int, list[Markup]] = {}
-    for version in versions:
+    return {trial: buttons_of(found) for trial, found in by_trial(versions).items()}
+
+
+def by_trial(versions: list[Any]) -> dict[int, list[Any]]:
+    """Versions by the number of the trial, in the order of the trial's seeds."""
+    found: dict[int, list[Any]] = {}
+    for version in sorted(versions, key=lambda version: version.origin):
         # A run is named by its trial's number, and from the second seed on by the seed's: 0004, 0004-2.
-        trial = version.origin.partition("/")[2].partition("-")[0]
-        found.setdefault(int(trial), []).append(parts.version_button(str(version)))
-    return {trial: Markup(" ").join(buttons) for trial, buttons in found.items()}
+        found.setdefault(int(version.origin.partition("/")[2].partition("-")[0]), []).append(version)
+    return found
 
 
-def curves(trials: list[Any]) -> str:
+def buttons_of(versions: list[Any]) -> Markup:
+    return Markup(" ").join(parts.version_button(str(version)) for version in versions)
+
+
+def ranked_versions(versions: list[Any]) -> list[tuple[int, float, list[Any]]]:
+    """Each trial with its loss (nats per character, the mean over its seeds) and its versions, the best first."""
+    found = [
+        (trial, sum(version.nats_per_character for version in seeds) / len(seeds), seeds)
+        for trial, seeds in by_trial(versions).items()
+    ]
+    return sorted(found, key=lambda each: (not math.isfinite(each[1]), each[1], each[0]))
+
+
+def curves(trials: list[Any], sweep: Any) -> str:
     """The learning curves: the ranking's first first, then those that go on, then those that ended early."""
-    from voicechat_tune.study import ranked
+    from voicechat_tune.ranking import ranked
 
-    ranking = ranked(trials)
+    ranking = ranked(trials, sweep)
     others = sorted((t for t in trials if t not in ranking), key=lambda trial: trial.state != "unfinished")
     lines = [
         Line(
@@ -219,18 +236,12 @@ def style_of(trial: Any, run: Any, ranking: list[Any]) -> Style:
 
 def trials_of_group(group: str) -> list[str]:
     """What the registry alone knows of a sweep's trials."""
-    versions = sorted(registered_groups().get(group, []), key=lambda version: version.nats_per_character)
+    versions = registered_groups().get(group, [])
     if not versions:
         return [parts.fault(f"There is no sweep {group} any more; press Refresh.")]
     rows = [
-        [
-            v.origin.partition("/")[2],
-            parts.version_button(str(v)),
-            v.attention,
-            f"{v.parameters:,}",
-            f"{v.nats_per_character:.4f}",
-        ]
-        for v in versions
+        [str(trial), buttons_of(seeds), seeds[0].attention, f"{seeds[0].parameters:,}", f"{loss:.4f}"]
+        for trial, loss, seeds in ranked_versions(versions)
     ]
     columns = ("trial", "model", "variant", "parameters", "nats per character")
     told = "Its folder is not on this machine: only the trials in the registry are shown."

@@ -80,7 +80,7 @@ def edges(findings: Findings) -> list[str]:
     tuning = finished([run for run in findings.runs if run.table == "tuning"])
     for variant in dict.fromkeys(run.variant for run in tuning):
         runs = [run for run in tuning if run.variant == variant]
-        best = min(runs, key=lambda run: run.facts.get("validation_loss", run.best_loss() or 0.0))
+        best = min(runs, key=lambda run: (run.facts["validation_loss"], run.number))
         for field, value in best.choices.items():
             tried = {each for run in runs if isinstance(each := run.choices.get(field), int | float)}
             if len(tried) > 2 and value in (min(tried), max(tried)):

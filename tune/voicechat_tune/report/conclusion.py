@@ -1,11 +1,22 @@
 """What a report concludes, in sentences that are made from the tests and say no more than they do."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 from voicechat_tune.report.caveats import comparison_caveats
-from voicechat_tune.report.findings import Findings, Run
-from voicechat_tune.report.formats import equals_p, listed, loss, plural, quoted, setting, signed, signed_with_interval
-from voicechat_tune.report.results import TableResult, finished
+from voicechat_tune.report.findings import Findings, Trial
+from voicechat_tune.report.formats import (
+    equals_p,
+    field_words,
+    listed,
+    loss,
+    plural,
+    quoted,
+    setting,
+    signed,
+    signed_with_interval,
+)
+from voicechat_tune.report.results import TableResult
 from voicechat_tune.report.statistics import (
     ALPHA,
     FEWEST_SEEDS,
@@ -13,6 +24,14 @@ from voicechat_tune.report.statistics import (
     is_measurable,
     least_p,
 )
+
+TRIAL_STATES = {
+    "finished": "finished",
+    "stopped": "stopped early",
+    "failed": "failed",
+    "unfinished": "unfinished",
+    "interval": "intervals of earlier generations",
+}
 
 
 @dataclass(frozen=True)
@@ -155,24 +174,24 @@ def powerless(results: list[TableResult]) -> list[str]:
 
 
 def sweep_summary(findings: Findings) -> str:
-    runs, done = findings.runs, finished(findings.runs)
-    states = {
-        "finished": len(done),
-        "stopped early": sum(run.status == "stopped" for run in runs),
-        "failed": sum(run.status == "failed" for run in runs),
-    }
-    counts = [f"{number} {state}" for state, number in states.items() if number]
-    if not counts:
+    trials = findings.trials
+    states = Counter(TRIAL_STATES[trial.status] for trial in trials)
+    if not trials:
         return "No trial was run."
-    said = f"Of {plural(len(runs), 'trial')}, {listed(counts)}."
-    best = best_trial(findings)
-    if best is None:
+    said = f"Of {plural(len(trials), 'trial')}, {listed([f'{number} {state}' for state, number in states.items()])}."
+    best = next((trial for trial in trials if trial.is_best), None)
+    if best is None or best.loss is None:
         return f"{said} No trial went to its end, so there is no best one."
-    said += f" The best is trial {best.number} with a final validation loss of {loss(best.final_loss())} nats per token"
+    if len(findings.objectives) > 1:
+        numbers = listed([str(trial.number) for trial in trials if trial.is_best])
+        words = listed([field_words(objective) for objective in findings.objectives])
+        return f"{said} By {words} no other trial beats the trials {numbers} (the Pareto front)."
+    said += f" The best is trial {best.number} with a validation loss of {loss(best.loss)} nats per token"
+    said += f", the mean over {len(best.losses)} seeds" if len(best.losses) > 1 else ""
     said += f" ({choices(best)})." if best.choices else "."
-    rest = sorted(run.history[-1]["validation_loss"] for run in done if run is not best)
-    if rest:
-        said += f" The next is {loss(rest[0] - best.history[-1]['validation_loss'])} behind."
+    behind = [trial.loss - best.loss for trial in trials if trial.is_ranked and trial.loss is not None][1:]
+    if behind:
+        said += f" The next is {loss(behind[0])} behind."
     if "test_loss" in best.facts:
         said += f" On the held-out slice its loss is {loss(best.facts['test_loss'])}."
     if findings.importances:
@@ -181,26 +200,23 @@ def sweep_summary(findings: Findings) -> str:
     return said
 
 
-def choices(run: Run) -> str:
-    return ", ".join(f"{field} = {setting(value)}" for field, value in run.choices.items())
-
-
-def best_trial(findings: Findings) -> Run | None:
-    """The finished trial with the lowest final loss."""
-    return min(finished(findings.runs), key=lambda run: run.history[-1]["validation_loss"], default=None)
+def choices(trial: Trial) -> str:
+    return ", ".join(f"{field} = {setting(value)}" for field, value in trial.choices.items())
 
 
 def sweep_caveats(findings: Findings) -> list[str]:
     caveats = []
-    if len(finished(findings.runs)) > 1:
+    seeds = [len(trial.losses) for trial in findings.trials if trial.is_ranked]
+    if len(seeds) > 1:
+        what = "one run with one seed" if max(seeds) == 1 else f"a mean over {max(seeds)} seeds"
         caveats.append(
-            "Each trial is one run with one seed, and the best of them is chosen by the very loss that is shown: it "
-            "looks better than it is, and a small lead may be chance. A sweep chooses; only a comparison over several "
-            "seeds shows that one variant is better than another."
+            f"Each trial is {what}, and the best of them is chosen by the very loss that is shown: it looks better "
+            "than it is, and a small lead may be chance. A sweep chooses; only a comparison over several fresh seeds "
+            "shows that one variant is better than another."
         )
-    if any(run.status == "stopped" for run in findings.runs):
+    if any(trial.status == "stopped" for trial in findings.trials):
         caveats.append("A stopped trial's loss is that of an earlier step and is not comparable with a finished one's.")
-    if any(run.status == "failed" for run in findings.runs):
-        numbers = listed([str(run.number) for run in findings.runs if run.status == "failed"])
+    if any(trial.status == "failed" for trial in findings.trials):
+        numbers = listed([str(trial.number) for trial in findings.trials if trial.status == "failed"])
         caveats.append(f"Failed, and counted as nothing: trial {numbers}.")
     return caveats

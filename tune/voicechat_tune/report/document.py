@@ -66,7 +66,7 @@ def write_report(findings: Findings, folder: Path) -> None:
 def run_grids(findings: Findings) -> list[Grid]:
     """A sweep's trials; of a comparison the runs that chose its settings."""
     if findings.kind == "sweep":
-        return [trials_grid(findings)] if findings.runs else []
+        return [trials_grid(findings)] if findings.trials else []
     tuning = [run for run in findings.runs if run.table == "tuning"]
     caption = "Runs that chose the learning rate, never compared; losses in nats per token."
-    return [runs_grid(caption, tuning, facts=[])] if tuning else []
+    return [runs_grid(caption, tuning)] if tuning else []

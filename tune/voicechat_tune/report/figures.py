@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from voicechat_tune.report.findings import Findings, Run
+from voicechat_tune.report.findings import Findings, Run, Trial
 from voicechat_tune.report.formats import field_words, setting
 from voicechat_tune.report.results import COMPARED, Point, TableResult, finished, pareto_front, variants_of
 from voicechat_tune.report.statistics import Verdict, mean_interval
@@ -47,7 +47,7 @@ def learning_curves(findings: Findings) -> Figure:
     a sweep a line for each trial, the best seven coloured and the stopped ones faded."""
     if findings.kind == "sweep":
         figure, (axis,) = panels(1, width=7, height=4.2)
-        sweep_curves(axis, findings.runs)
+        sweep_curves(axis, findings)
         finish_curves([axis], findings.runs)
         return figure
     runs = finished(findings.runs)
@@ -76,24 +76,30 @@ def variant_curve(axis: Axes, runs: list[Run], index: int) -> None:
         axis.fill_between(steps, *mean_interval(values), color=colour(index), alpha=0.18, linewidth=0)
 
 
-def sweep_curves(axis: Axes, runs: list[Run]) -> None:
+def sweep_curves(axis: Axes, findings: Findings) -> None:
+    """A line for each run; those of one trial look alike."""
     lines = []
-    ranking = sorted(finished(runs), key=lambda run: run.history[-1]["validation_loss"])
-    others = [run for run in runs if run.history and run.status in ("stopped", "failed")]
-    unfinished = [run for run in runs if run.history and run.status == "unfinished"]
+    ranks = {trial.number: rank for rank, trial in enumerate(findings.trials) if trial.is_ranked}
+    runs = [run for run in findings.runs if run.history]
+    others = [run for run in runs if run.status in ("stopped", "failed")]
+    unfinished = [run for run in runs if run.status == "unfinished"]
+    done = [run for run in runs if run.status == "finished"]
     for run in unfinished:
         axis.plot(*curve_of(run), color="black", linewidth=1.2, linestyle=":", marker="o", markersize=3)
     for run in others:
         steps, losses = curve_of(run)
         axis.plot(steps, losses, color=GREY, linewidth=1.2, alpha=0.35)
         axis.plot(steps[-1], losses[-1], color=GREY, marker="x", markersize=5, alpha=0.7)
-    for run in ranking[len(COLOURS) :]:
-        axis.plot(*curve_of(run), color=GREY, linewidth=1.2)
-    for rank, run in enumerate(ranking[: len(COLOURS)]):
-        axis.plot(*curve_of(run), color=colour(rank), linestyle=dashes(rank), linewidth=2.6 if rank == 0 else 1.5)
-        lines.append(style_line(rank, f"trial {run.number}"))
-    if len(ranking) > len(COLOURS):
-        lines.append(Line2D([], [], color=GREY, linewidth=1.2, label="other finished trials"))
+    for run in sorted(done, key=lambda run: -ranks.get(run.number, len(ranks))):  # the best is drawn last, on top
+        rank = ranks.get(run.number, len(ranks))
+        if rank < len(COLOURS) and run.number in ranks:
+            axis.plot(*curve_of(run), color=colour(rank), linestyle=dashes(rank), linewidth=2.6 if rank == 0 else 1.5)
+        else:
+            axis.plot(*curve_of(run), color=GREY, linewidth=1.2)
+    for number, rank in list(ranks.items())[: len(COLOURS)]:
+        lines.append(style_line(rank, f"trial {number}"))
+    if len({run.number for run in done}) > len(lines):
+        lines.append(Line2D([], [], color=GREY, linewidth=1.2, label="other finished runs"))
     if others:
         lines.append(Line2D([], [], color=GREY, alpha=0.6, marker="x", label="stopped or failed"))
     if unfinished:
@@ -216,29 +222,28 @@ def importances(shares: dict[str, float]) -> Figure:
     return figure
 
 
-def searched_fields(runs: list[Run]) -> list[str]:
-    """The fields whose choices differ between runs."""
-    fields = dict.fromkeys(field for run in runs for field in run.choices)
-    return [field for field in fields if len({repr(run.choices.get(field)) for run in runs}) > 1]
+def searched_fields(trials: list[Trial]) -> list[str]:
+    """The fields whose choices differ between trials."""
+    fields = dict.fromkeys(field for trial in trials for field in trial.choices)
+    return [field for field in fields if len({repr(trial.choices.get(field)) for trial in trials}) > 1]
 
 
-def parallel_coordinates(runs: list[Run]) -> Figure:
-    """Each finished trial as a line through its choices and its loss, coloured by the loss; other trials are grey.
+def parallel_coordinates(trials: list[Trial]) -> Figure:
+    """Each ranked trial as a line through its choices and its loss, coloured by the loss; other trials are grey.
 
     Args:
-        runs: at least one finished, with at least one of `searched_fields`.
+        trials: at least one ranked, with at least one of `searched_fields`; the best first.
     """
-    fields = searched_fields(runs)
-    # The best is drawn last, on top.
-    ended = sorted(finished(runs), key=lambda run: -run.history[-1]["validation_loss"])
-    others = [run for run in runs if run not in ended]
-    losses = [run.history[-1]["validation_loss"] for run in ended]
+    fields = searched_fields(trials)
+    ended = [trial for trial in reversed(trials) if trial.is_ranked]  # the best is drawn last, on top
+    others = [trial for trial in trials if not trial.is_ranked]
+    losses = [trial.loss for trial in ended if trial.loss is not None]
     # A diverged trial must not press all others together.
     top = min(max(losses), 3 * float(np.median(losses)) - 2 * min(losses))
     names = [field.replace(".", ".\n") for field in fields]
     names.append("validation loss" + (f"\n(at most {top:.3f} shown)" if top < max(losses) else ""))
     figure, (host,) = panels(1, width=max(7, 1.9 * len(names)), height=4.2)
-    columns: list[list[Any]] = [[run.choices.get(field) for run in [*ended, *others]] for field in fields]
+    columns: list[list[Any]] = [[trial.choices.get(field) for trial in [*ended, *others]] for field in fields]
     columns.append([*np.minimum(losses, top).tolist(), *(None for _ in others)])
     heights = np.array([scale(host, index / len(fields), column) for index, column in enumerate(columns)])
     # The palest of the colours would be lost on paper.
@@ -247,7 +252,7 @@ def parallel_coordinates(runs: list[Run]) -> Figure:
     for line in heights.T[len(ended) :]:
         host.plot(line, color=GREY, alpha=0.4, linewidth=1, linestyle="--", zorder=1)
     for line, value in zip(heights.T, losses, strict=False):
-        host.plot(line, color=shade.to_rgba(value), linewidth=1.8)
+        host.plot(line, color=shade.to_rgba(np.array(value)), linewidth=1.8)
     host.set_xlim(0, len(fields))
     host.set_ylim(0, 1)
     host.set_xticks(range(len(names)), names, fontsize=9)

@@ -37,6 +37,32 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """One point of a sweep's search space, over all its seeds."""
+
+    number: int
+    """From 1."""
+    variant: str
+    choices: dict[str, Any]
+    status: Literal["finished", "stopped", "failed", "unfinished", "interval"]
+    """interval: of a population, before its last generation."""
+    losses: list[float]
+    """Of each seed's run that ended, nats per token: of a finished one its best checkpoint's over the whole validation
+    part, by which trials are ranked; of others the last one seen, over the selection windows."""
+    facts: dict[str, float]
+    """Means over its runs, of what each of them has."""
+    is_ranked: bool
+    """Whether it can be compared with others (`ranking.ranked`)."""
+    is_best: bool
+    """Whether no other one beats it; of several objectives there may be several."""
+
+    @property
+    def loss(self) -> float | None:
+        """The mean over its seeds."""
+        return sum(self.losses) / len(self.losses) if self.losses else None
+
+
+@dataclass(frozen=True)
 class Heads:
     """The read-outs of one variant's heads (`voicechat heads`)."""
 
@@ -68,6 +94,8 @@ class Findings:
     """What was run and on what: machine, versions, commit, seconds of training, cost, in the order to be shown."""
     importances: dict[str, float] = field(default_factory=dict)
     """Of a sweep: how much each searched field mattered (sums to 1)."""
+    trials: list[Trial] = field(default_factory=list)
+    """Of a sweep: the ranked ones, the best first, then the others by their numbers."""
     objectives: list[str] = field(default_factory=lambda: ["validation_loss"])
     """Of a sweep: what it sought; the first is validation_loss."""
 
@@ -78,5 +106,6 @@ class Findings:
 def findings_from(values: dict[str, Any]) -> Findings:
     """Back from `as_dict`, or from the JSON of it."""
     runs = [Run(**run) for run in values["runs"]]
+    trials = [Trial(**trial) for trial in values["trials"]]
     heads = {variant: Heads(**rows) for variant, rows in values["heads"].items()}
-    return Findings(**{**values, "runs": runs, "heads": heads})
+    return Findings(**{**values, "runs": runs, "trials": trials, "heads": heads})

@@ -21,10 +21,13 @@ from voicechat_platform.errors import InputError
 from voicechat_platform.models import GPTForCausalLM
 from voicechat_platform.provenance import machine, provenance
 from voicechat_tune.conductor import cost_of, hours_of
+from voicechat_tune.ranking import best_first, ranked, winners
+from voicechat_tune.report import findings as report
 from voicechat_tune.report.findings import Findings, Heads, Run, Table
 from voicechat_tune.report.heads import show_heads
+from voicechat_tune.report.results import mean_facts
 from voicechat_tune.run_files import SweepFiles
-from voicechat_tune.study import Study, Trial, evaluation_in, ranked
+from voicechat_tune.study import Study, Trial, evaluation_in
 from voicechat_tune.sweep_file import SweepFile
 
 log = logging.getLogger(__name__)
@@ -36,9 +39,8 @@ def sweep_findings(study: Study, prompt: str) -> Findings:
     """A sweep as it stands; the heads and the sample are those of its best trial."""
     sweep, trials = study.sweep, study.trials()
     runs = [run for trial in trials for run in runs_of(study, trial, "equal width", variant_of(trial, sweep))]
-    last = [trial for trial in trials if trial.lineage.get("generation") in (None, sweep.generations())]
-    best = next(iter(ranked(last)), None)
-    chosen = {variant_of(best, sweep): SweepFiles(sweep, study.folder).best(best.runs[0].key)} if best else {}
+    best = next(iter(winners(trials, sweep)), None)
+    chosen = {variant_of(best, sweep): SweepFiles(sweep, study.folder).best(best_first(best)[0].key)} if best else {}
     searched = f"searched {', '.join(sweep.search)} with {sweep.sampler}" if sweep.search else "ran the points given"
     return Findings(
         title=f"Sweep {sweep.name}",
@@ -51,8 +53,33 @@ def sweep_findings(study: Study, prompt: str) -> Findings:
         heads=heads_of(chosen),
         environment=environment([study], trials),
         importances=importances(study),
+        trials=trials_of(study, trials),
         objectives=list(sweep.objectives),
     )
+
+
+def trials_of(study: Study, trials: list[Trial]) -> list[report.Trial]:
+    """What a sweep's report says of each trial, in the order in which it says it."""
+    ranking = ranked(trials, study.sweep)
+    compared, best = ({trial.number for trial in found} for found in (ranking, winners(trials, study.sweep)))
+    described = []
+    for trial in [*ranking, *(trial for trial in trials if trial.number not in compared)]:
+        is_interval = trial.state == "finished" and trial.number not in compared
+        variant = variant_of(trial, study.sweep)
+        runs = runs_of(study, trial, "equal width", variant)
+        described.append(
+            report.Trial(
+                number=trial.number,
+                variant=variant,
+                choices={field: value for field, value in trial.point.items() if field != "seed"},
+                status="interval" if is_interval else trial.state,
+                losses=[run.loss for run in trial.runs if run.loss is not None],
+                facts=mean_facts(runs),
+                is_ranked=trial.number in compared,
+                is_best=trial.number in best,
+            )
+        )
+    return described
 
 
 def comparison_findings(

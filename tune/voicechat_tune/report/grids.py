@@ -78,14 +78,8 @@ def comparison_grids(result: TableResult, baseline: str | None) -> list[Grid]:
     return [each for each in grids if len(each.header) > 1]
 
 
-def runs_grid(caption: str, runs: list[Run], facts: list[str]) -> Grid:
-    """Every run with its choices.
-
-    Args:
-        caption: of the grid.
-        runs: in the order to be shown.
-        facts: names of facts to show beside the loss.
-    """
+def runs_grid(caption: str, runs: list[Run]) -> Grid:
+    """Every run with its choices."""
     fields = list(dict.fromkeys(field for run in runs for field in run.choices))
     header = ["trial", "variant", *short_names(fields), "status", "seed", "steps", "final loss", "best loss"]
     rows = [
@@ -98,11 +92,10 @@ def runs_grid(caption: str, runs: list[Run], facts: list[str]) -> Grid:
             count(run.history[-1]["step"]) if run.history else NOTHING,
             loss(run.final_loss()),
             loss(run.best_loss()),
-            *(amount(run.facts[fact]) if fact in run.facts else NOTHING for fact in facts),
         ]
         for run in runs
     ]
-    return grid(caption, [*header, *(field_words(fact) for fact in facts)], rows)
+    return grid(caption, header, rows)
 
 
 def short_names(fields: list[str]) -> list[str]:
@@ -112,10 +105,30 @@ def short_names(fields: list[str]) -> list[str]:
 
 
 def trials_grid(findings: Findings) -> Grid:
-    """The trials of a sweep, by loss; those that did not go to the end come last."""
-    order = {"finished": 0, "stopped": 1, "failed": 2}
-    runs = sorted(findings.runs, key=lambda run: (order[run.status], run.final_loss() or 0, run.number))
-    return runs_grid("Trials, the best first; losses in nats per token.", runs, findings.objectives[1:])
+    """The trials of a sweep, the best first; those that cannot be compared come last."""
+    caption = (
+        "Trials, the best first. The loss (nats per token) is the best checkpoint's over the whole validation part, "
+        "the mean over seeds"
+    )
+    if any(trial.losses and not trial.is_ranked for trial in findings.trials):
+        caption += "; ≈: the last one seen, mostly over a part of the windows, and not to be compared"
+    fields = list(dict.fromkeys(field for trial in findings.trials for field in trial.choices))
+    facts = [*(["test_loss"] if "test_loss" not in findings.objectives else []), *findings.objectives[1:]]
+    header = ["trial", "variant", *short_names(fields), "status", "seeds", "validation loss", "range over seeds"]
+    rows = [
+        [
+            str(trial.number),
+            trial.variant or NOTHING,
+            *(setting(trial.choices[field]) if field in trial.choices else NOTHING for field in fields),
+            trial.status,
+            str(len(trial.losses)),
+            loss(trial.loss) if trial.is_ranked or trial.loss is None else f"≈ {loss(trial.loss)}",
+            f"{loss(min(trial.losses))} to {loss(max(trial.losses))}" if len(trial.losses) > 1 else NOTHING,
+            *(amount(trial.facts[fact]) if fact in trial.facts else NOTHING for fact in facts),
+        ]
+        for trial in findings.trials
+    ]
+    return grid(f"{caption}.", [*header, *(field_words(fact) for fact in facts)], rows)
 
 
 def heads_grid(variant: str, heads: Heads) -> Grid:

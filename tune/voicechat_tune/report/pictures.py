@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from voicechat_tune.report import figures
 from voicechat_tune.report.findings import Findings
 from voicechat_tune.report.formats import field_words
-from voicechat_tune.report.results import TableResult, finished, trial_points, variant_points
+from voicechat_tune.report.results import TableResult, trial_points, variant_points
 
 COSTS = ("non_embedding_parameters", "cache_bytes_per_token")
 """What the losses of a comparison are set against."""
@@ -71,8 +71,8 @@ def draw_comparison(findings: Findings, results: list[TableResult]) -> Iterator[
 
 
 def draw_sweep(findings: Findings) -> Iterator[Picture]:
-    runs = findings.runs
-    if any(run.history for run in runs):
+    trials = findings.trials
+    if any(run.history for run in findings.runs):
         yield picture(
             "curves",
             "Learning curves of the trials; the best is thick, stopped ones are faded. The first quarter of the steps "
@@ -83,19 +83,19 @@ def draw_sweep(findings: Findings) -> Iterator[Picture]:
         yield picture(
             "importances", "How much each searched field mattered.", figures.importances(findings.importances)
         )
-    if finished(runs) and figures.searched_fields(runs):
+    if any(trial.is_ranked for trial in trials) and figures.searched_fields(trials):
         yield picture(
             "parallel-coordinates",
             "The choices of each trial and the loss they led to; dark is good. Trials that did not go to their end "
             "are dashed.",
-            figures.parallel_coordinates(runs),
+            figures.parallel_coordinates(trials),
         )
     for number, objective in enumerate(findings.objectives[1:], start=1):
-        points = trial_points(runs, objective)
+        points = trial_points(trials, objective)
         if points:
             yield picture(
                 f"pareto-{number}",
-                f"Final loss of the finished trials against {field_words(objective)}. Ringed: no other trial is better "
+                f"Loss of the ranked trials against {field_words(objective)}. Ringed: no other trial is better "
                 "in both.",
                 figures.pareto(points, objective, larger_is_better=objective in LARGER_IS_BETTER),
             )

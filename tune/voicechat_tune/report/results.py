@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from voicechat_tune.report.findings import Findings, Run, Table
+from voicechat_tune.report.findings import Findings, Run, Table, Trial
 from voicechat_tune.report.statistics import Difference, Estimate, compare_with, estimate
 
 COMPARED: tuple[Table, ...] = ("equal width", "equal parameters", "equal FLOPs")
@@ -126,12 +126,12 @@ def variant_points(table: TableResult, fact: str) -> list[Point]:
     ]
 
 
-def trial_points(runs: list[Run], fact: str) -> list[Point]:
-    """Each finished trial of a sweep."""
+def trial_points(trials: list[Trial], fact: str) -> list[Point]:
+    """Each ranked trial of a sweep."""
     return [
-        Point(f"trial {run.number}", "", run.facts[fact], run.history[-1]["validation_loss"])
-        for run in finished(runs)
-        if fact in run.facts
+        Point(f"trial {trial.number}", "", trial.facts[fact], trial.loss)
+        for trial in trials
+        if trial.is_ranked and trial.loss is not None and fact in trial.facts
     ]
 
 
