@@ -62,9 +62,19 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class CoreSchema(SafeConstructor):
-    """YAML 1.2's core schema: a date is text, and there are no binary values, sets or ordered mappings."""
+    """YAML 1.2's core schema: a date, `1_000` and `0b11` are text, and there are no binary values, sets or ordered
+    mappings."""
+
+    def construct_core_int(self, node: ScalarNode) -> int | str:
+        is_core = "_" not in node.value and not node.value.lstrip("+-").startswith("0b")
+        return self.construct_yaml_int(node) if is_core else node.value
+
+    def construct_core_float(self, node: ScalarNode) -> float | str:
+        return self.construct_yaml_float(node) if "_" not in node.value else node.value
 
 
+CoreSchema.add_constructor("tag:yaml.org,2002:int", CoreSchema.construct_core_int)
+CoreSchema.add_constructor("tag:yaml.org,2002:float", CoreSchema.construct_core_float)
 CoreSchema.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
 for unknown in ("binary", "set", "omap", "pairs"):
     CoreSchema.add_constructor(f"tag:yaml.org,2002:{unknown}", SafeConstructor.construct_undefined)
