@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.tune.schedulers.async_hyperband import _Bracket
 
-from voicechat_tune.halving import falls_behind, rungs_of
+from voicechat_tune.halving import Rungs, rungs_of
 from voicechat_tune.study import Run, RunKey, Trial
 from voicechat_tune.sweep_file import SweepFile
 
@@ -33,11 +33,12 @@ def test_decisions_equal_those_of_rays_scheduler(losses, order, factor):
     """Reports every three steps, the trials' mixed at random."""
     sweep = sweep_of(grace_steps=3, reduction_factor=factor)
     bracket = _Bracket(3, 81, factor, 0)
-    trials = [Trial(n, {}, "unfinished", [Run(RunKey(n))], {}) for n in range(1, len(losses) + 1)]
-    going, reports = set(range(len(trials))), 0
+    runs = [Run(RunKey(n)) for n in range(1, len(losses) + 1)]
+    rungs = Rungs(sweep, [])
+    going, reports = set(range(len(runs))), 0
     while going:
         index = order.choice(sorted(going))
-        run = trials[index].runs[0]
+        run = runs[index]
         step = run.step + 3
         if step >= 81:
             going.discard(index)
@@ -46,8 +47,10 @@ def test_decisions_equal_those_of_rays_scheduler(losses, order, factor):
         run.evaluations.append({"step": step, "selection_loss": loss, "order": reports})
         reports += 1
         ray_says = bracket.on_result(SimpleNamespace(trial_id=index), step, -loss)
-        stops = falls_behind(sweep, trials, run)
+        stops = rungs.falls_behind(run, step)
         assert stops == (ray_says == "STOP")
+        trials = [Trial(run.key.trial, {}, "unfinished", [run], {}) for run in runs]
+        assert Rungs(sweep, trials).falls_behind(run, step) == stops, "again after a kill"
         if stops:
             going.discard(index)
 
@@ -69,5 +72,6 @@ def test_later_seeds_are_never_judged():
     first = Trial(1, {}, "unfinished", [Run(RunKey(1), [evaluation])], {})
     worse = {"step": 3, "selection_loss": 2.0, "order": 1}
     second = Trial(2, {}, "unfinished", [Run(RunKey(2), [worse]), Run(RunKey(2, 1), [{**worse, "order": 2}])], {})
-    assert falls_behind(sweep, [first, second], second.runs[0])
-    assert not falls_behind(sweep, [first, second], second.runs[1])
+    rungs = Rungs(sweep, [first, second])
+    assert rungs.falls_behind(second.runs[0], 3)
+    assert not rungs.falls_behind(second.runs[1], 3)

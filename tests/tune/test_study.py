@@ -57,4 +57,4 @@ def test_limits_count_all_runs_workers_and_machines(limits, reached):
     )
     trials = [trial_of(3600), trial_of(3600)]
     assert cost_of(sweep, trials) == pytest.approx(6)
-    assert reached_limit(sweep, trials, clock=2 * 3600) == reached
+    assert reached_limit(sweep, seconds=2 * 3600, clock=2 * 3600) == reached

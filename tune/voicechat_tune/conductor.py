@@ -10,10 +10,10 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from voicechat_platform.training.loop import Evaluation
-from voicechat_tune.halving import falls_behind
+from voicechat_tune.halving import Rungs
 from voicechat_tune.reports import REPORT, DiskFull, Ended, Report
-from voicechat_tune.search import next_trial
-from voicechat_tune.study import Run, RunKey, Study, Trial
+from voicechat_tune.search import Search
+from voicechat_tune.study import RunKey, Study, Trial
 from voicechat_tune.sweep_file import SweepFile
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,8 @@ class Conductor:
 
     def __init__(self, sweep: SweepFile, study: Study, wanted: int, room: Callable[[], int]):
         self.sweep, self.study, self.wanted, self.room = sweep, study, wanted, room
+        self.search = Search(sweep, study)
+        self.rungs = Rungs(sweep, study.trials())
         self.active: dict[str, RunKey] = {}
         """Under Ray's id of each."""
         self.attempts: dict[RunKey, int] = {}
@@ -45,22 +47,22 @@ class Conductor:
 
     def next_run(self) -> tuple[RunKey, Trial] | None:
         """The next run to train: an unfinished one first, then one more seed, then a new trial; None for now."""
-        trials = self.study.trials()
-        self.stopping = self.stopping or reached_limit(self.sweep, trials, self.clock())
+        self.stopping = self.stopping or reached_limit(self.sweep, self.study.seconds, self.clock())
         if self.stopping or len(self.active) >= self.room():
             return None
-        for trial in trials:
-            if trial.state == "unfinished" and (key := self.waiting(trial)):
+        active = set(self.active.values())
+        for trial in self.study.unfinished.values():
+            if key := self.waiting(trial, active):
                 return key, trial
-        new = next_trial(self.sweep, self.study, self.wanted)
+        new = self.search.next_trial(self.wanted)
         return (RunKey(new.number), new) if new else None
 
-    def waiting(self, trial: Trial) -> RunKey | None:
+    def waiting(self, trial: Trial, active: set[RunKey]) -> RunKey | None:
         """The first run of the trial that should go on and does not. Later seeds wait for the first to finish."""
         endings = {run.key.seed_index: run.ending for run in trial.runs}
         for index in range(self.sweep.seeds):
             key = RunKey(trial.number, index)
-            if endings.get(index) is None and key not in self.active.values():
+            if endings.get(index) is None and key not in active:
                 return key
             if index == 0 and endings.get(0) is None:
                 return None
@@ -97,16 +99,14 @@ class Conductor:
         clock = self.clock()
         if self.study.record(key, {**asdict(evaluation), "spent": spent}, clock):
             self.attempts[key] = 0
-        trials = self.study.trials()
-        if trials[key.trial - 1].state != "unfinished":  # another seed of it has failed
+        if self.study.trial(key.trial).state != "unfinished":  # another seed of it has failed
             self.ends(ray_id)
             return True
-        run = until(self.study.run(key), evaluation.step)
-        if falls_behind(self.sweep, trials, run):
+        if self.rungs.falls_behind(self.study.run(key), evaluation.step):
             self.study.end_run(key, "stopped", "fell behind at a rung", {"seconds": spent})
             self.ends(ray_id)
             return True
-        if reason := reached_limit(self.sweep, trials, clock):
+        if reason := reached_limit(self.sweep, self.study.seconds, clock):
             self.stopping = reason
         if self.stopping:
             self.ends(ray_id)
@@ -118,9 +118,7 @@ class Conductor:
 
     def spent(self, key: RunKey) -> float:
         """Seconds that the run has taken, over all its attempts."""
-        evaluations = self.study.run(key).evaluations
-        before = evaluations[-1]["spent"] if evaluations else 0.0
-        return before + time.monotonic() - self.seen[key]
+        return self.study.run(key).seconds + time.monotonic() - self.seen[key]
 
     def ends(self, ray_id: str) -> None:
         self.active.pop(ray_id, None)
@@ -135,29 +133,29 @@ class Conductor:
             self.study.end_run(key, "failed", reason)
 
 
-def until(run: Run, step: int) -> Run:
-    """The run as it stood at a step."""
-    return Run(run.key, [evaluation for evaluation in run.evaluations if evaluation["step"] <= step])
-
-
 def hours_of(trials: list[Trial]) -> float:
     """Hours that all runs took together."""
-    return sum(run.evaluations[-1]["spent"] for trial in trials for run in trial.runs if run.evaluations) / 3600
+    return sum(run.seconds for trial in trials for run in trial.runs) / 3600
 
 
 def cost_of(sweep: SweepFile, trials: list[Trial]) -> float:
     return hours_of(trials) * sweep.hourly_cost()
 
 
-def reached_limit(sweep: SweepFile, trials: list[Trial], clock: float) -> str:
-    """Which limit of the sweep is reached; empty for none."""
-    limits = sweep.limits
+def reached_limit(sweep: SweepFile, seconds: float, clock: float) -> str:
+    """Which limit of the sweep is reached; empty for none.
+
+    Args:
+        seconds: that all runs took together.
+        clock: the sweep's own.
+    """
+    limits, hours = sweep.limits, seconds / 3600
     if limits.hours is not None and clock >= limits.hours * 3600:
         return f"limits.hours ({limits.hours:g}) is reached"
-    gpu_hours = hours_of(trials) * sweep.gpus_per_trial * sweep.workers_per_trial
+    gpu_hours = hours * sweep.gpus_per_trial * sweep.workers_per_trial
     if limits.gpu_hours is not None and gpu_hours >= limits.gpu_hours:
         return f"limits.gpu_hours ({limits.gpu_hours:g}) is reached"
-    if limits.cost is not None and cost_of(sweep, trials) >= limits.cost:
+    if limits.cost is not None and hours * sweep.hourly_cost() >= limits.cost:
         return f"limits.cost ({limits.cost:g}) is reached"
     return ""
 

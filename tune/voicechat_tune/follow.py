@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 
 from voicechat_platform.training.loop import Evaluation
-from voicechat_tune.conductor import Conductor, cost_of
+from voicechat_tune.conductor import Conductor
 from voicechat_tune.keeper import Keeper
 from voicechat_tune.preemption import Preempted
 from voicechat_tune.ranking import ranked, winners
@@ -67,6 +67,7 @@ class Follower(tune.Callback):
             self.tell_failure(run.key, run.message)
         elif run.ending is not None:
             self.say(f"{name_of(run.key)}: {'stopped early' if run.ending == 'stopped' else 'finished'}")
+        self.close_writer(run.key)
         self.keeper.soon()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -78,6 +79,7 @@ class Follower(tune.Callback):
         self.conductor.broke_off(trial.trial_id, reason, is_fault=not isinstance(cause, Preempted))
         if key is None:
             return
+        self.close_writer(key)
         if self.conductor.study.run(key).ending == "failed":
             self.tell_failure(key, reason)
         else:
@@ -95,8 +97,8 @@ class Follower(tune.Callback):
         if self.live is not None:
             self.live.stop()
             self.live = None
-        for writer in self.writers.values():
-            writer.close()
+        for key in list(self.writers):
+            self.close_writer(key)
 
     def say(self, line: str) -> None:
         if self.live is None:
@@ -111,19 +113,24 @@ class Follower(tune.Callback):
             self.writers[key].add_scalar(name, getattr(evaluation, name), evaluation.step)
         self.writers[key].flush()
 
+    def close_writer(self, key: RunKey) -> None:
+        """A writer holds a file and a thread, which thousands of runs together may not."""
+        if key in self.writers:
+            self.writers.pop(key).close()
+
     def steps_of(self, key: RunKey) -> int:
-        steps, lineage = self.sweep.recipe.training.steps, self.conductor.study.trials()[key.trial - 1].lineage
+        steps, lineage = self.sweep.recipe.training.steps, self.conductor.study.trial(key.trial).lineage
         return min(steps, self.sweep.ends_at(lineage) or steps)
 
     def table(self) -> Table:
-        trials = self.conductor.study.trials()
-        done = sum(trial.state != "unfinished" for trial in trials)
+        study = self.conductor.study
+        done = len(study.known) - len(study.unfinished)
         clock = minutes(self.conductor.clock())
-        cost = cost_of(self.sweep, trials)
+        cost = study.seconds / 3600 * self.sweep.hourly_cost()
         spent = f", {cost:.2f} spent" if cost else ""
         title = f"sweep {self.sweep.name}: {done} of {self.conductor.wanted} trials done, {clock} passed{spent}"
         active = set(self.conductor.active.values())
-        return trials_table(title, worth_showing(trials, self.sweep, active), self.sweep, active)
+        return trials_table(title, worth_showing(study.trials(), self.sweep, active), self.sweep, active)
 
 
 def worth_showing(trials: list[Trial], sweep: SweepFile, active: set[RunKey]) -> list[Trial]:
@@ -137,7 +144,7 @@ def worth_showing(trials: list[Trial], sweep: SweepFile, active: set[RunKey]) ->
 def trials_table(title: str, trials: list[Trial], sweep: SweepFile, active: Set[RunKey] = frozenset()) -> Table:
     """A row for each trial: what was chosen, how far it is, its loss; the best is marked, of several objectives
     all that no other one beats."""
-    fields = list(dict.fromkeys(field for trial in trials for field in trial.point if varies(field, trials)))
+    fields = [field for field in dict.fromkeys(f for trial in trials for f in trial.point) if varies(field, trials)]
     table = Table(title=title)
     table.add_column("trial", justify="right")
     for field in fields:

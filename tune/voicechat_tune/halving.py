@@ -5,43 +5,56 @@ after a kill has the same rungs. Ray's own scheduler loses them (ray-project/ray
 """
 
 import math
+from bisect import bisect_left
+from collections import defaultdict
+from typing import Any
 
 import numpy as np
 
-from voicechat_tune.study import Run, Trial
+from voicechat_tune.study import Run, Trial, step_of
 from voicechat_tune.sweep_file import SweepFile
 
 
-def falls_behind(sweep: SweepFile, trials: list[Trial], run: Run) -> bool:
-    """Whether a run is to be stopped at its last evaluation.
+class Rungs:
+    """Who came to which rung, and who is to stop there. Only the first seed of a trial is judged.
 
-    It is when this evaluation is its first at a rung, and its loss there is beyond the quantile 1 / reduction_factor of
-    those that were there before it. Only the first seed of a trial is judged.
+    Args:
+        trials: those of earlier sittings.
     """
-    if run.key.seed_index or not run.evaluations:
-        return False
-    rungs = rungs_of(sweep, run.key.trial)
-    latest = run.evaluations[-1]
-    earlier_step = run.evaluations[-2]["step"] if len(run.evaluations) > 1 else 0
-    reached = [rung for rung in rungs if earlier_step < rung <= latest["step"]]
-    if not reached or latest["step"] >= sweep.recipe.training.steps:
-        return False
-    bracket = [trial for trial in trials if rungs_of(sweep, trial.number) == rungs]
-    there = losses_at(reached[-1], bracket, latest["order"])
-    if not there or sweep.scheduler is None:
-        return False
-    return bool(latest["selection_loss"] > np.percentile(there, 100 / sweep.scheduler.reduction_factor))
 
+    def __init__(self, sweep: SweepFile, trials: list[Trial]):
+        self.sweep = sweep
+        self.arrivals: dict[tuple[int, int], dict[int, dict[str, Any]]] = defaultdict(dict)
+        """By how many rungs the bracket has, and the rung: with which evaluation each trial came there."""
+        for trial in trials:
+            for run in trial.runs:
+                for evaluation in run.evaluations:
+                    self.reached(run, evaluation["step"])
 
-def losses_at(rung: int, trials: list[Trial], before: int) -> list[float]:
-    """What the first seeds' runs had when they reached a rung, of those that came there before a report."""
-    losses = []
-    for trial in trials:
-        for run in trial.runs[:1]:
-            arrival = next((evaluation for evaluation in run.evaluations if evaluation["step"] >= rung), None)
-            if run.key.seed_index == 0 and arrival and arrival["order"] < before:
-                losses.append(arrival["selection_loss"])
-    return losses
+    def falls_behind(self, run: Run, step: int) -> bool:
+        """Whether a run is to be stopped at its evaluation at a step.
+
+        It is when this evaluation is its first at a rung, and its loss there is beyond the quantile
+        1 / reduction_factor of those that were there before it.
+        """
+        reached, scheduler = self.reached(run, step), self.sweep.scheduler
+        if not reached or step >= self.sweep.recipe.training.steps or scheduler is None:
+            return False
+        own = reached[-1][run.key.trial]
+        there = [other["selection_loss"] for other in reached[-1].values() if other["order"] < own["order"]]
+        return bool(there and own["selection_loss"] > np.percentile(there, 100 / scheduler.reduction_factor))
+
+    def reached(self, run: Run, step: int) -> list[dict[int, dict[str, Any]]]:
+        """The arrivals at each rung that the run comes to with its evaluation at a step, its own now among them."""
+        if run.key.seed_index:
+            return []
+        place = bisect_left(run.evaluations, step, key=step_of)
+        earlier = run.evaluations[place - 1]["step"] if place else 0
+        rungs = rungs_of(self.sweep, run.key.trial)
+        reached = [self.arrivals[len(rungs), rung] for rung in rungs if earlier < rung <= step]
+        for arrivals in reached:
+            arrivals[run.key.trial] = run.evaluations[place]
+        return reached
 
 
 def rungs_of(sweep: SweepFile, number: int) -> list[int]:

@@ -25,10 +25,17 @@ class Keeper:
         self.files = SweepFiles(sweep, folder)
         self.kept: dict[RunKey, Version] = {}
         self.discarded: set[RunKey] = set()
+        self.looked_at = 0
+        self.open: list[Trial] = []
+        """Of those looked at: what may still have a run to keep or to discard."""
+        self.next: Future[None] | None = None
         self.worker = ThreadPoolExecutor(1)  # the registry takes its time; training need not wait for it
 
     def soon(self) -> None:
-        self.worker.submit(self.keep_all).add_done_callback(told)
+        """Keep what has finished, in the background; a call that has not begun yet stands for later ones, too."""
+        if self.next is None or self.next.running() or self.next.done():
+            self.next = self.worker.submit(self.keep_all)
+            self.next.add_done_callback(told)
 
     def finish(self) -> None:
         """Keep what is not kept yet; what cannot be kept now is an error."""
@@ -38,12 +45,21 @@ class Keeper:
     def keep_all(self) -> None:
         """Register what has finished; recording it again changes nothing."""
         registry = Registry()
-        for trial in self.study.trials():
+        new = self.study.known[self.looked_at :]
+        self.open += new
+        self.looked_at += len(new)
+        for trial in self.open:
             for run in trial.runs:
                 over = run.ending is not None or trial.state != "unfinished"
-                if over and run.key not in self.kept and run.key not in self.discarded:
+                if over and not self.is_done_with(run):
                     self.keep(registry, trial, run)
+        self.open = [
+            trial for trial in self.open if trial.state == "unfinished" or not all(map(self.is_done_with, trial.runs))
+        ]
         self.back_up()
+
+    def is_done_with(self, run: Run) -> bool:
+        return run.key in self.kept or run.key in self.discarded
 
     def keep(self, registry: Registry, trial: Trial, run: Run) -> None:
         if run.ending != "finished":
@@ -65,8 +81,8 @@ class Keeper:
 
     def is_left_behind(self, trial: Trial) -> bool:
         """Of a population: an interval that no later one goes on from any more."""
-        newest = max(other.lineage["generation"] for other in self.study.trials())
-        return newest > trial.lineage["generation"] + 1
+        newest = self.study.known[-1]  # generations begin one after the other
+        return newest.lineage["generation"] > trial.lineage["generation"] + 1
 
     def discard(self, key: RunKey) -> None:
         self.files.discard(key)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial
 
 from voicechat_tune.population import next_member
@@ -13,24 +14,62 @@ from voicechat_tune.study import Study, Trial
 from voicechat_tune.sweep_file import SweepFile
 
 
-def next_trial(sweep: SweepFile, study: Study, wanted: int) -> Trial | None:
-    """Begin the next trial; None where there are enough, or where a population waits for its slowest member.
+class Search:
+    """Begins a sweep's trials, one after the other.
 
-    Args:
-        wanted: how many trials there are to be in all (`trials_of`, or more where a sweep is extended).
+    Optuna's sampler draws in a copy of the study in memory, so that the journal gets a trial in one piece. The copy is
+    made once, and told before each draw what came of the trials that it knows as unfinished.
     """
-    trials = study.trials()
-    if len(trials) >= wanted:
-        return None
-    if sweep.scheduler and sweep.scheduler.population and len(trials) >= sweep.scheduler.population:
-        member = next_member(sweep, trials)
-        return study.begin(None, *member) if member else None
-    listed = listed_points(sweep)
-    if listed is not None:
-        return study.begin(None, listed[len(trials)])
-    drawn, point = draw(sweep, study, len(trials))
-    lineage = {"member": len(trials) + 1, "generation": 1} if sweep.scheduler and sweep.scheduler.population else {}
-    return study.begin(drawn, point, lineage)
+
+    def __init__(self, sweep: SweepFile, study: Study):
+        self.sweep, self.study = sweep, study
+        self.listed = listed_points(sweep)
+        self.memory = InMemoryStorage()
+        self.copy = optuna.create_study(storage=self.memory, directions=study.optuna.directions)
+        if self.listed is None:
+            self.copy.add_trials(study.frozen())
+        self.unfinished = list(study.unfinished)
+
+    def next_trial(self, wanted: int) -> Trial | None:
+        """Begin the next trial; None where there are enough, or where a population waits for its slowest member.
+
+        Args:
+            wanted: how many trials there are to be in all (`trials_of`, or more where a sweep is extended).
+        """
+        number, scheduler = len(self.study.known), self.sweep.scheduler
+        if number >= wanted:
+            return None
+        if scheduler and scheduler.population and number >= scheduler.population:
+            member = next_member(self.sweep, self.study.known)
+            return self.study.begin(None, *member) if member else None
+        if self.listed is not None:
+            return self.study.begin(None, self.listed[number])
+        drawn, point = self.draw(number)
+        lineage = {"member": number + 1, "generation": 1} if scheduler and scheduler.population else {}
+        new = self.study.begin(drawn, point, lineage)
+        self.unfinished.append(new.number)
+        return new
+
+    def draw(self, number: int) -> tuple[FrozenTrial, dict[str, Any]]:
+        """Let the sampler draw, from what the study knows and a seed of the trial's own: nothing else is remembered."""
+        self.catch_up()
+        self.copy.sampler = make_sampler(self.sweep, number)
+        if number < len(self.sweep.first):
+            self.copy.enqueue_trial(drawn_part(self.sweep.search, self.sweep.first[number]))
+        trial = self.copy.ask()
+        point = draw_point(self.sweep.search, trial)
+        return self.memory.get_trial(trial._trial_id), point
+
+    def catch_up(self) -> None:
+        """Tell the copy what has been reported since the last draw."""
+        for found in [self.study.find(number) for number in self.unfinished]:
+            there = self.memory.get_trial(found.number)  # in memory a trial's id is its number
+            for step, loss in found.intermediate_values.items():
+                if step not in there.intermediate_values:
+                    self.memory.set_trial_intermediate_value(found.number, step, loss)
+            if found.state.is_finished():
+                self.memory.set_trial_state_values(found.number, found.state, found.values)
+        self.unfinished = [number for number in self.unfinished if number in self.study.unfinished]
 
 
 def trials_of(sweep: SweepFile) -> int:
@@ -56,20 +95,6 @@ def listed_points(sweep: SweepFile) -> list[dict[str, Any]] | None:
             for extended in ([{**point, field: value} for value in values] if parameter.exists_in(point) else [point])
         ]
     return points
-
-
-def draw(sweep: SweepFile, study: Study, number: int) -> tuple[FrozenTrial, dict[str, Any]]:
-    """Let the sampler draw, from what the study knows and a seed of the trial's own: nothing else is remembered.
-
-    It draws in a copy in memory, so that the journal gets the trial in one piece.
-    """
-    copy = optuna.create_study(directions=study.optuna.directions, sampler=make_sampler(sweep, number))
-    copy.add_trials(study.frozen())
-    if number < len(sweep.first):
-        copy.enqueue_trial(drawn_part(sweep.search, sweep.first[number]))
-    trial = copy.ask()
-    point = draw_point(sweep.search, trial)
-    return copy.get_trials(deepcopy=False)[trial.number], point
 
 
 def make_sampler(sweep: SweepFile, number: int) -> optuna.samplers.BaseSampler:

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+from bisect import insort
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -63,9 +64,18 @@ class Run:
     facts: dict[str, Any] = field(default_factory=dict)
     """Of a finished run: the best checkpoint's losses, the model's size, and what it cost."""
 
+    def end(self, ending: Ending, message: str, facts: dict[str, Any]) -> None:
+        self.message, self.facts = message, facts
+        self.ending = ending  # at the end: other threads take a run with an ending as whole
+
     @property
     def step(self) -> int:
         return self.evaluations[-1]["step"] if self.evaluations else 0
+
+    @property
+    def seconds(self) -> float:
+        """That it had taken at its last evaluation, over all its attempts."""
+        return self.evaluations[-1]["spent"] if self.evaluations else 0.0
 
     @property
     def loss(self) -> float | None:
@@ -97,9 +107,13 @@ class Trial:
 class Study:
     """Opens a sweep's memory, or begins one.
 
+    The trials are read once; from then on each report changes the one that it is of. So a report takes the driver no
+    longer after thousands of trials than after ten.
+
     Args:
         folder: the sweep's.
-        writable: for the driver alone, of which there is one (`run.locked`); readers may come at any time.
+        writable: for the driver alone, of which there is one (`run.locked`). Readers may come at any time, and see what
+            stood there when they came.
     """
 
     def __init__(self, folder: Path, sweep: SweepFile, writable: bool = True):
@@ -108,31 +122,52 @@ class Study:
         if writable:
             folder.mkdir(parents=True, exist_ok=True)
             mend(path)
-        storage = JournalStorage(JournalFileBackend(str(path)))
+        self.storage = JournalStorage(JournalFileBackend(str(path)))
         directions = [DIRECTIONS[objective] for objective in sweep.objectives]
         if not writable:
-            self.optuna = optuna.load_study(storage=storage, study_name=sweep.name)
-            return
-        self.optuna = optuna.create_study(
-            storage=storage, study_name=sweep.name, directions=directions, load_if_exists=True
-        )
-        for trial in self.trials():
-            if trial.state == "unfinished":
+            self.optuna = optuna.load_study(storage=self.storage, study_name=sweep.name)
+        else:
+            self.optuna = optuna.create_study(
+                storage=self.storage, study_name=sweep.name, directions=directions, load_if_exists=True
+            )
+        self.known: list[Trial] = []
+        self.ids: list[int] = []
+        """Optuna's of each."""
+        self.unfinished: dict[int, Trial] = {}
+        """By their numbers, in order."""
+        self.evaluations = 0
+        """How many came in, of all runs."""
+        self.seconds = 0.0
+        """That all runs took together."""
+        for found in self.frozen():
+            if "number" in found.user_attrs:
+                self.add(as_trial(found), found._trial_id)
+        if writable:
+            for trial in list(self.unfinished.values()):
                 self.close(trial)  # the driver was killed between a run's ending and its trial's
 
+    def add(self, trial: Trial, optuna_id: int) -> None:
+        self.known.append(trial)
+        self.ids.append(optuna_id)
+        if trial.state == "unfinished":
+            self.unfinished[trial.number] = trial
+        self.evaluations += sum(len(run.evaluations) for run in trial.runs)
+        self.seconds += sum(run.seconds for run in trial.runs)
+
     def trials(self) -> list[Trial]:
-        """All of this sweep's, in the order of their numbers."""
-        return [as_trial(found) for found in self.frozen() if "number" in found.user_attrs]
+        """All of this sweep's, in the order of their numbers; the driver's change as the reports come."""
+        return list(self.known)
+
+    def trial(self, number: int) -> Trial:
+        return self.known[number - 1]
 
     def run(self, key: RunKey) -> Run:
         """A run as it stands; without evaluations where it has not told of any."""
-        runs = self.trials()[key.trial - 1].runs
-        return next((run for run in runs if run.key == key), Run(key))
+        return next((run for run in self.trial(key.trial).runs if run.key == key), Run(key))
 
     def is_over(self, wanted: int) -> bool:
         """Whether so many trials have been drawn, and all have ended."""
-        trials = self.trials()
-        return len(trials) >= wanted and all(trial.state != "unfinished" for trial in trials)
+        return len(self.known) >= wanted and not self.unfinished
 
     def frozen(self) -> list[FrozenTrial]:
         """Optuna's view of them, after those of an earlier sweep that this one was warmed with."""
@@ -144,29 +179,33 @@ class Study:
         Args:
             drawn: what Optuna's sampler drew; None for a point that nobody drew.
         """
-        number = len(self.trials()) + 1
-        attributes = {"number": number, "point": point, "lineage": lineage or {}}
-        self.optuna.add_trial(
-            create_trial(
-                state=TrialState.RUNNING,
-                params=drawn.params if drawn else {},
-                distributions=drawn.distributions if drawn else {},
-                system_attrs=drawn.system_attrs if drawn else {},
-                user_attrs=attributes,
-            )
+        trial = Trial(len(self.known) + 1, point, "unfinished", [], lineage or {})
+        added = create_trial(
+            state=TrialState.RUNNING,
+            params=drawn.params if drawn else {},
+            distributions=drawn.distributions if drawn else {},
+            system_attrs=drawn.system_attrs if drawn else {},
+            user_attrs={"number": trial.number, "point": trial.point, "lineage": trial.lineage},
         )
-        return Trial(number, point, "unfinished", [], lineage or {})
+        self.add(trial, self.storage.create_new_trial(self.optuna._study_id, added))
+        return trial
 
     def record(self, key: RunKey, evaluation: dict[str, Any], clock: float) -> bool:
         """Remember what a run reported; False if it was known (a run that goes on tells its history again)."""
-        found = self.find(key.trial)
-        if found.state.is_finished():
+        trial = self.trial(key.trial)
+        if trial.state != "unfinished":
             return False
+        found = self.find(key.trial)
         step, name = evaluation["step"], f"run {key.seed_index} step {evaluation['step']}"
         is_new = name not in found.user_attrs
         if is_new:
-            order = sum(len(run.evaluations) for trial in self.trials() for run in trial.runs)
-            self.set(found, name, {**evaluation, "order": order, "clock": clock})
+            evaluation = {**evaluation, "order": self.evaluations, "clock": clock}
+            self.set(found, name, evaluation)
+            self.evaluations += 1
+            run = run_of(trial, key)
+            self.seconds -= run.seconds
+            insort(run.evaluations, evaluation, key=step_of)
+            self.seconds += run.seconds
         if key.seed_index == 0 and len(self.sweep.objectives) == 1 and step not in found.intermediate_values:
             # The samplers learn from stopped trials, too.
             optuna.Trial(self.optuna, found._trial_id).report(evaluation["selection_loss"], step)
@@ -174,13 +213,14 @@ class Study:
 
     def end_run(self, key: RunKey, ending: Ending, message: str = "", facts: dict[str, Any] | None = None) -> None:
         """Note how a run ended; the trial ends with its last one, or with the first that did not finish."""
-        found = self.find(key.trial)
-        if found.state.is_finished():
+        trial = self.trial(key.trial)
+        if trial.state != "unfinished":
             return
         if ending == "finished" and not math.isfinite(facts["validation_loss"] if facts else 0.0):
             ending, message = "failed", "the loss of its best checkpoint over the whole validation part is not a number"
-        self.set(found, f"run {key.seed_index} ending", {"ending": ending, "message": message, "facts": facts or {}})
-        trial = as_trial(self.find(key.trial))
+        end: dict[str, Any] = {"ending": ending, "message": message, "facts": facts or {}}
+        self.set(self.find(key.trial), f"run {key.seed_index} ending", end)
+        run_of(trial, key).end(**end)
         self.close(trial)
 
     def close(self, trial: Trial) -> None:
@@ -195,33 +235,35 @@ class Study:
             self.optuna.tell(number, state=TrialState.PRUNED)
         else:
             self.optuna.tell(number, [objective_value(trial, objective) for objective in self.sweep.objectives])
+        trial.state = STATES[self.find(trial.number).state]
+        del self.unfinished[trial.number]
 
     def warm(self, earlier: "Study") -> int:
         """Let the sampler know the finished trials of an earlier sweep; how many of them fit this space."""
         known = {found.user_attrs.get("warm") for found in self.frozen()}
         fitting = 0
-        for trial in earlier.trials():
-            found = earlier.find(trial.number)
-            space = self.sweep.search
+        for found in earlier.frozen():
+            number, space = found.user_attrs.get("number"), self.sweep.search
             fits = all(name in space and space[name].allows(value) for name, value in found.params.items())
             same = earlier.sweep.objectives == self.sweep.objectives
-            if trial.state != "finished" or not found.params or not fits or not same:
+            if number is None or STATES[found.state] != "finished" or not found.params or not fits or not same:
                 continue
             fitting += 1
-            if str(trial.number) in known:
+            if str(number) in known:
                 continue
             self.optuna.add_trial(
                 create_trial(
                     params=found.params,
                     distributions=found.distributions,
                     values=found.values,
-                    user_attrs={"warm": str(trial.number)},
+                    user_attrs={"warm": str(number)},
                 )
             )
         return fitting
 
     def find(self, number: int) -> FrozenTrial:
-        return next(found for found in self.frozen() if found.user_attrs.get("number") == number)
+        """Optuna's view of a trial."""
+        return self.storage.get_trial(self.ids[number - 1])
 
     def set(self, found: FrozenTrial, name: str, value: Any) -> None:
         optuna.Trial(self.optuna, found._trial_id).set_user_attr(name, value)
@@ -233,21 +275,32 @@ def evaluation_in(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_trial(found: FrozenTrial) -> Trial:
-    runs: dict[int, Run] = {}
-    number = found.user_attrs["number"]
-    for name, value in found.user_attrs.items():
+    attributes = found.user_attrs
+    trial = Trial(attributes["number"], attributes["point"], STATES[found.state], [], attributes["lineage"])
+    for name, value in attributes.items():
         if not name.startswith("run "):
             continue
         _, index, *what = name.split()
-        run = runs.setdefault(int(index), Run(RunKey(number, int(index))))
+        run = run_of(trial, RunKey(trial.number, int(index)))
         if what[0] == "step":
-            run.evaluations.append(value)
+            insort(run.evaluations, value, key=step_of)
         else:
-            run.ending, run.message, run.facts = value["ending"], value["message"], value["facts"]
-    for run in runs.values():
-        run.evaluations.sort(key=lambda evaluation: evaluation["step"])
-    ordered = [runs[index] for index in sorted(runs)]
-    return Trial(number, found.user_attrs["point"], STATES[found.state], ordered, found.user_attrs["lineage"])
+            run.end(**value)
+    return trial
+
+
+def run_of(trial: Trial, key: RunKey) -> Run:
+    """A trial's run, which it has from the first time that something is told of it."""
+    for run in trial.runs:
+        if run.key == key:
+            return run
+    run = Run(key)
+    insort(trial.runs, run, key=lambda run: run.key.seed_index)
+    return run
+
+
+def step_of(evaluation: dict[str, Any]) -> int:
+    return evaluation["step"]
 
 
 def objective_value(trial: Trial, objective: str) -> float:
