@@ -66,6 +66,9 @@ class Machine:
             ray_id, turn = str(turn), turn + 1
             conductor.begins(ray_id, key)
             self.train(conductor, ray_id, key, trial)
+        written = Study(self.folder, self.sweep, writable=False)
+        assert (study.trials(), study.evaluations) == (written.trials(), written.evaluations), "as the journal"
+        assert study.seconds == pytest.approx(written.seconds)
         return study.trials()
 
     def train(self, conductor: Conductor, ray_id: str, key: RunKey, trial: Trial) -> None:
