@@ -47,7 +47,7 @@ MAP = Markup(
     '<rect class="cells" x="{left}" y="0" width="{across}" height="{down}" data-map="{data}"/></svg>'
     '<figcaption>{caption}<output class="value">Point at it for its values.</output></figcaption></figure>'
 )
-VALUES = """element.addEventListener("pointermove", ({ target, clientX, clientY }) => {
+VALUES = """const tell = ({ target, clientX, clientY }) => {
   const cells = target.closest(".cells");
   if (!cells) return;
   const { says, rows, columns, values } = JSON.parse(cells.dataset.map);
@@ -63,8 +63,9 @@ VALUES = """element.addEventListener("pointermove", ({ target, clientX, clientY 
   here.setAttribute("y", (row * height) / rows.length);
   here.setAttribute("width", width / columns.length);
   here.setAttribute("height", height / rows.length);
-});"""
-"""For gr.HTML(js_on_load=…): tells the value of the cell that is pointed at, and frames the cell."""
+};
+for (const event of ["pointermove", "pointerdown"]) element.addEventListener(event, tell);"""
+"""For gr.HTML(js_on_load=…): tells the value of the cell that is pointed at or touched, and frames the cell."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,7 @@ def score_table(heads: Sequence[dict[str, Any]], name: str, meaning: str) -> str
     layers = sorted({head["layer"] for head in heads})
     across = sorted({head["head"] for head in heads})
     scores = {(head["layer"], head["head"]): head[name] for head in heads}
-    rows = [
-        [f"layer {layer}", *(shaded(scores[layer, head]) for head in across if (layer, head) in scores)]
-        for layer in layers
-    ]
+    rows = [[f"layer {layer}", *(shaded(scores[layer, head]) for head in across)] for layer in layers]
     return parts.table(f"{name.replace('_', ' ').capitalize()}: {meaning}", ["", *(f"head {h}" for h in across)], rows)
 
 
