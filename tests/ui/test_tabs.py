@@ -1,6 +1,7 @@
 """The tabs on models and sweeps: over a real registry, a real checkpoint and a real study, once in Chromium."""
 
 import contextlib
+import json
 import re
 import shutil
 import time
@@ -20,6 +21,7 @@ from voicechat_platform.strict_yaml import read_yaml
 from voicechat_serve.api.access import AccessRules, guard
 from voicechat_serve.keys import create_key, fingerprint, make_secret
 from voicechat_tune import notes
+from voicechat_tune.report.heads import show_heads
 from voicechat_tune.run import locked
 from voicechat_tune.run_files import sweep_folder
 from voicechat_tune.study import JOURNAL, RunKey, Study
@@ -101,7 +103,8 @@ def test_the_card_tells_where_a_version_comes_from(tiny):
         assert fact in card, fact
     assert "training.batch_size" in card
     assert "Learning curve: the validation loss falls from" in card
-    assert re.search(r"validation, step 2: \d\.\d+<", card), "the chart says its values"
+    assert re.search(r"validation, <tspan[^>]*>step 2: \d\.\d+<", card), "the chart says its values"
+    assert picker.choices == [(f"tiny@1: {Registry().version('tiny', 1).nats_per_character:.4f}, champion", "tiny@1")]
     assert "The curve in numbers" in card
     assert (heads, talk.visible, promote.visible, button.visible) == ("", True, False, True)
 
@@ -110,10 +113,19 @@ async def test_heads_are_drawn_once_and_kept(tiny):
     steps = [step async for step in model_tab.draw_heads(tiny, OPERATOR)]
     assert "Reading and drawing" in steps[0][0]
     drawn, button = steps[-1]
-    assert drawn.count("<img") == drawn.count("alt=") == len(model_tab.HEADS)
-    assert "layer 0 head" in drawn
+    assert "Layer 0, head 1" in drawn
+    assert drawn.count('class="cells"') == 2 * 4, "each value of each matrix can be pointed at"
+    assert "invert(" not in drawn, "the pictures have no paper"
     assert not button.visible
     assert model_tab.open_tab(tiny, OPERATOR)[-2] == drawn
+    file = Registry().version("tiny", 1).checkpoint() / "heads" / "heads.json"
+    whole = file.read_text()
+    file.write_text(json.dumps({name: value for name, value in json.loads(whole).items() if name != "text"}))
+    try:
+        *_, heads, button = model_tab.open_tab(tiny, OPERATOR)
+        assert (heads, button.visible) == ("", True), "an older version's, which lack values, are drawn anew"
+    finally:
+        file.write_text(whole)
 
 
 def test_a_broken_checkpoint_is_told(tiny):
@@ -149,17 +161,19 @@ def test_a_sweep_is_followed_while_it_runs(rates):
     with locked(rates.folder):
         overview, picker, trials = sweeps_tab.open_tab(None)
     assert picker.value == "rates"
-    for cell in ("running", "2 of 3", "1.2500 (trial 1)"):
-        assert f"<td>{cell}</td>" in overview
-    assert '<tr class="best"><th scope="row">1 (best)</th>' in trials
+    for column, cell in (("state", "running"), ("trials done", "2 of 3"), ("best validation loss", "1.2500 (trial 1)")):
+        assert f'<td data-column="{column}">{cell}</td>' in overview
+    assert '<tr class="best"><th scope="row" data-column="trial">1 (best)</th>' in trials
     for cell in ("finished", "stopped early", "training"):
-        assert f"<td>{cell}</td>" in trials
+        assert f'<td data-column="state">{cell}</td>' in trials
     assert "trial 3 2.500 at step 1" in trials, "the picture in words"
-    assert "trial 2, step 1: 3<" in trials, "the first losses are not cut off, and say their values"
+    assert re.search("trial 2, <tspan[^>]*>step 1: 3<", trials), (
+        "the first losses are not cut off, and say their values"
+    )
     assert "broken off; it can go on" in sweeps_tab.open_tab("rates")[0]
     rates.end_run(RunKey(3), "failed", "ValueError: <b>no</b>")
     overview, _, trials = sweeps_tab.open_tab("rates")
-    assert "<td>finished</td>" in overview
+    assert '<td data-column="state">finished</td>' in overview
     assert "Trial 3 failed: ValueError: &lt;b&gt;no&lt;/b&gt;" in trials
 
 
@@ -176,7 +190,7 @@ def test_a_sweep_that_only_the_registry_knows(tiny):
     registry.record("elsewhere-1a2b3c", "0007", {}, [], registry.version("tiny", 1).checkpoint())
     overview, picker, trials = sweeps_tab.open_tab(None)
     assert picker.value == "elsewhere-1a2b3c"
-    assert "<td>only in the registry</td>" in overview
+    assert '<td data-column="state">only in the registry</td>' in overview
     assert "7 (best)" in trials
     assert 'data-version="tiny@2"' in trials
 
@@ -184,6 +198,17 @@ def test_a_sweep_that_only_the_registry_knows(tiny):
 def test_what_is_shown_is_text():
     row = html_parts.table("<i>", ["<u>"], [["<script>"]]) + html_parts.facts({"<b>": "<img src=x>"})
     assert not any(tag in row for tag in ("<i>", "<u>", "<script>", "<b>", "<img"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "stacked"), [(3, ""), (5, "below-640"), (8, "below-900"), (10, "below-1120"), (40, "below-99999")]
+)
+def test_a_table_is_stacked_where_the_page_has_no_room_for_it(columns, stacked):
+    html = html_parts.block(html_parts.table("Trials", ["loss <here>"] * columns, [["0.12345678"] * columns] * 2))
+    assert f'<table class="{stacked}"' in html
+    assert html.count('data-column="loss &lt;here&gt;"') == 2 * columns, "each cell can say its column"
+    assert not stacked or f".{stacked} thead {{ display: none; }}" in html
+    assert 'class=""' in html_parts.table("None", ["a"], [])
 
 
 def test_a_trial_is_linked_to_its_models(tiny, rates):
@@ -240,11 +265,32 @@ def together(home, realtime: Any, serve: Callable[..., Any], free_port: Callable
     return serve(mount_page(app, f"http://127.0.0.1:{port}/v1", page_key), port).url, keys
 
 
+CUT_OFF = """() => [...document.querySelectorAll(".tabitem *")].filter(element => {
+  const isText = [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim());
+  if (!element.checkVisibility({ visibilityProperty: true }) || !(isText || element.tagName === "INPUT")) return false;
+  const { left, right, top, bottom } = element.getBoundingClientRect();
+  const svg = element.closest("svg")?.getBoundingClientRect() ?? { left: 0, right: innerWidth, top, bottom };
+  return left < svg.left - 1 || right > Math.min(svg.right, innerWidth) + 1 || top < svg.top - 1 ||
+    bottom > svg.bottom + 1 || (element.tagName === "INPUT" && element.scrollWidth > element.clientWidth);
+}).map(element => element.value || element.textContent)"""
+"""The texts that are not wholly on the page, or in their picture."""
+
+
+def cut_off(page: Any) -> dict[int, list[str]]:
+    """By the page's width in CSS pixels: a phone's, a tablet's, a laptop's."""
+    texts = {}
+    for width in (390, 768, 1280):
+        page.set_viewport_size({"width": width, "height": 900})
+        texts[width] = page.evaluate(CUT_OFF)
+    return texts
+
+
 def test_from_a_trial_to_its_model_promoted_and_talked_with(tiny, rates, together, open_page, realtime):
     url, _ = together
     made = Registry().record(
         notes.read_notes(rates.folder)["group"], "0001", {}, [], Registry().version(*parse_version(tiny)).checkpoint()
     )
+    show_heads(str(made), None)
     talk = open_page(url, color_scheme="dark")
     page = talk.page
     page.get_by_role("tab", name="Sweeps").click()
@@ -257,12 +303,18 @@ def test_from_a_trial_to_its_model_promoted_and_talked_with(tiny, rates, togethe
     expect(value).to_be_hidden()
     chart.locator(".point .near").nth(1).hover()
     expect(value).to_be_visible()
+    assert cut_off(page) == {390: [], 768: [], 1280: []}
     link = page.get_by_role("button", name=f"Show the model {made}")
     link.focus()
     page.keyboard.press("Enter")
     expect(page.get_by_role("tab", name="Models")).to_have_attribute("aria-selected", "true")
     expect(page.get_by_role("button", name=f"Promote {made}")).to_be_visible(timeout=30_000)
     expect(page.get_by_role("img", name="Learning curve")).to_be_visible()
+    page.get_by_text("Layer 0, head 1").click()
+    page.locator(".head[open] .cells").first.hover(position={"x": 2, "y": 2})
+    expect(page.locator(".head[open] .value").first).to_have_text(re.compile("“.*” looks at “.*”: 1$"))
+    page.get_by_text("The same in numbers").click()
+    assert cut_off(page) == {390: [], 768: [], 1280: []}
 
     page.get_by_role("button", name=f"Promote {made}").click()
     expect(page.get_by_text(f"{made}, the champion")).to_be_visible(timeout=30_000)
@@ -301,7 +353,7 @@ def test_with_keys_an_operators_promotes_and_no_other_pages(tiny, together, open
         page[name] = open_page(url, http_credentials={"username": name, "password": secret}).page
         page[name].get_by_role("tab", name="Models").click()
         expect(page[name].get_by_text(f"{tiny}, the champion")).to_be_visible(timeout=30_000)
-        page[name].get_by_label("Model and version").click()
+        page[name].get_by_label("Model, version: nats per character").click()
         page[name].get_by_role("option", name=f"{made}:").click()
         expect(page[name].get_by_text("keyed-1a2b3c/0001")).to_be_visible(timeout=30_000)
     promote = f"Promote {made}"

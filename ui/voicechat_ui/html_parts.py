@@ -1,7 +1,5 @@
-"""Pieces of HTML for the tabs that show models and sweeps. All text is escaped here, and pictures are part of the page:
-it asks nobody for anything."""
+"""Pieces of HTML for the tabs that show models and sweeps. All text is escaped here."""
 
-import base64
 from collections.abc import Sequence
 
 from markupsafe import Markup, escape
@@ -13,10 +11,11 @@ STYLE = """<style>
 .facts .wide { overflow-x: auto; }
 .facts.facts table { width: 100%; margin: 0; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .facts.facts :is(table, thead, tbody, tr) { border: 0; }
-.facts.facts caption { padding: 4px 0 8px; text-align: left; font-weight: 600; }
+.facts.facts .caption { margin: 0; padding: 4px 0 8px; font-weight: 600; overflow-wrap: anywhere; }
 .facts.facts :is(th, td) {
   padding: 5px 14px 5px 0; border: 0; border-bottom: 1px solid var(--border-color-primary); text-align: left;
 }
+.facts.facts :is(th, td):last-child { padding-right: 0; }
 .facts.facts tbody th { font-weight: 500; white-space: nowrap; }
 .facts.facts tr.best :is(th, td) { font-weight: 700; color: #0f766e; }
 .dark .facts.facts tr.best :is(th, td) { color: #5eead4; }
@@ -24,8 +23,27 @@ STYLE = """<style>
 .facts dt { opacity: .8; }
 .facts dd { margin: 0; overflow-wrap: anywhere; }
 .facts figure { margin: 14px 0; }
-.facts img { max-width: 100%; border-radius: 10px; }
-.dark .facts img { filter: invert(1) hue-rotate(180deg); mix-blend-mode: lighten; }  /* white paper becomes the page */
+.heads { display: grid; grid: auto-flow dense / repeat(auto-fill, minmax(130px, 1fr)); gap: 12px; }
+.head { border: 1px solid var(--border-color-primary); border-radius: 12px; padding: 0 10px 8px; }
+.head[open] { grid-column: 1 / -1; }
+.head summary { font-size: .85rem; }
+.head summary::marker { content: ""; }
+.head summary img { width: 100%; max-width: 130px; aspect-ratio: 1; margin-bottom: 4px; }
+.head[open] summary { font-size: 1rem; font-weight: 600; }
+.head[open] summary img { display: none; }
+.head :is(img, image) { image-rendering: pixelated; }
+.maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); gap: 0 24px; }
+.maps svg { display: block; width: 100%; max-width: 440px; height: auto; }
+.maps text { fill: currentColor; font: 13px var(--font-mono); text-anchor: end; }
+.maps .attracts { fill: rgb(13 148 136); }
+.maps .repels { fill: rgb(234 88 12); }
+.maps .zero { stroke: currentColor; }
+.maps .cells { fill: transparent; stroke: var(--border-color-primary); }
+.maps .here { fill: none; stroke: currentColor; stroke-width: 2; }
+.maps .value { display: block; min-height: 1.5em; font-weight: 600; overflow-wrap: anywhere; }
+.scores { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); gap: 8px 24px; }
+.score { padding: 2px 8px; border-radius: 6px; }
+.score { background: color-mix(in srgb, transparent, #14b8a6 calc(var(--score) * .45)); }
 .facts button.link { padding: 0; border: 0; background: none; color: inherit; font: inherit; }
 .facts button.link { text-decoration: underline; cursor: pointer; }
 .facts button.link:hover { color: #0f766e; }
@@ -59,16 +77,35 @@ STYLE = """<style>
 .facts [role="alert"] { border: 2px solid #b45309; }
 .facts-picker [data-testid="block-info"] { padding: 0; background: none; color: var(--body-text-color); }
 @media (max-width: 640px) {
-  .chart text { font-size: 22px; }
+  .chart text { font-size: 26px; }
+  .maps text { font-size: 14px; }
+  .facts-picker input { font-size: .8rem; }
   .facts dl { grid-template-columns: 1fr; gap: 0; }
   .facts dd { margin-bottom: 8px; }
 }
 </style>"""
 
+# Of a table that is wider than the page: each row becomes a few lines, in which each cell says its column.
+STACKED = """@media (max-width: {below}px) {{
+  .facts .below-{below} thead {{ display: none; }}
+  .facts.facts .below-{below} tr {{
+    display: flex; flex-wrap: wrap; gap: 2px 14px; padding: 6px 0; border-bottom: 1px solid var(--border-color-primary);
+  }}
+  .facts.facts .below-{below} :is(th, td) {{ padding: 0; border: 0; white-space: normal; overflow-wrap: anywhere; }}
+  .facts.facts .below-{below} td:empty {{ display: none; }}
+  .facts .below-{below} :is(th, td)::before {{ opacity: .8; font-weight: 400; content: attr(data-column) " "; }}
+}}
+"""
+PAGE_WIDTHS = (640, 900, 1120, 99_999)
+"""In CSS pixels, below which there are tables that are stacked. A phone has some 390."""
+BESIDE_TABLE, LETTER, BETWEEN_COLUMNS = 80, 8.5, 14
+"""CSS pixels: of the page's width, of a letter, after each column."""
+
 
 def block(*parts: str) -> str:
     """What one HTML component of a tab shows."""
-    return f'{STYLE}<div class="facts">{"".join(parts)}</div>'
+    stacked = "".join(STACKED.format(below=width) for width in PAGE_WIDTHS)
+    return f'{STYLE}<style>{stacked}</style><div class="facts">{"".join(parts)}</div>'
 
 
 def notice(text: str) -> str:
@@ -93,14 +130,34 @@ def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], b
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
     body = ""
     for number, (first, *others) in enumerate(rows):
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
+        cells = "".join(
+            f'<td data-column="{escape(column)}">{escape(cell)}</td>'
+            for column, cell in zip(columns[1:], others, strict=True)
+        )
         mark, said = (' class="best"', " (best)") if number == best else ("", "")
-        body += f'<tr{mark}><th scope="row">{escape(first)}{said}</th>{cells}</tr>'
+        body += f'<tr{mark}><th scope="row" data-column="{escape(columns[0])}">{escape(first)}{said}</th>{cells}</tr>'
+    # The caption does not scroll with a table that is wider than the page.
     return (
+        f'<div><p class="caption">{escape(caption)}</p>'
         f'<div class="wide" role="region" aria-label="{escape(caption)}" tabindex="0">'  # scrolls by keyboard, too
-        f"<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>"
+        f'<table class="{stacks(columns, rows)}" aria-label="{escape(caption)}">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></div>"
     )
+
+
+def stacks(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The class of a table that is stacked where the page has no room for it; none where a phone has."""
+    letters = [
+        max(longest_word(column), *(longest_word(row[number]) for row in rows)) if rows else longest_word(column)
+        for number, column in enumerate(columns)
+    ]
+    width = BESIDE_TABLE + sum(LETTER * each + BETWEEN_COLUMNS for each in letters)
+    return "" if width <= 390 else f"below-{next(page for page in PAGE_WIDTHS if page >= min(width, PAGE_WIDTHS[-1]))}"
+
+
+def longest_word(cell: str) -> int:
+    text = cell.striptags() if isinstance(cell, Markup) else cell
+    return max(map(len, text.split()), default=0)
 
 
 def version_button(version: str) -> Markup:
@@ -115,16 +172,6 @@ VERSION_CLICKS = """element.addEventListener("click", ({ target }) => {
   if (version) trigger("click", { version });
 });"""
 """For gr.HTML(js_on_load=…): a click on a `version_button` is the component's, with the version in its data."""
-
-
-def picture(png: bytes, caption: str, shows: str) -> str:
-    """
-    Args:
-        caption: for everybody.
-        shows: what is to be seen in it, for those who do not see it.
-    """
-    source = "data:image/png;base64," + base64.b64encode(png).decode()
-    return f'<figure><img src="{source}" alt="{escape(shows)}"><figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def folded(summary: str, content: str) -> str:

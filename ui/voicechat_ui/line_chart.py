@@ -14,8 +14,8 @@ from markupsafe import Markup
 Style = Literal["best", "plain", "faded", "open"]
 """Of a line: thick; as thin as the others; grey; dotted, because it goes on."""
 
-WIDTH, HEIGHT = 720, 340
-LEFT, RIGHT, TOP, BOTTOM = 76, 14, 12, 54
+WIDTH, HEIGHT = 720, 380
+LEFT, RIGHT, TOP, BOTTOM = 100, 14, 44, 70
 COLOURS = 7
 """For which the style of html_parts.py has colours; more lines than these are grey."""
 MOST_WITH_VALUES = 20
@@ -32,7 +32,8 @@ CHART = Markup(
 POINT = Markup(
     '<g class="point" style="--line: var(--{paint})"><circle class="near" cx="{x:.1f}" cy="{y:.1f}" r="9"/>'
     '<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>'
-    '<text class="tip" x="{tip:.1f}" y="{above:.1f}" text-anchor="{anchor}">{says}</text></g>'
+    '<text class="tip" x="{tip:.1f}" y="{above:.1f}" text-anchor="{anchor}">{label}, '
+    '<tspan x="{tip:.1f}" dy="1.2em">{says}</tspan></text></g>'
 )
 
 
@@ -70,7 +71,7 @@ def line_chart(lines: Sequence[Line], across: str, up: str, caption: str, shows:
         for line, paint in reversed(list(zip(drawn, paints, strict=True)))  # the first on top
     )
     points = Markup("").join(
-        point(x_of(x), y_of(y), paint, f"{line.label}, {across} {x:g}: {y:.4g}")
+        point(x_of(x), y_of(y), paint, line.label, f"{across} {x:g}: {y:.4g}")
         for line, paint in zip(drawn[:MOST_WITH_VALUES], paints, strict=False)
         for x, y in line.points
     )
@@ -81,14 +82,13 @@ def line_chart(lines: Sequence[Line], across: str, up: str, caption: str, shows:
         for tick in y_ticks
     ) + Markup("").join(
         Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
-            x_of(tick), HEIGHT - BOTTOM + 22, f"{tick:g}"
+            x_of(tick), HEIGHT - BOTTOM + 26, f"{tick:g}"
         )
         for tick in x_ticks
     )
-    axes = Markup(
-        '<text x="{}" y="{}" text-anchor="middle">{}</text>'
-        '<text transform="translate(18 {}) rotate(-90)" text-anchor="middle">{}</text>'
-    ).format((LEFT + WIDTH - RIGHT) // 2, HEIGHT - 8, across, (TOP + HEIGHT - BOTTOM) // 2, up)
+    axes = Markup('<text x="{}" y="{}" text-anchor="middle">{}</text><text x="0" y="24">{}</text>').format(
+        (LEFT + WIDTH - RIGHT) // 2, HEIGHT - 10, across, up
+    )
     legend = Markup("").join(
         Markup('<li class="{}" style="--line: var(--{})">{}</li>').format(line.style, paint, line.label)
         for line, paint in list(zip(drawn, paints, strict=True))[:MOST_WITH_VALUES]
@@ -112,16 +112,18 @@ def paints_of(lines: Sequence[Line]) -> list[str]:
     return paints
 
 
-def point(x: float, y: float, paint: str, says: str) -> Markup:
-    """What is seen when it is pointed at: beside it, on the side that has room."""
-    is_left = x < WIDTH / 2
+def point(x: float, y: float, paint: str, label: str, says: str) -> Markup:
+    """What is seen when it is pointed at: its line's label and its values, where there is room for them."""
+    anchor, aside = ("start", 12) if x < WIDTH / 3 else ("middle", 0) if x < 2 * WIDTH / 3 else ("end", -12)
+    is_low = y > (TOP + HEIGHT - BOTTOM) / 2
     return POINT.format(
         paint=paint,
         x=x,
         y=y,
-        tip=x + (12 if is_left else -12),
-        above=max(y - 10, TOP + 14),
-        anchor="start" if is_left else "end",
+        tip=x + aside,
+        above=y - 50 if is_low else y + 34,
+        anchor=anchor,
+        label=label,
         says=says,
     )
 
@@ -150,6 +152,6 @@ def axis_of(
     room = 0.02 * (high - low) or 0.05 * abs(high) or 0.05
     low, high = (low if logarithmic and low <= room else low - room), high + room
     scale: Callable[[float], float] = math.log if logarithmic else float
-    locator = LogLocator(subs=(1, 2, 5)) if logarithmic and high > 10 * low else MaxNLocator(6)
+    locator = LogLocator(subs=(1, 2, 5)) if logarithmic and high > 10 * low else MaxNLocator(5)
     ticks = [float(tick) for tick in locator.tick_values(low, high) if low <= tick <= high]
     return lambda value: start + (end - start) * (scale(value) - scale(low)) / (scale(high) - scale(low)), ticks

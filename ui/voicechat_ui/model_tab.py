@@ -18,6 +18,7 @@ from typing import Any
 import gradio as gr
 
 from voicechat_ui import html_parts as parts
+from voicechat_ui.head_maps import VALUES, head_maps
 from voicechat_ui.line_chart import Line, line_chart
 
 log = logging.getLogger(__name__)
@@ -31,16 +32,6 @@ EMPTY = (
     "The registry holds no model yet. Tune some with `voicechat sweep tune/sweeps/quickstart.yaml --promote`, or train "
     "one with `voicechat train tune/recipes/shakespeare.yaml`; then press Refresh."
 )
-HEADS = {
-    "scores": "How symmetric each head is, and how much it attends to the same token, to the one before, and to what "
-    "followed the token last time; 0 to 1.",
-    "spectra": "Eigenvalues of each head's form: teal attracts, red repels.",
-    "attention": "Attention weights over the beginning of the validation text; rows look at columns.",
-    "eigenbasis": "The commonest tokens along each head's own directions.",
-    "distances": "How far the commonest tokens are from each other, as each head sees them.",
-}
-"""The pictures of `voicechat heads` in the order to be shown, by the names of their files."""
-
 DRAWING_S = 300
 """After which drawing is given up: the models that a laptop tunes take some ten seconds."""
 
@@ -62,7 +53,12 @@ def add_model_tab(tab: gr.Tab) -> ModelTab:
     """Builds the components, inside `with gr.Tab(...) as tab`."""
     with gr.Row():
         version = gr.Dropdown(
-            [], label="Model and version", filterable=False, scale=1, min_width=280, elem_classes="facts-picker"
+            [],
+            label="Model, version: nats per character",
+            filterable=False,
+            scale=1,
+            min_width=280,
+            elem_classes="facts-picker",
         )
         refresh = gr.Button("Refresh", scale=0, min_width=110, size="md")
     with gr.Row():
@@ -72,7 +68,7 @@ def add_model_tab(tab: gr.Tab) -> ModelTab:
     said = gr.HTML()
     before = gr.State("")
     card = gr.HTML(parts.block(parts.notice(READING)))
-    heads = gr.HTML()
+    heads = gr.HTML(js_on_load=VALUES)
     draw = gr.Button("Draw what its heads have learned", visible=False)
 
     buttons = [talk, promote]
@@ -157,8 +153,8 @@ def nothing(card: str) -> tuple[Any, ...]:
 
 
 def label(version: Any) -> str:
-    champion = ", champion" if version.is_champion else ""
-    return f"{version}{champion}: {version.attention}, {version.nats_per_character:.4f} nats/character"
+    """Short, for a phone's line: all else is on the card."""
+    return f"{version}: {version.nats_per_character:.4f}{', champion' if version.is_champion else ''}"
 
 
 def show_version(chosen: str | None, request: gr.Request) -> tuple[Any, ...]:
@@ -245,28 +241,22 @@ def curve(history: list[dict[str, float]]) -> str:
 
 
 def drawn_heads(folder: Path) -> str:
-    """The heads' pictures and read-outs that a checkpoint's folder holds; empty where there are none."""
+    """The pictures and read-outs of the heads that a checkpoint's folder holds; empty where there are none."""
     drawn = folder / "heads"
     if not (drawn / "heads.json").exists():  # written last
         return ""
-    heads = json.loads((drawn / "heads.json").read_text())["heads"]
-    names = [name for name, value in heads[0].items() if not isinstance(value, list)]
-    rows = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in (head[name] for name in names)] for head in heads]
-    table = parts.table("Each head in numbers", [name.replace("_", " ") for name in names], rows)
-    strongest = "; ".join(
-        f"most {score.replace('_', ' ')}: layer {head['layer']} head {head['head']}, {head[score]:.2f}"
-        for score in ("self_weight", "previous_token", "induction")
-        for head in [max(heads, key=lambda head: head[score])]
-    )
-    pictures = [
-        parts.picture(
-            (drawn / f"{name}.png").read_bytes(),
-            caption,
-            f"{caption} {strongest if name == 'scores' else f'One panel for each of the {len(heads)} heads.'}",
-        )
-        for name, caption in HEADS.items()
+    read = json.loads((drawn / "heads.json").read_text())
+    if "text" not in read:  # an older version's, which kept only pictures: they are drawn anew
+        return ""
+    names = [name for name, value in read["heads"][0].items() if not isinstance(value, list)]
+    rows = [
+        [f"{v:.3f}" if isinstance(v, float) else str(v) for v in (head[name] for name in names)]
+        for head in read["heads"]
     ]
-    return parts.block("<h3>What its heads have learned</h3>", *pictures, parts.folded("The same in numbers", table))
+    table = parts.table("Each head in numbers", [name.replace("_", " ") for name in names], rows)
+    return parts.block(
+        "<h3>What its heads have learned</h3>", head_maps(read), parts.folded("The same in numbers", table)
+    )
 
 
 async def draw_heads(chosen: str | None, request: gr.Request) -> AsyncGenerator[tuple[str, Any], None]:

@@ -53,23 +53,34 @@ def show_heads(reference: str, out: Path | None) -> tuple[Path, list[dict[str, A
     readouts = read_heads(model, tokens_bt)
     counts_v = torch.cat([inputs_bt.flatten() for inputs_bt in inputs]).bincount(minlength=model.config.vocab_size)
     commonest_n = counts_v.argsort(descending=True)[:TOKENS_SHOWN].sort().values
-    labels = [repr(tokenizer.decode([token]))[1:-1] for token in commonest_n.tolist()]
+    text_n = inputs[0][0, :TOKENS_SHOWN]
+    labels, text = (
+        [repr(tokenizer.decode([token]))[1:-1] for token in tokens_n.tolist()] for tokens_n in (commonest_n, text_n)
+    )
     distances = [token_distances(model, readout, commonest_n) for readout in readouts]
 
     out = out or folder / "heads"
     out.mkdir(parents=True, exist_ok=True)
-    weights = attention_weights(model, tokens_bt[:1, :48])
+    weights = attention_weights(model, text_n[None])
+    attention = [weights[readout.layer][0, readout.head] for readout in readouts]
+    along = [loadings(model, readout, commonest_n) for readout in readouts]
     save(out / "spectra.png", spectra(readouts))
     save(out / "scores.png", score_maps(readouts))
-    save(out / "eigenbasis.png", maps(readouts, [loadings(model, r, commonest_n) for r in readouts], labels, None))
+    save(out / "eigenbasis.png", maps(readouts, along, labels, None))
     save(out / "distances.png", maps(readouts, distances, labels, labels))
-    save(out / "attention.png", maps(readouts, [weights[r.layer][0, r.head] for r in readouts], None, None))
+    save(out / "attention.png", maps(readouts, attention, text, text))
     rows = [row(readout) for readout in readouts]
     heads = [
-        row(readout) | {"eigenvalues": readout.eigenvalues_k.tolist(), "token_distances": table.tolist()}
-        for readout, table in zip(readouts, distances, strict=True)
+        row(readout)
+        | {
+            "eigenvalues": readout.eigenvalues_k.tolist(),
+            "token_distances": distances_nn.tolist(),
+            "loadings": along_nk.tolist(),
+            "attention": attention_ts.tolist(),
+        }
+        for readout, distances_nn, along_nk, attention_ts in zip(readouts, distances, along, attention, strict=True)
     ]
-    (out / "heads.json").write_text(json.dumps({"tokens": labels, "heads": heads}, indent=1))
+    (out / "heads.json").write_text(json.dumps({"tokens": labels, "text": text, "heads": heads}))
     return out, rows
 
 
