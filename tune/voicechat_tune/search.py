@@ -8,7 +8,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from voicechat_tune.population import next_member
-from voicechat_tune.space import draw_point, drawn_part
+from voicechat_tune.space import draw_point, drawn_part, known_in
 from voicechat_tune.study import Study, Trial
 from voicechat_tune.sweep_file import SweepFile
 
@@ -64,7 +64,7 @@ def draw(sweep: SweepFile, study: Study, number: int) -> tuple[FrozenTrial, dict
     It draws in a copy in memory, so that the journal gets the trial in one piece.
     """
     copy = optuna.create_study(directions=study.optuna.directions, sampler=make_sampler(sweep, number))
-    copy.add_trials(study.frozen())
+    copy.add_trials(known_in(sweep.search, study.frozen()))
     if number < len(sweep.first):
         copy.enqueue_trial(drawn_part(sweep.search, sweep.first[number]))
     trial = copy.ask()
@@ -80,8 +80,12 @@ def make_sampler(sweep: SweepFile, number: int) -> optuna.samplers.BaseSampler:
             case "gp":
                 return optuna.samplers.GPSampler(seed=seed)
             case "cma_es":
-                return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+                return optuna.samplers.CmaEsSampler(
+                    seed=seed, warn_independent_sampling=False, consider_pruned_trials=True
+                )
             case "random":
                 return optuna.samplers.RandomSampler(seed=seed)
-            case _:  # runs that are not finished yet count as bad ones, so that several at a time differ
-                return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+            case _:
+                # Runs that are not finished yet count as bad ones, so that several at a time differ. The fields of each
+                # branch are drawn together, with several objectives, too.
+                return optuna.samplers.TPESampler(seed=seed, constant_liar=True, multivariate=True, group=True)
