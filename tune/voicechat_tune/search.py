@@ -9,7 +9,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial
 
 from voicechat_tune.population import next_member
-from voicechat_tune.space import draw_point, drawn_part
+from voicechat_tune.space import draw_point, drawn_part, known_in
 from voicechat_tune.study import Study, Trial
 from voicechat_tune.sweep_file import SweepFile
 
@@ -26,9 +26,14 @@ class Search:
         self.listed = listed_points(sweep)
         self.memory = InMemoryStorage()
         self.copy = optuna.create_study(storage=self.memory, directions=study.optuna.directions)
-        if self.listed is None:
-            self.copy.add_trials(study.frozen())
-        self.unfinished = list(study.unfinished)
+        known = known_in(sweep.search, study.frozen()) if self.listed is None else []
+        self.copy.add_trials(known)
+        self.unfinished = {
+            trial.user_attrs["number"]: place
+            for place, trial in enumerate(known)
+            if trial.user_attrs.get("number") in study.unfinished
+        }
+        """By a trial's number its id in the copy."""
 
     def next_trial(self, wanted: int) -> Trial | None:
         """Begin the next trial; None where there are enough, or where a population waits for its slowest member.
@@ -47,7 +52,7 @@ class Search:
         drawn, point = self.draw(number)
         lineage = {"member": number + 1, "generation": 1} if scheduler and scheduler.population else {}
         new = self.study.begin(drawn, point, lineage)
-        self.unfinished.append(new.number)
+        self.unfinished[new.number] = drawn.number  # in memory a trial's id is its number
         return new
 
     def draw(self, number: int) -> tuple[FrozenTrial, dict[str, Any]]:
@@ -62,14 +67,14 @@ class Search:
 
     def catch_up(self) -> None:
         """Tell the copy what has been reported since the last draw."""
-        for found in [self.study.find(number) for number in self.unfinished]:
-            there = self.memory.get_trial(found.number)  # in memory a trial's id is its number
+        for number, place in self.unfinished.items():
+            found, there = self.study.find(number), self.memory.get_trial(place)
             for step, loss in found.intermediate_values.items():
                 if step not in there.intermediate_values:
-                    self.memory.set_trial_intermediate_value(found.number, step, loss)
+                    self.memory.set_trial_intermediate_value(place, step, loss)
             if found.state.is_finished():
-                self.memory.set_trial_state_values(found.number, found.state, found.values)
-        self.unfinished = [number for number in self.unfinished if number in self.study.unfinished]
+                self.memory.set_trial_state_values(place, found.state, found.values)
+        self.unfinished = {n: place for n, place in self.unfinished.items() if n in self.study.unfinished}
 
 
 def trials_of(sweep: SweepFile) -> int:
@@ -105,8 +110,12 @@ def make_sampler(sweep: SweepFile, number: int) -> optuna.samplers.BaseSampler:
             case "gp":
                 return optuna.samplers.GPSampler(seed=seed)
             case "cma_es":
-                return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+                return optuna.samplers.CmaEsSampler(
+                    seed=seed, warn_independent_sampling=False, consider_pruned_trials=True
+                )
             case "random":
                 return optuna.samplers.RandomSampler(seed=seed)
-            case _:  # runs that are not finished yet count as bad ones, so that several at a time differ
-                return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+            case _:
+                # Runs that are not finished yet count as bad ones, so that several at a time differ. The fields of each
+                # branch are drawn together, with several objectives, too.
+                return optuna.samplers.TPESampler(seed=seed, constant_liar=True, multivariate=True, group=True)

@@ -48,7 +48,8 @@ class Evaluation:
     train_loss: float
     """Mean over the steps since the last evaluation, nats per token."""
     validation_loss: float
-    """Nats per token."""
+    """Nats per token: of the run's last evaluation over the whole validation part, of those before over the sequences
+    of `selection_loss`."""
     selection_loss: float
     """The validation loss over the same sequences at every evaluation: what the best checkpoint is chosen by."""
     nats_per_character: float
@@ -57,8 +58,8 @@ class Evaluation:
     """Of the last step."""
     tokens_per_second: float
     """Training throughput since the last evaluation, over all workers."""
-    flops_utilization: float
-    """Model FLOPs a second, as a share of what the device reaches in large products."""
+    flops_utilization: float | None
+    """Model FLOPs a second, as a share of what the device reaches in large products; None where others load it."""
     peak_memory_mib: float
     seconds: float
     """Spent in this process, evaluations included."""
@@ -91,6 +92,8 @@ class Training:
         resume_from: a checkpoint of the same run to go on from, bit for bit on a CPU.
         start: the folder of the recipe's `init_from`, where it has been found before.
         parent: what the run belongs to (a sweep and a trial), for the checkpoint's run.json.
+        device: by default a GPU where there is one.
+        shares_machine: others compute on the device at the same time, so that its peak cannot be measured.
 
     Raises:
         InputError: the checkpoint is damaged or of another text, or the batch cannot be shared evenly.
@@ -103,11 +106,13 @@ class Training:
         resume_from: Path | None = None,
         parent: str | None = None,
         start: Path | None = None,
+        device: torch.device | None = None,
+        shares_machine: bool = False,
     ):
-        self.recipe, self.data, self.parent = recipe, data, parent
+        self.recipe, self.data, self.parent, self.shares_machine = recipe, data, parent, shares_machine
         self.rank: int = dist.get_rank() if dist.is_initialized() else 0
         self.workers: int = dist.get_world_size() if dist.is_initialized() else 1
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         settings = recipe.training
         check_shares(recipe, self.workers)
         self.batches = data.batches(settings.batch_size, recipe.model.context, recipe.seed)
@@ -199,12 +204,14 @@ class Training:
         return self.stopping
 
     def has_lost_patience(self) -> bool:
-        patience = self.recipe.training.patience
-        return bool(patience and self.history and len(self.history) - 1 - self.best_index() >= patience)
+        return loses_patience(self.selection_losses(), self.recipe.training.patience)
+
+    def selection_losses(self) -> list[float]:
+        return [evaluation.selection_loss for evaluation in self.history]
 
     def best_index(self) -> int:
         """Which evaluation was the best, the first of equals."""
-        return min(range(len(self.history)), key=lambda index: self.history[index].selection_loss)
+        return index_of_least(self.selection_losses())
 
     def is_best(self) -> bool:
         """Whether the last evaluation is better than all before."""
@@ -268,21 +275,17 @@ class Training:
     def evaluate(self, train_loss: float, seconds: float, started: float) -> Evaluation:
         settings, context = self.recipe.training, self.recipe.model.context
         windows = settings.evaluation_windows
-        selection_loss = loss = mean_loss(self.model, self.data.validation(context, windows))
-        is_last = self.step == settings.steps
+        selection_loss = loss = self.of_first_worker(mean_loss(self.model, self.data.validation(context, windows)))
+        losses = [*self.selection_losses(), selection_loss]
+        is_last = self.step == settings.steps or loses_patience(losses, settings.patience)
         if is_last and windows is not None:
-            loss = mean_loss(self.model, self.data.validation(context, None))
-        if self.workers > 1:  # one rounding, or one worker might stop early and the others wait for it
-            losses = torch.tensor([selection_loss, loss], dtype=torch.float64, device=self.device)
-            dist.broadcast(losses, 0)
-            selection_loss, loss = losses.tolist()
+            loss = self.of_first_worker(mean_loss(self.model, self.data.validation(context, None)))
         if not math.isfinite(loss):
             self.give_up(loss, self.step)
         exact_match = None
         if isinstance(self.data, Sorting):
             exact_match = self.data.exact_match(self.model, None if is_last else windows)
         tokens_per_second = self.tokens / seconds
-        dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
         evaluation = Evaluation(
             step=self.step,
             train_loss=train_loss,
@@ -291,13 +294,27 @@ class Training:
             nats_per_character=loss / self.data.characters_per_token,
             learning_rate=learning_rate_at(self.step - 1, settings),
             tokens_per_second=tokens_per_second,
-            flops_utilization=tokens_per_second * self.flops_per_token / self.workers / peak_flops(self.device, dtype),
+            flops_utilization=self.flops_utilization(tokens_per_second),
             peak_memory_mib=peak_memory(self.device),
             seconds=time.perf_counter() - started,
             exact_match=exact_match,
         )
         self.history.append(evaluation)
         return evaluation
+
+    def flops_utilization(self, tokens_per_second: float) -> float | None:
+        if self.shares_machine:
+            return None
+        dtype = torch.bfloat16 if self.recipe.training.precision == "bfloat16" else torch.float32
+        return tokens_per_second * self.flops_per_token / self.workers / peak_flops(self.device, dtype)
+
+    def of_first_worker(self, loss: float) -> float:
+        """One rounding for all workers, or one of them might stop early and the others wait for it."""
+        if self.workers == 1:
+            return loss
+        shared = torch.tensor(loss, dtype=torch.float64, device=self.device)
+        dist.broadcast(shared, 0)
+        return shared.item()
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint that `resume_from` accepts and `AutoModelForCausalLM` reads; adapters are merged in it."""
@@ -343,3 +360,13 @@ class Training:
         torch.set_rng_state(state["generator"])
         if self.device.type == "cuda" and state["cuda_generator"] is not None:
             torch.cuda.set_rng_state(state["cuda_generator"])
+
+
+def loses_patience(losses: list[float], patience: int | None) -> bool:
+    """Whether so many evaluations in a row brought nothing better than an earlier one."""
+    return bool(patience and losses and len(losses) - 1 - index_of_least(losses) >= patience)
+
+
+def index_of_least(losses: list[float]) -> int:
+    """The first of equals."""
+    return losses.index(min(losses))
