@@ -163,7 +163,8 @@ class Registry:
 
         Args:
             group: what it belongs to (a sweep's name); becomes the MLflow experiment.
-            run_name: unique in the group (a trial's id).
+            run_name: unique in the group (a trial's id) among runs of the same parameters: after a loss of its notes a
+                sweep may draw another trial of that number.
             parameters: what was chosen, flat.
             history: metrics at each evaluation, each with its "step".
             checkpoint: becomes a version of the model that its recipe names.
@@ -171,6 +172,7 @@ class Registry:
         """
         from mlflow.entities import Metric, Param
 
+        chosen = {key: str(value) for key, value in parameters.items()}
         experiment = self.client.get_experiment_by_name(group)
         experiment_id = (
             experiment.experiment_id
@@ -178,6 +180,8 @@ class Registry:
             else self.client.create_experiment(group, self.artifacts and f"{self.artifacts}/{quote(group, safe='')}")
         )
         for known in self.client.search_runs([experiment_id], f"tags.run_name = '{run_name}'"):
+            if known.data.params and known.data.params != chosen:
+                continue
             found = self.client.search_model_versions(f"run_id = '{known.info.run_id}'")
             if found:
                 return self.version(found[0].name, int(found[0].version))
@@ -190,7 +194,7 @@ class Registry:
             for key, value in point.items()
             if key != "step" and value is not None
         ]
-        params = [Param(key, str(value)) for key, value in parameters.items()]
+        params = [Param(key, value) for key, value in chosen.items()]
         self.client.log_batch(run.info.run_id, metrics=metrics, params=params)
         version = self.register(run.info.run_id, run.info.artifact_uri, f"{group}/{run_name}", checkpoint)
         self.client.set_terminated(run.info.run_id, status)
@@ -267,6 +271,14 @@ class Registry:
             for point in self.client.get_metric_history(run_id, name):
                 evaluations.setdefault(point.step, {"step": point.step})[name] = point.value
         return [evaluations[step] for step in sorted(evaluations)]
+
+    @asked()
+    def newest_group(self, sweep: str) -> str | None:
+        """Of the groups that a sweep of that name began (NAME-1a2b3c), the newest; None where there is none."""
+        found = self.client.search_experiments(max_results=1000, order_by=["creation_time DESC"])
+        return next(
+            (each.name for each in found if re.fullmatch(rf"{re.escape(sweep)}-[0-9a-f]{{6}}", each.name)), None
+        )
 
     @asked()
     def promote(self, version: Version) -> Version:

@@ -21,10 +21,11 @@ from voicechat_platform.strict_yaml import read_yaml
 from voicechat_serve.api.access import AccessRules, guard
 from voicechat_serve.keys import create_key, fingerprint, make_secret
 from voicechat_tune import notes
+from voicechat_tune.journal import JOURNAL
 from voicechat_tune.report.heads import show_heads
 from voicechat_tune.run import locked
 from voicechat_tune.run_files import sweep_folder
-from voicechat_tune.study import JOURNAL, RunKey, Study
+from voicechat_tune.study import RunKey, Study
 from voicechat_tune.sweep_file import SweepFile
 from voicechat_ui import html_parts, model_tab, sweeps_tab
 from voicechat_ui.page import mount_page
@@ -76,8 +77,9 @@ def rates(home, tmp_path) -> Iterator[Study]:
     (tmp_path / "rates.yaml").write_text(SWEEP)
     sweep = read_yaml(tmp_path / "rates.yaml", SweepFile)
     folder = sweep_folder(sweep.name)
-    study = Study(folder, sweep)
+    folder.mkdir(parents=True)
     notes.note(sweep, folder, force=False)
+    study = Study(folder, sweep)
     for number, losses in ((1, (2.0, 1.25)), (2, (3.0,)), (3, (2.5,))):
         study.begin(None, {"training.learning_rate": number / 100})
         for step, loss in enumerate(losses, 1):

@@ -1,0 +1,422 @@
+"""The journal of a sweep's study: the file in which Optuna keeps it, one JSON object a line.
+
+Each line is checked before Optuna reads it, by its shape and against the lines before it: a disk may lose or garble any
+of them, and Optuna itself ends in an exception of its own, or leaves out what it does not understand without a word.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from voicechat_platform.errors import InputError
+from voicechat_platform.training.loop import Evaluation
+
+JOURNAL = "study.journal"
+SALVAGE = (
+    "go on from what is sound with `voicechat sweep FILE --salvage` (of a comparison: `voicechat compare FILE "
+    "--salvage`), which keeps the damaged file beside it; or bring a copy back; or begin anew with --fresh"
+)
+Ending = Literal["finished", "stopped", "failed"]
+ENDED_BY: dict[int, Ending] = {1: "finished", 2: "stopped", 3: "failed"}
+"""By Optuna's number of a trial's state: how one of its runs ended then."""
+
+
+class Record(BaseModel):
+    """What every line of Optuna's has, whatever else a later version writes."""
+
+    model_config = ConfigDict(strict=True)
+
+    worker_id: str
+
+
+class StudyBegins(Record):
+    op_code: Literal[0]
+    study_name: str
+    directions: Annotated[list[Literal[1, 2]], Field(min_length=1)]
+
+
+class StudyAttribute(Record):
+    """`optuna-dashboard` writes such ones."""
+
+    op_code: Literal[2, 3]
+    study_id: Literal[0]
+
+
+class TrialBegins(Record):
+    op_code: Literal[4]
+    study_id: Literal[0]
+    state: Literal[0, 1]
+    params: dict[str, float]
+    distributions: dict[str, str]
+    value: float | None
+    values: list[float] | None
+    user_attrs: dict[str, Any]
+    system_attrs: dict[str, Any]
+    intermediate_values: dict[str, float]
+
+
+class OfTrial(Record):
+    trial_id: Annotated[int, Field(ge=0)]
+
+
+class TrialEnds(OfTrial):
+    op_code: Literal[6]
+    state: Literal[1, 2, 3]
+    values: list[float] | None
+
+
+class IntermediateValue(OfTrial):
+    op_code: Literal[7]
+    step: int
+    intermediate_value: float
+
+
+class UserAttribute(OfTrial):
+    op_code: Literal[8]
+    user_attr: Annotated[dict[str, Any], Field(min_length=1, max_length=1)]
+
+
+class SystemAttribute(OfTrial):
+    op_code: Literal[9]
+    system_attr: Annotated[dict[str, Any], Field(min_length=1, max_length=1)]
+
+
+AnyRecord = StudyBegins | StudyAttribute | TrialBegins | TrialEnds | IntermediateValue | UserAttribute | SystemAttribute
+RECORD: TypeAdapter[AnyRecord] = TypeAdapter(Annotated[AnyRecord, Field(discriminator="op_code")])
+
+
+class Begun(BaseModel):
+    """The user attributes that a trial of the sweep begins with."""
+
+    model_config = ConfigDict(strict=True)
+
+    number: int
+    point: dict[str, Any]
+    lineage: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported(Evaluation):
+    """An evaluation as the study keeps it (`study.Run.evaluations`)."""
+
+    spent: float
+    order: int
+    clock: float
+
+
+class Ended(BaseModel):
+    """How a run ended, as the study keeps it."""
+
+    model_config = ConfigDict(strict=True)
+
+    ending: Ending
+    message: str
+    facts: dict[str, float]
+
+
+BEGUN, REPORTED, ENDED = TypeAdapter(Begun), TypeAdapter(Reported), TypeAdapter(Ended)
+
+
+class DamagedLineError(ValueError):
+    """A line that cannot follow those before it; the message says why."""
+
+
+class DamagedRecordError(ValueError):
+    """A line, from 1, that Optuna cannot read; the message says why."""
+
+    def __init__(self, line: int, why: str):
+        super().__init__(why)
+        self.line = line
+
+
+class Contents:
+    """What the lines so far say, as far as the next one must agree with it."""
+
+    def __init__(self) -> None:
+        self.begun: tuple[str, tuple[bool, ...]] | None = None
+        """The study's name, and of each objective whether it is maximized."""
+        self.trials: list[int | None] = []
+        """Under Optuna's id of each: its number, or None for one of an earlier sweep that this one was warmed with."""
+        self.endings: dict[int, set[str]] = {}
+        """By Optuna's id of a trial: how its runs ended."""
+        self.over: set[int] = set()
+
+    @property
+    def numbered(self) -> int:
+        return sum(number is not None for number in self.trials)
+
+    def add(self, line: bytes) -> None:
+        """Take the next line.
+
+        Raises:
+            DamagedLineError: it is not one that follows those before it; nothing of it is taken.
+        """
+        try:
+            record = RECORD.validate_json(line)
+        except ValidationError as error:
+            raise DamagedLineError(f"it is not what Optuna writes: {first_fault(error)}") from None
+        if isinstance(record, StudyBegins):
+            self.begun = self.begun or (record.study_name, tuple(direction == 2 for direction in record.directions))
+            return
+        if self.begun is None:
+            raise DamagedLineError("no line before it begins the study")
+        match record:
+            case TrialBegins():
+                self.begin(record)
+            case OfTrial() if record.trial_id >= len(self.trials):
+                raise DamagedLineError(f"no line before it begins the trial with Optuna's id {record.trial_id}")
+            case TrialEnds():
+                self.end(record)
+            case UserAttribute():
+                self.attribute(record)
+
+    def begin(self, record: TrialBegins) -> None:
+        if "warm" in record.user_attrs:
+            self.trials.append(None)
+            return
+        begun = checked(BEGUN, record.user_attrs)
+        if begun.number != self.numbered + 1:
+            raise DamagedLineError(f"it begins trial {begun.number}, and the one before is trial {self.numbered}")
+        if begun.lineage and not {"member", "generation"} <= begun.lineage.keys():
+            raise DamagedLineError("its lineage names no member and generation")
+        if not 0 <= begun.lineage.get("parent", 0) <= self.numbered:
+            raise DamagedLineError(f"no line before it begins its parent, trial {begun.lineage['parent']}")
+        self.trials.append(begun.number)
+
+    def end(self, record: TrialEnds) -> None:
+        if ENDED_BY[record.state] not in self.endings.get(record.trial_id, ()):
+            raise DamagedLineError("it ends a trial, and no line before it says that a run of that ended so")
+        if self.begun and record.state == 1 and len(record.values or ()) != len(self.begun[1]):
+            raise DamagedLineError("it finishes a trial without a value for each objective")
+        self.over.add(record.trial_id)
+
+    def attribute(self, record: UserAttribute) -> None:
+        [(name, value)] = record.user_attr.items()
+        if not re.fullmatch(r"run \d{1,9} (step \d{1,18}|ending)", name):
+            raise DamagedLineError(f"a trial has no {name!r}")
+        if name.endswith("ending"):
+            ended = checked(ENDED, value)
+            if ended.ending == "finished" and "validation_loss" not in ended.facts:
+                raise DamagedLineError("it finishes a run without its validation_loss")
+            self.endings.setdefault(record.trial_id, set()).add(ended.ending)
+        elif checked(REPORTED, value).step != int(name.rpartition(" ")[2]):
+            raise DamagedLineError(f"it tells of another step than its name, {name!r}")
+
+
+def checked(adapter: TypeAdapter[Any], value: Any) -> Any:
+    try:
+        return adapter.validate_json(
+            json.dumps(value), strict=True
+        )  # of Python's own, strict takes no dict for a dataclass
+    except ValidationError as error:
+        raise DamagedLineError(f"it is not what a sweep notes: {first_fault(error)}") from None
+
+
+def first_fault(error: ValidationError) -> str:
+    fault = error.errors(include_url=False, include_input=False)[0]
+    return ": ".join(part for part in (".".join(map(str, fault["loc"])), fault["msg"]) if part)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The first line: which study it is."""
+
+    name: str
+    maximized: tuple[bool, ...]
+    """Of each objective."""
+    is_warm: bool
+    """Whether trials of an earlier sweep may follow it."""
+
+    def line(self) -> bytes:
+        directions = [2 if maximized else 1 for maximized in self.maximized]
+        record = {"op_code": 0, "worker_id": "salvage", "study_name": self.name, "directions": directions}
+        return json.dumps(record).encode()
+
+
+@dataclass
+class Sound:
+    """What of a journal's lines is sound."""
+
+    lines: list[bytes]
+    contents: Contents
+    damage: tuple[int, str] | None = None
+    """The first line, from 1, that is not, and why."""
+
+    def __str__(self) -> str:
+        return f"{self.contents.numbered} trials, {len(self.contents.over)} of them ended"
+
+
+def sound(lines: list[bytes], beginning: Beginning) -> Sound:
+    """The lines that are sound and follow each other.
+
+    A line may be lost without losing those after it: each of them is kept that still refers to a trial that is there,
+    and a trial only where its number is the next one. Before the first trial that does not tell whether one of an
+    earlier sweep was lost, so with such ones it ends there.
+    """
+    found = Sound([], Contents())
+    for number, line in enumerate(lines, 1):
+        try:
+            found.contents.add(line)
+            found.lines.append(line)
+        except DamagedLineError as error:
+            found.damage = found.damage or (number, str(error))
+            if beginning.is_warm and not found.contents.numbered:
+                break
+            if number == 1:
+                found.contents.add(beginning.line())
+                found.lines.append(beginning.line())
+    return found
+
+
+class CountingFile(JournalFileBackend):
+    """Optuna's file, which knows the line that Optuna is at."""
+
+    line = 0
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        for self.line, record in enumerate(super().read_logs(log_number_from), log_number_from + 1):
+            yield record
+
+
+def replay(path: Path) -> JournalStorage:
+    """Optuna's storage in a journal.
+
+    Raises:
+        DamagedRecordError: a record holds what only Optuna can judge, such as a distribution, and that is not sound.
+    """
+    backend = CountingFile(str(path))
+    try:
+        return JournalStorage(backend)
+    except OSError:
+        raise
+    except Exception as error:
+        raise DamagedRecordError(backend.line, f"Optuna cannot read it: {type(error).__name__}: {error}") from None
+
+
+def open_journal(path: Path, beginning: Beginning, writable: bool) -> JournalStorage:
+    """Optuna's storage in a journal, all lines of which are sound.
+
+    A half-written last line is no damage: a full disk or a machine that lost its power leaves one, and a writer is in
+    the midst of one. What it was to say is done again.
+
+    Args:
+        path: the file; it need not be there.
+        writable: for the driver alone: the half-written line is cut off, and the lock of a killed writer removed.
+
+    Raises:
+        InputError: a line is damaged, or the file cannot be read; it says what is left and how to go on.
+    """
+    if writable:
+        mend(path)
+    lines = read_lines(path)
+    found = sound(lines, beginning)
+    check_belongs(path, found, beginning)
+    if found.damage is None:
+        try:
+            return replay(path)
+        except DamagedRecordError as error:
+            found = sound([*lines[: error.line - 1], *lines[error.line :]], beginning)
+            found.damage = (error.line, str(error))
+    line, why = found.damage
+    raise InputError(
+        f"{path}:{line} is damaged ({why}): {len(found.lines)} of its {len(lines)} lines are sound and hold {found}; "
+        f"{SALVAGE}"
+    )
+
+
+def salvage(path: Path, beginning: Beginning) -> Sound | None:
+    """Write the sound lines of a damaged journal in its place; it stays beside it as study.journal.damaged-1, -2 ….
+
+    A journal that is lost or empty begins anew.
+
+    Returns:
+        What is left; None where nothing is damaged.
+
+    Raises:
+        InputError: it is the journal of another study.
+    """
+    try:
+        lines = read_lines(path)
+    except InputError:
+        lines = []
+    found = sound(lines, beginning)
+    check_belongs(path, found, beginning)
+    new = path.with_name(f".{path.name}.new")
+    is_damaged = not lines or found.damage is not None
+    while True:
+        with new.open("wb") as file:
+            file.writelines(line + b"\n" for line in found.lines or [beginning.line()])
+            os.fsync(file.fileno())
+        try:
+            replay(new)
+            break
+        except DamagedRecordError as error:
+            is_damaged = True
+            found = sound([*found.lines[: error.line - 1], *found.lines[error.line :]], beginning)
+    if not is_damaged:
+        new.unlink()
+        return None
+    set_aside(path)
+    new.replace(path)
+    return found
+
+
+def check_belongs(path: Path, found: Sound, beginning: Beginning) -> None:
+    """
+    Raises:
+        InputError: the journal is that of another study.
+    """
+    begun = found.contents.begun
+    if begun and begun != (beginning.name, beginning.maximized):
+        raise InputError(
+            f"{path} belongs to the sweep {begun[0]!r} with {len(begun[1])} objectives, not to {beginning.name!r} with "
+            f"{len(beginning.maximized)} or to other ones: give the file that it began with, or begin anew with --fresh"
+        )
+
+
+def set_aside(path: Path) -> None:
+    """Rename a damaged file, where there is one, to the first name of NAME.damaged-1, -2 … that is free."""
+    if path.exists():
+        names = (path.with_name(f"{path.name}.damaged-{number}") for number in count(1))
+        path.rename(next(name for name in names if not name.exists()))
+
+
+def read_lines(path: Path) -> list[bytes]:
+    """The whole lines, without a half-written last one; none where there is no file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; {SALVAGE}") from None
+
+
+def mend(path: Path) -> None:
+    """Cut a half-written last line off, and remove the lock of a writer that was killed.
+
+    Raises:
+        InputError: the file cannot be read, or something else lies where the lock is to be.
+    """
+    lock = Path(f"{path}.lock")
+    if lock.is_symlink() or lock.is_file():
+        lock.unlink()
+    elif lock.exists():
+        raise InputError(f"{lock} is in the way of the study's lock: move it away")
+    whole = sum(len(line) + 1 for line in read_lines(path))
+    if path.exists() and whole < path.stat().st_size:
+        with path.open("rb+") as file:
+            file.truncate(whole)
+            os.fsync(file.fileno())
