@@ -21,6 +21,7 @@ from voicechat_platform.errors import InputError, RegistryError
 from voicechat_platform.folders import folder_name, locked, made_once
 from voicechat_platform.paths import file_address, given_path, path_at, sqlite_address
 from voicechat_platform.settings import settings
+from voicechat_platform.training.recipe import read_recipe
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -204,8 +205,8 @@ class Registry:
     def register(self, run_id: str, artifact_uri: str, origin: str, checkpoint: Path) -> Version:
         from mlflow.exceptions import MlflowException
 
-        facts = read_run(checkpoint)
-        name = facts["recipe"]["name"]
+        facts, recipe = read_run(checkpoint), read_recipe(checkpoint)
+        name = recipe.name
         self.client.log_artifacts(run_id, str(checkpoint), "checkpoint")
         try:
             self.client.create_registered_model(name)
@@ -214,7 +215,7 @@ class Registry:
                 raise
         tags = {
             "origin": origin,
-            "attention": facts["recipe"]["model"]["attention"],
+            "attention": recipe.model.attention,
             "parameters": str(facts["parameters"]),
             "nats_per_character": str(facts["metrics"].get("nats_per_character", "nan")),
             "corpus_sha256": facts["corpus"]["sha256"],
