@@ -4,6 +4,7 @@ Every trial is a run; a trial's checkpoint is a version of a registered model; t
 `champion`.
 """
 
+import logging
 import os
 import re
 import shutil
@@ -28,6 +29,7 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 # MLflow itself would try for four minutes, while somebody waits for an answer.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs the traceback of what it raises
 
 CHAMPION = "champion"
 
@@ -36,6 +38,12 @@ PREVIOUS = "previous"
 
 NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """MLflow's codes for what does not exist, or could not by its name."""
+
+
+REMEDY = (
+    "bring a copy back, or move it away: the next command makes a new one, and `voicechat sweep FILE` registers there "
+    "what that sweep has finished"
+)
 
 
 class NoSuchVersionError(InputError):
@@ -57,7 +65,10 @@ def asked() -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, RequestException) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise RegistryError(f"the registry {registry_place()} does not answer as it should: {reason}") from error
+        remedy = f": mlflow.db is damaged; {REMEDY}" if "(sqlite3.DatabaseError)" in reason else ""
+        raise RegistryError(
+            f"the registry {registry_place()} does not answer as it should: {reason}{remedy}"
+        ) from error
 
 
 def registry_place() -> str:
@@ -146,8 +157,11 @@ class Registry:
         if not uri:
             home = settings().folder("registry")
             uri, self.artifacts = sqlite_address(home / "mlflow.db"), file_address(home / "artifacts")
-            if not (home / "mlflow.db").exists():
-                make_database(home / "mlflow.db")
+            database = home / "mlflow.db"
+            if not database.exists():
+                make_database(database)
+            if not database.stat().st_size:  # MLflow would take it for a new one, without a word
+                raise RegistryError(f"{database} is empty, so it has lost its versions: {REMEDY}")
         self.client = MlflowClient(uri, uri)
 
     @asked()

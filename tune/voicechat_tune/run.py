@@ -181,7 +181,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("a+")
+        file = (folder / "lock").open("a+", errors="replace")
     except OSError as error:
         raise InputError(f"{folder} cannot keep results: {error}; give a folder that can be written") from None
     with file:
