@@ -227,6 +227,19 @@ def finish(sweep: SweepFile, study: Study) -> list[Trial]:
     return study.trials()
 
 
+def test_a_journal_of_another_sweep_is_not_salvaged(sweep):
+    journal = sweep_folder(sweep.name, sweep.storage) / JOURNAL
+    whole = journal.read_bytes()
+    for other in ({"name": "others"}, {"objectives": ["tokens_per_second"]}):
+        foreign = sweep.model_copy(update=other)
+        target = sweep_folder(foreign.name, foreign.storage)
+        if not target.exists():
+            shutil.copytree(journal.parent, target)
+        with pytest.raises(InputError, match=r"study\.journal belongs to a sweep 'rates' with 1 objectives"):
+            salvage(foreign)
+    assert journal.read_bytes() == whole
+
+
 def test_a_lost_journal_is_not_begun_anew_unasked(sweep):
     folder = sweep_folder(sweep.name, sweep.storage)
     for damaged in (b"", None):

@@ -7,7 +7,7 @@ of them, and Optuna itself ends in an exception of its own, or leaves out what i
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -141,9 +141,10 @@ class DamagedRecordError(ValueError):
 class Contents:
     """What the lines so far say, as far as the next one must agree with it."""
 
-    def __init__(self) -> None:
-        self.begun: tuple[str, tuple[bool, ...]] | None = None
-        """The study's name, and of each objective whether it is maximized."""
+    def __init__(self, objectives: Iterable[str]) -> None:
+        self.objectives = set(objectives)
+        self.begun: tuple[str, list[int]] | None = None
+        """The study's name, and the direction of each objective by Optuna's numbers."""
         self.trials: list[int | None] = []
         """Under Optuna's id of each: its number, or None for one of an earlier sweep that this one was warmed with."""
         self.endings: dict[int, set[str]] = {}
@@ -165,7 +166,7 @@ class Contents:
         except ValidationError as error:
             raise DamagedLineError(f"it is not what Optuna writes: {first_fault(error)}") from None
         if isinstance(record, StudyBegins):
-            self.begun = self.begun or (record.study_name, tuple(direction == 2 for direction in record.directions))
+            self.begun = self.begun or (record.study_name, list(record.directions))
             return
         if self.begun is None:
             raise DamagedLineError("no line before it begins the study")
@@ -205,8 +206,8 @@ class Contents:
             raise DamagedLineError(f"a trial has no {name!r}")
         if name.endswith("ending"):
             ended = checked(ENDED, value)
-            if ended.ending == "finished" and "validation_loss" not in ended.facts:
-                raise DamagedLineError("it finishes a run without its validation_loss")
+            if ended.ending == "finished" and (missing := {"validation_loss", *self.objectives} - ended.facts.keys()):
+                raise DamagedLineError(f"it finishes a run without its {', '.join(sorted(missing))}")
             self.endings.setdefault(record.trial_id, set()).add(ended.ending)
         elif checked(REPORTED, value).step != int(name.rpartition(" ")[2]):
             raise DamagedLineError(f"it tells of another step than its name, {name!r}")
@@ -231,15 +232,17 @@ class Beginning:
     """The first line: which study it is."""
 
     name: str
-    maximized: tuple[bool, ...]
-    """Of each objective."""
+    objectives: Mapping[Any, Literal["minimize", "maximize"]]
     is_warm: bool
     """Whether trials of an earlier sweep may follow it."""
 
     def line(self) -> bytes:
-        directions = [2 if maximized else 1 for maximized in self.maximized]
-        record = {"op_code": 0, "worker_id": "salvage", "study_name": self.name, "directions": directions}
+        record = {"op_code": 0, "worker_id": "salvage", "study_name": self.name, "directions": self.directions()}
         return json.dumps(record).encode()
+
+    def directions(self) -> list[int]:
+        """By Optuna's numbers."""
+        return [1 if direction == "minimize" else 2 for direction in self.objectives.values()]
 
 
 @dataclass
@@ -262,7 +265,7 @@ def sound(lines: list[bytes], beginning: Beginning) -> Sound:
     and a trial only where its number is the next one. Before the first trial that does not tell whether one of an
     earlier sweep was lost, so with such ones it ends there.
     """
-    found = Sound([], Contents())
+    found = Sound([], Contents(beginning.objectives))
     for number, line in enumerate(lines, 1):
         try:
             found.contents.add(line)
@@ -376,10 +379,10 @@ def check_belongs(path: Path, found: Sound, beginning: Beginning) -> None:
         InputError: the journal is that of another study.
     """
     begun = found.contents.begun
-    if begun and begun != (beginning.name, beginning.maximized):
+    if begun and begun != (beginning.name, beginning.directions()):
         raise InputError(
-            f"{path} belongs to the sweep {begun[0]!r} with {len(begun[1])} objectives, not to {beginning.name!r} with "
-            f"{len(beginning.maximized)} or to other ones: give the file that it began with, or begin anew with --fresh"
+            f"{path} belongs to a sweep {begun[0]!r} with {len(begun[1])} objectives, not to {beginning.name!r} with "
+            f"{', '.join(beginning.objectives)}: give the file that it began with, or begin anew with --fresh"
         )
 
 

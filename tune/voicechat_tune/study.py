@@ -269,8 +269,8 @@ class Study:
 
 
 def beginning_of(sweep: SweepFile) -> Beginning:
-    maximized = tuple(DIRECTIONS[objective] == "maximize" for objective in sweep.objectives)
-    return Beginning(sweep.name, maximized, sweep.warm_start is not None)
+    objectives = {objective: DIRECTIONS[objective] for objective in sweep.objectives}
+    return Beginning(sweep.name, objectives, sweep.warm_start is not None)
 
 
 def evaluation_in(record: dict[str, Any]) -> dict[str, Any]:
