@@ -1,133 +1,27 @@
 """The journal of a sweep's study: the file in which Optuna keeps it, one JSON object a line.
 
-Each line is checked before Optuna reads it, by its shape and against the lines before it: a disk may lose or garble any
-of them, and Optuna itself ends in an exception of its own, or leaves out what it does not understand without a word.
+A disk may lose or garble any line: what is damaged is told, and what is sound can be salvaged.
 """
 
 import json
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from voicechat_platform.errors import InputError
-from voicechat_platform.training.loop import Evaluation
+from voicechat_tune.journal_lines import Contents, DamagedLineError
 
 JOURNAL = "study.journal"
 SALVAGE = (
     "go on from what is sound with `voicechat sweep FILE --salvage` (of a comparison: `voicechat compare FILE "
     "--salvage`), which keeps the damaged file beside it; or bring a copy back; or begin anew with --fresh"
 )
-Ending = Literal["finished", "stopped", "failed"]
-ENDED_BY: dict[int, Ending] = {1: "finished", 2: "stopped", 3: "failed"}
-"""By Optuna's number of a trial's state: how one of its runs ended then."""
-
-
-class Record(BaseModel):
-    """What every line of Optuna's has, whatever else a later version writes."""
-
-    model_config = ConfigDict(strict=True)
-
-    worker_id: str
-
-
-class StudyBegins(Record):
-    op_code: Literal[0]
-    study_name: str
-    directions: Annotated[list[Literal[1, 2]], Field(min_length=1)]
-
-
-class StudyAttribute(Record):
-    """`optuna-dashboard` writes such ones."""
-
-    op_code: Literal[2, 3]
-    study_id: Literal[0]
-
-
-class TrialBegins(Record):
-    op_code: Literal[4]
-    study_id: Literal[0]
-    state: Literal[0, 1]
-    params: dict[str, float]
-    distributions: dict[str, str]
-    value: float | None
-    values: list[float] | None
-    user_attrs: dict[str, Any]
-    system_attrs: dict[str, Any]
-    intermediate_values: dict[str, float]
-
-
-class OfTrial(Record):
-    trial_id: Annotated[int, Field(ge=0)]
-
-
-class TrialEnds(OfTrial):
-    op_code: Literal[6]
-    state: Literal[1, 2, 3]
-    values: list[float] | None
-
-
-class IntermediateValue(OfTrial):
-    op_code: Literal[7]
-    step: int
-    intermediate_value: float
-
-
-class UserAttribute(OfTrial):
-    op_code: Literal[8]
-    user_attr: Annotated[dict[str, Any], Field(min_length=1, max_length=1)]
-
-
-class SystemAttribute(OfTrial):
-    op_code: Literal[9]
-    system_attr: Annotated[dict[str, Any], Field(min_length=1, max_length=1)]
-
-
-AnyRecord = StudyBegins | StudyAttribute | TrialBegins | TrialEnds | IntermediateValue | UserAttribute | SystemAttribute
-RECORD: TypeAdapter[AnyRecord] = TypeAdapter(Annotated[AnyRecord, Field(discriminator="op_code")])
-
-
-class Begun(BaseModel):
-    """The user attributes that a trial of the sweep begins with."""
-
-    model_config = ConfigDict(strict=True)
-
-    number: int
-    point: dict[str, Any]
-    lineage: dict[str, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reported(Evaluation):
-    """An evaluation as the study keeps it (`study.Run.evaluations`)."""
-
-    spent: float
-    order: int
-    clock: float
-
-
-class Ended(BaseModel):
-    """How a run ended, as the study keeps it."""
-
-    model_config = ConfigDict(strict=True)
-
-    ending: Ending
-    message: str
-    facts: dict[str, float]
-
-
-BEGUN, REPORTED, ENDED = TypeAdapter(Begun), TypeAdapter(Reported), TypeAdapter(Ended)
-
-
-class DamagedLineError(ValueError):
-    """A line that cannot follow those before it; the message says why."""
 
 
 class DamagedRecordError(ValueError):
@@ -136,95 +30,6 @@ class DamagedRecordError(ValueError):
     def __init__(self, line: int, why: str):
         super().__init__(why)
         self.line = line
-
-
-class Contents:
-    """What the lines so far say, as far as the next one must agree with it."""
-
-    def __init__(self, objectives: Iterable[str]) -> None:
-        self.objectives = set(objectives)
-        self.begun: tuple[str, list[int]] | None = None
-        """The study's name, and the direction of each objective by Optuna's numbers."""
-        self.trials: list[int | None] = []
-        """Under Optuna's id of each: its number, or None for one of an earlier sweep that this one was warmed with."""
-        self.endings: dict[int, set[str]] = {}
-        """By Optuna's id of a trial: how its runs ended."""
-        self.over: set[int] = set()
-
-    @property
-    def numbered(self) -> int:
-        return sum(number is not None for number in self.trials)
-
-    def add(self, line: bytes) -> None:
-        """Take the next line.
-
-        Raises:
-            DamagedLineError: it is not one that follows those before it; nothing of it is taken.
-        """
-        try:
-            record = RECORD.validate_json(line)
-        except ValidationError as error:
-            raise DamagedLineError(f"it is not what Optuna writes: {first_fault(error)}") from None
-        if isinstance(record, StudyBegins):
-            self.begun = self.begun or (record.study_name, list(record.directions))
-            return
-        if self.begun is None:
-            raise DamagedLineError("no line before it begins the study")
-        match record:
-            case TrialBegins():
-                self.begin(record)
-            case OfTrial() if record.trial_id >= len(self.trials):
-                raise DamagedLineError(f"no line before it begins the trial with Optuna's id {record.trial_id}")
-            case TrialEnds():
-                self.end(record)
-            case UserAttribute():
-                self.attribute(record)
-
-    def begin(self, record: TrialBegins) -> None:
-        if "warm" in record.user_attrs:
-            self.trials.append(None)
-            return
-        begun = checked(BEGUN, record.user_attrs)
-        if begun.number != self.numbered + 1:
-            raise DamagedLineError(f"it begins trial {begun.number}, and the one before is trial {self.numbered}")
-        if begun.lineage and not {"member", "generation"} <= begun.lineage.keys():
-            raise DamagedLineError("its lineage names no member and generation")
-        if not 0 <= begun.lineage.get("parent", 0) <= self.numbered:
-            raise DamagedLineError(f"no line before it begins its parent, trial {begun.lineage['parent']}")
-        self.trials.append(begun.number)
-
-    def end(self, record: TrialEnds) -> None:
-        if ENDED_BY[record.state] not in self.endings.get(record.trial_id, ()):
-            raise DamagedLineError("it ends a trial, and no line before it says that a run of that ended so")
-        if self.begun and record.state == 1 and len(record.values or ()) != len(self.begun[1]):
-            raise DamagedLineError("it finishes a trial without a value for each objective")
-        self.over.add(record.trial_id)
-
-    def attribute(self, record: UserAttribute) -> None:
-        [(name, value)] = record.user_attr.items()
-        if not re.fullmatch(r"run \d{1,9} (step \d{1,18}|ending)", name):
-            raise DamagedLineError(f"a trial has no {name!r}")
-        if name.endswith("ending"):
-            ended = checked(ENDED, value)
-            if ended.ending == "finished" and (missing := {"validation_loss", *self.objectives} - ended.facts.keys()):
-                raise DamagedLineError(f"it finishes a run without its {', '.join(sorted(missing))}")
-            self.endings.setdefault(record.trial_id, set()).add(ended.ending)
-        elif checked(REPORTED, value).step != int(name.rpartition(" ")[2]):
-            raise DamagedLineError(f"it tells of another step than its name, {name!r}")
-
-
-def checked(adapter: TypeAdapter[Any], value: Any) -> Any:
-    try:
-        return adapter.validate_json(
-            json.dumps(value), strict=True
-        )  # of Python's own, strict takes no dict for a dataclass
-    except ValidationError as error:
-        raise DamagedLineError(f"it is not what a sweep notes: {first_fault(error)}") from None
-
-
-def first_fault(error: ValidationError) -> str:
-    fault = error.errors(include_url=False, include_input=False)[0]
-    return ": ".join(part for part in (".".join(map(str, fault["loc"])), fault["msg"]) if part)
 
 
 @dataclass(frozen=True)

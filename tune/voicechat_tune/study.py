@@ -18,7 +18,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from voicechat_platform.errors import InputError
 from voicechat_platform.training.loop import Evaluation
-from voicechat_tune.journal import JOURNAL, SALVAGE, Beginning, Ending, open_journal
+from voicechat_tune.journal import JOURNAL, SALVAGE, Beginning, open_journal
+from voicechat_tune.journal_lines import Ending
 from voicechat_tune.sweep_file import DIRECTIONS, SweepFile
 
 logging.getLogger("optuna").setLevel(logging.ERROR)
