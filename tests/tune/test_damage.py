@@ -15,6 +15,7 @@ from voicechat_platform.errors import InputError
 from voicechat_platform.registry import Registry
 from voicechat_platform.settings import settings
 from voicechat_platform.training.loop import Evaluation
+from voicechat_tune.compare import run_points
 from voicechat_tune.conductor import Conductor
 from voicechat_tune.follow import trials_table
 from voicechat_tune.inspect import trial_facts
@@ -327,3 +328,21 @@ def test_a_journal_of_another_shape_is_refused_or_can_be_shown(sweep):
                 except Exception as error:
                     raise AssertionError(f"{type(error).__name__}: {error}\nfor {changed}"[:2000]) from error
     assert refused > 100
+
+
+def test_a_damaged_sweep_of_a_comparison_is_salvaged_by_its_command(tmp_path, monkeypatch):
+    points = [{"model.heads": 2}, {"model.heads": 4}]
+    sweep = SweepFile.model_validate({"name": "small-tuning", "points": points, "storage": str(tmp_path)})
+    folder = sweep_folder(sweep.name, sweep.storage)
+    folder.mkdir()
+    study = drive(sweep)
+    for point in points:
+        study.begin(None, point)
+    whole = (folder / JOURNAL).read_bytes()
+    (folder / JOURNAL).write_bytes(middle(whole, b"{}"))
+    monkeypatch.setattr("voicechat_tune.compare.run_sweep", lambda sweep, force: drive(sweep).trials())
+    with pytest.raises(InputError, match=r"study\.journal:2 is damaged .*`voicechat compare FILE --salvage`"):
+        run_points(sweep, may_grow=False, salvaging=False)
+    assert run_points(sweep, may_grow=False, salvaging=True) == []
+    (folder / JOURNAL).write_bytes(whole)
+    assert [trial.point for trial in run_points(sweep, may_grow=False, salvaging=True)] == points

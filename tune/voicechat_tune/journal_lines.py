@@ -205,4 +205,6 @@ def checked(adapter: TypeAdapter[Any], value: Any) -> Any:
 
 def first_fault(error: ValidationError) -> str:
     fault = error.errors(include_url=False, include_input=False)[0]
+    if fault["type"].startswith("union_tag"):
+        return "it has no op_code that a sweep writes"
     return ": ".join(part for part in (".".join(map(str, fault["loc"])), fault["msg"]) if part)
