@@ -44,6 +44,8 @@ class TrialBegins(Record):
     op_code: Literal[4]
     study_id: Literal[0]
     state: Literal[0, 1]
+    datetime_start: str
+    datetime_complete: str | None = None
     params: dict[str, float]
     distributions: dict[str, str]
     value: float | None
@@ -60,6 +62,7 @@ class OfTrial(Record):
 class TrialEnds(OfTrial):
     op_code: Literal[6]
     state: Literal[1, 2, 3]
+    datetime_complete: str
     values: list[float] | None
 
 
@@ -162,10 +165,16 @@ class Contents:
                 self.attribute(record)
 
     def begin(self, record: TrialBegins) -> None:
+        if record.params.keys() != record.distributions.keys():
+            raise DamagedLineError("its params are not those of its distributions")
         if "warm" in record.user_attrs:
+            if record.state != 1 or record.datetime_complete is None:
+                raise DamagedLineError("it takes a trial of an earlier sweep over that has not ended")
             self.trials.append(None)
             return
         begun = checked(BEGUN, record.user_attrs)
+        if record.state != 0 or record.value is not None or record.values is not None:
+            raise DamagedLineError("it begins a trial that has ended")
         if begun.number != self.numbered + 1:
             raise DamagedLineError(f"it begins trial {begun.number}, and the one before is trial {self.numbered}")
         if begun.lineage and not {"member", "generation"} <= begun.lineage.keys():
