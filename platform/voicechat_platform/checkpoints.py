@@ -8,13 +8,13 @@ never unpickles anything but tensors.
 import contextlib
 import glob
 import json
-import pickle
 import shutil
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -29,6 +29,7 @@ import voicechat_platform.models  # noqa: F401 (registers the family with the Au
 from voicechat_platform.assets import sha256
 from voicechat_platform.errors import InputError
 from voicechat_platform.folders import appearing_whole
+from voicechat_platform.json_file import read_object
 from voicechat_platform.provenance import provenance
 
 transformers_logging.disable_progress_bar()
@@ -36,7 +37,39 @@ transformers_logging.disable_progress_bar()
 LOADING = threading.Lock()
 """transformers patches torch while it loads: of two loads at once, one may leave its tied weights untied."""
 
+TRAINING_STATE = {"step", "losses", "optimizers", "batches", "generator", "cuda_generator"}
+
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+class Measured(BaseModel):
+    """What every evaluation has, whatever else it measures."""
+
+    step: int
+    validation_loss: float
+    nats_per_character: float
+    tokens_per_second: float
+    peak_memory_mib: float
+
+
+class Corpus(BaseModel):
+    source: str
+    sha256: str
+
+
+class Run(BaseModel):
+    """What `read_run` promises."""
+
+    recipe: dict[str, Any]
+    corpus: Corpus
+    tokenizer_sha256: str
+    parameters: int
+    metrics: Annotated[dict[str, Any], Field(max_length=0)] | Measured
+    """Empty before the first evaluation."""
+    history: list[Measured]
+    commit: str | None
+    versions: dict[str, str]
+    files: dict[str, str]
 
 
 def save_checkpoint(
@@ -189,20 +222,29 @@ def load_training_state(folder: Path) -> dict[str, Any]:
     check_is_whole(folder)
     path = folder / "training_state.pt"
     try:
-        return torch.load(path, weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # torch, zipfile and pickle each raise their own
         raise InputError(f"{path} is missing or damaged, so the run cannot go on from there: {error}") from error
+    if not isinstance(state, dict) or not state.keys() >= TRAINING_STATE:
+        raise InputError(f"{path} is damaged, so the run cannot go on from there: it is not what training wrote")
+    return state
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """run.json: recipe, corpus, tokenizer, metrics, commit and versions of the run that wrote the checkpoint."""
+    """run.json: recipe, corpus, tokenizer, metrics, commit and versions of the run that wrote the checkpoint.
+
+    Raises:
+        InputError: there is no checkpoint, or its run.json is missing, damaged, or not what training writes.
+    """
     check_is_checkpoint(folder)
+    path = folder / "run.json"
+    run = read_object(path)
     try:
-        run = json.loads((folder / "run.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / 'run.json'} is missing or damaged: {error}") from error
-    if not isinstance(run, dict) or not isinstance(run.get("files", {}), dict):
-        raise InputError(f"{folder / 'run.json'} is damaged: it is not what training wrote")
+        Run.model_validate(run)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise InputError(f"{path} is damaged: it is not what training wrote: {where}: {fault['msg']}") from None
     return run
 
 
@@ -214,9 +256,12 @@ def check_is_whole(folder: Path) -> None:
     check_is_checkpoint(folder)
     if not (folder / "run.json").exists():
         return  # somebody else's model: it has no checksums
-    for name, expected in read_run(folder).get("files", {}).items():
+    files = read_object(folder / "run.json").get("files", {})
+    if not isinstance(files, dict):
+        raise InputError(f"{folder / 'run.json'} is damaged: it is not what training wrote")
+    for name, expected in files.items():
         path = folder / name
-        if not path.exists() or sha256(path) != expected:
+        if not path.is_file() or sha256(path) != expected:
             raise InputError(f"{path} is missing or damaged: it is not the file that training wrote")
 
 

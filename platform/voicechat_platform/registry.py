@@ -4,6 +4,7 @@ Every trial is a run; a trial's checkpoint is a version of a registered model; t
 `champion`.
 """
 
+import logging
 import os
 import re
 import shutil
@@ -21,12 +22,14 @@ from voicechat_platform.errors import InputError, RegistryError
 from voicechat_platform.folders import folder_name, locked, made_once
 from voicechat_platform.paths import file_address, given_path, path_at, sqlite_address
 from voicechat_platform.settings import settings
+from voicechat_platform.training.recipe import read_recipe
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 # MLflow itself would try for four minutes, while somebody waits for an answer.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs the traceback of what it raises
 
 CHAMPION = "champion"
 
@@ -35,6 +38,12 @@ PREVIOUS = "previous"
 
 NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """MLflow's codes for what does not exist, or could not by its name."""
+
+
+REMEDY = (
+    "bring a copy back, or move it away: the next command makes a new one, and `voicechat sweep FILE` registers there "
+    "what that sweep has finished"
+)
 
 
 class NoSuchVersionError(InputError):
@@ -56,7 +65,10 @@ def asked() -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, RequestException) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise RegistryError(f"the registry {registry_place()} does not answer as it should: {reason}") from error
+        remedy = f": mlflow.db is damaged; {REMEDY}" if "(sqlite3.DatabaseError)" in reason else ""
+        raise RegistryError(
+            f"the registry {registry_place()} does not answer as it should: {reason}{remedy}"
+        ) from error
 
 
 def registry_place() -> str:
@@ -145,8 +157,11 @@ class Registry:
         if not uri:
             home = settings().folder("registry")
             uri, self.artifacts = sqlite_address(home / "mlflow.db"), file_address(home / "artifacts")
-            if not (home / "mlflow.db").exists():
-                make_database(home / "mlflow.db")
+            database = home / "mlflow.db"
+            if not database.exists():
+                make_database(database)
+            if not database.stat().st_size:  # MLflow would take it for a new one, without a word
+                raise RegistryError(f"{database} is empty, so it has lost its versions: {REMEDY}")
         self.client = MlflowClient(uri, uri)
 
     @asked()
@@ -163,7 +178,8 @@ class Registry:
 
         Args:
             group: what it belongs to (a sweep's name); becomes the MLflow experiment.
-            run_name: unique in the group (a trial's id).
+            run_name: unique in the group (a trial's id) among runs of the same parameters: after a loss of its notes a
+                sweep may draw another trial of that number.
             parameters: what was chosen, flat.
             history: metrics at each evaluation, each with its "step".
             checkpoint: becomes a version of the model that its recipe names.
@@ -171,6 +187,7 @@ class Registry:
         """
         from mlflow.entities import Metric, Param
 
+        chosen = {key: str(value) for key, value in parameters.items()}
         experiment = self.client.get_experiment_by_name(group)
         experiment_id = (
             experiment.experiment_id
@@ -178,6 +195,8 @@ class Registry:
             else self.client.create_experiment(group, self.artifacts and f"{self.artifacts}/{quote(group, safe='')}")
         )
         for known in self.client.search_runs([experiment_id], f"tags.run_name = '{run_name}'"):
+            if known.data.params and known.data.params != chosen:
+                continue
             found = self.client.search_model_versions(f"run_id = '{known.info.run_id}'")
             if found:
                 return self.version(found[0].name, int(found[0].version))
@@ -190,7 +209,7 @@ class Registry:
             for key, value in point.items()
             if key != "step" and value is not None
         ]
-        params = [Param(key, str(value)) for key, value in parameters.items()]
+        params = [Param(key, value) for key, value in chosen.items()]
         self.client.log_batch(run.info.run_id, metrics=metrics, params=params)
         version = self.register(run.info.run_id, run.info.artifact_uri, f"{group}/{run_name}", checkpoint)
         self.client.set_terminated(run.info.run_id, status)
@@ -200,8 +219,8 @@ class Registry:
     def register(self, run_id: str, artifact_uri: str, origin: str, checkpoint: Path) -> Version:
         from mlflow.exceptions import MlflowException
 
-        facts = read_run(checkpoint)
-        name = facts["recipe"]["name"]
+        facts, recipe = read_run(checkpoint), read_recipe(checkpoint)
+        name = recipe.name
         self.client.log_artifacts(run_id, str(checkpoint), "checkpoint")
         try:
             self.client.create_registered_model(name)
@@ -210,7 +229,7 @@ class Registry:
                 raise
         tags = {
             "origin": origin,
-            "attention": facts["recipe"]["model"]["attention"],
+            "attention": recipe.model.attention,
             "parameters": str(facts["parameters"]),
             "nats_per_character": str(facts["metrics"].get("nats_per_character", "nan")),
             "corpus_sha256": facts["corpus"]["sha256"],
@@ -267,6 +286,14 @@ class Registry:
             for point in self.client.get_metric_history(run_id, name):
                 evaluations.setdefault(point.step, {"step": point.step})[name] = point.value
         return [evaluations[step] for step in sorted(evaluations)]
+
+    @asked()
+    def newest_group(self, sweep: str) -> str | None:
+        """Of the groups that a sweep of that name began (NAME-1a2b3c), the newest; None where there is none."""
+        found = self.client.search_experiments(max_results=1000, order_by=["creation_time DESC"])
+        return next(
+            (each.name for each in found if re.fullmatch(rf"{re.escape(sweep)}-[0-9a-f]{{6}}", each.name)), None
+        )
 
     @asked()
     def promote(self, version: Version) -> Version:

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel
 
 from voicechat_platform.errors import InputError
+from voicechat_platform.json_file import read_object
 
 Message = dict[str, str]
 """{"role": ..., "content": ...}"""
@@ -47,14 +48,14 @@ class ChatTokenizer:
         # A saved tokenizer may still pad or cut as it did in training.
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
-        self.config = read_json(folder / "tokenizer_config.json")
-        self.generation = read_json(folder / "generation_config.json")
-        self.model_config = read_json(folder / "config.json")
+        self.config = described_in(folder / "tokenizer_config.json")
+        self.generation = described_in(folder / "generation_config.json")
+        self.model_config = described_in(folder / "config.json")
         template = folder / "chat_template.jinja"
-        source = template.read_text() if template.exists() else self.config.get("chat_template")
         try:
+            source = template.read_text() if template.exists() else self.config.get("chat_template")
             self.template = chat_environment().from_string(source) if source else None
-        except TemplateError as error:
+        except (TemplateError, OSError, ValueError, TypeError) as error:
             raise InputError(f"{folder}: the chat template is damaged: {error}") from error
 
     @property
@@ -152,14 +153,9 @@ def byte_alphabet() -> dict[str, int]:
 BYTE_OF = byte_alphabet()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is damaged: it holds no object")
-    return content
+def described_in(path: Path) -> dict[str, Any]:
+    """What a file says that need not be there."""
+    return read_object(path) if path.exists() else {}
 
 
 def special_token(entry: str | dict | None) -> str | None:

@@ -12,10 +12,11 @@ from pydantic import TypeAdapter
 
 from voicechat_platform.training.loop import Evaluation
 from voicechat_tune.conductor import MOST_ATTEMPTS, Conductor
+from voicechat_tune.journal import JOURNAL
 from voicechat_tune.reports import Ended
 from voicechat_tune.search import Search, trials_of
 from voicechat_tune.space import Space
-from voicechat_tune.study import JOURNAL, Run, RunKey, Study, Trial
+from voicechat_tune.study import Run, RunKey, Study, Trial
 from voicechat_tune.sweep_file import Limits, SweepFile
 
 BRANCHES = {

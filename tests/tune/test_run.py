@@ -15,10 +15,11 @@ import pytest
 
 from voicechat_platform.errors import InputError
 from voicechat_tune.disk import is_disk_full
+from voicechat_tune.journal import JOURNAL
 from voicechat_tune.notes import is_running, open_study
 from voicechat_tune.run import locked
 from voicechat_tune.storage import Storage
-from voicechat_tune.study import JOURNAL, Trial
+from voicechat_tune.study import Trial
 
 SWEEP = """\
 name: small

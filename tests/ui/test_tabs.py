@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,13 +19,15 @@ from playwright.sync_api import expect
 from voicechat_platform.registry import Registry, parse_version
 from voicechat_platform.settings import settings
 from voicechat_platform.strict_yaml import read_yaml
+from voicechat_platform.training.loop import Evaluation
 from voicechat_serve.api.access import AccessRules, guard
 from voicechat_serve.keys import create_key, fingerprint, make_secret
 from voicechat_tune import notes
+from voicechat_tune.journal import JOURNAL
 from voicechat_tune.report.heads import show_heads
 from voicechat_tune.run import locked
 from voicechat_tune.run_files import sweep_folder
-from voicechat_tune.study import JOURNAL, RunKey, Study
+from voicechat_tune.study import RunKey, Study
 from voicechat_tune.sweep_file import SweepFile
 from voicechat_ui import html_parts, model_tab, sweeps_tab
 from voicechat_ui.page import mount_page
@@ -76,12 +79,13 @@ def rates(home, tmp_path) -> Iterator[Study]:
     (tmp_path / "rates.yaml").write_text(SWEEP)
     sweep = read_yaml(tmp_path / "rates.yaml", SweepFile)
     folder = sweep_folder(sweep.name)
-    study = Study(folder, sweep)
+    folder.mkdir(parents=True)
     notes.note(sweep, folder, force=False)
+    study = Study(folder, sweep)
     for number, losses in ((1, (2.0, 1.25)), (2, (3.0,)), (3, (2.5,))):
         study.begin(None, {"training.learning_rate": number / 100})
         for step, loss in enumerate(losses, 1):
-            evaluation = {"step": step, "validation_loss": loss, "selection_loss": loss, "spent": step}
+            evaluation = asdict(Evaluation(step, loss, loss, loss, loss, 0.01, 1.0, 0.1, 1.0, 1.0)) | {"spent": step}
             study.record(RunKey(number), evaluation, clock=step)
     study.end_run(RunKey(1), "finished", facts={"validation_loss": 1.25})
     study.end_run(RunKey(2), "stopped")
@@ -134,7 +138,7 @@ def test_a_broken_checkpoint_is_told(tiny):
     try:
         file.write_text(whole[:100])
         *_, card, heads, button = model_tab.open_tab(tiny, OPERATOR)
-        assert "run.json is missing or damaged" in card
+        assert "run.json:" in card
         assert (heads, button.visible) == ("", False)
     finally:
         file.write_text(whole)

@@ -15,13 +15,15 @@ from voicechat_platform.errors import InputError
 from voicechat_platform.training.starting_point import load_data, make_model
 from voicechat_platform.training.throughput import training_flops
 from voicechat_tune.comparison_file import ComparisonFile
+from voicechat_tune.journal import JOURNAL, read_lines
 from voicechat_tune.notes import differences, open_study, point_to
 from voicechat_tune.ranking import ranked
 from voicechat_tune.report.findings import Findings, Table
 from voicechat_tune.report.gather import comparison_findings
 from voicechat_tune.run import Outcome, run_sweep
 from voicechat_tune.run_files import sweep_folder
-from voicechat_tune.study import JOURNAL, Study
+from voicechat_tune.salvage import salvage
+from voicechat_tune.study import Study
 from voicechat_tune.sweep_file import SweepFile, with_fields
 
 log = logging.getLogger(__name__)
@@ -35,8 +37,11 @@ class Place:
     variant: str
 
 
-def run_comparison(comparison: ComparisonFile) -> Outcome:
+def run_comparison(comparison: ComparisonFile, salvaging: bool = False) -> Outcome:
     """Tune, then train the fresh seeds; what is done already is not done again.
+
+    Args:
+        salvaging: go on with what is sound where a sweep's journal or notes are damaged.
 
     Returns:
         The outcome of the sweep that ended last; an incomplete one of the tuning, if that is broken off.
@@ -47,21 +52,23 @@ def run_comparison(comparison: ComparisonFile) -> Outcome:
     """
     sizes(comparison)  # so that an impossible one is said before anything is trained
     tuning, _ = tuning_sweep(comparison)
-    outcome = run_points(tuning, may_grow=False)
+    outcome = run_points(tuning, may_grow=False, salvaging=salvaging)
     if not outcome.complete:
         return outcome
     seeds, _ = seeds_sweep(comparison)
-    return run_points(seeds, may_grow=True)
+    return run_points(seeds, may_grow=True, salvaging=salvaging)
 
 
-def run_points(sweep: SweepFile, may_grow: bool) -> Outcome:
+def run_points(sweep: SweepFile, may_grow: bool, salvaging: bool) -> Outcome:
     """Run one of the two sweeps, or go on with it.
 
     Args:
         may_grow: whether there may be more points than it began with, after those: other seeds.
     """
     folder = sweep_folder(sweep.name, sweep.storage)
-    begun = (folder / JOURNAL).exists()
+    if salvaging:
+        salvage(sweep)
+    begun = bool(read_lines(folder / JOURNAL))
     if begun:
         point_to(folder, sweep.name)  # another home or head may have begun it
         study = study_of_points(sweep)

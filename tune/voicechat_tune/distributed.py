@@ -16,12 +16,11 @@ import torch
 from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from voicechat_platform.checkpoints import read_run
 from voicechat_platform.cluster import start_ray, stop_ray
 from voicechat_platform.corpora.batches import TrainingData
 from voicechat_platform.errors import InputError
 from voicechat_platform.settings import settings
-from voicechat_platform.training.loop import Evaluation, Training, check_shares
+from voicechat_platform.training.loop import Evaluation, Training, check_shares, read_history
 from voicechat_platform.training.recipe import Recipe
 from voicechat_platform.training.run_folder import RunFolder
 from voicechat_platform.training.starting_point import find_start
@@ -73,7 +72,7 @@ def train_in_trial(
     Raises:
         InputError: as `train_on_workers`.
     """
-    run, seen = RunFolder(folder), len(read_run(resume_from)["history"]) if resume_from else 0
+    run, seen = RunFolder(folder), len(read_history(resume_from)) if resume_from else 0
     resources = {"CPU": sweep.cpus_per_trial, "GPU": sweep.gpus_per_trial}
     problems: list[BaseException] = []
 
@@ -155,7 +154,7 @@ def train_worker(config: dict[str, Any]) -> None:
 def followed(run: RunFolder, resume_from: Path | None, on_evaluation: Callable[[Evaluation], None]) -> Iterator[None]:
     """Tells of each evaluation once its checkpoint lies in the folder: Ray Train gives the driver no reports."""
     ended = threading.Event()
-    seen = len(read_run(resume_from)["history"]) if resume_from else 0
+    seen = len(read_history(resume_from)) if resume_from else 0
 
     def tell() -> None:
         nonlocal seen
@@ -183,6 +182,6 @@ def evaluations_after(run: RunFolder, seen: int) -> list[Evaluation]:
     if not (run.last / "run.json").exists():
         return []
     try:
-        return [Evaluation(**evaluation) for evaluation in read_run(run.last)["history"][seen:]]
+        return read_history(run.last)[seen:]
     except InputError:
         return []  # it is just being replaced

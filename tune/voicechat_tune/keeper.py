@@ -5,9 +5,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from voicechat_platform.registry import Registry, Version
+from voicechat_tune.journal import JOURNAL
 from voicechat_tune.notes import NOTES
 from voicechat_tune.run_files import SweepFiles
-from voicechat_tune.study import JOURNAL, Run, RunKey, Study, Trial, evaluation_in
+from voicechat_tune.study import Run, RunKey, Study, Trial, evaluation_in
 from voicechat_tune.sweep_file import SweepFile
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class Keeper:
     def back_up(self) -> None:
         """With an object store: the study goes there, so that another head can go on."""
         if self.files.store is not None:
-            for name in (JOURNAL, NOTES):
+            for name in (NOTES, JOURNAL):
                 self.files.store.put_file(self.folder / name, f"{self.sweep.name}/{name}")
 
 

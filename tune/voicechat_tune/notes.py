@@ -4,27 +4,42 @@ import fcntl
 import json
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from voicechat_platform.errors import InputError
+from voicechat_platform.json_file import read_object
+from voicechat_platform.paths import given_path
 from voicechat_platform.settings import settings
+from voicechat_platform.strict_yaml import Strict, validate
+from voicechat_tune.journal import JOURNAL, SALVAGE, read_lines
 from voicechat_tune.run_files import object_store, sweep_folder
-from voicechat_tune.study import JOURNAL, Study, mend
+from voicechat_tune.study import Study
 from voicechat_tune.sweep_file import SweepFile, read_sweep
 
 NOTES = "sweep.json"
 POINTER = "lies-in"
 
 
+class Notes(Strict):
+    """What a sweep's folder notes; `note` says what each is."""
+
+    file: SweepFile
+    extended: Annotated[int, Field(ge=0)]
+    group: Annotated[str, Field(min_length=1)]
+
+
 def note(sweep: SweepFile, folder: Path, force: bool) -> dict[str, Any]:
     """Note what the folder belongs to: the "file", its "group" in the registry, by how many trials it is "extended".
 
     Raises:
-        InputError: it belongs to another file, and `force` was not given.
+        InputError: it belongs to another file, and `force` was not given; or what it holds is damaged.
     """
-    notes: dict[str, Any] = (
-        read_notes(folder) if (folder / NOTES).exists() else {"extended": 0, "group": group_of(sweep)}
-    )
+    check_not_lost(folder)
+    notes: dict[str, Any] = {"extended": 0, "group": group_of(sweep)}
+    if (folder / NOTES).exists():
+        notes = read_notes(folder)
     new, old = sweep.model_dump(mode="json", by_alias=True), notes.get("file")
     if old is not None and old != new and not has_trials(folder, old):
         (folder / JOURNAL).unlink(missing_ok=True)  # of a start that was refused; its study may have other objectives
@@ -42,9 +57,20 @@ def note(sweep: SweepFile, folder: Path, force: bool) -> dict[str, Any]:
     return notes
 
 
+def check_not_lost(folder: Path) -> None:
+    """
+    Raises:
+        InputError: the journal was lost while its runs or notes are there, or the notes while the journal is there.
+    """
+    has_journal, runs = bool(read_lines(folder / JOURNAL)), folder / "runs"
+    if not has_journal and runs.is_dir() and any(runs.iterdir()):
+        raise InputError(f"{folder / JOURNAL} is empty or gone, while {runs} holds what its trials left; {SALVAGE}")
+    if has_journal and not (folder / NOTES).exists():
+        raise InputError(f"{folder / NOTES} is gone, while {folder / JOURNAL} holds a sweep's trials; {SALVAGE}")
+
+
 def has_trials(folder: Path, file: dict[str, Any]) -> bool:
-    mend(folder / JOURNAL)
-    if not (folder / JOURNAL).exists() or not (folder / JOURNAL).stat().st_size:  # killed before its first line
+    if not read_lines(folder / JOURNAL):  # killed before its first line
         return False
     return bool(Study(folder, SweepFile.model_validate(file), writable=False).trials())
 
@@ -68,13 +94,15 @@ def check_can_change(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> 
 def read_notes(folder: Path) -> dict[str, Any]:
     """
     Raises:
-        InputError: they are missing or damaged.
+        InputError: they are missing or damaged, or an older version noted a file that this one refuses.
     """
     path = folder / NOTES
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is missing or damaged: {error}") from None
+        notes = read_object(path)
+        validate(notes, Notes, str(path))
+    except InputError as error:
+        raise InputError(f"{error}\n{SALVAGE}") from None
+    return notes
 
 
 def write_notes(folder: Path, notes: dict[str, Any]) -> None:
@@ -104,11 +132,35 @@ def is_begun(sweep: SweepFile) -> bool:
 
 
 def point_to(folder: Path, name: str) -> None:
-    """Let a sweep that lies elsewhere be found by its name, too."""
+    """Let a sweep that lies elsewhere be found by its name, too.
+
+    Raises:
+        InputError: that cannot be noted.
+    """
     own = sweep_folder(name)
     if own != folder:
-        own.mkdir(parents=True, exist_ok=True)
-        (own / POINTER).write_text(str(folder))
+        try:
+            own.mkdir(parents=True, exist_ok=True)
+            (own / POINTER).write_text(str(folder))
+        except OSError as error:
+            raise InputError(f"{own / POINTER} cannot be written: {error.strerror}; move away what is there") from None
+
+
+def read_pointer(own: Path) -> Path:
+    """Where `point_to` said that the sweep lies.
+
+    Raises:
+        InputError: what it wrote is damaged.
+    """
+    path = own / POINTER
+    try:
+        text = path.read_text()
+        folder = given_path(text)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error}): delete it; `voicechat sweep FILE` writes it anew") from None
+    if not text.startswith("/"):
+        raise InputError(f"{path} is damaged (it names no folder): delete it; `voicechat sweep FILE` writes it anew")
+    return folder
 
 
 def known_sweeps() -> list[str]:
@@ -126,10 +178,10 @@ def is_running(folder: Path) -> bool:
     try:
         with (folder / "lock").open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
     except BlockingIOError:
         return True
+    except OSError:
+        return False
     return False
 
 
@@ -139,16 +191,18 @@ def open_study(name: str) -> Study:
     Raises:
         InputError: there is none.
     """
-    path = Path(name)
+    path, said = Path(name), ""
     if path.suffix in (".yaml", ".yml"):
         sweep = read_sweep(path)
         folder = sweep_folder(sweep.name, sweep.storage)
     else:
         folder = path if (path / NOTES).exists() else sweep_folder(name)
         if (folder / POINTER).exists():
-            folder = Path((folder / POINTER).read_text())
+            said = f" in the folder that {folder / POINTER} names"
+            folder = read_pointer(folder)
+    check_not_lost(folder)
     if not (folder / NOTES).exists() or not (folder / JOURNAL).exists():
         others = ", ".join(sorted(known_sweeps())) or "none yet"
-        raise InputError(f"there is no sweep {name!r}; there are: {others}")
+        raise InputError(f"there is no sweep {name!r}{said}; there are: {others}")
     notes = read_notes(folder)
     return Study(folder, SweepFile.model_validate(notes["file"]), writable=False)

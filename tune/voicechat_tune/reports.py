@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from ray import tune
 
 from voicechat_platform.training.loop import Evaluation
-from voicechat_tune.study import Ending
+from voicechat_tune.journal_lines import Ending
 
 REPORT = "report"
 

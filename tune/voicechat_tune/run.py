@@ -24,13 +24,14 @@ from voicechat_platform.training.starting_point import find_start, load_data
 from voicechat_tune.conductor import ConductedScheduler, ConductedSearch, Conductor
 from voicechat_tune.disk import is_disk_full
 from voicechat_tune.follow import Follower
+from voicechat_tune.journal import JOURNAL
 from voicechat_tune.keeper import Keeper
 from voicechat_tune.notes import NOTES, note, open_study, point_to, write_notes
 from voicechat_tune.ranking import best_first, ranked
 from voicechat_tune.resources import check_resources, room_for
 from voicechat_tune.run_files import object_store, sweep_folder
 from voicechat_tune.search import trials_of
-from voicechat_tune.study import JOURNAL, Study
+from voicechat_tune.study import Study
 from voicechat_tune.sweep_file import SweepFile
 from voicechat_tune.trial import run_trial
 from voicechat_tune.wheel import build_wheel
@@ -180,7 +181,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("a+")
+        file = (folder / "lock").open("a+", errors="replace")
     except OSError as error:
         raise InputError(f"{folder} cannot keep results: {error}; give a folder that can be written") from None
     with file:

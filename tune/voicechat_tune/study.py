@@ -6,29 +6,25 @@ the sweep file alone, so a sweep that goes on after a kill decides as it would h
 journal too.
 """
 
-import json
 import logging
 import math
-import os
 from bisect import insort
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from voicechat_platform.errors import InputError
 from voicechat_platform.training.loop import Evaluation
+from voicechat_tune.journal import JOURNAL, SALVAGE, Beginning, open_journal
+from voicechat_tune.journal_lines import Ending
 from voicechat_tune.space import known_in
 from voicechat_tune.sweep_file import DIRECTIONS, SweepFile
 
 logging.getLogger("optuna").setLevel(logging.ERROR)
 
-JOURNAL = "study.journal"
-Ending = Literal["finished", "stopped", "failed"]
 State = Literal["finished", "stopped", "failed", "unfinished"]
 STATES: dict[TrialState, State] = {
     TrialState.COMPLETE: "finished",
@@ -115,18 +111,22 @@ class Study:
         folder: the sweep's.
         writable: for the driver alone, of which there is one (`run.locked`). Readers may come at any time, and see what
             stood there when they came.
+
+    Raises:
+        InputError: its journal is damaged (`journal.open_journal`); to read, it has not begun.
     """
 
     def __init__(self, folder: Path, sweep: SweepFile, writable: bool = True):
         self.sweep, self.folder = sweep, folder
-        path = folder / JOURNAL
         if writable:
             folder.mkdir(parents=True, exist_ok=True)
-            mend(path)
-        self.storage = JournalStorage(JournalFileBackend(str(path)))
+        self.storage = open_journal(folder / JOURNAL, beginning_of(sweep), writable)
         directions = [DIRECTIONS[objective] for objective in sweep.objectives]
         if not writable:
-            self.optuna = optuna.load_study(storage=self.storage, study_name=sweep.name)
+            try:
+                self.optuna = optuna.load_study(storage=self.storage, study_name=sweep.name)
+            except KeyError:
+                raise InputError(f"{folder / JOURNAL} is empty: the sweep has not begun; {SALVAGE}") from None
         else:
             self.optuna = optuna.create_study(
                 storage=self.storage, study_name=sweep.name, directions=directions, load_if_exists=True
@@ -269,9 +269,14 @@ class Study:
         optuna.Trial(self.optuna, found._trial_id).set_user_attr(name, value)
 
 
+def beginning_of(sweep: SweepFile) -> Beginning:
+    objectives = {objective: DIRECTIONS[objective] for objective in sweep.objectives}
+    return Beginning(sweep.name, objectives, sweep.warm_start is not None)
+
+
 def evaluation_in(record: dict[str, Any]) -> dict[str, Any]:
-    """An `Evaluation`'s fields alone, of a record or a report that holds more."""
-    return {field.name: record[field.name] for field in fields(Evaluation)}
+    """An `Evaluation`'s fields alone, of a record that holds more; of an older version's, those it has."""
+    return {field.name: record[field.name] for field in fields(Evaluation) if field.name in record}
 
 
 def as_trial(found: FrozenTrial) -> Trial:
@@ -307,28 +312,3 @@ def objective_value(trial: Trial, objective: str) -> float:
     """The mean over the trial's runs."""
     values = [run.facts[objective] for run in trial.runs if run.ending == "finished"]
     return sum(values) / len(values)
-
-
-def mend(path: Path) -> None:
-    """Cut a half-written last line off, and remove the lock of a writer that was killed.
-
-    A disk that filled up, or a machine that lost its power, leaves such a line; what it was to say is done again.
-    """
-    lock = Path(f"{path}.lock")
-    if lock.is_symlink() or lock.exists():
-        lock.unlink()
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        content = file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            file.truncate(whole)
-            os.fsync(file.fileno())
-    for line, text in enumerate(content[:whole].splitlines(), 1):
-        try:
-            json.loads(text)
-        except ValueError:
-            raise InputError(
-                f"{path}:{line} is damaged, so the sweep cannot go on: bring a copy back, or begin anew with --fresh"
-            ) from None

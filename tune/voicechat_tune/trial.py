@@ -18,7 +18,7 @@ from voicechat_platform.corpora.batches import TrainingData
 from voicechat_platform.corpora.corpus import Corpus
 from voicechat_platform.errors import InputError
 from voicechat_platform.training.evaluation import mean_loss
-from voicechat_platform.training.loop import Evaluation, Training
+from voicechat_platform.training.loop import Evaluation, Training, read_history
 from voicechat_platform.training.recipe import Recipe
 from voicechat_platform.training.run_folder import RunFolder
 from voicechat_platform.training.throughput import cache_bytes_per_token, non_embedding_parameters, training_flops
@@ -60,16 +60,16 @@ def train(
     """Train, and measure the best checkpoint: what is known of it and of its model."""
     recipe = sweep.recipe_for(config["point"], config["seed_index"])
     run, until = files.run, config["until"]
-    resume_from = run.resume_from(recipe) if run.holds_a_run() else None
-    known = read_run(resume_from)["history"] if resume_from else []
+    resume_from = run.of_recipe(recipe)
+    known = read_history(resume_from) if resume_from else []
     begins_at = 0
     if config["parent"]:
         parent = files.fetch_parent(config["parent"])
         begins_at = read_run(parent)["metrics"]["step"]
         resume_from = resume_from or parent
     for evaluation in known:
-        if evaluation["step"] > begins_at:
-            tell_evaluation(Evaluation(**evaluation))
+        if evaluation.step > begins_at:
+            tell_evaluation(evaluation)
     if sweep.workers_per_trial == 1:
         torch.set_num_threads(sweep.threads())
         if not sweep.gpus_per_trial:
@@ -110,7 +110,7 @@ def facts_of(recipe: Recipe, run: RunFolder, data: TrainingData, is_whole: bool)
     checkpoint = run.finish(data) if is_whole and run.best.exists() else run.last
     model, _ = load_checkpoint(checkpoint)
     metrics = read_run(checkpoint)["metrics"]
-    speeds = [evaluation["tokens_per_second"] for evaluation in read_run(run.last)["history"]]
+    speeds = [evaluation.tokens_per_second for evaluation in read_history(run.last)]
     facts = {
         "validation_loss": metrics["validation_loss"],
         "nats_per_character": metrics["nats_per_character"],

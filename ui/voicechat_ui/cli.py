@@ -49,6 +49,9 @@ Address = Annotated[
     str | None, typer.Option(help="the Ray to join, auto on a cluster's head  [default: one of its own]")
 ]
 SweepName = Annotated[str, typer.Argument(help="a sweep's name, its folder, or its file")]
+Salvage = Annotated[
+    bool, typer.Option("--salvage", help="go on with what is sound of a damaged journal; the rest stays beside it")
+]
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 
 
@@ -161,6 +164,7 @@ def sweep(
     resume: Annotated[bool, typer.Option(help="go on; an error where there is nothing to go on with")] = False,
     fresh: Annotated[bool, typer.Option(help="throw away what an earlier sweep of that name left")] = False,
     force: Annotated[bool, typer.Option(help="go on although the file has changed")] = False,
+    salvage: Salvage = False,
     extend: Annotated[int, typer.Option(min=0, help="so many trials more than the file asks for")] = 0,
     address: Address = None,
     tensorboard: Annotated[bool, typer.Option(help="write event files into the sweep's folder")] = False,
@@ -192,6 +196,12 @@ def sweep(
         return
     if promote_best and len(wanted.objectives) > 1:
         raise InputError("several objectives have no single best trial: choose one, then voicechat promote it")
+    if salvage:
+        if fresh:
+            raise InputError("--fresh throws away what --salvage keeps: give one of them")
+        from voicechat_tune.salvage import salvage as salvage_sweep
+
+        salvage_sweep(wanted)
     if resume and not is_begun(wanted):
         raise InputError(f"the sweep {wanted.name!r} has not begun: leave --resume away")
     with redirect_stdout(sys.stderr):  # Ray tells of a lost process on stdout, which is the result's
@@ -302,6 +312,7 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="the report's folder  [default: HOME/reports/NAME]")] = None,
     address: Address = None,
     write: Annotated[bool, typer.Option("--write", help="run nothing: write up what is done so far")] = False,
+    salvage: Salvage = False,
 ) -> None:
     """Compare variants fairly and write it up: the same tuning for each, fresh seeds, intervals and tests.
 
@@ -316,10 +327,12 @@ def compare(
     from voicechat_tune.report.document import write_report
 
     comparison = read_comparison(file)
+    if write and salvage:
+        raise InputError("--write runs nothing, and --salvage goes on: give one of them")
     if not write:
         join(address)
         try:
-            outcome = run_comparison(comparison)
+            outcome = run_comparison(comparison, salvaging=salvage)
         finally:
             stop_ray()
         if not outcome.complete:

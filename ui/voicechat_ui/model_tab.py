@@ -178,7 +178,11 @@ def show_version(chosen: str | None, request: gr.Request) -> tuple[Any, ...]:
         promote = gr.Button(f"Promote {version}", visible=not version.is_champion and may_promote(request))
         if not may_promote(request):
             card += parts.block(parts.notice(NOT_ALLOWED))
-        heads = drawn_heads(folder)
+        try:
+            heads = drawn_heads(folder)
+        except Exception as error:
+            log.warning("the heads in %s cannot be read (%s): they are to be drawn again", folder / "heads", error)
+            heads = ""
     except Exception as error:  # whatever is broken in a file or a folder: the page goes on
         log.exception("%s cannot be shown", chosen)
         return nothing(told(f"{chosen} cannot be shown: {error}"))

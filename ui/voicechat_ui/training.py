@@ -26,7 +26,7 @@ from voicechat_platform.settings import settings
 from voicechat_platform.strict_yaml import read_yaml
 from voicechat_platform.training.evaluation import mean_loss
 from voicechat_platform.training.loop import Evaluation, Training
-from voicechat_platform.training.recipe import Recipe
+from voicechat_platform.training.recipe import Recipe, read_recipe
 from voicechat_platform.training.run_folder import RunFolder
 from voicechat_platform.training.starting_point import check_same_data, load_data
 
@@ -163,7 +163,7 @@ LONGEST_WINDOW = 1024
 def evaluate_on_own_data(folder: Path, model: Any) -> dict[str, Any]:
     if not (folder / "run.json").exists():
         raise InputError(f"{folder} was not trained here, so it has no text of its own: name one with --corpus")
-    recipe = Recipe.model_validate(read_run(folder)["recipe"])
+    recipe = read_recipe(folder)
     data = load_data(recipe)
     check_same_data(folder, data)
     batches = list(data.validation(recipe.model.context, None))

@@ -104,7 +104,13 @@ def play_from_markdown(markdown: str) -> str:
 def tiny_shakespeare() -> str:
     """Tiny Shakespeare from its public address, checked and kept in the home folder."""
     folder = made_once(settings().folder("corpora") / TINY_SHAKESPEARE, fetch_tiny_shakespeare)
-    return (folder / "input.txt").read_text()
+    try:
+        kept = (folder / "input.txt").read_bytes()
+    except OSError:
+        kept = b""
+    if hashlib.sha256(kept).hexdigest() != TINY_SHAKESPEARE_SHA256:
+        raise InputError(f"{folder / 'input.txt'} is missing or damaged: delete {folder}, and it is fetched again")
+    return kept.decode()
 
 
 def fetch_tiny_shakespeare(folder: Path) -> None:

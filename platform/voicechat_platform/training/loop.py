@@ -67,6 +67,20 @@ class Evaluation:
     """Of the sorter: share of held-out lists put wholly in order."""
 
 
+def read_history(checkpoint: Path) -> list[Evaluation]:
+    """The evaluations of the run that wrote a checkpoint, the first one first.
+
+    Raises:
+        InputError: its run.json is missing or damaged, or another version wrote there what this one does not know.
+    """
+    history = read_run(checkpoint)["history"]
+    try:
+        return [Evaluation(**evaluation) for evaluation in history]
+    except TypeError as error:
+        reason = str(error).removeprefix("Evaluation.__init__() ")
+        raise InputError(f"{checkpoint / 'run.json'} is of another version or damaged: its history {reason}") from None
+
+
 def check_shares(recipe: Recipe, workers: int) -> None:
     """
     Raises:
@@ -137,7 +151,7 @@ class Training:
         self.runner = self.make_runner()
         torch.manual_seed(recipe.seed + self.rank)  # dropout: each worker has rows of its own
         if resume_from is not None and state is not None:
-            self.history = [Evaluation(**evaluation) for evaluation in read_run(resume_from)["history"]]
+            self.history = read_history(resume_from)
             self.restore(state)
 
     def make_model(self, resume_from: Path | None, state: dict[str, Any] | None) -> Any:

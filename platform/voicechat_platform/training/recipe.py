@@ -1,12 +1,14 @@
 """A recipe: everything that determines a training run, read from YAML, checked before any work starts."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from voicechat_platform.checkpoints import read_run
 from voicechat_platform.corpora.texts import PLAYS
 from voicechat_platform.corpora.tokenizers import TokenizerKind
-from voicechat_platform.strict_yaml import Name, PathText, Seed, Strict
+from voicechat_platform.strict_yaml import Name, PathText, Seed, Strict, validate
 
 MetricKind = Literal["symmetric", "signed_diagonal", "positive_definite", "general", "low_rank", "identity"]
 
@@ -217,3 +219,18 @@ def refuse_changes(part: Strict, allowed: tuple[str, ...], where: str, why: str)
     for field, info in type(part).model_fields.items():
         if field not in allowed and getattr(part, field) != info.default:
             raise ValueError(f"{where}.{field}: {why}; leave it out")
+
+
+class Trained(Strict):
+    """The part of a checkpoint's run.json that is a recipe, so that messages name its fields as they stand there."""
+
+    recipe: Recipe
+
+
+def read_recipe(checkpoint: Path) -> Recipe:
+    """The recipe that a checkpoint was trained by.
+
+    Raises:
+        InputError: its run.json is missing or damaged, or an older version wrote there what this one refuses.
+    """
+    return validate({"recipe": read_run(checkpoint)["recipe"]}, Trained, str(checkpoint / "run.json")).recipe

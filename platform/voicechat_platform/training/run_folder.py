@@ -15,8 +15,8 @@ from voicechat_platform.corpora.batches import TrainingData
 from voicechat_platform.corpora.sorting import Sorting
 from voicechat_platform.errors import InputError
 from voicechat_platform.training.evaluation import mean_loss
-from voicechat_platform.training.loop import Evaluation, Training
-from voicechat_platform.training.recipe import Recipe
+from voicechat_platform.training.loop import Evaluation, Training, read_history
+from voicechat_platform.training.recipe import Recipe, read_recipe
 
 log = logging.getLogger(__name__)
 
@@ -37,21 +37,49 @@ class RunFolder:
         Raises:
             InputError: there is none, or it is of another recipe.
         """
+        checkpoint = self.newest_whole()
+        if checkpoint is None:
+            raise InputError(f"{self.folder} holds no checkpoint to resume from that is whole; leave --resume away")
+        if read_recipe(checkpoint) != recipe:
+            raise InputError(f"the recipe differs from that of the run in {self.folder}: choose another --out")
+        return checkpoint
+
+    def newest_whole(self) -> Path | None:
+        """The newest checkpoint that is whole; those that are not are set aside."""
         for checkpoint in (self.last, self.previous):
             recover(checkpoint)
             if not checkpoint.exists():
                 continue
             try:
                 check_is_whole(checkpoint)
-                run = read_run(checkpoint)
+                read_history(checkpoint)
             except InputError as error:
                 log.warning("%s; it is set aside, and the run goes on from the checkpoint before it", error)
-                checkpoint.rename(self.folder / f"damaged-{time.time_ns()}")
+                self.set_aside(checkpoint)
                 continue
-            if Recipe.model_validate(run["recipe"]) != recipe:
-                raise InputError(f"the recipe differs from that of the run in {self.folder}: choose another --out")
             return checkpoint
-        raise InputError(f"{self.folder} holds no checkpoint to resume from that is whole; leave --resume away")
+        return None
+
+    def of_recipe(self, recipe: Recipe) -> Path | None:
+        """As a sweep resumes: the newest checkpoint that is whole, or None for a run that begins.
+
+        Where a run of another recipe lies in its place, that is set aside: after a loss of the sweep's journal another
+        trial may be drawn under its number.
+        """
+        checkpoint = self.newest_whole() if self.holds_a_run() else None
+        try:
+            if checkpoint is None or read_recipe(checkpoint) == recipe:
+                return checkpoint
+            log.warning("%s is of another recipe; it is set aside, and the run begins anew", checkpoint)
+        except InputError as error:
+            log.warning("%s; it is set aside, and the run begins anew", error)
+        for other in (self.last, self.previous, self.best):
+            if other.exists():
+                self.set_aside(other)
+        return None
+
+    def set_aside(self, checkpoint: Path) -> None:
+        checkpoint.rename(self.folder / f"damaged-{time.time_ns()}")
 
     def train(self, training: Training) -> Iterator[Evaluation]:
         """Train to the end, or to `training.stop()`, keeping checkpoints; one worker writes them."""
@@ -75,10 +103,10 @@ class RunFolder:
     def finish(self, data: TrainingData) -> Path:
         """The best checkpoint, its loss measured over the whole validation part."""
         run = read_run(self.best)
-        metrics, context = run["metrics"], run["recipe"]["model"]["context"]
-        if metrics["step"] < run["recipe"]["training"]["steps"]:  # only the last evaluation is over all of it
+        metrics, recipe = run["metrics"], read_recipe(self.best)
+        if metrics["step"] < recipe.training.steps:  # only the last evaluation is over all of it
             model, _ = load_checkpoint(self.best)
-            loss = mean_loss(model, data.validation(context, None))
+            loss = mean_loss(model, data.validation(recipe.model.context, None))
             metrics |= {"validation_loss": loss, "nats_per_character": loss / data.characters_per_token}
             if isinstance(data, Sorting):
                 metrics["exact_match"] = data.exact_match(model)

@@ -15,12 +15,12 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 
-from voicechat_platform.checkpoints import load_checkpoint, read_run
+from voicechat_platform.checkpoints import load_checkpoint
 from voicechat_platform.errors import InputError
 from voicechat_platform.models import GPTForCausalLM
 from voicechat_platform.models.readouts import HeadReadout, attention_weights, read_heads, token_distances
 from voicechat_platform.registry import find_checkpoint
-from voicechat_platform.training.recipe import Recipe
+from voicechat_platform.training.recipe import read_recipe
 from voicechat_platform.training.starting_point import load_data
 
 TOKENS_SHOWN = 24
@@ -44,7 +44,7 @@ def show_heads(reference: str, out: Path | None) -> tuple[Path, list[dict[str, A
     model, tokenizer = load_checkpoint(folder)
     if not isinstance(model, GPTForCausalLM):
         raise InputError(f"{reference} is a {type(model).__name__}; heads are read of this project's own models")
-    data = load_data(Recipe.model_validate(read_run(folder)["recipe"]))
+    data = load_data(read_recipe(folder))
     context = min(model.config.max_position_embeddings, 128)
     inputs = [inputs_bt for inputs_bt, _ in data.validation(context, None)]
     tokens_bt = inputs[0][:8]

@@ -1,0 +1,28 @@
+"""Reading a JSON file that a program wrote: errors name the file and the line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from voicechat_platform.errors import InputError
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+        InputError: it is missing, cannot be read, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno} is damaged: {error.msg}") from None
+    except (ValueError, RecursionError) as error:  # no UTF-8, a number without end, lists in lists in lists
+        raise InputError(f"{path} is damaged: {error}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is damaged: it holds no JSON object")
+    return found

@@ -1,0 +1,219 @@
+"""What the lines of a journal may be, and which of them may follow which.
+
+Each is checked before Optuna reads it: Optuna itself ends in an exception of its own, or leaves out what it does not
+understand without a word.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from voicechat_platform.training.loop import Evaluation
+
+Ending = Literal["finished", "stopped", "failed"]
+ENDED_BY: dict[int, Ending] = {1: "finished", 2: "stopped", 3: "failed"}
+"""By Optuna's number of a trial's state: how one of its runs ended then."""
+
+
+class Record(BaseModel):
+    """What every line of Optuna's has, whatever else a later version writes."""
+
+    model_config = ConfigDict(strict=True)
+
+    worker_id: str
+
+
+class StudyBegins(Record):
+    op_code: Literal[0]
+    study_name: str
+    directions: Annotated[list[Literal[1, 2]], Field(min_length=1)]
+
+
+class StudyAttribute(Record):
+    """`optuna-dashboard` writes such ones."""
+
+    op_code: Literal[2, 3]
+    study_id: Literal[0]
+
+
+class TrialBegins(Record):
+    op_code: Literal[4]
+    study_id: Literal[0]
+    state: Literal[0, 1]
+    datetime_start: str
+    datetime_complete: str | None = None
+    params: dict[str, float]
+    distributions: dict[str, str]
+    value: float | None
+    values: list[float] | None
+    user_attrs: dict[str, Any]
+    system_attrs: dict[str, Any]
+    intermediate_values: dict[str, float]
+
+
+class OfTrial(Record):
+    trial_id: Annotated[int, Field(ge=0)]
+
+
+class TrialEnds(OfTrial):
+    op_code: Literal[6]
+    state: Literal[1, 2, 3]
+    datetime_complete: str
+    values: list[float] | None
+
+
+class IntermediateValue(OfTrial):
+    op_code: Literal[7]
+    step: int
+    intermediate_value: float
+
+
+class UserAttribute(OfTrial):
+    op_code: Literal[8]
+    user_attr: Annotated[dict[str, Any], Field(min_length=1, max_length=1)]
+
+
+class SystemAttribute(OfTrial):
+    op_code: Literal[9]
+    system_attr: Annotated[dict[str, Any], Field(min_length=1, max_length=1)]
+
+
+AnyRecord = StudyBegins | StudyAttribute | TrialBegins | TrialEnds | IntermediateValue | UserAttribute | SystemAttribute
+RECORD: TypeAdapter[AnyRecord] = TypeAdapter(Annotated[AnyRecord, Field(discriminator="op_code")])
+
+
+class Begun(BaseModel):
+    """The user attributes that a trial of the sweep begins with."""
+
+    model_config = ConfigDict(strict=True)
+
+    number: int
+    point: dict[str, Any]
+    lineage: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported(Evaluation):
+    """An evaluation as the study keeps it (`study.Run.evaluations`)."""
+
+    spent: float
+    order: int
+    clock: float
+
+
+class Ended(BaseModel):
+    """How a run ended, as the study keeps it."""
+
+    model_config = ConfigDict(strict=True)
+
+    ending: Ending
+    message: str
+    facts: dict[str, float]
+
+
+BEGUN, REPORTED, ENDED = TypeAdapter(Begun), TypeAdapter(Reported), TypeAdapter(Ended)
+
+
+class DamagedLineError(ValueError):
+    """A line that cannot follow those before it; the message says why."""
+
+
+class Contents:
+    """What the lines so far say, as far as the next one must agree with it."""
+
+    def __init__(self, objectives: Iterable[str]) -> None:
+        self.objectives = set(objectives)
+        self.begun: tuple[str, list[int]] | None = None
+        """The study's name, and the direction of each objective by Optuna's numbers."""
+        self.trials: list[int | None] = []
+        """Under Optuna's id of each: its number, or None for one of an earlier sweep that this one was warmed with."""
+        self.endings: dict[int, set[str]] = {}
+        """By Optuna's id of a trial: how its runs ended."""
+        self.over: set[int] = set()
+
+    @property
+    def numbered(self) -> int:
+        return sum(number is not None for number in self.trials)
+
+    def add(self, line: bytes) -> None:
+        """Take the next line.
+
+        Raises:
+            DamagedLineError: it is not one that follows those before it; nothing of it is taken.
+        """
+        try:
+            record = RECORD.validate_json(line)
+        except ValidationError as error:
+            raise DamagedLineError(f"it is not what Optuna writes: {first_fault(error)}") from None
+        if isinstance(record, StudyBegins):
+            self.begun = self.begun or (record.study_name, list(record.directions))
+            return
+        if self.begun is None:
+            raise DamagedLineError("no line before it begins the study")
+        match record:
+            case TrialBegins():
+                self.begin(record)
+            case OfTrial() if record.trial_id >= len(self.trials):
+                raise DamagedLineError(f"no line before it begins the trial with Optuna's id {record.trial_id}")
+            case TrialEnds():
+                self.end(record)
+            case UserAttribute():
+                self.attribute(record)
+
+    def begin(self, record: TrialBegins) -> None:
+        if record.params.keys() != record.distributions.keys():
+            raise DamagedLineError("its params are not those of its distributions")
+        if "warm" in record.user_attrs:
+            if record.state != 1 or record.datetime_complete is None:
+                raise DamagedLineError("it takes a trial of an earlier sweep over that has not ended")
+            self.trials.append(None)
+            return
+        begun = checked(BEGUN, record.user_attrs)
+        if record.state != 0 or record.value is not None or record.values is not None:
+            raise DamagedLineError("it begins a trial that has ended")
+        if begun.number != self.numbered + 1:
+            raise DamagedLineError(f"it begins trial {begun.number}, and the one before is trial {self.numbered}")
+        if begun.lineage and not {"member", "generation"} <= begun.lineage.keys():
+            raise DamagedLineError("its lineage names no member and generation")
+        if not 0 <= begun.lineage.get("parent", 0) <= self.numbered:
+            raise DamagedLineError(f"no line before it begins its parent, trial {begun.lineage['parent']}")
+        self.trials.append(begun.number)
+
+    def end(self, record: TrialEnds) -> None:
+        if ENDED_BY[record.state] not in self.endings.get(record.trial_id, ()):
+            raise DamagedLineError("it ends a trial, and no line before it says that a run of that ended so")
+        if self.begun and record.state == 1 and len(record.values or ()) != len(self.begun[1]):
+            raise DamagedLineError("it finishes a trial without a value for each objective")
+        self.over.add(record.trial_id)
+
+    def attribute(self, record: UserAttribute) -> None:
+        [(name, value)] = record.user_attr.items()
+        if not re.fullmatch(r"run \d{1,9} (step \d{1,18}|ending)", name):
+            raise DamagedLineError(f"a trial has no {name!r}")
+        if name.endswith("ending"):
+            ended = checked(ENDED, value)
+            if ended.ending == "finished" and (missing := {"validation_loss", *self.objectives} - ended.facts.keys()):
+                raise DamagedLineError(f"it finishes a run without its {', '.join(sorted(missing))}")
+            self.endings.setdefault(record.trial_id, set()).add(ended.ending)
+        elif checked(REPORTED, value).step != int(name.rpartition(" ")[2]):
+            raise DamagedLineError(f"it tells of another step than its name, {name!r}")
+
+
+def checked(adapter: TypeAdapter[Any], value: Any) -> Any:
+    try:
+        return adapter.validate_json(
+            json.dumps(value), strict=True
+        )  # of Python's own, strict takes no dict for a dataclass
+    except ValidationError as error:
+        raise DamagedLineError(f"it is not what a sweep notes: {first_fault(error)}") from None
+
+
+def first_fault(error: ValidationError) -> str:
+    fault = error.errors(include_url=False, include_input=False)[0]
+    if fault["type"].startswith("union_tag"):
+        return "it has no op_code that a sweep writes"
+    return ": ".join(part for part in (".".join(map(str, fault["loc"])), fault["msg"]) if part)
