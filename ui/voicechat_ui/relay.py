@@ -18,6 +18,8 @@ from starlette.status import (
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
+from voicechat_serve.api.errors import websocket_only
+
 LARGEST_FRAME_BYTES = 1 << 20
 """Of either side: 15 seconds of sound as base64, where a client sends a fraction of a second."""
 
@@ -37,6 +39,10 @@ def add_relay(app: FastAPI, api_base_url: str, api_key: str) -> None:
         api_key: the page's own.
     """
     address = f"ws{api_base_url.removeprefix('http')}/realtime"
+
+    @app.get("/v1/realtime")
+    async def refuse_http() -> None:
+        raise websocket_only()
 
     @app.websocket("/v1/realtime")
     async def realtime(browser: WebSocket) -> None:

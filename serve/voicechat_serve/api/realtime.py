@@ -8,7 +8,7 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from starlette.status import WS_1008_POLICY_VIOLATION, WS_1013_TRY_AGAIN_LATER
 
 from voicechat_platform.errors import InputError
-from voicechat_serve.api.errors import APIError, api_error
+from voicechat_serve.api.errors import APIError, api_error, websocket_only
 from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.services import BRIEF_S, JUDGED_S, Services, answered, streamed
 from voicechat_serve.audio import Samples
@@ -27,6 +27,10 @@ def router(services: Services) -> APIRouter:
     routes = APIRouter()
     stages = ServiceStages(services)
     open_sessions: set[Session] = set()
+
+    @routes.get("/realtime", include_in_schema=False)
+    async def refuse_http() -> None:
+        raise websocket_only()
 
     @routes.websocket("/realtime")
     async def realtime(websocket: WebSocket, model: str = "", intent: str = "") -> None:
