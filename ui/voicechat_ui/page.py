@@ -216,7 +216,8 @@ def mount_page(app: FastAPI, api_base_url: str, api_key: str = "none") -> FastAP
         max_file_size="1mb",  # nothing is uploaded to Gradio
     )
     mounted = app.router.routes.pop()
-    assert isinstance(mounted, Mount) and isinstance(mounted.app, FastAPI)
+    assert isinstance(mounted, Mount)
+    assert isinstance(mounted.app, FastAPI)
     answer_unknown_paths_in_openai_form(mounted.app)
     app.router.default = mounted.app  # a route at "/" would take the methods that the others do not know
     return app

@@ -151,6 +151,8 @@ def validation_error(error: RequestValidationError) -> APIError:
     parts = [str(part) for part in first["loc"][1:]]
     param = ".".join(part for part in parts if "[" not in part or part.endswith("[]")) or None
     where = shortened(param, LONGEST_PARAM) if param else "the request is wrong"
+    if first["type"] == "extra_forbidden":
+        return APIError(400, f"{where} is not supported", param=param, code="unsupported_parameter")
     message = f"{where}: {first['msg']}"
     return APIError(400, message, param=param, code="invalid_value")
 
