@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from voicechat_serve.api.access import AccessRules, guard
 from voicechat_serve.front import build_front
 from voicechat_ui.page import mount_page
-from voicechat_ui.relay import LARGEST_FRAME_BYTES, add_relay
+from voicechat_ui.relay import LARGEST_FRAME_BYTES, add_relay, pass_frames
 
 
 class Api:
@@ -96,8 +97,32 @@ async def test_a_frame_that_is_too_large_is_not_passed_on(browser: ClientConnect
     assert browser.close_code == 1009
 
 
+async def test_what_breaks_inside_the_page_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    closed = []
+
+    class Silent:
+        def __aiter__(self) -> "Silent":
+            return self
+
+        async def __anext__(self) -> str:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def close(self) -> None:
+            closed.append(True)
+
+    async def receive() -> dict[str, Any]:
+        raise ValueError("no such frame")
+
+    browser: Any = SimpleNamespace(receive=receive)
+    api: Any = Silent()
+    await pass_frames(browser, api)
+    assert closed
+    assert "ValueError: no such frame" in caplog.text
+
+
 async def test_an_api_that_is_not_there_or_refuses_is_told_as_an_event(
-    serve: Callable[..., Any], free_port: Callable[[], int], address: str
+    serve: Callable[..., Any], free_port: Callable[[], int], address: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     lonely = FastAPI()
     add_relay(lonely, f"http://127.0.0.1:{free_port()}/v1", "secret")

@@ -6,6 +6,7 @@ voices there are.
 """
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from voicechat_ui.api_client import ORIGINS, ApiClient, LanguageModel
 from voicechat_ui.model_tab import add_model_tab, champion_or_version, open_tab
 from voicechat_ui.relay import add_relay
 from voicechat_ui.sweeps_tab import add_sweeps_tab
+
+log = logging.getLogger(__name__)
 
 TITLE = "llm-voice-chat"
 
@@ -97,7 +100,8 @@ def build_page(api: ApiClient) -> gr.Blocks:
         except openai.OpenAIError as error:
             text = api.explain(error)
         except Exception as error:  # the registry's
-            text = f"{chosen} cannot be found: {error}"
+            log.exception("%s cannot be found", chosen)
+            text = f"{chosen} cannot be found: {parts.why(error)}"
         else:
             return gr.Tabs(selected="talk"), model_picker(models, wanted), ""
         return gr.Tabs(), gr.Dropdown(), parts.block(parts.fault(text))
