@@ -118,7 +118,7 @@ async def test_lists_in_forms_are_given_several_times(http):
     assert "response_format verbose_json" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("content_type", ["application/json", "text/plain", "application/x-www-form-urlencoded", ""])
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain", "application/octet-stream", ""])
 async def test_a_sound_that_is_no_form_names_the_content_type(http, content_type):
     for path in ("/audio/transcriptions", "/audio/translations"):
         answer = await http.post(path, content=b"{}", headers={"Content-Type": content_type})

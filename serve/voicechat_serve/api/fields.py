@@ -110,13 +110,17 @@ class Part(BaseModel):
         }
 
 
+FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+"""Content types; the second one holds no file, which is then missed by its name."""
+
+
 async def require_known_form(request: Request) -> None:
     """A dependency of the routes that take forms; an empty value means "not given".
 
     Raises:
         APIError: 400, there is no form, or a field is not supported, or given twice where it is no list.
     """
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+    if not request.headers.get("content-type", "").lower().startswith(FORMS):
         raise APIError(400, "the body is not read as a form: send Content-Type: multipart/form-data")
     given = [(name, value) for name, value in (await request.form()).multi_items() if value != ""]
     known = [field.alias for field in request.scope["route"].dependant.body_params]
