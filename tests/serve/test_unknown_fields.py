@@ -2,6 +2,8 @@
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 
 from voicechat_serve.api.chat import ChatRequest
 from voicechat_serve.api.errors import APIError
@@ -68,16 +70,24 @@ def test_ctranslate2_refuses_each_sampling_parameter_that_it_cannot_do(name, val
         require_supported(GenerationRequest(prompt_ids=[1], sampling=Sampling(**{name: value})))
 
 
+def test_an_unknown_intent_is_refused():
+    address = "ws://127.0.0.1/realtime?intent=transcribe"
+    with TestClient(build(SERVICES)).websocket_connect(address) as socket:
+        error = socket.receive_json()["error"]
+        with pytest.raises(WebSocketDisconnect) as closed:
+            socket.receive_json()
+    assert (error["param"], error["code"], closed.value.code) == ("intent", "invalid_value", 1008)
+    assert "intent=transcribe is not supported" in error["message"]
+
+
+SERVICES = Services(
+    models={}, language_models={"m": None}, transcription=None, transcription_model="whisper-tiny.en", synthesis=None
+)
+
+
 @pytest.fixture
 async def http():
-    services = Services(
-        models={},
-        language_models={"m": None},
-        transcription=None,
-        transcription_model="whisper-tiny.en",
-        synthesis=None,
-    )
-    transport = httpx.ASGITransport(build(services))
+    transport = httpx.ASGITransport(build(SERVICES))
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
         yield http
 
