@@ -33,7 +33,7 @@ class VoiceId(Part):
 
 Voice = Annotated[
     Annotated[Text, Tag("[name]")] | Annotated[VoiceId, Tag("[object]")],
-    Discriminator(lambda voice: "[name]" if isinstance(voice, str) else "[object]"),
+    Discriminator(lambda voice: "[object]" if isinstance(voice, dict) else "[name]"),
 ]
 
 
