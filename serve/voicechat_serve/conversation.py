@@ -14,6 +14,7 @@ in mid-sentence only the words whose sound was played (`Item.truncate`).
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from voicechat_serve.loaded_model import Delta
 from voicechat_serve.sentences import Sentence, SentenceSplitter
 from voicechat_serve.spoken_text import Reader
 from voicechat_serve.voices import SPEECH_RATE
+
+log = logging.getLogger("ray.serve.voicechat.realtime")
 
 Message = dict[str, str]
 """What a model is given of an item: {"role": "system" | "user" | "assistant", "content": text}."""
@@ -299,8 +302,13 @@ async def uncancelled(stage: Coroutine[Any, Any, Made]) -> Made:
 
 
 async def stop(*tasks: asyncio.Task[Any] | None) -> None:
-    """Cancel tasks and wait until each is over, however it ends."""
+    """Cancel tasks and wait until each is over, however it ends. What one raises that was still running is logged:
+    nobody waits for it any more."""
     begun = [task for task in tasks if task is not None]
-    for task in begun:
+    running = [task for task in begun if not task.done()]
+    for task in running:
         task.cancel()
     await asyncio.gather(*begun, return_exceptions=True)
+    for task in running:
+        if not task.cancelled() and (error := task.exception()):
+            log.warning("a task failed while it was stopped", exc_info=error)

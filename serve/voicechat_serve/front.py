@@ -10,10 +10,9 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from ray import serve
 from ray.serve.schema import DeploymentStatus, ReplicaState, ServeStatus
-from starlette.exceptions import HTTPException
 
 from voicechat_serve.api.access import AccessRules, guard
-from voicechat_serve.api.errors import API_PATHS, answer_errors_in_openai_form
+from voicechat_serve.api.errors import answer_errors_in_openai_form
 from voicechat_serve.exporters import cluster_metrics
 from voicechat_serve.flow_control import FlowControl
 from voicechat_serve.loopback import listen_where_ray_listens
@@ -84,30 +83,22 @@ class FrontIngress:
         self.page, self.access = page, access
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        app = FastAPI(title="llm-voice-chat", docs_url=None, redoc_url=None, openapi_url=None)
-        guard(app, self.access, "Basic")
-        app.add_middleware(FlowControl)
-        answer_errors_in_openai_form(app)
-        add_probes(app)
-        refuse_api_paths(app)
-        return self.page(app) if self.page else app
+        return build_front(self.page, self.access)
 
 
-def refuse_api_paths(app: FastAPI) -> None:
-    """Before the page is mounted, whose own errors are not OpenAI's: what was meant for /v1 is told so."""
-
-    async def refuse() -> None:
-        raise HTTPException(404)
-
-    for path in API_PATHS:
-        methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
-        app.add_api_route(path.rstrip("/") + "{rest:path}", refuse, methods=methods)
+def build_front(page: Page | None, access: AccessRules) -> FastAPI:
+    app = FastAPI(title="llm-voice-chat", docs_url=None, redoc_url=None, openapi_url=None)
+    guard(app, access, "Basic")
+    app.add_middleware(FlowControl)
+    answer_errors_in_openai_form(app)
+    add_probes(app)
+    return page(app) if page else app
 
 
 def add_probes(app: FastAPI) -> None:
     controller = Controller()
 
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> Any:
         """Whether to restart: this process answers, and Serve's controller does."""
         try:
@@ -116,7 +107,7 @@ def add_probes(app: FastAPI) -> None:
             return JSONResponse({"status": "unavailable", "reason": "Serve's controller does not answer"}, 503)
         return {"status": "ok"}
 
-    @app.get("/ready")
+    @app.api_route("/ready", methods=["GET", "HEAD"])
     async def ready() -> Any:
         """Whether to send requests: every part is loaded and warmed up."""
         try:
@@ -127,6 +118,6 @@ def add_probes(app: FastAPI) -> None:
             {"status": "unavailable" if waiting else "ready", "not_ready": waiting}, 503 if waiting else 200
         )
 
-    @app.get("/metrics")
+    @app.api_route("/metrics", methods=["GET", "HEAD"])
     async def metrics() -> Response:
         return Response(await cluster_metrics(), media_type=CONTENT_TYPE_PLAIN_0_0_4)

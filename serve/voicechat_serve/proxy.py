@@ -5,9 +5,11 @@ before its proxy listens. On a cluster that was started without that variable no
 """
 
 import asyncio
+import json
 import socket
 from typing import cast
 
+import h11
 import uvicorn.config
 from ray.serve._private.constants import SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER
 from starlette.middleware import Middleware
@@ -61,6 +63,7 @@ class WebSocketsWithoutTimeout:
 
 class BoundedConnection(H11Protocol):
     """A connection that the kernel breaks off when its client takes nothing: a closed one would wait for it for ever.
+    Its errors are in OpenAI's form.
 
     Uvicorn's other parser, httptools, gathers headers without end in memory, before any key is asked for.
     """
@@ -70,6 +73,23 @@ class BoundedConnection(H11Protocol):
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux has it
             connection = cast(socket.socket, transport.get_extra_info("socket"))
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNTAKEN_MS)
+
+    def send_400_response(self, msg: str) -> None:
+        """Uvicorn's, of what it cannot parse as HTTP, in OpenAI's form."""
+        body = json.dumps(APIError(400, f"{msg} Look at its first line and its headers.").body()).encode()
+        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+        for event in (
+            h11.Response(status_code=400, headers=headers, reason="Bad Request"),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _should_upgrade(self) -> bool:
+        """What is no whole handshake stays a plain request, whose errors are OpenAI's."""
+        names = {name for name, _ in self.headers}
+        return self.scope["method"] == "GET" and b"sec-websocket-key" in names and super()._should_upgrade()
 
 
 def middlewares() -> list[Middleware]:

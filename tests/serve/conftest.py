@@ -36,6 +36,7 @@ from voicechat_serve.engines.choice import make_engine
 from voicechat_serve.engines.interface import UnknownVersionError
 from voicechat_serve.language_model import ServedModel
 from voicechat_serve.loaded_model import LoadedModel
+from voicechat_serve.proxy import BoundedConnection
 from voicechat_serve.transcription import Transcript
 from voicechat_serve.voices import SPEECH_RATE
 
@@ -292,7 +293,10 @@ def listening():
 @contextmanager
 def listening_server(app: FastAPI) -> Iterator[str]:
     port = find_free_port()
-    server = uvicorn.Server(uvicorn.Config(CancelledWhenLeft(app), host="127.0.0.1", port=port, log_level="critical"))
+    config = uvicorn.Config(
+        CancelledWhenLeft(app), host="127.0.0.1", port=port, log_level="critical", http=BoundedConnection
+    )
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -4,14 +4,18 @@ import asyncio
 import io
 import json
 import re
+import socket
 import time
 import wave
+from urllib.parse import urlsplit
 
 import httpx
 import jiwer
 import numpy as np
 import openai
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from voicechat_serve.audio import HEARING_RATE, decode
 
@@ -288,6 +292,31 @@ def test_one_port_for_the_page_the_probes_and_the_api(http):
     assert http.get("/v1/models").status_code == 200
     assert http.get("/v1").status_code == 404
     assert http.get("/v1/health").status_code == 404
+
+
+def test_odd_corners_have_openais_form(http, server):
+    """Through Serve's own proxy."""
+    assert http.head("/health").status_code == 200
+    for response, status in (
+        (http.post("/health"), 405),
+        (http.get("/v1/models/", follow_redirects=False), 404),
+        (http.post("/v1/chat/completions/", follow_redirects=False), 404),
+        (http.delete("/v1/models"), 405),
+        (http.get("/v1/realtime"), 426),
+        (http.post(CHAT, json=GOOD_CHAT, headers={"content-encoding": "gzip"}), 415),
+    ):
+        assert (response.status_code, list(response.json())) == (status, ["error"])
+    for path in ("/nowhere", "/v1/nowhere", "/v1/models"):
+        with pytest.raises(InvalidStatus) as refused:
+            connect(f"{server.replace('http', 'ws')}{path}", proxy=None).__enter__()
+        assert refused.value.response.status_code == 404
+        assert json.loads(refused.value.response.body)["error"]["code"] == "not_found"
+    address = urlsplit(server)
+    with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
+        connection.sendall(b"GET /v1/models\x00 HTTP/1.1\r\n\r\n")
+        head, _, body = b"".join(iter(lambda: connection.recv(65536), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert list(json.loads(body)) == ["error"]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from voicechat_serve.conversation import (
     SpeechChunk,
     Spoken,
     TextDelta,
+    stop,
 )
 from voicechat_serve.loaded_model import Delta
 from voicechat_serve.voices import SPEECH_RATE
@@ -322,3 +323,23 @@ def test_ending_a_reply_at_any_moment_leaves_nothing_behind(
         assert text_of(await events_of(following)) == "".join(reply)
 
     asyncio.run(scenario())
+
+
+async def test_what_a_task_raises_while_it_is_stopped_is_logged(caplog):
+    async def fail():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ValueError("it cannot be closed")
+
+    async def end():
+        await asyncio.Event().wait()
+
+    tasks = [asyncio.create_task(work()) for work in (fail, end)]
+    await asyncio.sleep(0)
+    await stop(*tasks, None)
+    assert all(task.done() for task in tasks)
+    assert "ValueError: it cannot be closed" in caplog.text
+    caplog.clear()
+    await stop(*tasks)
+    assert not caplog.records, "whoever waited for a task that was over knows how it ended"

@@ -5,13 +5,14 @@ import pytest
 from fastapi import FastAPI
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError
-from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.testclient import TestClient, WebSocketDenialResponse
 
 from voicechat_platform.errors import InputError
+from voicechat_serve.api.access import AccessRules
 from voicechat_serve.api.errors import answer_errors_in_openai_form
 from voicechat_serve.engines.interface import OverloadedError, PromptTooLongError
-from voicechat_serve.front import refuse_api_paths
+from voicechat_serve.front import build_front
 
 
 def from_replica(error: Exception) -> Exception:
@@ -53,14 +54,35 @@ async def test_forms(error, status, code):
 
 @pytest.mark.parametrize("path", ["/chat/completions", "/models", "/audio/speech", "/completions"])
 async def test_outside_of_v1_an_error_says_where_the_api_is(path):
-    app = FastAPI()
-    answer_errors_in_openai_form(app)
-    refuse_api_paths(app)
-    app.mount("/", Starlette())  # as the page is mounted, which has errors of its own
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-        for method in ("GET", "POST", "DELETE"):
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(front()), base_url="http://127.0.0.1") as client:
+        for method in ("GET", "POST", "DELETE", "OPTIONS", "TRACE"):
             response = await client.request(method, path)
             assert response.status_code == 404
             told = response.json()["error"]
             assert (told["code"], told["type"]) == ("not_found", "invalid_request_error")
             assert told["message"] == f"invalid URL ({method} {path}); the API is at /v1: ask for /v1{path}"
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics"])
+async def test_a_probe_asked_with_another_method_names_its_own(path):
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(front()), base_url="http://127.0.0.1") as client:
+        for method in ("POST", "OPTIONS", "DELETE"):
+            response = await client.request(method, path)
+            assert (response.status_code, response.json()["error"]["code"]) == (405, "method_not_supported")
+            assert set(response.headers["allow"].split(", ")) == {"GET", "HEAD"}
+            assert response.json()["error"]["message"].startswith(f"{method} is not allowed on {path}, only")
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/health", "/v1/models", "/"])
+def test_a_websocket_where_there_is_none(path):
+    with (
+        pytest.raises(WebSocketDenialResponse) as refused,
+        TestClient(front()).websocket_connect(f"ws://127.0.0.1{path}"),
+    ):
+        pass
+    assert refused.value.status_code == 404
+    assert "only at /v1/realtime" in refused.value.json()["error"]["message"]
+
+
+def front() -> FastAPI:
+    return build_front(None, AccessRules())

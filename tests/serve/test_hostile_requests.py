@@ -1,5 +1,6 @@
 """What no client should send: each is answered with a 4xx in OpenAI's form, or harmlessly, and never with a 5xx."""
 
+import gzip
 import json
 import socket
 from urllib.parse import urlsplit
@@ -113,6 +114,8 @@ def is_refused(kind: type[BaseModel], body: str) -> bool:
         '[{"role": "user", "content": null}]',
         '[{"role": ["user"], "content": "a"}]',
         '[{"content": "a"}]',
+        '[{"role": "user", "content": "a", "\\ud800": 1}]',
+        '[{"role": "user", "content": "a", "name": "\\ud800"}]',
         "[null]",
         "[[]]",
         "[" + ", ".join(['{"role": "user", "content": "a"}'] * 2049) + "]",
@@ -128,7 +131,7 @@ def test_bad_messages(http, messages):
         ("messages", '[{"role": "user", "content": "\\u0000\\u0007\\u001b[2J\\u202e\\ufffe"}]'),
         ("messages", '[{"role": "user", "content": ""}]'),
         ("messages", '[{"role": "user", "content": []}]'),
-        ("messages", '[{"role": "user", "content": "a", "content": "b", "name": "\\ud800", "\\ud800": 1}]'),
+        ("messages", '[{"role": "user", "content": "a", "content": "b", "name": "anna", "x": null}]'),
         ("messages", '[{"role": "assistant"}, {"role": "system", "content": "a"}, {"role": "user", "content": "a"}]'),
         ("messages", '[{"role": "user", "content": "{{ 7 * 7 }}{% for x in range(9**9) %}{% endfor %}"}]'),
         ("stop", '""'),
@@ -216,6 +219,44 @@ def test_bad_bodies(http, content):
         assert_refused(post(http, path, content))
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "is empty"),
+        (b"[]", "no JSON object"),
+        (b"null", "no JSON object"),
+        (b'{"model": "\xff"}', "not UTF-8 at byte 11"),
+        (b"[" * 10_000 + b"]" * 10_000, "nested too deeply"),
+        (b'{"model": ' + b'{"a":' * 10_000, "nested too deeply"),
+        (b'{"seed": 1' + b"0" * 5000 + b"}", "too many digits"),
+    ],
+    ids=lambda value: repr(value[:12]),
+)
+def test_a_bad_body_is_told_why(http, content, told):
+    for path in (*PATHS, "/audio/speech"):
+        assert told in assert_refused(post(http, path, content))["message"]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "GZIP", "gzip, br", "x" * 1000])
+def test_compressed_bodies_are_refused_by_name(http, encoding):
+    for path in (*PATHS, "/audio/speech", "/audio/transcriptions"):
+        refused = post(http, path, gzip.compress(b"{}"), JSON | {"content-encoding": encoding})
+        error = assert_refused(refused, 415)
+        assert error["message"].startswith(f"Content-Encoding: {encoding.lower()[:39]}")
+        assert refused.headers["accept-encoding"] == "identity"
+    identity = post(http, COMPLETIONS, json.dumps(GOOD | ASKED[COMPLETIONS]), JSON | {"content-encoding": "identity"})
+    assert identity.status_code == 200
+
+
+@pytest.mark.parametrize("charset", ["utf-16", "latin-1", "UTF-7", '"utf-32"'])
+def test_json_in_other_character_sets_is_refused_by_name(http, charset):
+    content = json.dumps(GOOD | ASKED[COMPLETIONS])
+    refused = post(http, COMPLETIONS, content, {"content-type": f"application/json; charset={charset}"})
+    assert f"charset={charset.lower().strip(chr(34))}" in assert_refused(refused, 415)["message"]
+    for good in ("utf-8", "UTF-8", '"utf8"'):
+        assert post(http, COMPLETIONS, content, {"content-type": f"application/json;charset={good}"}).status_code == 200
+
+
 def test_the_last_of_duplicate_keys_counts(http):
     """As in every JSON parser of the clients'."""
     body = (
@@ -245,7 +286,7 @@ def test_content_types_that_lie(http, content_type):
         response = post(
             http, path, json.dumps(GOOD | ASKED.get(path, {})), {"content-type": content_type.encode("latin-1")}
         )
-        assert_harmless(response)
+        assert_harmless(response, 400, 415)
 
 
 @pytest.mark.parametrize("charset", ["nonsense", "undefined", "idna", "base64", "\x80", "a\x80", "utf-16", "rot13"])
@@ -262,7 +303,50 @@ def test_unknown_methods(http, method):
     if method == "HEAD":
         assert (response.status_code, response.content) == (405, b"")
     else:
-        assert_refused(response, 405)
+        assert assert_refused(response, 405)["code"] == "method_not_supported"
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, "/audio/speech", "/audio/voices", "/openapi.json", "/realtime"])
+def test_a_slash_too_many_is_no_redirect(http, path):
+    """Which would be to the host and the scheme that a proxy in front has hidden."""
+    for method in ("GET", "POST"):
+        assert assert_refused(http.request(method, f"{path}/"), 404)["code"] == "not_found"
+
+
+def test_realtime_without_a_websocket(http, api):
+    response = http.get("/realtime?model=shakespeare")
+    assert "is a WebSocket" in assert_refused(response, 426)["message"]
+    assert response.headers["upgrade"] == "websocket"
+    handshake = b"Host: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    assert_refused(raw(api, b"GET /realtime HTTP/1.1\r\n" + handshake + b"\r\n"), 426)  # it has no key
+    whole = handshake + b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    assert raw(api, b"POST /realtime HTTP/1.1\r\n" + whole + b"\r\n").status_code == 405
+    for path in (b"/nowhere", b"/models", b"/realtime/"):
+        response = raw(api, b"GET " + path + b" HTTP/1.1\r\n" + whole + b"\r\n")
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
+
+
+def test_a_query_of_any_length(api):
+    for length, status in ((60_000, 200), (66_000, 414)):  # httpx sends no more than 65,536
+        response = raw(
+            api, b"GET /models?" + b"x" * length + b" HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+        )
+        assert response.status_code == status
+    assert_refused(response, 414)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        *(b"GET /models\x00 HTTP/1.1", b"GET /mod els HTTP/1.1", b"GET /\xff HTTP/1.1", b"GET /models", b"nonsense"),
+        *(b"POST /completions HTTP/1.1\r\nContent-Length: " + length for length in (b"-1", b"abc", b"1e3", b"")),
+        b"POST /completions HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 3",
+        b"POST /completions HTTP/1.1\r\nTransfer-Encoding: gzip, chunked",
+    ],
+)
+def test_what_is_no_http(api, head):
+    response = raw(api, head + b"\r\nHost: 127.0.0.1\r\n\r\n")
+    assert (response.status_code, response.json()["error"]["type"]) == (400, "invalid_request_error")
 
 
 @pytest.mark.parametrize(
@@ -337,8 +421,9 @@ def test_headers_of_odd_bytes(api, guarded, line, header):
         response = raw(
             address, line + b" HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n" + header + b"\r\n" + own + b"\r\n"
         )
-        # Beneath the application uvicorn's parser answers with a plain text of its own.
         assert 200 <= response.status_code < 500, response.text
+        if response.status_code >= 400:
+            assert list(response.json()) == ["error"]
 
 
 @pytest.fixture(scope="module")

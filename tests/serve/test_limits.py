@@ -113,7 +113,7 @@ async def test_word_that_the_client_has_left_is_waited_for_without_a_limit():
         yield {"type": "http.disconnect"}
 
     source = messages()
-    scope = {"type": "http", "headers": []}
+    scope = {"type": "http", "path": "/", "query_string": b"", "headers": []}
     await RequestLimits(app, body_seconds=0.02)(scope, source.__anext__, None)
     assert heard[1] == {"type": "http.disconnect"}
 

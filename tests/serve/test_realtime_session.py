@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from realtime_session import Client, MadeUpStages, connected, silence, up_to_the_pause, written
+from voicechat_serve.realtime.wire import Wire
 from voicechat_serve.voices import SPEECH_RATE
 
 TURN = [
@@ -648,3 +649,14 @@ async def test_a_reply_that_is_cancelled_before_its_first_word_is_not_in_progres
         done = await client.until("response.done")
         assert done["response"]["output"][0]["status"] == "incomplete"
         assert client.all("response.output_item.done")[0]["item"]["status"] == "incomplete"
+
+
+async def test_a_farewell_that_nobody_hears_is_logged(caplog):
+    async def send(frame):
+        raise OSError("the connection is gone")
+
+    wire = Wire(receive=None, send=send)
+    wire.emit({"type": "response.done"})
+    with caplog.at_level("INFO"):
+        await wire.farewell({"type": "invalid_request_error", "code": "session_idle", "message": "nothing was said"})
+    assert caplog.text.count("the connection is gone") == 2

@@ -2,6 +2,8 @@
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 
 from voicechat_serve.api.chat import ChatRequest
 from voicechat_serve.api.errors import APIError
@@ -68,12 +70,24 @@ def test_ctranslate2_refuses_each_sampling_parameter_that_it_cannot_do(name, val
         require_supported(GenerationRequest(prompt_ids=[1], sampling=Sampling(**{name: value})))
 
 
+def test_an_unknown_intent_is_refused():
+    address = "ws://127.0.0.1/realtime?intent=transcribe"
+    with TestClient(build(SERVICES)).websocket_connect(address) as socket:
+        error = socket.receive_json()["error"]
+        with pytest.raises(WebSocketDisconnect) as closed:
+            socket.receive_json()
+    assert (error["param"], error["code"], closed.value.code) == ("intent", "invalid_value", 1008)
+    assert "intent=transcribe is not supported" in error["message"]
+
+
+SERVICES = Services(
+    models={}, language_models={"m": None}, transcription=None, transcription_model="whisper-tiny.en", synthesis=None
+)
+
+
 @pytest.fixture
 async def http():
-    services = Services(
-        models={}, language_models={}, transcription=None, transcription_model="whisper-tiny.en", synthesis=None
-    )
-    transport = httpx.ASGITransport(build(services))
+    transport = httpx.ASGITransport(build(SERVICES))
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
         yield http
 
@@ -93,3 +107,98 @@ async def test_a_wrong_content_type_is_named(http, path, headers):
     answer = await http.post(path, content=b'{"model": "m"}', headers=headers)
     assert answer.status_code == 400
     assert "Content-Type: application/json" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/audio/transcriptions", "/audio/translations"])
+async def test_forms_refuse_fields_that_are_given_twice(http, path):
+    for given, name in (
+        ({"model": ["whisper-1", "whisper-2"]}, "model"),
+        ({"model": "whisper-1", "temperature": ["0", "1"]}, "temperature"),
+        ({"model": "whisper-1", "hotwords": ["x", ""]}, "hotwords"),
+    ):
+        answer = await http.post(path, data=given, files={"file": b"x"})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
+    answer = await http.post(path, data={"model": "whisper-1"}, files=[("file", b"x"), ("file", b"y")])
+    assert answer.json()["error"]["message"] == "file is given 2 times"
+
+
+async def test_lists_in_forms_are_given_several_times(http):
+    lists = {"model": "whisper-1", "timestamp_granularities[]": ["word", "segment"]}
+    answer = await http.post("/audio/transcriptions", data=lists, files={"file": b"x"})
+    assert "response_format verbose_json" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain", "application/octet-stream", ""])
+async def test_a_sound_that_is_no_form_names_the_content_type(http, content_type):
+    for path in ("/audio/transcriptions", "/audio/translations"):
+        answer = await http.post(path, content=b"{}", headers={"Content-Type": content_type})
+        assert answer.status_code == 400
+        assert "Content-Type: multipart/form-data" in answer.json()["error"]["message"]
+
+
+USER = {"role": "user", "content": "Hi"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"messages": [USER, USER | {"foo": 1}]}, "messages.1.foo"),
+        ({"messages": [USER | {"cache_control": {"type": "ephemeral"}}]}, "messages.0.cache_control"),
+        ({"messages": [USER | {"tool_calls": [{"id": "a", "type": "function"}]}]}, "messages.0.tool_calls"),
+        ({"messages": [USER | {"audio": {"id": "a"}}]}, "messages.0.audio"),
+        ({"messages": [{"role": "assistant", "content": "", "prefix": True}]}, "messages.0.prefix"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "x": 1}]}]},
+            "messages.0.content.0.x",
+        ),
+        ({"stream": True, "stream_options": {"include_usages": True}}, "stream_options.include_usages"),
+        ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
+        ({"response_format": {"type": "text", "strict": True}}, "response_format"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"audio": {"voice": "heart", "format": "wav"}}, "audio"),
+    ],
+)
+async def test_unknown_fields_inside_of_others_are_refused_by_their_whole_name(http, fields, param):
+    answer = await http.post("/chat/completions", json=CHAT | fields)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (400, param, "unsupported_parameter")
+    assert param in error["message"]
+
+
+async def test_stream_options_need_a_stream(http):
+    answer = await http.post("/chat/completions", json=CHAT | {"stream_options": {"include_usage": True}})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "stream_options")
+
+
+@pytest.mark.parametrize("kind", ["image_url", "input_audio", "file", "refusal"])
+async def test_content_that_is_no_text_is_refused_as_such(http, kind):
+    content = [{"type": "text", "text": "a"}, {"type": kind, kind: {"url": "data:,"}}]
+    answer = await http.post(
+        "/chat/completions", json={"model": "m", "messages": [{"role": "user", "content": content}]}
+    )
+    assert answer.json()["error"]["message"] == "only text content is supported"
+
+
+def test_an_answer_can_be_sent_back_as_clients_do():
+    nulls = dict.fromkeys(("refusal", "annotations", "audio", "function_call", "tool_calls"))
+    for more in (nulls, {"tool_calls": [], "annotations": [], "refusal": ""}, {"name": "anna"}):
+        messages = [USER, {"role": "assistant", "content": "Hello"} | more, USER]
+        asked = ChatRequest.model_validate({"model": "m", "messages": messages})
+        assert asked.messages[1].as_prompt(1) == {"role": "assistant", "content": "Hello"}
+
+
+@pytest.mark.parametrize(
+    ("voice", "param"),
+    [
+        ({"name": "heart"}, "voice.id"),
+        ({"id": "heart", "pitch": 2}, "voice.pitch"),
+        ({"id": 1}, "voice.id"),
+        (1, "voice"),
+    ],
+)
+async def test_a_voice_is_a_name_or_an_object_with_its_id(http, voice, param):
+    answer = await http.post("/audio/speech", json={"model": "tts-1", "input": "Hi", "voice": voice})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    unknown = await http.post("/audio/speech", json={"model": "tts-1", "input": "Hi", "voice": {"id": "nobody"}})
+    assert unknown.json()["error"]["param"] == "voice"
+    assert "nobody" in unknown.json()["error"]["message"]

@@ -15,7 +15,7 @@ from voicechat_platform.training.loop import Training
 from voicechat_platform.training.recipe import Recipe
 from voicechat_platform.training.run_folder import RunFolder
 from voicechat_platform.training.starting_point import load_data
-from voicechat_tune.distributed import train_on_workers
+from voicechat_tune.distributed import evaluations_after, train_on_workers
 
 
 def recipe(**training) -> Recipe:
@@ -118,3 +118,16 @@ def test_a_batch_that_workers_cannot_share_is_refused_before_ray_starts(tmp_path
     settings = recipe(batch_size=15)
     with pytest.raises(InputError, match=r"batch_size \(15\) must be a multiple of accumulate \(1\) times the workers"):
         train_on_workers(settings, load_data(settings), tmp_path / "run", None, 2, print)
+
+
+def test_a_damaged_checkpoint_is_waited_for_only_while_it_may_be_replaced(tmp_path, caplog):
+    run = RunFolder(tmp_path / "run")
+    assert evaluations_after(run, 0, is_over=True) == []
+    run.last.mkdir(parents=True)
+    (run.last / "config.json").write_text("{}")
+    (run.last / "run.json").write_text('{"history": [')
+    with caplog.at_level("DEBUG", "voicechat_tune.distributed"):
+        assert evaluations_after(run, 0, is_over=False) == []
+    assert "just being replaced" in caplog.text
+    with pytest.raises(InputError, match=r"run\.json"):
+        evaluations_after(run, 0, is_over=True)

@@ -4,15 +4,20 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Callable
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fastapi import FastAPI, WebSocket
+from starlette.testclient import TestClient, WebSocketDenialResponse
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from voicechat_serve.api.access import AccessRules, guard
-from voicechat_ui.relay import LARGEST_FRAME_BYTES, add_relay
+from voicechat_serve.front import build_front
+from voicechat_ui.page import mount_page
+from voicechat_ui.relay import LARGEST_FRAME_BYTES, add_relay, pass_frames
 
 
 class Api:
@@ -92,8 +97,32 @@ async def test_a_frame_that_is_too_large_is_not_passed_on(browser: ClientConnect
     assert browser.close_code == 1009
 
 
+async def test_what_breaks_inside_the_page_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    closed = []
+
+    class Silent:
+        def __aiter__(self) -> "Silent":
+            return self
+
+        async def __anext__(self) -> str:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def close(self) -> None:
+            closed.append(True)
+
+    async def receive() -> dict[str, Any]:
+        raise ValueError("no such frame")
+
+    browser: Any = SimpleNamespace(receive=receive)
+    api: Any = Silent()
+    await pass_frames(browser, api)
+    assert closed
+    assert "ValueError: no such frame" in caplog.text
+
+
 async def test_an_api_that_is_not_there_or_refuses_is_told_as_an_event(
-    serve: Callable[..., Any], free_port: Callable[[], int], address: str
+    serve: Callable[..., Any], free_port: Callable[[], int], address: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     lonely = FastAPI()
     add_relay(lonely, f"http://127.0.0.1:{free_port()}/v1", "secret")
@@ -115,3 +144,31 @@ async def test_pages_of_other_sites_are_refused(address: str) -> None:
     with pytest.raises(InvalidStatus) as refused:
         await connect(address, origin="http://elsewhere.test", proxy=None)  # type: ignore[arg-type]
     assert refused.value.response.status_code == 403
+
+
+@pytest.mark.parametrize(
+    "path", ["/nowhere", "/v1/models", "/embeddings", "/config/x", "/theme.css/", "/a%00b", "/%zz"]
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS", "TRACE"])
+def test_the_page_tells_paths_that_it_does_not_know_in_openais_form(front: TestClient, path: str, method: str) -> None:
+    refused = front.request(method, path, follow_redirects=False)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "not_found")
+
+
+def test_the_page_tells_methods_that_it_does_not_know(front: TestClient) -> None:
+    for method, path, allowed in (("POST", "/", "GET"), ("DELETE", "/config", "GET"), ("POST", "/health", "GET")):
+        refused = front.request(method, path)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (405, "method_not_supported")
+        assert allowed in refused.headers["allow"]
+    assert front.get("/v1/realtime").status_code == 426
+    assert "window.gradio_config" in front.get("/").text
+    with pytest.raises(WebSocketDenialResponse) as denied, front.websocket_connect("ws://127.0.0.1/nowhere"):
+        pass
+    assert (denied.value.status_code, denied.value.json()["error"]["code"]) == (404, "not_found")
+
+
+@pytest.fixture(scope="module")
+def front() -> TestClient:
+    """What answers at the root under `voicechat up`."""
+    page = partial(mount_page, api_base_url="http://127.0.0.1:1/v1", api_key="none")
+    return TestClient(build_front(page, AccessRules()), "http://127.0.0.1")

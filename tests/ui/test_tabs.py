@@ -30,7 +30,8 @@ from voicechat_tune.run_files import sweep_folder
 from voicechat_tune.study import RunKey, Study
 from voicechat_tune.sweep_file import SweepFile
 from voicechat_ui import html_parts, model_tab, sweeps_tab
-from voicechat_ui.page import mount_page
+from voicechat_ui.api_client import ApiClient
+from voicechat_ui.page import build_page, mount_page
 from voicechat_ui.training import train_recipe
 
 RECIPE = """\
@@ -175,10 +176,13 @@ def test_a_sweep_is_followed_while_it_runs(rates):
         "the first losses are not cut off, and say their values"
     )
     assert "broken off; it can go on" in sweeps_tab.open_tab("rates")[0]
-    rates.end_run(RunKey(3), "failed", "ValueError: <b>no</b>")
+    rates.end_run(RunKey(3), "failed", "ValueError: /srv/secret <b>no</b>")
     overview, _, trials = sweeps_tab.open_tab("rates")
     assert '<td data-column="state">finished</td>' in overview
-    assert "Trial 3 failed: ValueError: &lt;b&gt;no&lt;/b&gt;" in trials
+    assert "Trial 3 failed: ValueError. More: voicechat trial rates 3" in trials
+    assert "secret" not in trials
+    assert sweeps_tab.reason("InputError: the corpus is <b>empty</b>\nmore") == "the corpus is <b>empty</b>"
+    assert sweeps_tab.reason("its process or its machine is gone") == "its process or its machine is gone"
 
 
 @pytest.mark.parametrize("file", [notes.NOTES, JOURNAL])
@@ -187,6 +191,38 @@ def test_a_broken_sweep_is_told(rates, file):
     overview, _, trials = sweeps_tab.open_tab("rates")
     assert "cannot be read" in overview
     assert "rates cannot be shown" in trials
+
+
+async def test_errors_that_are_not_ours_are_told_by_the_log_alone(rates, monkeypatch, caplog, tmp_path):
+    def broken(*_: Any) -> None:
+        raise OSError("unable to open /srv/secret/mlflow.db")
+
+    monkeypatch.setattr("voicechat_platform.registry.Registry", broken)
+    talk = next(each.fn for each in build_page(api_client()).fns.values() if each.name == "talk_with")
+    shown = [
+        model_tab.open_tab(None, OPERATOR)[3],
+        model_tab.show_version("tiny@1", OPERATOR)[2],
+        model_tab.promote_version("tiny@1", OPERATOR)[0],
+        (await talk("tiny@1"))[2],
+        sweeps_tab.find_sweeps()[1],
+        sweeps_tab.show_sweep("elsewhere"),
+    ]
+    monkeypatch.setattr(notes, "open_study", broken)
+    shown.append(sweeps_tab.find_sweeps()[0][0].state)
+    shown.append(sweeps_tab.show_sweep("rates"))
+    (tmp_path / "heads").write_text("#!/bin/sh\necho 'OSError: /srv/secret/heads' >&2\nexit 1\n")
+    (tmp_path / "heads").chmod(0o700)
+    monkeypatch.setattr(model_tab.sys, "executable", str(tmp_path / "heads"))
+    shown.append([step async for step in model_tab.draw_heads("tiny@1", OPERATOR)][-1][0])
+    for text in shown:
+        assert "the log of this program says why" in text
+        assert "secret" not in text
+    logged = [record.getMessage() + str(record.exc_info) for record in caplog.records]
+    assert sum("/srv/secret" in line for line in logged) >= len(shown)
+
+
+def api_client() -> ApiClient:
+    return ApiClient("http://127.0.0.1:1/v1", "none")
 
 
 def test_a_sweep_that_only_the_registry_knows(tiny):

@@ -1,5 +1,6 @@
 """One run on several workers: the training loop under Ray Train, gradients averaged over gloo or nccl."""
 
+import logging
 import os
 import shutil
 import signal
@@ -26,6 +27,8 @@ from voicechat_platform.training.run_folder import RunFolder
 from voicechat_platform.training.starting_point import find_start
 from voicechat_tune.preemption import Preempted, stopping_on_notice
 from voicechat_tune.sweep_file import SweepFile
+
+log = logging.getLogger(__name__)
 
 
 def train_on_workers(
@@ -86,7 +89,7 @@ def train_in_trial(
     thread.start()
     while True:
         is_over = not thread.is_alive()
-        fresh = evaluations_after(run, seen)
+        fresh = evaluations_after(run, seen, is_over and not problems)
         seen += len(fresh)
         yield from fresh
         if is_over:
@@ -156,16 +159,16 @@ def followed(run: RunFolder, resume_from: Path | None, on_evaluation: Callable[[
     ended = threading.Event()
     seen = len(read_history(resume_from)) if resume_from else 0
 
-    def tell() -> None:
+    def tell(is_over: bool) -> None:
         nonlocal seen
-        fresh = evaluations_after(run, seen)
+        fresh = evaluations_after(run, seen, is_over)
         seen += len(fresh)
         for evaluation in fresh:
             on_evaluation(evaluation)
 
     def follow() -> None:
         while not ended.wait(1):
-            tell()
+            tell(is_over=False)
 
     thread = threading.Thread(target=follow)
     thread.start()
@@ -174,14 +177,21 @@ def followed(run: RunFolder, resume_from: Path | None, on_evaluation: Callable[[
     finally:
         ended.set()
         thread.join()
-    tell()
+    tell(is_over=True)
 
 
-def evaluations_after(run: RunFolder, seen: int) -> list[Evaluation]:
-    """Those in the run's last checkpoint that come after so many."""
+def evaluations_after(run: RunFolder, seen: int, is_over: bool) -> list[Evaluation]:
+    """Those in the run's last checkpoint that come after so many.
+
+    Raises:
+        InputError: the checkpoint is damaged, and the run, which might be just replacing it, is over.
+    """
     if not (run.last / "run.json").exists():
         return []
     try:
         return read_history(run.last)[seen:]
     except InputError:
-        return []  # it is just being replaced
+        if is_over:
+            raise
+        log.debug("a checkpoint is just being replaced", exc_info=True)
+        return []

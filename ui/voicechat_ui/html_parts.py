@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
+from voicechat_platform.errors import InputError
+
 # Gradio shows HTML as it is, its style included. Its own rules for tables are outdone by naming the class twice; the
 # colours are its variables, so that both themes fit.
 STYLE = """<style>
@@ -177,3 +179,8 @@ VERSION_CLICKS = """element.addEventListener("click", ({ target }) => {
 def folded(summary: str, content: str) -> str:
     """Content that opens on a click."""
     return f"<details><summary>{escape(summary)}</summary>{content}</details>"
+
+
+def why(error: Exception) -> str:
+    """The reason that a person is told. What is no error of ours names files, addresses and SQL: it is for the log."""
+    return str(error) if isinstance(error, InputError) else "the log of this program says why"

@@ -17,6 +17,7 @@ from typing import Any
 
 import gradio as gr
 
+from voicechat_platform.errors import InputError
 from voicechat_ui import html_parts as parts
 from voicechat_ui.head_maps import VALUES, head_maps
 from voicechat_ui.line_chart import Line, line_chart
@@ -108,7 +109,7 @@ def promote_version(chosen: str, request: gr.Request) -> tuple[str, Any, str]:
         registry.promote(version)
     except Exception as error:  # MLflow's, SQLAlchemy's, the network's; or the version is gone
         log.exception("%s cannot be promoted", chosen)
-        return told(f"{chosen} cannot be promoted: {error}"), hidden(), ""
+        return told(f"{chosen} cannot be promoted: {parts.why(error)}"), hidden(), ""
     log.info("%s was promoted on the page by %s", version, getattr(request.state, "key_id", "somebody without a key"))
     if not before:
         text = f"{version} is the champion of {version.name} now: it is served from the service's next start on."
@@ -126,7 +127,7 @@ def open_tab(chosen: str | None, request: gr.Request) -> tuple[Any, ...]:
         versions = sorted(Registry().versions(), key=lambda version: not version.is_champion)
     except Exception as error:  # MLflow's, SQLAlchemy's, the network's
         log.exception("the registry cannot be read")
-        return gr.Dropdown(choices=[], value=None), *nothing(told(f"The registry cannot be read: {error}"))
+        return gr.Dropdown(choices=[], value=None), *nothing(told(f"The registry cannot be read: {parts.why(error)}"))
     if not versions:
         return gr.Dropdown(choices=[], value=None), *nothing(parts.block(parts.notice(EMPTY)))
     choices = [(label(version), str(version)) for version in versions]
@@ -185,7 +186,7 @@ def show_version(chosen: str | None, request: gr.Request) -> tuple[Any, ...]:
             heads = ""
     except Exception as error:  # whatever is broken in a file or a folder: the page goes on
         log.exception("%s cannot be shown", chosen)
-        return nothing(told(f"{chosen} cannot be shown: {error}"))
+        return nothing(told(f"{chosen} cannot be shown: {parts.why(error)}"))
     return gr.Button(visible=True), promote, card, heads, gr.Button(visible=not heads)
 
 
@@ -274,20 +275,23 @@ async def draw_heads(chosen: str | None, request: gr.Request) -> AsyncGenerator[
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        os.setpriority(os.PRIO_PROCESS, process.pid, 10)  # those who talk meanwhile come first
+        with contextlib.suppress(ProcessLookupError):  # it has ended already
+            os.setpriority(os.PRIO_PROCESS, process.pid, 10)  # those who talk meanwhile come first
         async with asyncio.timeout(DRAWING_S):
             _, said = await process.communicate()
     except TimeoutError:
         with contextlib.suppress(ProcessLookupError):  # it has ended in this very moment
             process.kill()
         await process.wait()
-        said = f"it takes more than {DRAWING_S // 60} minutes".encode()
+        said = f"error: it takes more than {DRAWING_S // 60} minutes".encode()
     finally:
         if process.returncode is None:
             process.kill()
     if process.returncode:
-        reason = said.decode(errors="replace").strip().rpartition("\n")[2].removeprefix("error: ")
-        yield told(f"The heads of {chosen} cannot be drawn: {reason}"), gr.Button(visible=True)
+        log.error("the heads of %s cannot be drawn: %s", chosen, said.decode(errors="replace"))
+        kind, _, reason = said.decode(errors="replace").strip().rpartition("\n")[2].partition("error: ")
+        error = RuntimeError() if kind else InputError(reason)  # the command tells those of ours in one line
+        yield told(f"The heads of {chosen} cannot be drawn: {parts.why(error)}"), gr.Button(visible=True)
         return
     *_, heads, button = await asyncio.to_thread(show_version, chosen, request)
     yield heads, button

@@ -6,6 +6,7 @@ voices there are.
 """
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ from typing import Any
 import gradio as gr
 import openai
 from fastapi import FastAPI
+from starlette.routing import Mount
 
+from voicechat_serve.api.errors import answer_unknown_paths_in_openai_form
 from voicechat_ui import html_parts as parts
 from voicechat_ui.api_client import ORIGINS, ApiClient, LanguageModel
 from voicechat_ui.model_tab import add_model_tab, champion_or_version, open_tab
 from voicechat_ui.relay import add_relay
 from voicechat_ui.sweeps_tab import add_sweeps_tab
+
+log = logging.getLogger(__name__)
 
 TITLE = "llm-voice-chat"
 
@@ -95,7 +100,8 @@ def build_page(api: ApiClient) -> gr.Blocks:
         except openai.OpenAIError as error:
             text = api.explain(error)
         except Exception as error:  # the registry's
-            text = f"{chosen} cannot be found: {error}"
+            log.exception("%s cannot be found", chosen)
+            text = f"{chosen} cannot be found: {parts.why(error)}"
         else:
             return gr.Tabs(selected="talk"), model_picker(models, wanted), ""
         return gr.Tabs(), gr.Dropdown(), parts.block(parts.fault(text))
@@ -193,7 +199,7 @@ def head() -> str:
 def mount_page(app: FastAPI, api_base_url: str, api_key: str = "none") -> FastAPI:
     """Put the page at "/" of `app`, and /v1/realtime for where nobody else answers it.
 
-    The page answers every path that has no route yet, so `app`'s own routes must be there before.
+    The page answers every path that `app` has no route for; what the page does not know is an error in OpenAI's form.
 
     Args:
         api_base_url: the API as this process reaches it; ends in /v1.
@@ -203,7 +209,7 @@ def mount_page(app: FastAPI, api_base_url: str, api_key: str = "none") -> FastAP
         The app to serve.
     """
     add_relay(app, api_base_url, api_key)
-    return gr.mount_gradio_app(
+    gr.mount_gradio_app(
         app,
         build_page(ApiClient(api_base_url, api_key)),
         path="/",
@@ -213,3 +219,9 @@ def mount_page(app: FastAPI, api_base_url: str, api_key: str = "none") -> FastAP
         run_history=False,
         max_file_size="1mb",  # nothing is uploaded to Gradio
     )
+    mounted = app.router.routes.pop()
+    assert isinstance(mounted, Mount)
+    assert isinstance(mounted.app, FastAPI)
+    answer_unknown_paths_in_openai_form(mounted.app)
+    app.router.default = mounted.app  # a route at "/" would take the methods that the others do not know
+    return app

@@ -4,6 +4,7 @@ Under `voicechat up` nothing comes here: Serve gives all of /v1 to the API.
 """
 
 import asyncio
+import logging
 import secrets
 from contextlib import suppress
 from typing import Any
@@ -17,6 +18,10 @@ from starlette.status import (
 )
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+
+from voicechat_serve.api.errors import websocket_only
+
+log = logging.getLogger(__name__)
 
 LARGEST_FRAME_BYTES = 1 << 20
 """Of either side: 15 seconds of sound as base64, where a client sends a fraction of a second."""
@@ -38,6 +43,10 @@ def add_relay(app: FastAPI, api_base_url: str, api_key: str) -> None:
     """
     address = f"ws{api_base_url.removeprefix('http')}/realtime"
 
+    @app.get("/v1/realtime")
+    async def refuse_http() -> None:
+        raise websocket_only()
+
     @app.websocket("/v1/realtime")
     async def realtime(browser: WebSocket) -> None:
         await browser.accept()
@@ -51,9 +60,11 @@ def add_relay(app: FastAPI, api_base_url: str, api_key: str) -> None:
                 proxy=None,
             )
         except InvalidStatus as error:
+            log.warning("%s: %s", address, error)
             message, code = refusal(error.response.status_code)
             await give_up(browser, message, code)
         except (OSError, WebSocketException):
+            log.warning("%s does not answer", address, exc_info=True)
             message = f"The server at {api_base_url} does not answer. Start it with `voicechat serve`."
             await give_up(browser, message, WS_1013_TRY_AGAIN_LATER)
         else:
@@ -94,7 +105,9 @@ async def pass_frames(browser: WebSocket, api: ClientConnection) -> None:
     finally:
         for direction in directions:
             direction.cancel()
-        await asyncio.gather(*directions, return_exceptions=True)
+        for ending in await asyncio.gather(*directions, return_exceptions=True):
+            if isinstance(ending, Exception):  # no cancellation
+                log.error("a conversation broke off inside the page", exc_info=ending)
         await api.close()
 
 

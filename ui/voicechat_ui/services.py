@@ -20,9 +20,11 @@ from voicechat_platform.folders import scratch_folder
 from voicechat_platform.registry import Registry, Version
 from voicechat_platform.settings import Settings
 from voicechat_serve.api.access import access_rules, guard
+from voicechat_serve.api.errors import answer_errors_in_openai_form
 from voicechat_serve.application import DeploymentState, deploy, require_free, stop, wait_until_ready
 from voicechat_serve.application_file import local_application, read_application, served_models
 from voicechat_serve.keys import make_secret
+from voicechat_serve.proxy import BoundedConnection
 from voicechat_serve.sentence_end import SENTENCE_END_MODEL
 from voicechat_tune.run import run_sweep
 from voicechat_tune.sweep_file import quickstart, read_sweep
@@ -197,15 +199,16 @@ def run_page(settings: Settings, api: str) -> None:
     access = access_rules(settings)
     require_free(settings.port, settings.host)
     console.print(f"Talk:  http://{reachable(settings.host)}:{settings.port} (the API is {api})")
-    app = FastAPI()
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     guard(app, access, "Basic")
+    answer_errors_in_openai_form(app)
     with page_files(settings):
         mount_page(app, api, settings.api_key.get_secret_value() or "none")
         uvicorn.run(
             app,
             host=settings.host,
             port=settings.port,
-            http="h11",  # bounds a request's headers; the default does not
+            http=BoundedConnection,
             ws_max_size=LARGEST_FRAME_BYTES,
             log_level="warning",
             timeout_graceful_shutdown=1,  # an open page holds a connection for good: do not wait for it to close

@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
+from voicechat_platform.errors import InputError
 from voicechat_ui import html_parts as parts
 from voicechat_ui.line_chart import Line, Style, line_chart
 
@@ -77,14 +78,14 @@ def find_sweeps() -> tuple[list[SweepRow], str]:
         groups, problem = registered_groups(), ""
     except Exception as error:  # MLflow's, SQLAlchemy's, the network's
         log.exception("the registry cannot be read")
-        groups, problem = {}, f"The registry cannot be read: {error}"
+        groups, problem = {}, f"The registry cannot be read: {parts.why(error)}"
     rows = []
     for name in known_sweeps():
         try:
             row, group = sweep_row(name, groups)
         except Exception as error:  # one broken sweep must not hide the others
-            log.warning("the sweep %s cannot be read: %s", name, error)
-            row, group = SweepRow(name, f"cannot be read: {error}"), ""
+            log.exception("the sweep %s cannot be read", name)
+            row, group = SweepRow(name, f"cannot be read: {parts.why(error)}"), ""
         rows.append(row)
         groups.pop(group, None)
     for group, versions in groups.items():
@@ -135,7 +136,7 @@ def show_sweep(chosen: str | None) -> str:
         return parts.block(*(trials_of_study(chosen) if chosen in known_sweeps() else trials_of_group(chosen)))
     except Exception as error:  # whatever is broken in its folder: the page goes on
         log.exception("the sweep %s cannot be shown", chosen)
-        return parts.block(parts.fault(f"The sweep {chosen} cannot be shown: {error}"))
+        return parts.block(parts.fault(f"The sweep {chosen} cannot be shown: {parts.why(error)}"))
 
 
 def trials_of_study(name: str) -> list[str]:
@@ -159,13 +160,19 @@ def trials_of_study(name: str) -> list[str]:
         next((number for number, row in enumerate(table.rows) if row.style), None),
     )
     failures = [
-        parts.fault(f"Trial {trial.number} failed: {run.message.partition(chr(10))[0]}")
+        parts.fault(f"Trial {trial.number} failed: {reason(run.message)}. More: voicechat trial {name} {trial.number}")
         for trial in trials
         for run in trial.runs
         if run.ending == "failed"
     ]
     more = f"More of a trial: voicechat trial {name} NUMBER. All of it written up: voicechat report {name}."
     return [shown, *failures, curves(trials, study.sweep), parts.notice(more)]
+
+
+def reason(message: str) -> str:
+    """Of a run's failure, as the study keeps it: an error of ours as it is, of others only the kind (`parts.why`)."""
+    kind, _, text = message.partition("\n")[0].partition(": ")
+    return text if kind == InputError.__name__ else kind
 
 
 def models_by_trial(folder: Path) -> dict[int, Markup]:

@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.services import streamed
 from voicechat_serve.api.streaming import ClosedStream, error_event, event
+from voicechat_serve.conversation import stop
 from voicechat_serve.engines.interface import FinishReason
 from voicechat_serve.loaded_model import Delta, ScoredToken, Wishes
 
@@ -145,9 +146,7 @@ async def interleaved(streams: Sequence[AsyncIterator[Delta]]) -> AsyncGenerator
             else:
                 yield index, given
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await stop(*tasks)
 
 
 async def event_stream(

@@ -2,32 +2,44 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from voicechat_serve.api.answers import STREAM_DOCUMENTED, Ask, Tally, event_stream, heading, whole_answer
 from voicechat_serve.api.errors import APIError
-from voicechat_serve.api.fields import Text
+from voicechat_serve.api.fields import Part, Text
 from voicechat_serve.api.services import Services
 from voicechat_serve.api.text_request import TextRequest, choice_sampling
 from voicechat_serve.chat_tokenizer import Message
 from voicechat_serve.loaded_model import Delta, ScoredToken, Truncation, Wishes
 
 
-class ContentPart(BaseModel):
-    model_config = ConfigDict(strict=True)
-
+class ContentPart(Part):
     type: str
     text: Text | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def type_alone_of_others(cls, part: Any) -> Any:
+        """What is no text is refused as a whole, by its type, whatever its fields are."""
+        return part if not isinstance(part, dict) or part.get("type") == "text" else {"type": part.get("type")}
 
-class ChatMessage(BaseModel):
-    model_config = ConfigDict(strict=True)
+
+Content = Annotated[
+    Annotated[Text, Tag("[text]")] | Annotated[list[ContentPart], Tag("[parts]")],
+    Discriminator(lambda content: "[parts]" if isinstance(content, list) else "[text]"),
+]
+
+
+class ChatMessage(Part):
+    neutral: ClassVar = {"tool_calls": ([],), "annotations": ([],), "refusal": ("",)}  # as answers are sent back
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[ContentPart] | None = None
+    content: Content | None = None
+    name: Text | None = None
+    """Who speaks, of several in one role: chat templates have no place for it."""
 
     def as_prompt(self, position: int) -> Message:
         """

@@ -106,7 +106,7 @@ def api_error(error: Exception) -> APIError:
     if isinstance(error, RequestValidationError):
         return validation_error(error)
     if isinstance(error, HTTPException):
-        return APIError(error.status_code, str(error.detail), code="not_found" if error.status_code == 404 else None)
+        return unread_body(error.__cause__) or APIError(error.status_code, str(error.detail))
     if isinstance(error, UnknownVersionError):
         return APIError(404, str(error), param="model", code="model_not_found")
     if isinstance(error, UnsupportedError):
@@ -126,15 +126,33 @@ def api_error(error: Exception) -> APIError:
     return APIError(500, "the server failed unexpectedly; its log says why")
 
 
+def unread_body(cause: BaseException | None) -> APIError | None:
+    """Why a body cannot be read as JSON, of which FastAPI says no more than that; None where it is about no JSON."""
+    if isinstance(cause, UnicodeDecodeError):
+        reason = f"it is not UTF-8 at byte {cause.start}"
+    elif isinstance(cause, RecursionError):
+        reason = "it is nested too deeply"
+    elif isinstance(cause, ValueError):  # Python's own limit, of 4300 digits
+        reason = "it has a number of too many digits"
+    else:
+        return None
+    return APIError(400, f"the body is not valid JSON: {reason}", code="invalid_json")
+
+
 def validation_error(error: RequestValidationError) -> APIError:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return APIError(400, f"the body is not valid JSON: {first['ctx']['error']}", code="invalid_json")
+    if first["loc"] == ("body",):  # all of it, and no field
+        wrong = "the body is empty" if first["type"] == "missing" else "the body is no JSON object"
+        return APIError(400, f"{wrong}: send an object of the endpoint's fields", code="invalid_value")
     # The first part only says where FastAPI looked: body, query, path; those with brackets are pydantic's own,
     # but for the names of lists in forms, which end in a pair of them.
     parts = [str(part) for part in first["loc"][1:]]
     param = ".".join(part for part in parts if "[" not in part or part.endswith("[]")) or None
-    where = shortened(param, LONGEST_PARAM) if param else "the body is wrong"
+    where = shortened(param, LONGEST_PARAM) if param else "the request is wrong"
+    if first["type"] == "extra_forbidden":
+        return APIError(400, f"{where} is not supported", param=param, code="unsupported_parameter")
     message = f"{where}: {first['msg']}"
     return APIError(400, message, param=param, code="invalid_value")
 
@@ -144,19 +162,54 @@ async def refuse(scope: Scope, receive: Receive, send: Send, error: APIError) ->
     await JSONResponse(error.body(), error.status_code, headers=error.headers)(scope, receive, send)
 
 
-def answer_errors_in_openai_form(app: FastAPI) -> None:
-    async def answer(request: Request, error: Exception) -> JSONResponse:
-        told = api_error(error)
-        if isinstance(error, HTTPException) and error.status_code in (404, 405) and error is not told:
-            told.detail = f"invalid URL ({request.method} {request.url.path})"  # no route, no method
-            if request.url.path.startswith(API_PATHS):
-                told.detail += f"; the API is at /v1: ask for /v1{request.url.path}"
-        current_request().error = told.code or told.kind
-        headers = dict(told.headers or {})
-        if isinstance(error, HTTPException):
-            headers |= error.headers or {}  # 405 names the methods that are allowed
-        return JSONResponse(told.body(), told.status_code, headers=headers)
+def websocket_only() -> APIError:
+    """For a request to /v1/realtime that opens no WebSocket."""
+    message = "/v1/realtime is a WebSocket, and this request does not open one"
+    headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+    return APIError(426, message, code="websocket_required", headers=headers)
 
+
+async def no_route(scope: Scope, receive: Receive, send: Send) -> None:
+    """What a router does with a path that it does not know. Starlette's own tells a WebSocket nothing."""
+    if scope["type"] == "websocket":
+        path = shortened(scope["path"], LONGEST_PARAM)
+        error = APIError(404, f"invalid URL: there is no WebSocket at {path}, only at /v1/realtime", code="not_found")
+        return await refuse(scope, receive, send, error)
+    raise HTTPException(404)
+
+
+def unrouted(request: Request, error: HTTPException) -> APIError:
+    """For a request of which no route knows the path, or the method."""
+    path = request.url.path
+    hint = f"; the API is at /v1: ask for /v1{path.rstrip('/')}" if path.startswith(API_PATHS) else ""
+    if error.status_code == 404:
+        return APIError(404, f"invalid URL ({request.method} {path}){hint}", code="not_found")
+    allowed = (error.headers or {}).get("Allow", "")
+    message = f"{request.method} is not allowed on {path}, only {allowed}{hint}"
+    return APIError(405, message, code="method_not_supported", headers=error.headers)
+
+
+async def answer(request: Request, error: Exception) -> JSONResponse:
+    told = api_error(error)
+    if isinstance(error, HTTPException) and error.status_code in (404, 405) and error is not told:
+        told = unrouted(request, error)
+    current_request().error = told.code or told.kind
+    return JSONResponse(told.body(), told.status_code, headers=told.headers)
+
+
+def answer_unknown_paths_in_openai_form(app: FastAPI) -> None:
+    """Those that `app` has no route for, and methods that its routes do not know.
+
+    Never with a redirect to the path with or without a slash: behind a proxy it would name another host, or http.
+    """
+    app.router.redirect_slashes = False
+    app.router.default = no_route
+    for status in (404, 405):
+        app.add_exception_handler(status, answer)
+
+
+def answer_errors_in_openai_form(app: FastAPI) -> None:
+    answer_unknown_paths_in_openai_form(app)
     for kind in (HTTPException, RequestValidationError, InputError, OverloadedError, BackPressureError, RayError):
         app.add_exception_handler(kind, answer)
     app.add_exception_handler(Exception, answer)

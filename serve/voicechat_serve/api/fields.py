@@ -2,8 +2,9 @@
 
 import difflib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from fastapi import Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
@@ -90,14 +91,44 @@ class Body(BaseModel):
         return schema
 
 
+class Part(BaseModel):
+    """An object inside a body, whose unknown fields are refused. Null means "not given" in every field."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", json_schema_extra=lambda schema: schema.pop("additionalProperties")
+    )
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    """As `NEUTRAL`, of this object."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def only_what_counts(cls, part: Any) -> Any:
+        if not isinstance(part, dict):
+            return part
+        return {
+            name: value for name, value in part.items() if value is not None and value not in cls.neutral.get(name, ())
+        }
+
+
+FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+"""Content types; the second one holds no file, which is then missed by its name."""
+
+
 async def require_known_form(request: Request) -> None:
     """A dependency of the routes that take forms; an empty value means "not given".
 
     Raises:
-        APIError: 400, a field is not supported.
+        APIError: 400, there is no form, or a field is not supported, or given twice where it is no list.
     """
-    given = {name: value for name, value in (await request.form()).items() if value != ""}
-    require_known(given, [field.alias for field in request.scope["route"].dependant.body_params])
+    if not request.headers.get("content-type", "").lower().startswith(FORMS):
+        raise APIError(400, "the body is not read as a form: send Content-Type: multipart/form-data")
+    given = [(name, value) for name, value in (await request.form()).multi_items() if value != ""]
+    known = [field.alias for field in request.scope["route"].dependant.body_params]
+    for name, value in given:
+        require_known({name: value}, known)
+    for name, times in Counter(name for name, _ in given).items():
+        if times > 1 and name in known and not name.endswith("[]"):
+            raise APIError(400, f"{name} is given {times} times", param=name, code="invalid_value")
 
 
 def require_known(given: Mapping[str, Any], known: Iterable[str]) -> None:

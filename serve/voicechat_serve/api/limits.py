@@ -1,10 +1,12 @@
-"""Limits on what a request may bring: the size of its headers and its body, and the time that the body takes."""
+"""Limits on what a request may bring: the size of its address, its headers and its body, which is not compressed, and
+the time that the body takes."""
 
 import asyncio
 
+from python_multipart.multipart import parse_options_header
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from voicechat_serve.api.errors import APIError, refuse
+from voicechat_serve.api.errors import APIError, refuse, shortened
 from voicechat_serve.audio import DecodingLimits
 
 FORM_BYTES = 64 * 1024
@@ -22,7 +24,7 @@ class RequestLimits:
         app: what it stands before.
         upload_bytes: most bytes of a multipart body, which holds a file.
         json_bytes: most bytes of any other.
-        header_bytes: most bytes of all headers.
+        header_bytes: most bytes of all headers, and of the address.
         body_seconds: how long a body may take to arrive: a client that dribbles holds a place that others want.
     """
 
@@ -41,12 +43,17 @@ class RequestLimits:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
+        if len(scope["path"]) + len(scope["query_string"]) > self.header_bytes:
+            message = f"the request's address has more than {self.header_bytes // 1024} KB"
+            return await refuse(scope, receive, send, APIError(414, message, code="too_large"))
         if sum(len(name) + len(value) for name, value in scope["headers"]) > self.header_bytes:
             message = f"the request's headers have more than {self.header_bytes // 1024} KB"
             return await refuse(scope, receive, send, APIError(431, message, code="too_large"))
         if scope["type"] == "websocket":
             return await self.app(scope, receive, send)
         headers = dict(scope["headers"])
+        if wrong := foreign_encoding(headers):
+            return await refuse(scope, receive, send, wrong)
         is_upload = headers.get(b"content-type", b"").lower().startswith(b"multipart/form-data")
         limit = self.upload_bytes if is_upload else self.json_bytes
         too_large = APIError(413, f"the request's body has more than {limit // 2**20} MB", code="too_large")
@@ -79,3 +86,20 @@ class RequestLimits:
             return message
 
         await self.app(scope, receive_limited, send)
+
+
+def foreign_encoding(headers: dict[bytes, bytes]) -> APIError | None:
+    """What to tell a client whose body is compressed, or whose JSON is said to be of another character set."""
+    encoding = headers.get(b"content-encoding", b"").strip().lower()
+    if encoding not in (b"identity", b""):
+        message = f"Content-Encoding: {quoted(encoding)} is not supported: send the body uncompressed"
+        return APIError(415, message, code="unsupported_encoding", headers={"Accept-Encoding": "identity"})
+    kind, options = parse_options_header(headers.get(b"content-type"))
+    charset = options.get(b"charset", b"utf-8").lower()
+    if kind.endswith(b"json") and charset not in (b"utf-8", b"utf8", b"us-ascii"):
+        return APIError(415, f"charset={quoted(charset)} is not supported: JSON is UTF-8", code="unsupported_encoding")
+    return None
+
+
+def quoted(value: bytes) -> str:
+    return shortened(value.decode("latin-1"), 40)

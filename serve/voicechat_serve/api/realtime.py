@@ -8,7 +8,7 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from starlette.status import WS_1008_POLICY_VIOLATION, WS_1013_TRY_AGAIN_LATER
 
 from voicechat_platform.errors import InputError
-from voicechat_serve.api.errors import APIError, api_error
+from voicechat_serve.api.errors import APIError, api_error, shortened, websocket_only
 from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.services import BRIEF_S, JUDGED_S, Services, answered, streamed
 from voicechat_serve.audio import Samples
@@ -28,6 +28,10 @@ def router(services: Services) -> APIRouter:
     stages = ServiceStages(services)
     open_sessions: set[Session] = set()
 
+    @routes.get("/realtime", include_in_schema=False)
+    async def refuse_http() -> None:
+        raise websocket_only()
+
     @routes.websocket("/realtime")
     async def realtime(websocket: WebSocket, model: str = "", intent: str = "") -> None:
         is_transcription = intent == "transcription"
@@ -38,6 +42,10 @@ def router(services: Services) -> APIRouter:
             await websocket.send_text(as_frame({"type": "error", "error": error}))
             await websocket.close(code, error["code"])
 
+        if intent not in ("", "transcription"):
+            message = f"intent={shortened(intent, 40)} is not supported, only transcription, or none for a conversation"
+            body = {"type": "invalid_request_error", "code": "invalid_value", "message": message, "param": "intent"}
+            return await refuse(body, WS_1008_POLICY_VIOLATION)
         try:
             stages.require_model(model)
         except APIError as error:

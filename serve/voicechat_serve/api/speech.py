@@ -4,14 +4,14 @@ import asyncio
 import base64
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import Discriminator, Field, Tag
 
 from voicechat_platform.errors import InputError
 from voicechat_serve.api.errors import APIError, api_error
-from voicechat_serve.api.fields import Body, Text
+from voicechat_serve.api.fields import Body, Part, Text
 from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.services import Services, streamed
 from voicechat_serve.api.streaming import ClosedStream, event
@@ -27,14 +27,20 @@ LONGEST_QUOTE, MOST_QUOTES = 100, 5
 """Characters of each part that cannot be spoken, and how many such parts, that an error quotes."""
 
 
-class VoiceId(BaseModel):
+class VoiceId(Part):
     id: Text
+
+
+Voice = Annotated[
+    Annotated[Text, Tag("[name]")] | Annotated[VoiceId, Tag("[object]")],
+    Discriminator(lambda voice: "[object]" if isinstance(voice, dict) else "[name]"),
+]
 
 
 class SpeechRequest(Body):
     model: Text
     input: Text = Field(min_length=1, max_length=4096)
-    voice: Text | VoiceId = HEART.id
+    voice: Voice = HEART.id
     response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
     speed: float = Field(1.0, ge=0.25, le=4)
     stream_format: Literal["audio", "sse"] = "audio"

@@ -1,11 +1,11 @@
 """What chat completions and completions share: the fields of a request, and what is not supported."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, model_validator
 
 from voicechat_serve.api.errors import APIError
-from voicechat_serve.api.fields import Body, Text
+from voicechat_serve.api.fields import Body, Part, Text
 
 MOST_CHOICES = 16
 """Answers to one request, over all of its prompts."""
@@ -21,8 +21,8 @@ SAMPLING_FIELDS = (
 )
 
 
-class StreamOptions(BaseModel):
-    model_config = ConfigDict(strict=True)
+class StreamOptions(Part):
+    neutral: ClassVar = {"include_obfuscation": (False,), "continuous_usage_stats": (False,)}
 
     include_usage: bool | None = None
 
@@ -46,6 +46,17 @@ class TextRequest(Body):
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
     stop: Text | Annotated[list[Text], Field(max_length=MOST_STOPS)] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
+
+    @model_validator(mode="after")
+    def stream_options_have_a_stream(self) -> Self:
+        """
+        Raises:
+            APIError: 400, there are options of a stream, and none is asked for.
+        """
+        if self.stream_options is not None and not self.stream:
+            message = "stream_options need stream to be true"
+            raise APIError(400, message, param="stream_options", code="invalid_value")
+        return self
 
     def sampling(self) -> dict[str, Any]:
         """The fields of `Sampling` that the client has set.

@@ -1,9 +1,9 @@
 """The two ends of a session's WebSocket: frames in, within bounds; events out, in order; and how errors are told."""
 
 import asyncio
-import contextlib
 import difflib
 import json
+import logging
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -13,6 +13,8 @@ from pydantic import ValidationError
 from voicechat_serve.conversation import new_id
 from voicechat_serve.realtime.errors import EventError, SessionEndedError
 from voicechat_serve.realtime.session_settings import CLIENT_EVENTS, KNOWN_FIELDS, ClientEvent
+
+log = logging.getLogger("ray.serve.voicechat.realtime")
 
 MOST_UNHANDLED_BYTES = 32 * 2**20
 """Of frames that came faster than they can be handled: eight minutes of sound."""
@@ -98,13 +100,17 @@ class Wire:
 
     async def farewell(self, error: dict[str, Any]) -> None:
         """Sends what is left, as far as the client takes it soon, and at last why the session ends."""
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(FAREWELL_S):
-                while not self.outbox.empty():
-                    await self.send(self.outbox.get_nowait()[0])
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(FAREWELL_S):
-                await self.send(as_frame(error_event(error)))
+
+        async def send_rest() -> None:
+            while not self.outbox.empty():
+                await self.send(self.outbox.get_nowait()[0])
+
+        for sending in (send_rest(), self.send(as_frame(error_event(error)))):
+            try:
+                async with asyncio.timeout(FAREWELL_S):
+                    await sending
+            except Exception as failure:  # most often it takes nothing, or has left
+                log.info("a client was not told how its session ends: %r", failure)
 
     def emit(self, event: dict[str, Any]) -> None:
         """Sends an event, in the order of the calls; where too much waits for the client, `watch` ends the session.
