@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from voicechat_platform.training.loop import Evaluation
+from voicechat_platform.training.history import Evaluation
 from voicechat_tune.conductor import MOST_ATTEMPTS, Conductor
 from voicechat_tune.reports import Ended
 from voicechat_tune.search import trials_of

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from voicechat_serve.api import models
 from voicechat_serve.api.services import Services
-from voicechat_serve.language_model import ServedModel
+from voicechat_serve.served_model import ServedModel
 from voicechat_ui.api_client import ApiClient, LanguageModel
 from voicechat_ui.page import model_picker
 from voicechat_ui.talk import Wanted, first_model

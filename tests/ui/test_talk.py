@@ -293,7 +293,7 @@ def test_bad_input_says_what_to_do(server, address, tmp_path, monkeypatch):
     assert "text.wav: the audio file cannot be decoded" in failure_of(tmp_path / "text.wav", "--url", address)
     assert "voicechat serve" in failure_of(sound, "--out", tmp_path / "o.wav", "--url", closed)
     assert "voicechat serve" in failure_of(sound, "--out", tmp_path / "o.wav", "--url", closed, "--model", "m")
-    assert "cannot be written" in failure_of(sound, "--out", tmp_path / "no" / "o.wav", "--url", address)
+    assert "cannot be written" in failure_of(sound, "--out", sound / "o.wav", "--url", address)
     assert "either a file or --text" in failure_of(sound, "--text")
     assert failure_of(sound, "--out", tmp_path / "o.wav", "--url", address, "--voice", "nobody") == "no such voice"
     monkeypatch.setitem(sys.modules, "sounddevice", None)

@@ -16,12 +16,13 @@ import torch
 from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from voicechat_platform.checkpoints import read_run
+from voicechat_platform.checkpoint_files import read_run
 from voicechat_platform.cluster import start_ray, stop_ray
 from voicechat_platform.corpora.batches import TrainingData
 from voicechat_platform.errors import InputError
 from voicechat_platform.settings import settings
-from voicechat_platform.training.loop import Evaluation, Training, check_shares
+from voicechat_platform.training.history import Evaluation
+from voicechat_platform.training.loop import Training, check_shares
 from voicechat_platform.training.recipe import Recipe
 from voicechat_platform.training.run_folder import RunFolder
 from voicechat_platform.training.starting_point import find_start

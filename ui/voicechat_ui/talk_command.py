@@ -41,13 +41,19 @@ def talk(
     import asyncio
 
     from voicechat_platform.errors import InputError
+    from voicechat_platform.paths import api_address, given_path, writable_file
     from voicechat_ui.talk import Wanted, hold
     from voicechat_ui.talk_turns import ConversationEndedError, Turn
 
     if sound and text:
         raise InputError("either a file or --text: typed lines take the file's place")
-    if sound and not out:
-        out = Path(f"{sound.stem}-reply.wav")
+    url = api_address(url)
+    if sound:
+        sound, out = given_path(sound), out or Path(f"{sound.stem}-reply.wav")
+    if out:
+        out = writable_file(out)
+        if sound and sound.resolve() == out.resolve():
+            raise InputError(f"{out} is what is to be said: name another file for the reply")
     wanted = Wanted(
         url=url,
         key=key,
