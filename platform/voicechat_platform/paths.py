@@ -48,8 +48,8 @@ def writable_folder(given: str | Path, *files: str) -> Path:
     made = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(b"full?")
     except FileExistsError:
         raise InputError(f"{folder} is not a folder, so nothing can be written into it: name another one") from None
     except OSError as error:

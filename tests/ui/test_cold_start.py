@@ -20,6 +20,13 @@ search: {training.learning_rate: {loguniform: [0.001, 0.1]}}
 trials: 1
 """
 
+FAIR = """\
+name: fair
+baseline: standard
+variants: {standard: {model.attention: standard}, metric: {model.attention: metric}}
+tuning: {training.learning_rate: [0.001, 0.01]}
+"""
+
 HEAVY = ("torch", "ray", "transformers", "gradio", "mlflow", "matplotlib", "ctranslate2")
 
 # All in one process: what one command has imported would be told of the next ones, too.
@@ -92,7 +99,7 @@ def test_the_registry_is_asked_without_torch(home):
         assert heavy == ["mlflow"], (command, error)
 
 
-def test_what_a_person_misspells_is_told_before_anything_heavy_is_imported(home, tmp_path):
+def test_what_a_person_misspells_is_told_before_anything_heavy_is_imported(rates, tmp_path):
     """Files that are missing, and files that are wrong; names of sweeps; addresses; places to write to."""
     (tmp_path / "play.txt").write_text("ROMEO:\nA line.\n\n" * 99)
     (tmp_path / "file").write_text("")
@@ -102,6 +109,8 @@ def test_what_a_person_misspells_is_told_before_anything_heavy_is_imported(home,
         "start": "init_from: ./gone",
         "sweep": SWEEP + "trails: 2",
         "comparison": "name: a\nvariants: 3",
+        "right": f"corpus: {{source: {tmp_path / 'play.txt'}}}",
+        "fair": FAIR,
         "textless": SWEEP + "recipe: {corpus: {source: gone.txt}}",
         "unwritable": SWEEP + f"storage: {tmp_path / 'file' / 'sweeps'}",
         "yaml": "{",
@@ -110,6 +119,10 @@ def test_what_a_person_misspells_is_told_before_anything_heavy_is_imported(home,
         (tmp_path / f"{name}.yaml").write_text(text)
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "config.json").write_text("{}")
+    (tmp_path / "taken" / "figures").mkdir(parents=True)
+    (tmp_path / "taken" / "report.html").mkdir()
+    (tmp_path / "taken" / "heads.json").mkdir()
+    (tmp_path / "taken" / "recipe.json").mkdir()
     expected = {
         ("sweep", "none.yaml"): "there is no such file",
         ("sweep", "none.yaml", "--dry-run"): "there is no such file",
@@ -137,6 +150,17 @@ def test_what_a_person_misspells_is_told_before_anything_heavy_is_imported(home,
         ("serve", "--application", "yaml.yaml"): "not valid YAML",
         ("heads", "checkpoint", "--out", "file"): "is not a folder",
         ("heads", "checkpoint", "--out", "file/heads"): "cannot be written: Not a directory",
+        ("heads", "checkpoint", "--out", "taken"): "heads.json is a folder",
+        ("report", rates, "--out", "file"): "cannot be written: Not a directory",
+        ("report", rates, "--out", "taken"): "report.html is a folder",
+        ("compare", "fair.yaml", "--out", "file/report"): "cannot be written: Not a directory",
+        ("compare", "fair.yaml", "--write", "--out", "taken"): "report.html is a folder",
+        ("schema", "--out", "file"): "is not a folder",
+        ("schema", "--out", "taken"): "recipe.json is a folder",
+        ("train", "right.yaml", "--out", "file"): "is not a folder",
+        ("talk", "file", "--out", "checkpoint"): "checkpoint is a folder",
+        ("talk", "file", "--out", "file/reply.wav"): "file is not a folder",
+        ("talk", "file", "--out", "./file"): "is what is to be said",
         ("fold", "checkpoint", "file"): "is not a folder",
         ("fold", "checkpoint", "checkpoint"): "is not empty: name a new folder",
         ("page", "--api", "notaurl"): "'notaurl' is not the base URL of an API",

@@ -1,5 +1,6 @@
 """`voicechat up`, `serve` and `page`: from nothing to a page that answers, with progress, and down again cleanly."""
 
+import asyncio
 import logging
 import os
 import sys
@@ -27,6 +28,7 @@ from voicechat_serve.ports import require_free
 from voicechat_serve.sentence_end import SENTENCE_END_MODEL
 from voicechat_tune.run import run_sweep
 from voicechat_tune.sweep_file import quickstart, read_sweep
+from voicechat_ui.api_client import ApiClient
 from voicechat_ui.page import mount_page
 from voicechat_ui.relay import LARGEST_FRAME_BYTES
 from voicechat_ui.training import sample
@@ -199,11 +201,14 @@ def run_page(settings: Settings, api: str) -> None:
 
     access = access_rules(settings)
     require_free(settings.port, settings.host)
+    key = settings.api_key.get_secret_value() or "none"
     console.print(f"Talk:  http://{reachable(settings.host)}:{settings.port} (the API is {api})")
+    if problem := asyncio.run(ApiClient(api, key).problem()):
+        console.print(f"{problem} The page asks it again whenever it is opened.", soft_wrap=True)
     app = FastAPI()
     guard(app, access, "Basic")
     with page_files(settings):
-        mount_page(app, api, settings.api_key.get_secret_value() or "none")
+        mount_page(app, api, key)
         uvicorn.run(
             app,
             host=settings.host,
