@@ -50,17 +50,16 @@ def talk(
     url = api_address(url)
     if sound:
         sound, out = given_path(sound), out or Path(f"{sound.stem}-reply.wav")
-    if out:
-        out = writable_file(out)
-        if sound and sound.resolve() == out.resolve():
-            raise InputError(f"{out} is what is to be said: name another file for the reply")
+    target = writable_file(out) if out else None
+    if sound and target and sound.resolve() == target.resolve():
+        raise InputError(f"{out} is what is to be said: name another file for the reply")
     wanted = Wanted(
         url=url,
         key=key,
         model=model,
         sound=sound,
         typed=text,
-        out=out,
+        out=target,
         voice=voice,
         speed=speed,
         instructions=instructions,
