@@ -27,7 +27,7 @@ variants: {standard: {model.attention: standard}, metric: {model.attention: metr
 tuning: {training.learning_rate: [0.001, 0.01]}
 """
 
-HEAVY = ("torch", "ray", "transformers", "gradio", "mlflow", "matplotlib", "ctranslate2")
+HEAVY = ("torch", "ray", "transformers", "gradio", "mlflow", "matplotlib", "ctranslate2", "openai")
 
 # All in one process: what one command has imported would be told of the next ones, too.
 RUN_ALL = """\

@@ -490,8 +490,6 @@ def load_test(
     Example: voicechat load-test --rate 2,4,8 --seconds 60
     """
     from voicechat_platform.paths import api_address, given_path
-    from voicechat_ui.load_report import run_load_test, table
-    from voicechat_ui.load_test import Level
 
     url, speech = api_address(url), None
     if sound:
@@ -499,6 +497,9 @@ def load_test(
             speech = given_path(sound).read_bytes()
         except OSError as error:
             raise InputError(f"{sound} cannot be read: {error.strerror}") from None
+    from voicechat_ui.load_report import run_load_test, table
+    from voicechat_ui.load_test import Level
+
     if rate:
         duration = 30 if requests is None and seconds is None else seconds
         levels = [

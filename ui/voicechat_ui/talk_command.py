@@ -42,8 +42,6 @@ def talk(
 
     from voicechat_platform.errors import InputError
     from voicechat_platform.paths import api_address, given_path, writable_file
-    from voicechat_ui.talk import Wanted, hold
-    from voicechat_ui.talk_turns import ConversationEndedError, Turn
 
     if sound and text:
         raise InputError("either a file or --text: typed lines take the file's place")
@@ -53,6 +51,9 @@ def talk(
     target = writable_file(out) if out else None
     if sound and target and sound.resolve() == target.resolve():
         raise InputError(f"{out} is what is to be said: name another file for the reply")
+    from voicechat_ui.talk import Wanted, hold
+    from voicechat_ui.talk_turns import ConversationEndedError, Turn
+
     wanted = Wanted(
         url=url,
         key=key,
