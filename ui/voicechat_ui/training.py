@@ -43,12 +43,15 @@ def train_recipe(recipe: Recipe, path: Path, folder: Path, resume: bool, workers
 
     Raises:
         InputError: the run's folder holds a run already and is not to be resumed.
+        RegistryError: the registry does not answer.
     """
     run = RunFolder(folder)
     if run.holds_a_run() and not resume:
         raise InputError(f"{folder} holds a run already: go on with it with --resume, or choose another --out")
     if resume and not run.holds_a_run():
         raise InputError(f"{folder} holds no checkpoint to resume from; leave --resume away")
+    registry = Registry()
+    registry.champions()  # asked before the work: what comes of it is to be kept there
     resume_from = run.resume_from(recipe) if resume else None
     data = load_data(recipe)
     if workers == 1:
@@ -62,7 +65,7 @@ def train_recipe(recipe: Recipe, path: Path, folder: Path, resume: bool, workers
     choices = flat(recipe.model_dump(mode="json"))
     # The weights belong to it: the same recipe may give others after a change of the code or of what it begins with.
     run_name = hashlib.sha256(f"{choices} {data.sha256} {facts['files']}".encode()).hexdigest()[:12]
-    version = Registry().record("train", run_name, choices, read_run(run.last)["history"], best)
+    version = registry.record("train", run_name, choices, read_run(run.last)["history"], best)
     shutil.copy(path, folder / "recipe.yaml")
     evaluation = Evaluation(**facts["metrics"])
     print(
