@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast
 from voicechat_serve.chat_tokenizer import ChatTokenizer
 from voicechat_serve.engines.choice import make_engine
 from voicechat_serve.engines.interface import GenerationRequest, Sampling
-from voicechat_serve.language_model import ServedModel
+from voicechat_serve.served_model import ServedModel
 
 PROMPT = "the quick brown fox jumps over the lazy dog. " * 2
 ANSWER = 128

@@ -29,10 +29,10 @@ from voicechat_platform.assets import locate
 from voicechat_serve.audio import HEARING_RATE
 from voicechat_serve.chat_tokenizer import ChatTokenizer
 from voicechat_serve.engines.choice import make_engine
-from voicechat_serve.language_model import ServedModel
 from voicechat_serve.loaded_model import LoadedModel, Wishes
 from voicechat_serve.realtime.response import DELTA_S
 from voicechat_serve.sentences import SentenceSplitter
+from voicechat_serve.served_model import ServedModel
 from voicechat_serve.transcription import Transcription
 
 PARTS = ("transcription", "turn", "ends", "interruption", "four")

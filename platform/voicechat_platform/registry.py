@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from voicechat_platform.assets import LANGUAGE_MODELS, download_model, locate
-from voicechat_platform.checkpoints import read_run
+from voicechat_platform.checkpoint_files import read_run
 from voicechat_platform.errors import InputError, RegistryError
 from voicechat_platform.folders import folder_name, locked, made_once
 from voicechat_platform.paths import file_address, given_path, path_at, sqlite_address

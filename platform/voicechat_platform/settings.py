@@ -59,6 +59,14 @@ class Settings(BaseSettings):
     def as_given(cls, path: Path | None) -> Path | None:
         return path and given_path(path)
 
+    @field_validator("registry_uri")
+    @classmethod
+    def names_a_server(cls, uri: str) -> str:
+        parts = urlsplit(uri)
+        if uri and ("://" not in uri or not (parts.netloc or parts.path.strip("/"))):
+            raise ValueError(f"the address of an MLflow server is written http://HOST:PORT; not {uri!r}")
+        return uri
+
     @field_validator("allowed_origins", mode="before")
     @classmethod
     def split_at_commas(cls, given: Any) -> Any:

@@ -4,10 +4,8 @@ Two applications share one port: the API at /v1, and at / the front with probes,
 running (and is joined, not started, here). `api` and `front` are what an application file names for Serve to call.
 """
 
-import errno
 import importlib
 import logging
-import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,9 +25,11 @@ from voicechat_serve.api.services import RESERVED_NAMES, Services
 from voicechat_serve.application_file import APIArguments, FrontArguments, Replicas, served_models
 from voicechat_serve.champions import Champions
 from voicechat_serve.front import FrontIngress, Page
-from voicechat_serve.language_model import LanguageModel, ServedModel
+from voicechat_serve.language_model import LanguageModel
 from voicechat_serve.names import API, APPLICATIONS, FRONT
+from voicechat_serve.ports import require_free
 from voicechat_serve.sentence_end import SENTENCE_END_MODEL
+from voicechat_serve.served_model import ServedModel
 from voicechat_serve.synthesis import Synthesis
 from voicechat_serve.transcription import Transcription
 
@@ -257,15 +257,3 @@ def stop() -> None:
     else:
         for name in APPLICATIONS:
             serve.delete(name)
-
-
-def require_free(port: int, host: str = "127.0.0.1") -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise InputError(f"port {port} is in use; choose another with --port") from error
-            raise InputError(f"cannot listen on {host}, port {port}: {error.strerror}") from error

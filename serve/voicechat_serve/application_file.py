@@ -4,19 +4,22 @@ The form is Ray Serve's own: on a cluster `serve deploy FILE` takes it. The two 
 `voicechat serve` and `voicechat up` read serve/applications/local.yaml.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
-from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
+from pydantic import Field, field_validator, model_validator
 
 from voicechat_platform.assets import LANGUAGE_MODELS, locate
 from voicechat_platform.errors import InputError
+from voicechat_platform.paths import api_address
 from voicechat_platform.registry import Registry, Version, find_checkpoint
 from voicechat_platform.strict_yaml import PathText, Strict, compose_yaml, line_of, validate
-from voicechat_serve.engines.choice import EngineName, Precision
-from voicechat_serve.language_model import ServedModel
 from voicechat_serve.names import API, FRONT
+from voicechat_serve.served_model import EngineName, Precision, ServedModel
+
+if TYPE_CHECKING:
+    from voicechat_serve.serve_schema import ServeFile
 
 HEALTH_CHECK_S = 2.0
 """Between two checks of a replica. Serve replaces one that fails three in a row; by then /ready must tell."""
@@ -133,31 +136,20 @@ class FrontArguments(Strict):
     api: str = "http://127.0.0.1:8000/v1"
     """The API, as the page's process reaches it. Its key there is VOICECHAT_API_KEY."""
 
+    @field_validator("api")
+    @classmethod
+    def is_an_address(cls, given: str) -> str:
+        return api_address(given)
+
 
 ARGUMENTS: dict[str, type[Strict]] = {API: APIArguments, FRONT: FrontArguments}
 
-# Serve passes over fields that it does not know: a misspelt one would be as if it were not there.
 
-
-class Application(ServeApplicationSchema):
-    model_config = ConfigDict(extra="forbid")
-
-
-class HTTPOptions(HTTPOptionsSchema):
-    model_config = ConfigDict(extra="forbid")
-
-
-class ServeFile(ServeDeploySchema):
-    model_config = ConfigDict(extra="forbid")
-
-    applications: list[Application]
-    http_options: HTTPOptions = HTTPOptions()
-
-
-class ApplicationFile(Strict):
+@dataclass(frozen=True)
+class ApplicationFile:
     """An application file, checked by Serve's own schema and by ours."""
 
-    serve: ServeFile
+    serve: "ServeFile"
     api: APIArguments
 
 
@@ -174,6 +166,8 @@ def read_application(path: Path) -> ApplicationFile:
         InputError: there is no such file, it is not what Serve takes, or `args` have unknown or impossible fields.
     """
     values, root = compose_yaml(path)
+    from voicechat_serve.serve_schema import ServeFile  # with Ray, which a misspelt path need not wait for
+
     file = validate(values, ServeFile, str(path), root)
     names = [application.name for application in file.applications]
     if API not in names:
@@ -197,10 +191,15 @@ def served_models(arguments: APIArguments) -> list[tuple[ServedModel, Replicas]]
     Raises:
         InputError: a model's files are not found.
     """
+    listed = listed_models(arguments)
+    if (how := arguments.champions) is None:
+        return listed
+    return [*((served_version(version, how), how) for version in Registry().champions()), *listed]
+
+
+def listed_models(arguments: APIArguments) -> list[tuple[ServedModel, Replicas]]:
+    """Those that the file names one by one; errors as in `served_models`."""
     found: list[tuple[ServedModel, Replicas]] = []
-    if arguments.champions is not None:
-        how = arguments.champions
-        found += [(served_version(version, how), how) for version in Registry().champions()]
     for entry in arguments.models:
         folder = model_folder(entry.source or entry.id, entry.engine)
         served = ServedModel(

@@ -162,7 +162,12 @@ def changing(path: Path) -> Iterator[list[Key]]:
 
     The new file takes the old one's place in one step, so that a reader sees one or the other. The lock is another
     file's, because this one is replaced.
+
+    Raises:
+        InputError: the file cannot be written.
     """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: VOICECHAT_KEYS names a file, such as {path / 'keys.json'}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_name(f"{path.name}.lock").open("w")

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass
 from pathlib import Path
 
 from ray.serve.handle import DeploymentHandle
@@ -15,11 +14,12 @@ from voicechat_platform.registry import NoSuchVersionError, Registry, Version
 from voicechat_serve.champions import PATIENCE_S
 from voicechat_serve.chat_tokenizer import ChatTokenizer, Message
 from voicechat_serve.deadlines import answer_in_time
-from voicechat_serve.engines.choice import EngineName, Precision, make_engine
+from voicechat_serve.engines.choice import make_engine
 from voicechat_serve.engines.interface import Load, OverloadedError, UnavailableError, UnknownVersionError
 from voicechat_serve.loaded_model import Delta, LoadedModel, Wishes
 from voicechat_serve.loopback import listen_where_ray_listens
 from voicechat_serve.metrics import ModelMetrics
+from voicechat_serve.served_model import ServedModel
 
 log = logging.getLogger("ray.serve.voicechat.language_model")
 
@@ -33,20 +33,6 @@ RETRY_S = 5.0
 
 CHAMPION_S = 2 * PATIENCE_S
 """How long the deployment that follows the registry may take to answer, new champion or not."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServedModel:
-    id: str
-    """The name that clients ask for."""
-    folder: Path
-    """A Hugging Face model directory, or one that CTranslate2's converter wrote (with model.bin)."""
-    version: int | None = None
-    """Which version of the registry's model `id` the folder holds; None where it is no model of the registry."""
-    engine: EngineName = "auto"
-    precision: Precision = "auto"
-    threads: int = 1
-    """CPU threads of one decode step; a small model's step is too short to share."""
 
 
 class LanguageModel:

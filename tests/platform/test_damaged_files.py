@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from voicechat_platform import registry as registry_module
-from voicechat_platform.checkpoints import check_is_whole, load_checkpoint, load_training_state, read_run
+from voicechat_platform.checkpoint_files import check_is_whole, read_run
+from voicechat_platform.checkpoints import load_checkpoint, load_training_state
 from voicechat_platform.corpora import texts
 from voicechat_platform.errors import InputError, RegistryError
 from voicechat_platform.registry import Registry
 from voicechat_platform.settings import Settings
-from voicechat_platform.training.loop import read_history
+from voicechat_platform.training.history import read_history
 from voicechat_platform.training.recipe import read_recipe
 from voicechat_platform.training.run_folder import RunFolder
 

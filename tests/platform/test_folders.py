@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voicechat_platform.checkpoints import recover
+from voicechat_platform.checkpoint_files import recover
 from voicechat_platform.folders import appearing_whole, folder_name, made_once, scratch_folder, sweep_partials
 
 MAKER = """

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from voicechat_platform.checkpoints import read_run
+from voicechat_platform.checkpoint_files import read_run
 from voicechat_platform.errors import InputError
 from voicechat_platform.training.evaluation import mean_loss
 from voicechat_platform.training.loop import Training

@@ -11,13 +11,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from voicechat_platform.checkpoints import (
-    load_checkpoint,
-    load_training_state,
-    read_run,
-    recover,
-    save_checkpoint,
-)
+from voicechat_platform.checkpoint_files import read_run, recover
+from voicechat_platform.checkpoints import load_checkpoint, load_training_state, save_checkpoint
 from voicechat_platform.corpora.corpus import windows_of
 from voicechat_platform.corpora.tokenizers import make_tokenizer
 from voicechat_platform.errors import InputError

@@ -34,9 +34,9 @@ from voicechat_serve.audio import HEARING_RATE, decode
 from voicechat_serve.chat_tokenizer import ChatTokenizer
 from voicechat_serve.engines.choice import make_engine
 from voicechat_serve.engines.interface import UnknownVersionError
-from voicechat_serve.language_model import ServedModel
 from voicechat_serve.loaded_model import LoadedModel
 from voicechat_serve.proxy import BoundedConnection
+from voicechat_serve.served_model import ServedModel
 from voicechat_serve.transcription import Transcript
 from voicechat_serve.voices import SPEECH_RATE
 

@@ -9,8 +9,9 @@ import ray
 
 from voicechat_platform.errors import InputError
 from voicechat_serve import application
-from voicechat_serve.application import DeploymentFailedError, DeploymentState, ServedModel
+from voicechat_serve.application import DeploymentFailedError, DeploymentState
 from voicechat_serve.application_file import APIArguments, Engines
+from voicechat_serve.served_model import ServedModel
 
 TINY = APIArguments(whisper="tiny.en")
 

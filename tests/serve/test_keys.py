@@ -200,3 +200,10 @@ def test_a_folder_in_the_files_place_closes_the_door(path):
     path.mkdir()
     with pytest.raises(KeysUnreadableError):
         KeysFollowed(path, required=False).keys()
+
+
+def test_a_folder_in_the_files_place_takes_no_key(path):
+    path.mkdir()
+    with pytest.raises(InputError, match="is a folder: VOICECHAT_KEYS names a file"):
+        create_key(path, "anna")
+    assert list(path.parent.iterdir()) == [path]

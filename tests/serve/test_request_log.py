@@ -21,7 +21,8 @@ from voicechat_serve.api import request_log
 from voicechat_serve.api.ingress import build
 from voicechat_serve.api.request_log import CleanRequestId, RequestLog, current_request
 from voicechat_serve.api.services import Services
-from voicechat_serve.language_model import Delta, ServedModel
+from voicechat_serve.language_model import Delta
+from voicechat_serve.served_model import ServedModel
 from voicechat_serve.transcription import Transcript
 from voicechat_serve.voices import SPEECH_RATE
 

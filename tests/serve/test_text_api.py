@@ -14,8 +14,8 @@ from voicechat_serve.api.services import Services
 from voicechat_serve.chat_tokenizer import ChatTokenizer
 from voicechat_serve.engines.choice import make_engine
 from voicechat_serve.engines.interface import UnknownVersionError
-from voicechat_serve.language_model import ServedModel
 from voicechat_serve.loaded_model import LoadedModel
+from voicechat_serve.served_model import ServedModel
 
 PROMPT = "To be, or not"
 

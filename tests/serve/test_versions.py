@@ -17,8 +17,9 @@ from voicechat_platform.registry import NoSuchVersionError
 from voicechat_serve import language_model
 from voicechat_serve.api.errors import api_error
 from voicechat_serve.engines.interface import OverloadedError, UnavailableError, UnknownVersionError
-from voicechat_serve.language_model import MOST_VERSIONS, LanguageModel, ServedModel
+from voicechat_serve.language_model import MOST_VERSIONS, LanguageModel
 from voicechat_serve.loaded_model import Wishes
+from voicechat_serve.served_model import ServedModel
 
 SECRET_PLACE = "/srv/registry/secret"
 

@@ -12,7 +12,8 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from voicechat_platform.checkpoints import load_training_state, read_run
+from voicechat_platform.checkpoint_files import read_run
+from voicechat_platform.checkpoints import load_training_state
 from voicechat_platform.errors import InputError
 from voicechat_platform.settings import Settings
 from voicechat_tune import resources

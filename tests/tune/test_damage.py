@@ -14,10 +14,9 @@ import pytest
 from voicechat_platform.errors import InputError
 from voicechat_platform.registry import Registry
 from voicechat_platform.settings import settings
-from voicechat_platform.training.loop import Evaluation
+from voicechat_platform.training.history import Evaluation
 from voicechat_tune.compare import run_points
 from voicechat_tune.conductor import Conductor
-from voicechat_tune.follow import trials_table
 from voicechat_tune.inspect import trial_facts
 from voicechat_tune.journal import JOURNAL
 from voicechat_tune.keeper import Keeper
@@ -29,6 +28,7 @@ from voicechat_tune.run_files import sweep_folder
 from voicechat_tune.salvage import salvage
 from voicechat_tune.study import RunKey, Study, Trial, evaluation_in
 from voicechat_tune.sweep_file import SweepFile
+from voicechat_tune.trials_table import trials_table
 
 SWEEP = {
     "name": "rates",

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from voicechat_platform.checkpoints import load_checkpoint, read_run
+from voicechat_platform.checkpoint_files import read_run
+from voicechat_platform.checkpoints import load_checkpoint
 from voicechat_platform.errors import InputError
 from voicechat_platform.training.loop import Training
 from voicechat_platform.training.recipe import Recipe

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 from pydantic import TypeAdapter
 
-from voicechat_platform.training.loop import Evaluation
+from voicechat_platform.training.history import Evaluation
 from voicechat_tune.conductor import MOST_ATTEMPTS, Conductor
 from voicechat_tune.journal import JOURNAL
 from voicechat_tune.reports import Ended

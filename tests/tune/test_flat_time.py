@@ -9,14 +9,15 @@ import pytest
 from ray.tune.search import Searcher
 
 from voicechat_platform.registry import Registry
-from voicechat_platform.training.loop import Evaluation
+from voicechat_platform.training.history import Evaluation
 from voicechat_tune.conductor import ConductedScheduler, ConductedSearch, Conductor
-from voicechat_tune.follow import Follower, trials_table
+from voicechat_tune.follow import Follower
 from voicechat_tune.keeper import Keeper
 from voicechat_tune.reports import REPORT, Ended
 from voicechat_tune.search import trials_of
 from voicechat_tune.study import Run, RunKey, Study, Trial
 from voicechat_tune.sweep_file import SweepFile
+from voicechat_tune.trials_table import trials_table
 
 RATES = {"training.learning_rate": {"loguniform": [0.001, 0.1]}, "training.weight_decay": {"uniform": [0, 1]}}
 KINDS = {

@@ -17,6 +17,7 @@ from voicechat_tune.report.gather import runs_of, trials_of
 from voicechat_tune.run import outcome
 from voicechat_tune.study import Run, RunKey, Study, Trial
 from voicechat_tune.sweep_file import SweepFile
+from voicechat_tune.trials_table import trials_table
 from voicechat_ui import sweeps_tab
 
 SEARCH = {"training.learning_rate": {"loguniform": [0.001, 0.1]}}
@@ -95,7 +96,7 @@ def test_tables_report_and_promotion_name_the_same_trial(study, monkeypatch):
     trials, sweep = study.trials(), study.sweep
     assert numbers(ranked(trials, sweep)) == [3, 2, 1]
 
-    table = follow.trials_table("", trials, sweep)
+    table = trials_table("", trials, sweep)
     assert [row.style for row in table.rows] == [None, None, "bold green", None]
     monkeypatch.setattr(follow, "MOST_ROWS", 2)
     assert numbers(follow.worth_showing(trials, sweep, {RunKey(4, 1)})) == [3, 4]

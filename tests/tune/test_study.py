@@ -12,11 +12,11 @@ from voicechat_platform.training.starting_point import load_data
 from voicechat_tune import run
 from voicechat_tune.conductor import cost_of, reached_limit
 from voicechat_tune.dry_run import timed
-from voicechat_tune.follow import trials_table
 from voicechat_tune.journal import JOURNAL
 from voicechat_tune.keeper import Keeper
 from voicechat_tune.study import Run, RunKey, Study, Trial
 from voicechat_tune.sweep_file import SweepFile
+from voicechat_tune.trials_table import trials_table
 
 
 def sweep_of(name: str, high: float = 0.1, **fields) -> SweepFile:

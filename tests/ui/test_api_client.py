@@ -1,15 +1,20 @@
 """Whom a person begins to talk with, as the API tells and the page and `voicechat talk` choose."""
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from fastapi import FastAPI
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 
+from voicechat_platform.errors import InputError
 from voicechat_serve.api import models
 from voicechat_serve.api.services import Services
-from voicechat_serve.language_model import ServedModel
+from voicechat_serve.served_model import ServedModel
+from voicechat_ui import api_client
 from voicechat_ui.api_client import ApiClient, LanguageModel
 from voicechat_ui.page import model_picker
 from voicechat_ui.talk import Wanted, first_model
@@ -50,6 +55,31 @@ async def test_a_person_begins_with_the_model_that_can_converse(address, first, 
     picker = model_picker(found, None)
     assert picker.value == first
     assert (label, first) in picker.choices
+
+
+@pytest.mark.parametrize("answer", [None, [], {"a": 1}, {"data": [1]}, {"data": 7}, "<html>"])
+async def test_what_answers_in_another_form_is_told_as_that(answer, serve, free_port):
+    app = FastAPI()
+
+    @app.get("/v1/{path:path}")
+    def anything(path: str) -> Response:
+        return HTMLResponse(answer) if isinstance(answer, str) else JSONResponse(answer)
+
+    url = f"{serve(app, free_port()).url}/v1"
+    assert f"what answers at {url} has not OpenAI's form" in await ApiClient(url).problem()
+    with pytest.raises(openai.OpenAIError, match="OpenAI's form"):
+        await ApiClient(url).voices()
+    with pytest.raises(InputError, match="OpenAI's form"):
+        await first_model(Wanted(url=url, key=""))
+
+
+async def test_a_server_that_is_not_there_or_keeps_silent_is_told_of(free_port, monkeypatch):
+    url = f"http://127.0.0.1:{free_port()}/v1"
+    assert await ApiClient(url).problem() == f"The server at {url} does not answer. Start it with `voicechat serve`."
+    monkeypatch.setattr(api_client, "PATIENCE_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        assert f"The server at {url} has not answered" in await ApiClient(url).problem()
 
 
 def test_the_picker_keeps_what_was_picked_and_says_who_is_who():

@@ -10,10 +10,12 @@ import sys
 from dataclasses import replace
 
 import pytest
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from voicechat_platform.settings import settings
-from voicechat_platform.training.loop import Evaluation
+from voicechat_platform.errors import RegistryError
+from voicechat_platform.settings import Settings, settings
+from voicechat_platform.training.history import Evaluation
 from voicechat_ui.cli import app
 from voicechat_ui.training import describe
 
@@ -147,6 +149,23 @@ def test_every_variant_trains_writes_folds_and_shows_its_heads(recipe, tmp_path,
     assert texts[0].startswith("SPEAKER")
     assert len(json.loads(voicechat("heads", best, "--json"))) == 2
     settings.cache_clear()
+
+
+def test_a_registry_that_is_not_there_is_told_before_anything_is_trained(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("VOICECHAT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("VOICECHAT_REGISTRY_URI", "http://127.0.0.1:9")
+    settings.cache_clear()
+    result = CliRunner().invoke(app, ["train", str(recipe), "--out", str(tmp_path / "run")])
+    assert isinstance(result.exception, RegistryError)
+    assert "the registry at 127.0.0.1" in str(result.exception)
+    assert not (tmp_path / "run").exists()
+    settings.cache_clear()
+
+
+@pytest.mark.parametrize("uri", ["notaurl", "http://", "127.0.0.1:5000"])
+def test_a_registry_whose_address_is_none_is_refused_by_name(uri):
+    with pytest.raises(ValidationError, match="is written http://HOST:PORT; not"):
+        Settings(registry_uri=uri)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from playwright.sync_api import expect
 from voicechat_platform.registry import Registry, parse_version
 from voicechat_platform.settings import settings
 from voicechat_platform.strict_yaml import read_yaml
-from voicechat_platform.training.loop import Evaluation
+from voicechat_platform.training.history import Evaluation
+from voicechat_platform.training.recipe import Recipe
 from voicechat_serve.api.access import AccessRules, guard
 from voicechat_serve.keys import create_key, fingerprint, make_secret
 from voicechat_tune import notes
@@ -69,7 +70,8 @@ def tiny(home, tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("recipe")
     (folder / "play.txt").write_text("".join(f"ROMEO:\nLine {n} of it.\n\n" for n in range(400)))
     (folder / "tiny.yaml").write_text(RECIPE.format(play=folder / "play.txt"))
-    train_recipe(folder / "tiny.yaml", None, resume=False)
+    recipe = read_yaml(folder / "tiny.yaml", Recipe)
+    train_recipe(recipe, folder / "tiny.yaml", settings().folder("runs") / "tiny", resume=False)
     registry = Registry()
     return str(registry.promote(registry.version("tiny", 1)))
 

@@ -293,13 +293,27 @@ def test_bad_input_says_what_to_do(server, address, tmp_path, monkeypatch):
     assert "text.wav: the audio file cannot be decoded" in failure_of(tmp_path / "text.wav", "--url", address)
     assert "voicechat serve" in failure_of(sound, "--out", tmp_path / "o.wav", "--url", closed)
     assert "voicechat serve" in failure_of(sound, "--out", tmp_path / "o.wav", "--url", closed, "--model", "m")
-    assert "cannot be written" in failure_of(sound, "--out", tmp_path / "no" / "o.wav", "--url", address)
+    assert "is not a folder" in failure_of(sound, "--out", sound / "o.wav", "--url", address)
+    assert not (tmp_path / "o.wav").exists()
     assert "either a file or --text" in failure_of(sound, "--text")
     assert failure_of(sound, "--out", tmp_path / "o.wav", "--url", address, "--voice", "nobody") == "no such voice"
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     assert "pip install 'llm-voice-chat[talk]'" in failure_of("--url", address)
     server.refuses = True
     assert "VOICECHAT_API_KEY" in failure_of(sound, "--out", tmp_path / "o.wav", "--url", address)
+
+
+def test_a_reply_takes_the_place_of_an_earlier_one_only_when_there_is_one(server, address, tmp_path):
+    sound, out = write_wav(tmp_path / "a.wav", SPEECH), write_wav(tmp_path / "reply.wav", SPEECH)
+    before = out.read_bytes()
+    assert "voicechat serve" in failure_of(sound, "--out", out, "--url", "http://127.0.0.1:9/v1")
+    assert "cannot be decoded" in failure_of(__file__, "--out", out, "--url", address)
+    server.refuses = True
+    assert "VOICECHAT_API_KEY" in failure_of(sound, "--out", out, "--url", address)
+    assert out.read_bytes() == before
+    server.refuses = False
+    assert run(sound, "--out", tmp_path / "new" / "reply.wav", "--url", address).exit_code == 0
+    assert seconds_of(tmp_path / "new" / "reply.wav") == 0.5
 
 
 def test_no_microphone(server, address, monkeypatch):

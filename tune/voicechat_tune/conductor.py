@@ -9,7 +9,7 @@ from typing import Any
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from voicechat_platform.training.loop import Evaluation
+from voicechat_platform.training.history import Evaluation
 from voicechat_tune.halving import Rungs
 from voicechat_tune.reports import REPORT, DiskFull, Ended, Report
 from voicechat_tune.search import Search

@@ -21,7 +21,8 @@ from voicechat_platform.cluster import start_ray, stop_ray
 from voicechat_platform.corpora.batches import TrainingData
 from voicechat_platform.errors import InputError
 from voicechat_platform.settings import settings
-from voicechat_platform.training.loop import Evaluation, Training, check_shares, read_history
+from voicechat_platform.training.history import Evaluation, read_history
+from voicechat_platform.training.loop import Training, check_shares
 from voicechat_platform.training.recipe import Recipe
 from voicechat_platform.training.run_folder import RunFolder
 from voicechat_platform.training.starting_point import find_start

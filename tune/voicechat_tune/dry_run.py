@@ -14,12 +14,12 @@ from voicechat_platform.training.loop import Training
 from voicechat_platform.training.recipe import Recipe
 from voicechat_platform.training.starting_point import find_start, load_data, make_model
 from voicechat_platform.training.throughput import training_flops
-from voicechat_tune.follow import shown
 from voicechat_tune.resources import check_resources
 from voicechat_tune.run_files import object_store
 from voicechat_tune.search import listed_points, make_sampler, trials_of
 from voicechat_tune.space import draw_point, drawn_part
 from voicechat_tune.sweep_file import SweepFile
+from voicechat_tune.trials_table import shown
 
 SHOWN = 8
 STEPS_TIMED = 3

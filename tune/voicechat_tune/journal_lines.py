@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from voicechat_platform.training.loop import Evaluation
+from voicechat_platform.training.history import Evaluation
 
 Ending = Literal["finished", "stopped", "failed"]
 ENDED_BY: dict[int, Ending] = {1: "finished", 2: "stopped", 3: "failed"}

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from ray import tune
 
-from voicechat_platform.training.loop import Evaluation
+from voicechat_platform.training.history import Evaluation
 from voicechat_tune.journal_lines import Ending
 
 REPORT = "report"

@@ -5,12 +5,11 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from voicechat_platform.checkpoints import remove
+from voicechat_platform.checkpoint_files import remove
 from voicechat_platform.errors import InputError
 from voicechat_platform.folders import scratch_folder
 from voicechat_platform.paths import given_path
 from voicechat_platform.settings import settings
-from voicechat_platform.training.run_folder import RunFolder
 from voicechat_tune.storage import Storage
 from voicechat_tune.study import RunKey
 from voicechat_tune.sweep_file import SweepFile
@@ -62,7 +61,6 @@ class RunFiles:
                     self.store.get_folder(f"{self.prefix}/{newest}", self.folder / kept)
             self.store.get_file(f"{self.prefix}/log.txt", self.folder / "log.txt")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.run = RunFolder(self.folder)
         return self
 
     def __exit__(self, *exception: object) -> None:

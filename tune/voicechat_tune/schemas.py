@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from voicechat_platform.paths import writable_folder
 from voicechat_platform.training.recipe import Recipe
 from voicechat_tune.comparison_file import ComparisonFile
 from voicechat_tune.sweep_file import SweepFile
@@ -13,7 +14,12 @@ FILES: dict[str, type[BaseModel]] = {"recipe": Recipe, "sweep": SweepFile, "comp
 
 
 def write_schemas(folder: Path) -> list[Path]:
-    """recipe.json, sweep.json and comparison.json in the folder."""
+    """recipe.json, sweep.json and comparison.json in the folder.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    folder = writable_folder(folder, *(f"{name}.json" for name in FILES))
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, model in FILES.items():

@@ -17,7 +17,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from voicechat_platform.errors import InputError
-from voicechat_platform.training.loop import Evaluation
+from voicechat_platform.training.history import Evaluation
 from voicechat_tune.journal import JOURNAL, SALVAGE, Beginning, open_journal
 from voicechat_tune.journal_lines import Ending
 from voicechat_tune.space import known_in

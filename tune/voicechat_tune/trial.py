@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 
-from voicechat_platform.checkpoints import load_checkpoint, read_run
+from voicechat_platform.checkpoint_files import read_run
+from voicechat_platform.checkpoints import load_checkpoint
 from voicechat_platform.corpora.batches import TrainingData
 from voicechat_platform.corpora.corpus import Corpus
 from voicechat_platform.errors import InputError
 from voicechat_platform.training.evaluation import mean_loss
-from voicechat_platform.training.loop import Evaluation, Training, read_history
+from voicechat_platform.training.history import Evaluation, read_history
+from voicechat_platform.training.loop import Training
 from voicechat_platform.training.recipe import Recipe
 from voicechat_platform.training.run_folder import RunFolder
 from voicechat_platform.training.throughput import cache_bytes_per_token, non_embedding_parameters, training_flops
@@ -59,7 +61,7 @@ def train(
 ) -> dict[str, float]:
     """Train, and measure the best checkpoint: what is known of it and of its model."""
     recipe = sweep.recipe_for(config["point"], config["seed_index"])
-    run, until = files.run, config["until"]
+    run, until = RunFolder(files.folder), config["until"]
     resume_from = run.of_recipe(recipe)
     known = read_history(resume_from) if resume_from else []
     begins_at = 0

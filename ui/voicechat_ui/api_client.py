@@ -1,5 +1,8 @@
 """What the page asks of the API over HTTP: which models and voices there are. All else goes over /v1/realtime."""
 
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +10,9 @@ import openai
 
 # How servers without a "type" in their model list call what is no language model.
 AUDIO_MODEL_PREFIXES = ("whisper-", "tts-", "gpt-4o-mini-")
+
+PATIENCE_S = 10.0
+"""With an API that is only asked whether it is there."""
 
 DEFAULT_VOICE = ("heart", "en")
 
@@ -58,11 +64,12 @@ class ApiClient:
     async def language_models(self) -> list[LanguageModel]:
         """Those that can write a reply: the one for a person to begin with comes first, then all in the API's order."""
         found = []
-        for model in (await self._client.models.list()).data:
-            more = model.model_extra or {}
-            kind = more.get("type")
-            if kind == "language" if kind else not model.id.startswith(AUDIO_MODEL_PREFIXES):
-                found.append(LanguageModel(model.id, str(more.get("origin", ""))))
+        with self.in_openais_form():
+            for model in (await self._client.models.list()).data:
+                more = model.model_extra or {}
+                kind = more.get("type")
+                if kind == "language" if kind else not model.id.startswith(AUDIO_MODEL_PREFIXES):
+                    found.append(LanguageModel(model.id, str(more.get("origin", ""))))
         return sorted(found, key=lambda model: model.origin != "packaged")
 
     async def require_model(self, name: str) -> None:
@@ -75,7 +82,29 @@ class ApiClient:
             answer: Any = await self._client.get("/audio/voices", cast_to=object)
         except openai.NotFoundError:
             return [DEFAULT_VOICE]
-        return [(voice["id"], voice["language"]) for voice in answer["data"]] or [DEFAULT_VOICE]
+        with self.in_openais_form():
+            return [(voice["id"], voice["language"]) for voice in answer["data"]] or [DEFAULT_VOICE]
+
+    @contextmanager
+    def in_openais_form(self) -> Iterator[None]:
+        """Put around what reads an answer: the openai package takes any, and fails where one is used."""
+        try:
+            yield
+        except (AttributeError, TypeError, KeyError, ValueError) as error:
+            raise openai.OpenAIError(
+                f"what answers at {self.base_url} has not OpenAI's form; is this the base URL of an API, with its /v1?"
+            ) from error
+
+    async def problem(self) -> str:
+        """What is wrong with the API just now, for a person; empty for one that answers."""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await self.language_models()
+        except openai.OpenAIError as error:
+            return self.explain(error)
+        except TimeoutError:
+            return f"The server at {self.base_url} has not answered for {PATIENCE_S:g} seconds."
+        return ""
 
     def explain(self, error: Exception) -> str:
         """What went wrong and what to do about it, for the person at the page or at the terminal."""

@@ -1,7 +1,8 @@
 """The `voicechat` command.
 
 Results go to stdout, progress to stderr; exit 0 done, 1 failed, 2 bad input, 130 interrupted. Heavy libraries are
-imported inside the commands, so that `--help` answers at once.
+imported inside the commands, when what they were given has been read and where they write has been looked at: `--help`
+and a misspelt file are answered at once.
 """
 
 import json
@@ -65,10 +66,11 @@ def up(
 
     Example: voicechat up --port 8080 --whisper tiny.en
     """
+    chosen = chosen_settings(port, whisper, host)
     with console.status("loading"):
         from voicechat_ui.services import run_everything
 
-    run_everything(chosen_settings(port, whisper, host))
+    run_everything(chosen)
 
 
 @app.command()
@@ -82,10 +84,15 @@ def serve(
 
     Example: voicechat serve --port 8080
     """
+    chosen = chosen_settings(port, whisper, host)
     with console.status("loading"):
+        from voicechat_serve.application_file import listed_models, local_application, read_application
+
+        wanted = read_application(application or local_application()).api
+        listed_models(wanted)
         from voicechat_ui.services import run_services
 
-    run_services(chosen_settings(port, whisper, host), with_page=False, application=application)
+    run_services(chosen, wanted, with_page=False)
 
 
 @app.command()
@@ -98,10 +105,13 @@ def page(
 
     Example: voicechat page --api http://127.0.0.1:8000/v1 --port 8001
     """
+    from voicechat_platform.paths import api_address
+
+    chosen, api = chosen_settings(port, None, host), api_address(api)
     with console.status("loading"):
         from voicechat_ui.services import run_page
 
-    run_page(chosen_settings(port, None, host), api)
+    run_page(chosen, api)
 
 
 @app.command()
@@ -117,9 +127,17 @@ def train(
 
     Example: voicechat train tune/recipes/shakespeare.yaml
     """
+    from voicechat_platform.paths import writable_folder
+    from voicechat_platform.settings import settings
+    from voicechat_platform.strict_yaml import read_yaml
+    from voicechat_platform.training.recipe import Recipe
+
+    wanted = read_yaml(recipe, Recipe)
+    check_sources(wanted)
+    folder = writable_folder(out or settings().folder("runs") / wanted.name)
     from voicechat_ui.training import train_recipe
 
-    train_recipe(recipe, out, resume, workers)
+    train_recipe(wanted, recipe, folder, resume, workers)
 
 
 @app.command()
@@ -132,9 +150,12 @@ def evaluate(
 
     Example: voicechat evaluate shakespeare --corpus my-play.txt
     """
+    from voicechat_platform.corpora.texts import read_text
+
+    folder, text = found_checkpoint(checkpoint), read_text(corpus) if corpus else None
     from voicechat_ui.training import evaluate_checkpoint
 
-    result = evaluate_checkpoint(checkpoint, corpus)
+    result = evaluate_checkpoint(folder, text)
     emit(result, as_json, "\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in result.items()))
 
 
@@ -150,9 +171,10 @@ def generate(
 
     Example: voicechat generate shakespeare --prompt "The meaning of life is" --tokens 100
     """
+    folder = found_checkpoint(checkpoint)
     from voicechat_ui.training import sample
 
-    print(sample(checkpoint, prompt, tokens, temperature, seed))
+    print(sample(folder, prompt, tokens, temperature, seed))
 
 
 @app.command()
@@ -178,12 +200,15 @@ def sweep(
     Example: voicechat sweep tune/sweeps/quickstart.yaml --promote
     """
     from voicechat_platform.cluster import stop_ray
+    from voicechat_platform.paths import writable_folder
     from voicechat_platform.registry import Registry
     from voicechat_tune.notes import is_begun
-    from voicechat_tune.run import run_sweep
+    from voicechat_tune.run_files import sweep_folder
     from voicechat_tune.sweep_file import read_sweep
 
     wanted = read_sweep(file)
+    check_sources(wanted.recipe)
+    writable_folder(sweep_folder(wanted.name, wanted.storage))
     join(address)
     if dry_run:
         from voicechat_tune.dry_run import estimate
@@ -204,6 +229,8 @@ def sweep(
         salvage_sweep(wanted)
     if resume and not is_begun(wanted):
         raise InputError(f"the sweep {wanted.name!r} has not begun: leave --resume away")
+    from voicechat_tune.run import run_sweep
+
     with redirect_stdout(sys.stderr):  # Ray tells of a lost process on stdout, which is the result's
         try:
             outcome = run_sweep(wanted, fresh, force, extend, tensorboard)
@@ -249,9 +276,9 @@ def trials(sweep: SweepName, as_json: Json = False) -> None:
 
     Example: voicechat trials quickstart
     """
-    from voicechat_tune.follow import trials_table
     from voicechat_tune.notes import open_study
     from voicechat_tune.ranking import winners
+    from voicechat_tune.trials_table import trials_table
 
     study = open_study(sweep)
     found = study.trials()
@@ -297,11 +324,13 @@ def report(
     Example: voicechat report quickstart --out report
     """
     from voicechat_tune.notes import open_study
+    from voicechat_tune.report.files import report_folder
+
+    study = open_study(sweep)
+    folder = report_folder(out or study.folder / "report")
     from voicechat_tune.report.document import write_report
     from voicechat_tune.report.gather import sweep_findings
 
-    study = open_study(sweep)
-    folder = out or study.folder / "report"
     write_report(sweep_findings(study, prompt), folder)
     print(folder / "report.html")
 
@@ -322,13 +351,17 @@ def compare(
     """
     from voicechat_platform.cluster import stop_ray
     from voicechat_platform.settings import settings
-    from voicechat_tune.compare import findings, run_comparison
     from voicechat_tune.comparison_file import read_comparison
-    from voicechat_tune.report.document import write_report
+    from voicechat_tune.report.files import report_folder
 
     comparison = read_comparison(file)
     if write and salvage:
         raise InputError("--write runs nothing, and --salvage goes on: give one of them")
+    check_sources(comparison.recipe)
+    folder = report_folder(out or settings().folder("reports") / comparison.name)
+    from voicechat_tune.compare import findings, run_comparison
+    from voicechat_tune.report.document import write_report
+
     if not write:
         join(address)
         try:
@@ -341,7 +374,6 @@ def compare(
                 f"{outcome.unfinished} runs of this part are left. The same command goes on from there; with --write "
                 f"it writes up what there is.",
             )
-    folder = out or settings().folder("reports", comparison.name)
     write_report(findings(comparison), folder)
     print(folder / "report.html")
 
@@ -352,9 +384,15 @@ def fold(checkpoint: Reference, out: Annotated[Path, typer.Argument(help="a new 
 
     Example: voicechat fold shakespeare@3 folded
     """
+    from voicechat_platform.paths import writable_folder
+
+    new = writable_folder(out)
+    if new.exists() and any(new.iterdir()):
+        raise InputError(f"{new} is not empty: name a new folder")
+    folder = found_checkpoint(checkpoint)
     from voicechat_ui.training import fold_checkpoint
 
-    print(f"{out}: a {fold_checkpoint(checkpoint, out)} with the same logits")
+    print(f"{out}: a {fold_checkpoint(folder, new)} with the same logits")
 
 
 @app.command()
@@ -369,9 +407,16 @@ def heads(
 
     Example: voicechat heads shakespeare --out heads
     """
+    from voicechat_platform.paths import writable_folder
+    from voicechat_tune.report.files import HEADS_FILES
+
+    if out is not None:
+        writable_folder(out, *HEADS_FILES)
+    found = found_checkpoint(checkpoint)
+    folder = writable_folder(out or found / "heads", *HEADS_FILES)
     from voicechat_tune.report.heads import show_heads
 
-    folder, rows = show_heads(checkpoint, out)
+    rows = show_heads(found, folder)
     table = Table(*(name.replace("_", " ") for name in rows[0]))
     for row in rows:
         table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
@@ -387,8 +432,9 @@ def promote(version: Annotated[str, typer.Argument(help="NAME@NUMBER, as `voicec
     """
     from voicechat_platform.registry import Registry, parse_version
 
+    name, number = parse_version(version)
     registry = Registry()
-    promoted = registry.promote(registry.version(*parse_version(version)))
+    promoted = registry.promote(registry.version(name, number))
     print(
         f"{promoted} is the champion of {promoted.name}. A running service serves it within seconds; "
         f"`voicechat rollback {promoted.name}` undoes it."
@@ -456,6 +502,14 @@ def load_test(
 
     Example: voicechat load-test --rate 2,4,8 --seconds 60
     """
+    from voicechat_platform.paths import api_address, given_path
+
+    url, speech = api_address(url), None
+    if sound:
+        try:
+            speech = given_path(sound).read_bytes()
+        except OSError as error:
+            raise InputError(f"{sound} cannot be read: {error.strerror}") from None
     from voicechat_ui.load_report import run_load_test, table
     from voicechat_ui.load_test import Level
 
@@ -479,13 +533,13 @@ def load_test(
         model=model,
         prompt_tokens=prompt_tokens,
         max_tokens=max_tokens,
-        sound=sound.read_bytes() if sound else None,
+        sound=speech,
         seed=seed,
     )
     emit({"url": url, "endpoint": endpoint, "levels": summaries}, as_json, table(f"{endpoint} at {url}", summaries))
     for level in summaries:
-        for error, times in level["errors"].items():
-            console.print(f"{times} times: {escape(error)}", style="red", soft_wrap=True)
+        for problem, times in level["errors"].items():
+            console.print(f"{times} times: {escape(problem)}", style="red", soft_wrap=True)
     if interrupted:
         raise typer.Exit(130)
     if any(level["failed"] or level["lost"] or not level["done"] for level in summaries):
@@ -521,6 +575,28 @@ def parse_levels(text: str, kind: type[Number]) -> list[Number]:
     if not found or min(found) <= 0:
         raise InputError(f"levels are positive numbers with commas between them, such as 1,8,32; not {text!r}")
     return found
+
+
+def check_sources(recipe: Any) -> None:
+    """
+    Raises:
+        InputError: the text that a recipe trains on, or the model that it begins with, is not there.
+    """
+    from voicechat_platform.corpora.texts import check_is_there
+
+    check_is_there(recipe.corpus.source)
+    if recipe.init_from is not None:
+        found_checkpoint(recipe.init_from)
+
+
+def found_checkpoint(reference: str) -> Path:
+    """The folder of a checkpoint, as `find_checkpoint` finds it, looked at before torch is imported."""
+    from voicechat_platform.checkpoint_files import check_is_checkpoint
+    from voicechat_platform.registry import find_checkpoint
+
+    folder = find_checkpoint(reference)
+    check_is_checkpoint(folder)
+    return folder
 
 
 def join(address: str | None) -> None:

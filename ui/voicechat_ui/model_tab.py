@@ -161,7 +161,7 @@ def label(version: Any) -> str:
 def show_version(chosen: str | None, request: gr.Request) -> tuple[Any, ...]:
     """What can be done with it, the card with the learning curve, the heads where they have been drawn before, else the
     button to draw them."""
-    from voicechat_platform.checkpoints import read_run
+    from voicechat_platform.checkpoint_files import read_run
     from voicechat_platform.registry import Registry, parse_version
 
     if not chosen:

@@ -1,5 +1,6 @@
 """`voicechat up`, `serve` and `page`: from nothing to a page that answers, with progress, and down again cleanly."""
 
+import asyncio
 import logging
 import os
 import sys
@@ -21,13 +22,15 @@ from voicechat_platform.registry import Registry, Version
 from voicechat_platform.settings import Settings
 from voicechat_serve.api.access import access_rules, guard
 from voicechat_serve.api.errors import answer_errors_in_openai_form
-from voicechat_serve.application import DeploymentState, deploy, require_free, stop, wait_until_ready
-from voicechat_serve.application_file import local_application, read_application, served_models
+from voicechat_serve.application import DeploymentState, deploy, stop, wait_until_ready
+from voicechat_serve.application_file import APIArguments, local_application, read_application, served_models
 from voicechat_serve.keys import make_secret
+from voicechat_serve.ports import require_free
 from voicechat_serve.proxy import BoundedConnection
 from voicechat_serve.sentence_end import SENTENCE_END_MODEL
 from voicechat_tune.run import run_sweep
 from voicechat_tune.sweep_file import quickstart, read_sweep
+from voicechat_ui.api_client import ApiClient
 from voicechat_ui.page import mount_page
 from voicechat_ui.relay import LARGEST_FRAME_BYTES
 from voicechat_ui.training import sample
@@ -50,7 +53,7 @@ def run_everything(settings: Settings) -> None:
     if not Registry().champions():
         prepare_assets(settings.whisper or "base")
         tune_first_model()
-    run_services(settings, with_page=True)
+    run_services(settings, read_application(local_application()).api, with_page=True)
 
 
 def prepare_assets(whisper: str) -> None:
@@ -77,7 +80,7 @@ def tune_first_model() -> None:
 
 
 def print_card(version: Version) -> None:
-    text = sample(str(version.checkpoint()), prompt="HAMLET:\n", tokens=220, temperature=0.7, seed=1)
+    text = sample(version.checkpoint(), prompt="HAMLET:\n", tokens=220, temperature=0.7, seed=1)
     console.print(
         Panel(
             f"variant     {version.attention} attention\n"
@@ -90,11 +93,14 @@ def print_card(version: Version) -> None:
     )
 
 
-def run_services(settings: Settings, with_page: bool, application: Path | None = None) -> None:
-    """Serve what an application file names until Ctrl-C, then leave no process behind.
+def run_services(settings: Settings, arguments: APIArguments, with_page: bool) -> None:
+    """Serve until Ctrl-C, then leave no process behind.
+
+    Args:
+        arguments: what is served, as an application file names it.
 
     Raises:
-        InputError: the file is wrong, the port is in use, an asset is missing, or it would listen beyond this machine
+        InputError: the port is in use, an asset is missing, or it would listen beyond this machine
             without a key.
     """
     # The page's own key lives as long as the service. It goes to the page as an argument: the variables of a replica's
@@ -102,7 +108,6 @@ def run_services(settings: Settings, with_page: bool, application: Path | None =
     page_key = make_secret()
     access = access_rules(settings, page_key)
     require_address(settings)
-    arguments = read_application(application or local_application()).api
     if settings.whisper:
         arguments = arguments.model_copy(update={"whisper": settings.whisper})
     for name in (f"whisper-{arguments.whisper}", SENTENCE_END_MODEL, "hibari"):
@@ -198,12 +203,15 @@ def run_page(settings: Settings, api: str) -> None:
 
     access = access_rules(settings)
     require_free(settings.port, settings.host)
+    key = settings.api_key.get_secret_value() or "none"
     console.print(f"Talk:  http://{reachable(settings.host)}:{settings.port} (the API is {api})")
+    if problem := asyncio.run(ApiClient(api, key).problem()):
+        console.print(f"{problem} The page asks it again whenever it is opened.", soft_wrap=True)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     guard(app, access, "Basic")
     answer_errors_in_openai_form(app)
     with page_files(settings):
-        mount_page(app, api, settings.api_key.get_secret_value() or "none")
+        mount_page(app, api, key)
         uvicorn.run(
             app,
             host=settings.host,

@@ -35,6 +35,7 @@ class SoundFile:
 
     def __init__(self, path: Path) -> None:
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("wb")
         except OSError as error:
             raise InputError(f"the reply cannot be written to {path}: {error.strerror}") from None

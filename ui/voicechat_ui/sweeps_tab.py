@@ -141,8 +141,8 @@ def show_sweep(chosen: str | None) -> str:
 
 def trials_of_study(name: str) -> list[str]:
     """The same table as `voicechat trials`, and the same curves as in the report."""
-    from voicechat_tune.follow import trials_table
     from voicechat_tune.notes import is_running, open_study
+    from voicechat_tune.trials_table import trials_table
 
     study = open_study(name)
     trials = study.trials()

@@ -163,12 +163,12 @@ async def hold(wanted: Wanted, say: Callable[[str, str], None], turns: list[Turn
             loudspeaker = find_loudspeaker(wanted, say)
         if loudspeaker is not None:
             opened.callback(loudspeaker.close)
-        file = SoundFile(wanted.out) if wanted.out else None
-        if file is not None:
-            opened.callback(file.close)
         model = wanted.model or await first_model(wanted)
         client = openai.AsyncOpenAI(base_url=wanted.url, api_key=wanted.key or "none")
         connection = await opened.enter_async_context(opened_connection(client, model, wanted.url))
+        file = SoundFile(wanted.out) if wanted.out else None  # only now: it takes the place of an earlier one
+        if file is not None:
+            opened.callback(file.close)
         talk = Talk(connection, say, turns, file, loudspeaker)
         session = wanted.session(is_spoken=bool(file or loudspeaker))
 

@@ -41,20 +41,26 @@ def talk(
     import asyncio
 
     from voicechat_platform.errors import InputError
-    from voicechat_ui.talk import Wanted, hold
-    from voicechat_ui.talk_turns import ConversationEndedError, Turn
+    from voicechat_platform.paths import api_address, given_path, writable_file
 
     if sound and text:
         raise InputError("either a file or --text: typed lines take the file's place")
-    if sound and not out:
-        out = Path(f"{sound.stem}-reply.wav")
+    url = api_address(url)
+    if sound:
+        sound, out = given_path(sound), out or Path(f"{sound.stem}-reply.wav")
+    target = writable_file(out) if out else None
+    if sound and target and sound.resolve() == target.resolve():
+        raise InputError(f"{out} is what is to be said: name another file for the reply")
+    from voicechat_ui.talk import Wanted, hold
+    from voicechat_ui.talk_turns import ConversationEndedError, Turn
+
     wanted = Wanted(
         url=url,
         key=key,
         model=model,
         sound=sound,
         typed=text,
-        out=out,
+        out=target,
         voice=voice,
         speed=speed,
         instructions=instructions,

@@ -13,19 +13,19 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from voicechat_platform.checkpoints import load_checkpoint, read_run
+from voicechat_platform.checkpoint_files import read_run
+from voicechat_platform.checkpoints import load_checkpoint
 from voicechat_platform.corpora.batches import IGNORED, TrainingData
 from voicechat_platform.corpora.corpus import encode, windows_of
 from voicechat_platform.corpora.sorting import Sorting
-from voicechat_platform.corpora.texts import read_text
+from voicechat_platform.corpora.texts import Text
 from voicechat_platform.errors import InputError
 from voicechat_platform.models import GPTForCausalLM
 from voicechat_platform.models.folding import fold
-from voicechat_platform.registry import Registry, find_checkpoint
-from voicechat_platform.settings import settings
-from voicechat_platform.strict_yaml import read_yaml
+from voicechat_platform.registry import Registry
 from voicechat_platform.training.evaluation import mean_loss
-from voicechat_platform.training.loop import Evaluation, Training
+from voicechat_platform.training.history import Evaluation
+from voicechat_platform.training.loop import Training
 from voicechat_platform.training.recipe import Recipe, read_recipe
 from voicechat_platform.training.run_folder import RunFolder
 from voicechat_platform.training.starting_point import check_same_data, load_data
@@ -34,19 +34,24 @@ log = logging.getLogger(__name__)
 console = Console(stderr=True, highlight=False)
 
 
-def train_recipe(path: Path, out: Path | None, resume: bool, workers: int = 1) -> None:
+def train_recipe(recipe: Recipe, path: Path, folder: Path, resume: bool, workers: int = 1) -> None:
     """Train, checkpointing at every evaluation and on Ctrl-C, and register the best checkpoint.
 
+    Args:
+        path: the recipe's file, of which the run's folder gets a copy.
+        folder: the run's, absolute.
+
     Raises:
-        InputError: the recipe is wrong, or the run's folder holds a run already and is not to be resumed.
+        InputError: the run's folder holds a run already and is not to be resumed.
+        RegistryError: the registry does not answer.
     """
-    recipe = read_yaml(path, Recipe)
-    folder = out or settings().folder("runs") / recipe.name
     run = RunFolder(folder)
     if run.holds_a_run() and not resume:
         raise InputError(f"{folder} holds a run already: go on with it with --resume, or choose another --out")
     if resume and not run.holds_a_run():
         raise InputError(f"{folder} holds no checkpoint to resume from; leave --resume away")
+    registry = Registry()
+    registry.champions()  # asked before the work: what comes of it is to be kept there
     resume_from = run.resume_from(recipe) if resume else None
     data = load_data(recipe)
     if workers == 1:
@@ -54,13 +59,13 @@ def train_recipe(path: Path, out: Path | None, resume: bool, workers: int = 1) -
     else:
         from voicechat_tune.distributed import train_on_workers
 
-        train_on_workers(recipe, data, folder.absolute(), resume_from, workers, tell)
+        train_on_workers(recipe, data, folder, resume_from, workers, tell)
     best = run.finish(data)
     facts = read_run(best)
     choices = flat(recipe.model_dump(mode="json"))
     # The weights belong to it: the same recipe may give others after a change of the code or of what it begins with.
     run_name = hashlib.sha256(f"{choices} {data.sha256} {facts['files']}".encode()).hexdigest()[:12]
-    version = Registry().record("train", run_name, choices, read_run(run.last)["history"], best)
+    version = registry.record("train", run_name, choices, read_run(run.last)["history"], best)
     shutil.copy(path, folder / "recipe.yaml")
     evaluation = Evaluation(**facts["metrics"])
     print(
@@ -132,24 +137,23 @@ def describe(evaluation: Evaluation) -> str:
     )
 
 
-def evaluate_checkpoint(reference: str, source: str | None) -> dict[str, Any]:
+def evaluate_checkpoint(folder: Path, other: Text | None) -> dict[str, Any]:
     """Loss over the validation part of the checkpoint's own data, or over the whole of another text."""
-    folder = find_checkpoint(reference)
     model, tokenizer = load_checkpoint(folder)
-    if source is None:
+    if other is None:
         return evaluate_on_own_data(folder, model)
-    text = read_text(source).characters
+    text = other.characters
     tokens = encode(tokenizer, text)
     characters = len(tokenizer.decode(tokens.tolist()))
     if characters < len(text):
         log.info("%d characters that the tokenizer does not know are left out", len(text) - characters)
     if len(tokens) < 2:
-        raise InputError(f"{source} has no two characters that the checkpoint's tokenizer knows")
+        raise InputError(f"{other.source} has no two characters that the checkpoint's tokenizer knows")
     context = min(model.config.max_position_embeddings, LONGEST_WINDOW)
     loss = mean_loss(model, windows_of(tokens, context))
     return {
         "checkpoint": str(folder),
-        "corpus": source,
+        "corpus": other.source,
         "tokens": len(tokens),
         "nats_per_token": round(loss, 5),
         "nats_per_character": round(loss * len(tokens) / characters, 5),
@@ -179,9 +183,9 @@ def evaluate_on_own_data(folder: Path, model: Any) -> dict[str, Any]:
     }
 
 
-def sample(reference: str, prompt: str, tokens: int, temperature: float, seed: int | None) -> str:
+def sample(folder: Path, prompt: str, tokens: int, temperature: float, seed: int | None) -> str:
     """The prompt and what the model adds to it, within one context."""
-    model, tokenizer = load_checkpoint(find_checkpoint(reference))
+    model, tokenizer = load_checkpoint(folder)
     prompt_ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
     if not prompt_ids.shape[1]:
         raise InputError(f"none of the prompt's characters is known to the model's tokenizer: {prompt!r}")
@@ -201,17 +205,15 @@ def sample(reference: str, prompt: str, tokens: int, temperature: float, seed: i
     return tokenizer.decode(model.generate(prompt_ids, max_new_tokens=min(tokens, room), **how)[0])
 
 
-def fold_checkpoint(reference: str, out: Path) -> str:
+def fold_checkpoint(folder: Path, out: Path) -> str:
     """Write the folded model and the tokenizer into a new folder; the name of its architecture.
 
     Raises:
-        InputError: the folder is not empty, or the model cannot be folded.
+        InputError: the model cannot be folded.
     """
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty: name a new folder")
-    model, tokenizer = load_checkpoint(find_checkpoint(reference))
+    model, tokenizer = load_checkpoint(folder)
     if not isinstance(model, GPTForCausalLM):
-        raise InputError(f"{reference} is a {type(model).__name__}: there is nothing to fold")
+        raise InputError(f"{folder} is a {type(model).__name__}: there is nothing to fold")
     folded = fold(model)
     folded.save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -67,18 +67,25 @@ def read_text(source: str) -> Text:
         return Text(source, packaged_plays())
     if source == TINY_SHAKESPEARE:
         return Text(source, tiny_shakespeare())
-    path = given_path(source)
+    check_is_there(source)
     try:
-        characters = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(
-            f"corpus {source!r}: there is no such file; give the path of a text file, {PLAYS} or {TINY_SHAKESPEARE}"
-        ) from None
+        characters = given_path(source).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"corpus {source!r} cannot be read as UTF-8 text: {error}") from None
     if not characters.strip():
         raise InputError(f"corpus {source!r} is empty")
     return Text(source, characters)
+
+
+def check_is_there(source: str) -> None:
+    """
+    Raises:
+        InputError: the source is a path, and there is no such file.
+    """
+    if source not in (PLAYS, TINY_SHAKESPEARE) and not given_path(source).exists():
+        raise InputError(
+            f"corpus {source!r}: there is no such file; give the path of a text file, {PLAYS} or {TINY_SHAKESPEARE}"
+        )
 
 
 def packaged_plays() -> str:

@@ -1,17 +1,15 @@
 """Tokenizers, each a transformers fast tokenizer that is saved with the checkpoint it trained."""
 
 import hashlib
-from typing import Literal
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
 
 from voicechat_platform.assets import locate
+from voicechat_platform.training.recipe import TokenizerKind
 
 TYPOGRAPHY = {"‘": "'", "’": "'", "“": '"', "”": '"', "—": "--", "–": "-", "…": "..."}
 """What keyboards and transcripts write, and how a text writes it that does without."""
-
-TokenizerKind = Literal["characters", "byte_pairs", "gpt2"]
 
 # A conversation as a play: the person speaks as one character, the model answers as another. A speech is what the model
 # has learned one to be: it begins with a capital, a person's ends with a full stop (what was heard may have none), and

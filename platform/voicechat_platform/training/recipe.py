@@ -5,11 +5,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from voicechat_platform.checkpoints import read_run
+from voicechat_platform.checkpoint_files import read_run
 from voicechat_platform.corpora.texts import PLAYS
-from voicechat_platform.corpora.tokenizers import TokenizerKind
 from voicechat_platform.strict_yaml import Name, PathText, Seed, Strict, validate
 
+TokenizerKind = Literal["characters", "byte_pairs", "gpt2"]
 MetricKind = Literal["symmetric", "signed_diagonal", "positive_definite", "general", "low_rank", "identity"]
 
 MOST_PARAMETERS = 10**11

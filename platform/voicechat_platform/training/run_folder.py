@@ -10,12 +10,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from voicechat_platform.checkpoints import check_is_whole, load_checkpoint, read_run, recover
+from voicechat_platform.checkpoint_files import check_is_whole, read_run, recover
+from voicechat_platform.checkpoints import load_checkpoint
 from voicechat_platform.corpora.batches import TrainingData
 from voicechat_platform.corpora.sorting import Sorting
 from voicechat_platform.errors import InputError
 from voicechat_platform.training.evaluation import mean_loss
-from voicechat_platform.training.loop import Evaluation, Training, read_history
+from voicechat_platform.training.history import Evaluation, read_history
+from voicechat_platform.training.loop import Training
 from voicechat_platform.training.recipe import Recipe, read_recipe
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from voicechat_platform.assets import sha256
-from voicechat_platform.checkpoints import load_checkpoint, load_tokenizer, read_run
+from voicechat_platform.checkpoint_files import read_run
+from voicechat_platform.checkpoints import load_checkpoint, load_tokenizer
 from voicechat_platform.corpora.batches import TrainingData
 from voicechat_platform.corpora.corpus import make_corpus
 from voicechat_platform.corpora.dialogue import make_dialogue

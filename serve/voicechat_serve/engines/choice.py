@@ -3,19 +3,13 @@
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 from voicechat_platform.errors import InputError
 from voicechat_platform.folders import folder_name, made_once
 from voicechat_platform.settings import settings
 from voicechat_serve.chat_tokenizer import ChatTokenizer
 from voicechat_serve.engines.interface import Engine
-
-EngineName = Literal["auto", "torch", "ctranslate2", "vllm"]
-"""auto: CTranslate2 for a folder that its converter wrote, torch for every other."""
-
-Precision = Literal["auto", "float32", "bfloat16"]
-"""auto: bfloat16 on a GPU, float32 on a CPU. Of torch and vllm; CTranslate2 computes in int8 on a CPU."""
+from voicechat_serve.served_model import EngineName, Precision
 
 
 def make_engine(

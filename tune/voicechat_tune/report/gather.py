@@ -16,7 +16,8 @@ from pathlib import Path
 import optuna
 import torch
 
-from voicechat_platform.checkpoints import load_checkpoint, read_run
+from voicechat_platform.checkpoint_files import read_run
+from voicechat_platform.checkpoints import load_checkpoint
 from voicechat_platform.errors import InputError
 from voicechat_platform.models import GPTForCausalLM
 from voicechat_platform.provenance import machine, provenance
@@ -166,8 +167,9 @@ def heads_of(chosen: dict[str, Path]) -> dict[str, Heads]:
         if not isinstance(load_checkpoint(checkpoint)[0], GPTForCausalLM):
             continue
         with tempfile.TemporaryDirectory() as scratch:
-            folder, rows = show_heads(str(checkpoint), Path(scratch))
-            figures = {name: base64.b64encode((folder / f"{name}.png").read_bytes()).decode() for name in FIGURES}
+            rows = show_heads(checkpoint, Path(scratch))
+            pictures = {name: (Path(scratch) / f"{name}.png").read_bytes() for name in FIGURES}
+        figures = {name: base64.b64encode(png).decode() for name, png in pictures.items()}
         found[variant] = Heads(rows, figures)
     return found
 

@@ -19,7 +19,6 @@ from voicechat_platform.checkpoints import load_checkpoint
 from voicechat_platform.errors import InputError
 from voicechat_platform.models import GPTForCausalLM
 from voicechat_platform.models.readouts import HeadReadout, attention_weights, read_heads, token_distances
-from voicechat_platform.registry import find_checkpoint
 from voicechat_platform.training.recipe import read_recipe
 from voicechat_platform.training.starting_point import load_data
 
@@ -27,23 +26,22 @@ TOKENS_SHOWN = 24
 SCORES = ("symmetry", "self_weight", "previous_token", "induction")
 
 
-def show_heads(reference: str, out: Path | None) -> tuple[Path, list[dict[str, Any]]]:
+def show_heads(folder: Path, out: Path) -> list[dict[str, Any]]:
     """Read every head and write the figures.
 
     Args:
-        reference: a checkpoint of ours.
-        out: folder for the figures and heads.json; "heads" in the checkpoint's own by default.
+        folder: a checkpoint of ours.
+        out: folder for the figures and heads.json.
 
     Returns:
-        The folder, and a row of read-outs for each head.
+        A row of read-outs for each head.
 
     Raises:
         InputError: the checkpoint is not of our family.
     """
-    folder = find_checkpoint(reference)
     model, tokenizer = load_checkpoint(folder)
     if not isinstance(model, GPTForCausalLM):
-        raise InputError(f"{reference} is a {type(model).__name__}; heads are read of this project's own models")
+        raise InputError(f"{folder} is a {type(model).__name__}; heads are read of this project's own models")
     data = load_data(read_recipe(folder))
     context = min(model.config.max_position_embeddings, 128)
     inputs = [inputs_bt for inputs_bt, _ in data.validation(context, None)]
@@ -59,7 +57,6 @@ def show_heads(reference: str, out: Path | None) -> tuple[Path, list[dict[str, A
     )
     distances = [token_distances(model, readout, commonest_n) for readout in readouts]
 
-    out = out or folder / "heads"
     out.mkdir(parents=True, exist_ok=True)
     weights = attention_weights(model, text_n[None])
     attention = [weights[readout.layer][0, readout.head] for readout in readouts]
@@ -81,7 +78,7 @@ def show_heads(reference: str, out: Path | None) -> tuple[Path, list[dict[str, A
         for readout, distances_nn, along_nk, attention_ts in zip(readouts, distances, along, attention, strict=True)
     ]
     (out / "heads.json").write_text(json.dumps({"tokens": labels, "text": text, "heads": heads}))
-    return out, rows
+    return rows
 
 
 def row(readout: HeadReadout) -> dict[str, Any]:

@@ -1,0 +1,20 @@
+"""Ray Serve's own schema of an application file, made strict: Serve passes over fields that it does not know, so that a
+misspelt one would be as if it were not there."""
+
+from pydantic import ConfigDict
+from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
+
+
+class Application(ServeApplicationSchema):
+    model_config = ConfigDict(extra="forbid")
+
+
+class HTTPOptions(HTTPOptionsSchema):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ServeFile(ServeDeploySchema):
+    model_config = ConfigDict(extra="forbid")
+
+    applications: list[Application]
+    http_options: HTTPOptions = HTTPOptions()

@@ -1,0 +1,18 @@
+"""What a report and a checkpoint's heads are written as: known before anything is computed that is to go there."""
+
+from pathlib import Path
+
+from voicechat_platform.paths import given_path, writable_folder
+
+REPORT_FILES = ("report.html", "report.md", "findings.json")
+HEADS_FILES = ("spectra.png", "scores.png", "eigenbasis.png", "distances.png", "attention.png", "heads.json")
+
+
+def report_folder(given: Path) -> Path:
+    """A report's folder, absolute.
+
+    Raises:
+        InputError: a report cannot be written there.
+    """
+    writable_folder(given_path(given) / "figures")
+    return writable_folder(given, *REPORT_FILES)
