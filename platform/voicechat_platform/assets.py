@@ -37,6 +37,12 @@ class Asset:
     """Makes the model's folder from the packaged files; none where the files are used where they lie."""
     made_from: tuple[str, ...] = field(default=())
     """Assets whose folders `prepare` is given instead of packaged files."""
+    edition: int = 1
+    """Counted up when `prepare` makes another folder than before, so that it is made again in every home."""
+
+    def folder_below(self, models: Path) -> Path:
+        """Where it is prepared; always in a folder of its own name, by which others know it."""
+        return models / self.name if self.edition == 1 else models / f"edition-{self.edition}" / self.name
 
 
 class MissingAssetError(InputError):
@@ -53,7 +59,7 @@ def locate(name: str) -> Path:
     if name not in CATALOGUE:
         raise InputError(f"there is no packaged model {name!r}; there are {', '.join(CATALOGUE)}")
     asset = CATALOGUE[name]
-    prepared = settings().home / "models" / name
+    prepared = asset.folder_below(settings().home / "models")
     sweep_partials(prepared.parent)
     if prepared.exists():
         return prepared
@@ -73,7 +79,7 @@ def locate(name: str) -> Path:
         log.info("preparing %s (once)", asset.what)
         prepare(sources, folder)
 
-    return made_once(settings().folder("models") / name, make)
+    return made_once(asset.folder_below(settings().folder("models")), make)
 
 
 def packaged_files(asset: Asset) -> list[Path] | None:
@@ -102,7 +108,7 @@ def download(asset: Asset) -> Path:
     if asset.hub is None:
         raise MissingAssetError(missing)
     try:
-        return fetch_from_hub(asset.hub, settings().folder("models") / asset.name)
+        return fetch_from_hub(asset.hub, asset.folder_below(settings().folder("models")))
     except OSError as error:
         raise MissingAssetError(f"{missing} (it could not be taken from the hub either: {error})") from error
 
@@ -188,9 +194,11 @@ def quantise_smollm2(folders: list[Path], folder: Path) -> None:
         model.save_pretrained(smoothed)
         tokenizer.save_pretrained(smoothed)
         convert_to_ctranslate2(smoothed, folder, "int8")
-    # What the model's card recommends.
-    sampling = {"eos_token_id": model.config.eos_token_id, "do_sample": True, "temperature": 0.2, "top_p": 0.9}
-    (folder / "generation_config.json").write_text(json.dumps(sampling))
+    # What the model's card recommends, with which every second answer becomes a loop, and a penalty against that: the
+    # smallest of those that benchmarks/repetition.py compared which leaves nearly none.
+    sampling = {"do_sample": True, "temperature": 0.2, "top_p": 0.9, "repetition_penalty": 1.15}
+    generation = {"eos_token_id": model.config.eos_token_id} | sampling
+    (folder / "generation_config.json").write_text(json.dumps(generation))
 
 
 LANGUAGE_MODELS = ("smollm2-135m-instruct",)
@@ -238,6 +246,7 @@ CATALOGUE = {
             files={},
             prepare=quantise_smollm2,
             made_from=("smollm2-135m-instruct",),
+            edition=2,
         ),
         Asset(
             name="hibari",

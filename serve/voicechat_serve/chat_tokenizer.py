@@ -15,18 +15,41 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel
 
 from voicechat_platform.errors import InputError
 from voicechat_platform.json_file import read_object
+from voicechat_serve.engines.interface import Sampling
 
 Message = dict[str, str]
 """{"role": ..., "content": ...}"""
 
 
+UNKNOWN_SAMPLING = {
+    "no_repeat_ngram_size": 0,
+    "typical_p": 1,
+    "epsilon_cutoff": 0,
+    "eta_cutoff": 0,
+    "bad_words_ids": [],
+}
+"""What a generation_config.json may ask for and no engine does, with the values that ask for nothing."""
+
 WORD_JOINER = "\u2060"
 """Invisible, and not a part of any special token."""
+
+
+class GenerationConfig(BaseModel):
+    """How tokens are chosen, as generation_config.json says it; null is not given."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    temperature: float | None = Field(None, ge=0)
+    top_p: float | None = Field(None, ge=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
 
 
 class ChatTokenizer:
@@ -50,6 +73,7 @@ class ChatTokenizer:
         self.tokenizer.no_truncation()
         self.config = described_in(folder / "tokenizer_config.json")
         self.generation = described_in(folder / "generation_config.json")
+        self.sampling = sampling_of(self.generation, folder / "generation_config.json")
         self.model_config = described_in(folder / "config.json")
         template = folder / "chat_template.jinja"
         try:
@@ -156,6 +180,27 @@ BYTE_OF = byte_alphabet()
 def described_in(path: Path) -> dict[str, Any]:
     """What a file says that need not be there."""
     return read_object(path) if path.exists() else {}
+
+
+def sampling_of(generation: dict[str, Any], path: Path) -> Sampling:
+    """The model's own sampling.
+
+    Args:
+        generation: what the file holds.
+        path: the file.
+
+    Raises:
+        InputError: a value is impossible, or asks for what no engine does.
+    """
+    for name, nothing in UNKNOWN_SAMPLING.items():
+        if generation.get(name) not in (None, nothing):
+            raise InputError(f"{path} asks for {name}, which no engine here does: remove it")
+    try:
+        given = GenerationConfig.model_validate(generation)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{path}: {first['loc'][0]} is {first['input']!r}: {first['msg']}") from error
+    return Sampling(**given.model_dump(exclude_none=True))
 
 
 def special_token(entry: str | dict | None) -> str | None:

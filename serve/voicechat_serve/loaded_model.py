@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from voicechat_platform.errors import InputError
 from voicechat_serve.chat_tokenizer import ChatTokenizer, Message
-from voicechat_serve.engines.interface import Engine, FinishReason, GenerationRequest, Sampling, Score
+from voicechat_serve.engines.interface import Engine, FinishReason, GenerationRequest, Score
 
 Truncation = Literal["disabled", "auto"]
 """Whether a conversation that outgrows the context is refused, or loses its oldest messages."""
@@ -85,12 +85,13 @@ class LoadedModel:
         """Answers under way; counted by whoever may close the engine."""
         self.encoding: dict[tuple[str, str], asyncio.Task[list[int]]] = {}
         """Prompts that are being encoded."""
-        wanted = {name: tokenizer.generation.get(name) for name in ("temperature", "top_p", "top_k")}
-        self.defaults = Sampling(**{name: value for name, value in wanted.items() if value is not None})
+        self.defaults = tokenizer.sampling
+        """What stands for the fields of `Sampling` that a client does not set."""
 
     async def warm_up(self) -> None:
+        """Raises UnsupportedError where the engine cannot do what the model's own sampling asks for."""
         # A token, not a text: a model of characters may know none of the text's.
-        request = GenerationRequest(prompt_ids=[0], sampling=Sampling(max_tokens=2))
+        request = GenerationRequest(prompt_ids=[0], sampling=replace(self.defaults, max_tokens=2))
         async for _ in self.engine.generate(request):
             pass
 

@@ -75,7 +75,7 @@ def packaged_models() -> Iterator[Finding]:
         if asset.made_from:
             continue
         try:
-            found = (settings().home / "models" / asset.name).exists() or packaged_files(asset) is not None
+            found = asset.folder_below(settings().home / "models").exists() or packaged_files(asset) is not None
         except InputError as error:
             yield Finding("fault", asset.what, str(error))
             continue

@@ -72,7 +72,8 @@ class Sampling:
     min_p: float = 0.0
     """Choose among tokens at least this share as likely as the likeliest (arXiv 2407.01082)."""
     repetition_penalty: float = 1.0
-    """Logits of tokens of the prompt and the answer are divided by it, or multiplied where negative (1909.05858)."""
+    """Logits of tokens of the prompt and the answer are divided by it, or multiplied where negative (1909.05858).
+    CTranslate2 counts the answer's tokens only."""
     frequency_penalty: float = 0.0
     """Taken off a token's logit for every time it stands in the answer."""
     presence_penalty: float = 0.0
