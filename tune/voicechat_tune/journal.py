@@ -103,11 +103,18 @@ def replay(path: Path) -> JournalStorage:
     """
     backend = CountingFile(str(path))
     try:
-        return JournalStorage(backend)
+        storage = JournalStorage(backend)
     except OSError:
         raise
     except Exception as error:
         raise DamagedRecordError(backend.line, f"Optuna cannot read it: {type(error).__name__}: {error}") from None
+    for trial in storage.get_all_trials(0, deepcopy=False) if storage.get_all_studies() else []:
+        try:
+            trial._validate()  # Optuna itself does so when the trial is copied
+        except ValueError as error:
+            begins = [n for n, line in enumerate(read_lines(path), 1) if json.loads(line)["op_code"] == 4]
+            raise DamagedRecordError(begins[trial._trial_id], f"its trial is none of Optuna's: {error}") from None
+    return storage
 
 
 def open_journal(path: Path, beginning: Beginning, writable: bool) -> JournalStorage:
