@@ -88,7 +88,8 @@ def test_a_run_of_another_recipe_is_not_gone_on_with(play, tmp_path):
 
 
 def test_a_run_without_progress_ends_early_and_its_best_checkpoint_is_kept(play, tmp_path):
-    settings = recipe(play, steps=400, learning_rate=0.9, optimizer="adamw", patience=2)  # it must get worse
+    # At such a rate it must get worse.
+    settings = recipe(play, steps=400, learning_rate=0.9, optimizer="adamw", patience=2, evaluation_windows=3)
     data = load_data(settings)
     run = RunFolder(tmp_path / "run")
     training = Training(settings, data)
@@ -96,6 +97,12 @@ def test_a_run_without_progress_ends_early_and_its_best_checkpoint_is_kept(play,
     assert training.step < 400
     losses = [point.selection_loss for point in training.history]
     assert losses.index(min(losses)) == len(losses) - 3
+    # The last evaluation is over the whole validation part, as at a last step; what patience goes by is not.
+    last, whole = training.history[-1], mean_loss(training.model, data.validation(16, None))
+    assert last.validation_loss == whole
+    assert last.nats_per_character == whole / data.characters_per_token
+    assert last.selection_loss == mean_loss(training.model, data.validation(16, 3)) != whole
+    assert all(point.validation_loss == point.selection_loss for point in training.history[:-1])
     best = read_run(run.finish(data))
     assert best["metrics"]["step"] == training.history[-3].step
     # Measured over the whole validation part, not over some windows as in mid-run.

@@ -3,6 +3,7 @@
 import pytest
 
 from voicechat_tune.conductor import cost_of, reached_limit
+from voicechat_tune.follow import trials_table
 from voicechat_tune.study import Run, RunKey, Study, Trial
 from voicechat_tune.sweep_file import SweepFile
 
@@ -58,3 +59,32 @@ def test_limits_count_all_runs_workers_and_machines(limits, reached):
     trials = [trial_of(3600), trial_of(3600)]
     assert cost_of(sweep, trials) == pytest.approx(6)
     assert reached_limit(sweep, seconds=2 * 3600, clock=2 * 3600) == reached
+
+
+def ended(number: int, ending: str | None, lineage: dict[str, int], *, with_facts: bool) -> Trial:
+    facts = {"validation_loss": 3.5} if with_facts else {}
+    runs = [Run(RunKey(number), [{"step": 1, "spent": 1.0, "validation_loss": 3.6}], ending, facts=facts)]
+    return Trial(number, {}, ending or "unfinished", runs, lineage)
+
+
+def losses_shown(sweep: SweepFile, trials: list[Trial]) -> tuple[list[str], str | None]:
+    table = trials_table("", trials, sweep)
+    (column,) = (column for column in table.columns if column.header == "validation loss")
+    return list(column.cells), table.caption
+
+
+def test_losses_over_some_windows_are_marked_beside_those_over_all():
+    endings = ["finished", "stopped", "failed", None]
+    trials = [ended(number, how, {}, with_facts=how == "finished") for number, how in enumerate(endings, 1)]
+    losses, caption = losses_shown(sweep_of("s"), trials)
+    assert losses == ["3.5000", "≈ 3.6000", "≈ 3.6000", "≈ 3.6000"]
+    assert "over a part of the validation windows" in caption
+    assert losses_shown(sweep_of("s"), trials[:1]) == (["3.5000"], None)
+    all_windows = sweep_of("s", recipe={"training": {"evaluation_windows": None}})
+    assert losses_shown(all_windows, trials) == (["3.5000", "3.6000", "3.6000", "3.6000"], None)
+
+
+def test_a_populations_intervals_are_marked_but_the_last():
+    scheduler = {"kind": "pbt", "population": 2, "interval_steps": 1000}  # of 2000 steps
+    trials = [ended(number, "finished", {"generation": number}, with_facts=True) for number in (1, 2)]
+    assert losses_shown(sweep_of("s", scheduler=scheduler, trials=2), trials)[0] == ["≈ 3.5000", "3.5000"]

@@ -154,3 +154,18 @@ def test_the_packaged_quickstart_tries_both_variants():
 def test_points_change_what_differs_between_trials_and_nothing_else(field):
     with pytest.raises(ValueError, match="is the same for all trials; give it in the recipe"):
         SweepFile.model_validate({"name": "p", "points": [{field: "x"}]})
+
+
+POPULATION = {"kind": "pbt", "population": 4, "interval_steps": 200}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"scheduler": POPULATION, "recipe": {"training": {"patience": 2}}}, "leave recipe.training.patience out"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused_with_a_remedy(fields, message):
+    search = {"training.learning_rate": {"loguniform": [0.001, 0.01]}, "training.weight_decay": {"uniform": [0, 1]}}
+    with pytest.raises(ValueError, match=message):
+        SweepFile.model_validate({"name": "s", "search": search, "trials": 20, **fields})

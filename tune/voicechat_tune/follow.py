@@ -142,8 +142,8 @@ def worth_showing(trials: list[Trial], sweep: SweepFile, active: set[RunKey]) ->
 
 
 def trials_table(title: str, trials: list[Trial], sweep: SweepFile, active: Set[RunKey] = frozenset()) -> Table:
-    """A row for each trial: what was chosen, how far it is, its loss; the best is marked, of several objectives
-    all that no other one beats."""
+    """A row for each trial: what was chosen, how far it is, its loss (≈ of mid-run); the best is marked, of several
+    objectives all that no other one beats."""
     fields = [field for field in dict.fromkeys(f for trial in trials for f in trial.point) if varies(field, trials)]
     table = Table(title=title)
     table.add_column("trial", justify="right")
@@ -166,11 +166,25 @@ def trials_table(title: str, trials: list[Trial], sweep: SweepFile, active: Set[
             *(shown(trial.point.get(field, "")) for field in fields),
             {"stopped": "stopped early"}.get(state, state),
             str(trial.runs[-1].step) if trial.runs else "0",
-            "" if trial.loss is None else f"{trial.loss:.4f}",
+            "" if trial.loss is None else f"{'≈ ' if is_estimated(sweep, trial) else ''}{trial.loss:.4f}",
             *([minutes(left)] if active else []),
             style="bold green" if trial.number in best else None,
         )
+    if any(is_estimated(sweep, trial) for trial in trials):
+        table.caption = "≈ over a part of the validation windows, as evaluations in mid-run are; the others over all"
     return table
+
+
+def is_estimated(sweep: SweepFile, trial: Trial) -> bool:
+    """Whether the trial's loss is of evaluations in mid-run: not to be compared with those over the whole part.
+
+    It is of every run that has not finished, and of a population's intervals but the last.
+    """
+    training, ends_at = sweep.recipe.training, sweep.ends_at(trial.lineage)
+    if trial.point.get("training.evaluation_windows", training.evaluation_windows) is None:
+        return False
+    is_interval = ends_at is not None and ends_at < training.steps
+    return any(is_interval or run.ending != "finished" for run in trial.runs if run.loss is not None)
 
 
 def varies(field: str, trials: list[Trial]) -> bool:

@@ -189,6 +189,8 @@ class SweepFile(Strict):
             raise ValueError("pbt draws its own members: it goes without points, seeds, warm_start and grid")
         if self.workers_per_trial > 1 or "training.optimizer" in self.search:
             raise ValueError("pbt goes on from others' checkpoints: it keeps one optimizer, and one worker a run")
+        if training.patience is not None or "training.patience" in self.search:
+            raise ValueError("pbt's members all go on to the last step: leave recipe.training.patience out")
         shapes = [field for field in self.search if not field.startswith("training.")]
         if shapes:
             raise ValueError(f"pbt changes choices in mid-run, which fields of the model cannot: {', '.join(shapes)}")

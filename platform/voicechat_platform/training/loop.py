@@ -48,7 +48,8 @@ class Evaluation:
     train_loss: float
     """Mean over the steps since the last evaluation, nats per token."""
     validation_loss: float
-    """Nats per token."""
+    """Nats per token: of the run's last evaluation over the whole validation part, of those before over the sequences
+    of `selection_loss`."""
     selection_loss: float
     """The validation loss over the same sequences at every evaluation: what the best checkpoint is chosen by."""
     nats_per_character: float
@@ -199,12 +200,14 @@ class Training:
         return self.stopping
 
     def has_lost_patience(self) -> bool:
-        patience = self.recipe.training.patience
-        return bool(patience and self.history and len(self.history) - 1 - self.best_index() >= patience)
+        return loses_patience(self.selection_losses(), self.recipe.training.patience)
+
+    def selection_losses(self) -> list[float]:
+        return [evaluation.selection_loss for evaluation in self.history]
 
     def best_index(self) -> int:
         """Which evaluation was the best, the first of equals."""
-        return min(range(len(self.history)), key=lambda index: self.history[index].selection_loss)
+        return index_of_least(self.selection_losses())
 
     def is_best(self) -> bool:
         """Whether the last evaluation is better than all before."""
@@ -268,14 +271,11 @@ class Training:
     def evaluate(self, train_loss: float, seconds: float, started: float) -> Evaluation:
         settings, context = self.recipe.training, self.recipe.model.context
         windows = settings.evaluation_windows
-        selection_loss = loss = mean_loss(self.model, self.data.validation(context, windows))
-        is_last = self.step == settings.steps
+        selection_loss = loss = self.of_first_worker(mean_loss(self.model, self.data.validation(context, windows)))
+        losses = [*self.selection_losses(), selection_loss]
+        is_last = self.step == settings.steps or loses_patience(losses, settings.patience)
         if is_last and windows is not None:
-            loss = mean_loss(self.model, self.data.validation(context, None))
-        if self.workers > 1:  # one rounding, or one worker might stop early and the others wait for it
-            losses = torch.tensor([selection_loss, loss], dtype=torch.float64, device=self.device)
-            dist.broadcast(losses, 0)
-            selection_loss, loss = losses.tolist()
+            loss = self.of_first_worker(mean_loss(self.model, self.data.validation(context, None)))
         if not math.isfinite(loss):
             self.give_up(loss, self.step)
         exact_match = None
@@ -298,6 +298,14 @@ class Training:
         )
         self.history.append(evaluation)
         return evaluation
+
+    def of_first_worker(self, loss: float) -> float:
+        """One rounding for all workers, or one of them might stop early and the others wait for it."""
+        if self.workers == 1:
+            return loss
+        shared = torch.tensor(loss, dtype=torch.float64, device=self.device)
+        dist.broadcast(shared, 0)
+        return shared.item()
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint that `resume_from` accepts and `AutoModelForCausalLM` reads; adapters are merged in it."""
@@ -343,3 +351,13 @@ class Training:
         torch.set_rng_state(state["generator"])
         if self.device.type == "cuda" and state["cuda_generator"] is not None:
             torch.cuda.set_rng_state(state["cuda_generator"])
+
+
+def loses_patience(losses: list[float], patience: int | None) -> bool:
+    """Whether so many evaluations in a row brought nothing better than an earlier one."""
+    return bool(patience and losses and len(losses) - 1 - index_of_least(losses) >= patience)
+
+
+def index_of_least(losses: list[float]) -> int:
+    """The first of equals."""
+    return losses.index(min(losses))

@@ -76,7 +76,7 @@ class RunFolder:
         """The best checkpoint, its loss measured over the whole validation part."""
         run = read_run(self.best)
         metrics, context = run["metrics"], run["recipe"]["model"]["context"]
-        if metrics["step"] < run["recipe"]["training"]["steps"]:  # only the last step's is over all of it
+        if metrics["step"] < run["recipe"]["training"]["steps"]:  # only the last evaluation is over all of it
             model, _ = load_checkpoint(self.best)
             loss = mean_loss(model, data.validation(context, None))
             metrics |= {"validation_loss": loss, "nats_per_character": loss / data.characters_per_token}
