@@ -3,14 +3,18 @@
 import math
 from pathlib import Path
 
+import optuna
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from optuna.trial import TrialState
+from pydantic import TypeAdapter
 
 from voicechat_platform.training.loop import Evaluation
 from voicechat_tune.conductor import MOST_ATTEMPTS, Conductor
 from voicechat_tune.reports import Ended
-from voicechat_tune.search import trials_of
+from voicechat_tune.search import Search, trials_of
+from voicechat_tune.space import Space
 from voicechat_tune.study import JOURNAL, Run, RunKey, Study, Trial
 from voicechat_tune.sweep_file import Limits, SweepFile
 
@@ -19,7 +23,10 @@ BRANCHES = {
     "model.metric": {"choice": ["symmetric", "signed_diagonal"], "when": {"model.attention": "metric"}},
     "training.learning_rate": {"loguniform": [0.001, 0.1]},
 }
-NUMBERS = {"training.learning_rate": {"loguniform": [0.001, 0.1]}, "training.weight_decay": {"uniform": [0, 1]}}
+RATE = {"training.learning_rate": {"loguniform": [0.001, 0.1]}}
+NUMBERS = {**RATE, "training.weight_decay": {"uniform": [0, 1]}}
+LAYERS = {"model.layers": {"int": [1, 3]}}
+Parameters = TypeAdapter(Space)
 KINDS = {
     "tpe and asha": {"search": BRANCHES, "scheduler": {"grace_steps": 2, "reduction_factor": 2}, "trials": 14},
     "tpe and hyperband": {"search": BRANCHES, "scheduler": {"kind": "hyperband", "grace_steps": 2}, "trials": 12},
@@ -27,7 +34,7 @@ KINDS = {
     "cma-es and asha": {"search": NUMBERS, "sampler": "cma_es", "trials": 14, "scheduler": {"grace_steps": 2}},
     "random, three seeds": {"search": BRANCHES, "sampler": "random", "trials": 5, "seeds": 3},
     "grid": {"search": {"model.layers": {"int": [1, 3]}, "model.heads": {"choice": [1, 2]}}, "sampler": "grid"},
-    "two objectives": {"search": BRANCHES, "trials": 8, "objectives": ["validation_loss", "parameters"]},
+    "two objectives": {"search": BRANCHES, "trials": 13, "objectives": ["validation_loss", "parameters"]},
     "pbt": {
         "search": NUMBERS,
         "scheduler": {"kind": "pbt", "population": 4, "interval_steps": 4},
@@ -159,6 +166,70 @@ def test_stopped_trials_are_pruned_for_optuna(kind, tmp_path):
     for number in stopped:
         assert found[number].state.name == "PRUNED"
         assert found[number].intermediate_values, "the sampler learns from where it was stopped"
+
+
+LEARNING = {"tpe and asha": 10, "tpe and hyperband": 10, "two objectives": 10, "gp": 10, "cma-es and asha": 1}
+"""How many trials must have ended before the sampler draws by what it has learned."""
+
+
+@pytest.fixture
+def drawn_alone(monkeypatch) -> list[tuple[int, str]]:
+    """Fields that were drawn outside the sampler's joint model, each after how many ended trials."""
+    seen = []
+    for sampler in (optuna.samplers.RandomSampler, optuna.samplers.TPESampler):
+
+        def spy(self, study, trial, name, distribution, original=sampler.sample_independent):
+            ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+            seen.append((len(ended), name))
+            return original(self, study, trial, name, distribution)
+
+        monkeypatch.setattr(sampler, "sample_independent", spy)
+    return seen
+
+
+@pytest.mark.parametrize("kind", LEARNING)
+def test_once_a_sampler_has_learned_nothing_is_drawn_outside_its_model(kind, tmp_path, drawn_alone):
+    sweep = sweep_of(kind)
+    trials = Machine(sweep, tmp_path).run()
+    assert len(trials) > LEARNING[kind]
+    assert set(sweep.search) <= {name for _, name in drawn_alone}
+    branch = {"model.attention": "metric"} if "model.metric" in sweep.search else {}
+    _, point = Search(sweep.model_copy(update={"first": [branch]}), Study(tmp_path, sweep)).draw(0)
+    assert set(point) == set(sweep.search)
+    assert [(ended, name) for ended, name in drawn_alone if ended >= LEARNING[kind]] == []
+
+
+def test_cma_es_learns_from_stopped_trials(tmp_path):
+    """Of two numbers, six trials make a generation."""
+    sweep = sweep_of("cma-es and asha")
+    trials = Machine(sweep, tmp_path).run()
+    assert sum(trial.state == "stopped" for trial in trials) > 1
+    generations = [found.system_attrs.get("cma:generation") for found in Study(tmp_path, sweep).frozen()]
+    assert generations == [None, *[0] * 6, *[1] * 6, 2]
+
+
+def test_cma_es_searches_a_single_number_too(tmp_path, drawn_alone):
+    sweep = sweep_of("cma-es and asha").model_copy(update={"search": Parameters.validate_python(RATE)})
+    Machine(sweep, tmp_path).run()
+    assert {ended for ended, _ in drawn_alone} == {0}
+
+
+@pytest.mark.parametrize("kind", ["gp", "tpe and asha"])
+def test_earlier_trials_of_other_bounds_and_fields_do_not_keep_a_field_out_of_the_model(kind, tmp_path, drawn_alone):
+    """In a warm start, and where a sweep goes on with a changed file."""
+    earlier = sweep_of(kind).model_copy(update={"scheduler": None, "search": Parameters.validate_python(NUMBERS)})
+    Machine(earlier, tmp_path / "earlier").run()
+    wider = {**NUMBERS, "training.learning_rate": {"loguniform": [0.0001, 0.2]}}
+    later = earlier.model_copy(update={"search": Parameters.validate_python(wider)})
+    study = Study(tmp_path / "later", later)
+    assert study.warm(Study(tmp_path / "earlier", earlier, writable=False)) == earlier.trials
+    drawn_alone.clear()
+    Search(later, study).draw(0)
+    changed = Study(tmp_path / "earlier", later)
+    Search(later, changed).draw(earlier.trials)
+    assert drawn_alone == []
+    more = later.model_copy(update={"search": Parameters.validate_python({**NUMBERS, **LAYERS})})
+    assert Study(tmp_path / "more", more).warm(changed) == 0
 
 
 def test_the_sampler_learns_from_what_ran(tmp_path):

@@ -2,6 +2,8 @@
 
 import pytest
 
+from voicechat_platform.errors import InputError
+from voicechat_tune import run
 from voicechat_tune.conductor import cost_of, reached_limit
 from voicechat_tune.follow import trials_table
 from voicechat_tune.study import Run, RunKey, Study, Trial
@@ -34,6 +36,16 @@ def test_a_warm_start_knows_the_earlier_trials_that_fit_and_counts_them_not(tmp_
     assert [found.values for found in later.frozen()] == [[0.002], [0.02]]
     assert later.trials() == []
     assert later.begin(None, {}).number == 1
+
+
+def test_a_warm_start_of_which_nothing_fits_is_refused(tmp_path, monkeypatch):
+    earlier = Study(tmp_path / "earlier", sweep_of("earlier"))
+    finish(earlier, [0.02, 0.08])
+    monkeypatch.setattr(run, "open_study", lambda name: earlier)
+    for number, fields in enumerate(({"high": 0.01}, {"objectives": ["validation_loss", "parameters"]})):
+        sweep = sweep_of("later", warm_start="earlier", **fields)
+        with pytest.raises(InputError, match="warm_start: no finished trial of earlier has the fields, values and obj"):
+            run.warm(sweep, Study(tmp_path / str(number), sweep))
 
 
 def trial_of(seconds: float) -> Trial:

@@ -156,6 +156,15 @@ def test_points_change_what_differs_between_trials_and_nothing_else(field):
         SweepFile.model_validate({"name": "p", "points": [{field: "x"}]})
 
 
+BRANCHES = {
+    "model.attention": {"choice": ["standard", "metric"]},
+    "model.metric": {"choice": ["symmetric", "signed_diagonal"], "when": {"model.attention": "metric"}},
+}
+NUMBER_IN_A_BRANCH = {
+    "model.layers": {"int": [1, 2]},
+    "model.dropout": {"uniform": [0, 0.1], "when": {"model.layers": 2}},
+}
+FIXED = {"model.layers": {"fixed": 2}}
 POPULATION = {"kind": "pbt", "population": 4, "interval_steps": 200}
 
 
@@ -163,6 +172,22 @@ POPULATION = {"kind": "pbt", "population": 4, "interval_steps": 200}
     ("fields", "message"),
     [
         ({"scheduler": POPULATION, "recipe": {"training": {"patience": 2}}}, "leave recipe.training.patience out"),
+        ({"scheduler": POPULATION, "sampler": "gp"}, r"leave sampler \(gp\) out"),
+        ({"scheduler": POPULATION, "sampler": "cma_es"}, r"leave sampler \(cma_es\) out"),
+        ({"sampler": "gp", "search": BRANCHES}, r"search\.model\.metric\.when: gp .*take tpe"),
+        ({"sampler": "cma_es", "search": BRANCHES}, r"search\.model\.attention: cma_es .*take tpe or gp"),
+        ({"sampler": "cma_es", "search": NUMBER_IN_A_BRANCH}, r"search\.model\.dropout: cma_es .*take tpe"),
+        ({"sampler": "cma_es", "search": FIXED}, "search: everything is fixed, so cma_es has nothing to draw"),
+        ({"sampler": "gp", "search": FIXED}, "search: everything is fixed, so gp has nothing to draw"),
+        ({"search": FIXED}, "search: everything is fixed, so tpe has nothing to draw; take sampler: grid"),
+        ({"sampler": "gp", "scheduler": {"grace_steps": 200}}, r"take tpe, or leave scheduler \(asha\) out"),
+        (
+            {"sampler": "gp", "scheduler": {"kind": "hyperband", "grace_steps": 200}},
+            r"sampler: gp learns nothing from runs that a scheduler stops; .*\(hyperband\)",
+        ),
+        ({"sampler": "random", "warm_start": "earlier"}, "warm_start: random does not look at earlier trials; take"),
+        ({"sampler": "cma_es", "warm_start": "earlier"}, "warm_start: cma_es does not look at earlier trials; take"),
+        ({"sampler": "grid", "warm_start": "earlier", "search": FIXED}, "warm_start: grid does not look at earlier"),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused_with_a_remedy(fields, message):

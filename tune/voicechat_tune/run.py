@@ -247,6 +247,11 @@ def warm(sweep: SweepFile, study: Study) -> None:
     assert sweep.warm_start is not None
     earlier = open_study(sweep.warm_start)
     known = study.warm(earlier)
+    if not known:
+        raise InputError(
+            f"warm_start: no finished trial of {earlier.sweep.name} has the fields, values and objectives of this "
+            f"search: leave it out, or search as that sweep did"
+        )
     log.info("%d finished trials of %s fit this space: the sampler knows them", known, earlier.sweep.name)
 
 

@@ -9,7 +9,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial
 
 from voicechat_tune.population import next_member
-from voicechat_tune.space import draw_point, drawn_part
+from voicechat_tune.space import draw_point, drawn_part, known_in
 from voicechat_tune.study import Study, Trial
 from voicechat_tune.sweep_file import SweepFile
 
@@ -27,7 +27,7 @@ class Search:
         self.memory = InMemoryStorage()
         self.copy = optuna.create_study(storage=self.memory, directions=study.optuna.directions)
         if self.listed is None:
-            self.copy.add_trials(study.frozen())
+            self.copy.add_trials(known_in(sweep.search, study.frozen()))
         self.unfinished = list(study.unfinished)
 
     def next_trial(self, wanted: int) -> Trial | None:
@@ -64,6 +64,8 @@ class Search:
         """Tell the copy what has been reported since the last draw."""
         for found in [self.study.find(number) for number in self.unfinished]:
             there = self.memory.get_trial(found.number)  # in memory a trial's id is its number
+            if there.state.is_finished():  # it is not of this search
+                continue
             for step, loss in found.intermediate_values.items():
                 if step not in there.intermediate_values:
                     self.memory.set_trial_intermediate_value(found.number, step, loss)
@@ -105,8 +107,12 @@ def make_sampler(sweep: SweepFile, number: int) -> optuna.samplers.BaseSampler:
             case "gp":
                 return optuna.samplers.GPSampler(seed=seed)
             case "cma_es":
-                return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+                return optuna.samplers.CmaEsSampler(
+                    seed=seed, warn_independent_sampling=False, consider_pruned_trials=True
+                )
             case "random":
                 return optuna.samplers.RandomSampler(seed=seed)
-            case _:  # runs that are not finished yet count as bad ones, so that several at a time differ
-                return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+            case _:
+                # Runs that are not finished yet count as bad ones, so that several at a time differ. The fields of each
+                # branch are drawn together, with several objectives, too.
+                return optuna.samplers.TPESampler(seed=seed, constant_liar=True, multivariate=True, group=True)

@@ -4,6 +4,8 @@ import math
 from typing import Annotated, Any
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import Field, model_validator
 
 from voicechat_platform.strict_yaml import Strict
@@ -86,6 +88,15 @@ class Parameter(Strict):
         low, high = self.uniform or self.loguniform or (0.0, 0.0)
         return trial.suggest_float(field, low, high, log=self.loguniform is not None)
 
+    def distribution(self) -> BaseDistribution:
+        """What `draw` draws from, for a parameter that is not fixed."""
+        if self.choice is not None:
+            return CategoricalDistribution(self.choice)
+        if self.integer is not None:
+            return IntDistribution(*self.integer)
+        low, high = self.uniform or self.loguniform or (0.0, 0.0)
+        return FloatDistribution(low, high, log=self.loguniform is not None)
+
 
 Space = Annotated[dict[str, Parameter], Field(description="Dotted fields and what each may be")]
 
@@ -108,6 +119,37 @@ def draw_point(space: dict[str, Parameter], trial: optuna.Trial) -> dict[str, An
 def drawn_part(space: dict[str, Parameter], point: dict[str, Any]) -> dict[str, Any]:
     """A point without what is fixed, which no sampler knows."""
     return {field: value for field, value in point.items() if space[field].fixed is None}
+
+
+def known_in(space: dict[str, Parameter], trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Trials, of an earlier space perhaps, as ones of this space; with other fields or values they become failed ones,
+    at which no sampler looks.
+
+    A sampler draws at random what had other bounds in one of the trials that it knows, or was missing there.
+    """
+    distributions = {field: parameter.distribution() for field, parameter in space.items() if parameter.fixed is None}
+    known = []
+    for trial in trials:
+        point: dict[str, Any] = {}
+        for field, parameter in space.items():
+            if parameter.exists_in(point):
+                point[field] = trial.params.get(field) if parameter.fixed is None else parameter.fixed
+        drawn = drawn_part(space, point)
+        if drawn != trial.params or not all(space[field].allows(value) for field, value in drawn.items()):
+            known.append(create_trial(state=TrialState.FAIL))
+            continue
+        own = {field: distributions[field] for field in drawn}
+        if own != trial.distributions:
+            trial = create_trial(
+                state=trial.state,
+                params=trial.params,
+                distributions=own,
+                values=trial.values,
+                intermediate_values=trial.intermediate_values,
+                user_attrs=trial.user_attrs,
+            )
+        known.append(trial)
+    return known
 
 
 def check_branches(space: dict[str, Parameter]) -> None:

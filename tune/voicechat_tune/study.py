@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from voicechat_platform.errors import InputError
 from voicechat_platform.training.loop import Evaluation
+from voicechat_tune.space import known_in
 from voicechat_tune.sweep_file import DIRECTIONS, SweepFile
 
 logging.getLogger("optuna").setLevel(logging.ERROR)
@@ -241,25 +242,25 @@ class Study:
     def warm(self, earlier: "Study") -> int:
         """Let the sampler know the finished trials of an earlier sweep; how many of them fit this space."""
         known = {found.user_attrs.get("warm") for found in self.frozen()}
-        fitting = 0
-        for found in earlier.frozen():
-            number, space = found.user_attrs.get("number"), self.sweep.search
-            fits = all(name in space and space[name].allows(value) for name, value in found.params.items())
-            same = earlier.sweep.objectives == self.sweep.objectives
-            if number is None or STATES[found.state] != "finished" or not found.params or not fits or not same:
-                continue
-            fitting += 1
-            if str(number) in known:
+        finished = [
+            found for found in earlier.frozen() if found.state == TrialState.COMPLETE and "number" in found.user_attrs
+        ]
+        same = earlier.sweep.objectives == self.sweep.objectives
+        ours = known_in(self.sweep.search, finished) if same else []
+        fitting = [found for found in ours if found.state == TrialState.COMPLETE]
+        for found in fitting:
+            number = str(found.user_attrs["number"])
+            if number in known:
                 continue
             self.optuna.add_trial(
                 create_trial(
                     params=found.params,
                     distributions=found.distributions,
                     values=found.values,
-                    user_attrs={"warm": str(number)},
+                    user_attrs={"warm": number},
                 )
             )
-        return fitting
+        return len(fitting)
 
     def find(self, number: int) -> FrozenTrial:
         """Optuna's view of a trial."""

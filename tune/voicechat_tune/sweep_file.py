@@ -82,8 +82,9 @@ class SweepFile(Strict):
     points: list[dict[str, Value]] = Field(default=[], max_length=MOST_POINTS)
     """In place of a search: exactly these points, dotted fields and their values, in this order."""
     sampler: Literal["tpe", "gp", "cma_es", "random", "grid"] = "tpe"
-    """tpe: tree-structured Parzen estimators. gp: Gaussian process. cma_es: numbers alone, no branches. grid: every
-    combination of choices, whole numbers and fixed values, once."""
+    """tpe: tree-structured Parzen estimators, all fields of a branch together. gp: Gaussian process, no branches, no
+    scheduler that stops runs. Both draw at random until ten trials have ended. cma_es: numbers alone, no branches.
+    grid: every combination of choices, whole numbers and fixed values, once."""
     trials: int | None = Field(default=None, ge=1, le=MOST_TRIALS)
     """Points to try; of a grid or of `points` all of them by default."""
     seeds: int = Field(default=1, ge=1, le=1000)
@@ -103,7 +104,8 @@ class SweepFile(Strict):
     concurrent: int | None = Field(default=None, ge=1, le=100_000)
     """Runs at a time; by default as many as the machines have room for when the sweep begins."""
     warm_start: PathText | None = None
-    """An earlier sweep's name: the sampler knows its finished trials from the start."""
+    """An earlier sweep's name: the sampler, tpe or gp, knows its finished trials from the start, those whose fields and
+    values are of this search."""
     storage: PathText | None = None
     """Where results go: a folder that every machine shares, or a URI such as s3://bucket/sweeps; by default the
     sweep's folder in the home."""
@@ -142,9 +144,8 @@ class SweepFile(Strict):
             raise ValueError(f"objectives: validation_loss first, and none twice; got {', '.join(self.objectives)}")
         if len(self.objectives) > 1 and (self.scheduler or self.sampler == "cma_es"):
             raise ValueError("several objectives go with tpe, gp, random or grid, and without a scheduler")
-        numeric = all(p.choice is None and not p.when for p in self.search.values())
-        if self.sampler == "cma_es" and not numeric:
-            raise ValueError("cma_es searches numbers without branches; for choices take tpe or gp")
+        if self.search:
+            self.check_sampler()
         if self.sampler == "grid":
             if (combinations := grid_size(self.search)) > MOST_TRIALS:
                 raise ValueError(f"a grid of {combinations:,} points: {MOST_TRIALS:,} is the most; vary less")
@@ -176,6 +177,31 @@ class SweepFile(Strict):
             self.check_scheduler(self.scheduler)
         return self
 
+    def check_sampler(self) -> None:
+        """Refuse what Optuna's sampler would quietly draw at random, or not look at.
+
+        Raises:
+            ValueError: the sampler cannot learn from what it is given.
+        """
+        drawn = {field: parameter for field, parameter in self.search.items() if parameter.fixed is None}
+        for field, parameter in drawn.items():
+            if self.sampler == "cma_es" and (parameter.choice is not None or parameter.when):
+                remedy = "for branches take tpe" if parameter.when else "for choices take tpe or gp"
+                raise ValueError(f"search.{field}: cma_es searches numbers without branches; {remedy}")
+            if self.sampler == "gp" and parameter.when:
+                raise ValueError(f"search.{field}.when: gp would draw a branch's fields at random; take tpe")
+        if self.sampler in ("tpe", "gp", "cma_es") and not drawn:
+            raise ValueError(f"search: everything is fixed, so {self.sampler} has nothing to draw; take sampler: grid")
+        if self.sampler == "gp" and self.scheduler and self.scheduler.kind != "pbt":
+            raise ValueError(
+                f"sampler: gp learns nothing from runs that a scheduler stops; take tpe, or leave scheduler "
+                f"({self.scheduler.kind}) out"
+            )
+        if self.warm_start and self.sampler not in ("tpe", "gp"):
+            raise ValueError(
+                f"warm_start: {self.sampler} does not look at earlier trials; take tpe or gp, or leave it out"
+            )
+
     def check_scheduler(self, scheduler: Scheduler) -> None:
         training = self.recipe.training
         if scheduler.grace_steps and scheduler.grace_steps > training.steps:
@@ -187,6 +213,8 @@ class SweepFile(Strict):
             return
         if self.points or self.seeds > 1 or self.warm_start or self.sampler == "grid":
             raise ValueError("pbt draws its own members: it goes without points, seeds, warm_start and grid")
+        if self.sampler in ("gp", "cma_es"):
+            raise ValueError(f"pbt draws its first members before any has finished: leave sampler ({self.sampler}) out")
         if self.workers_per_trial > 1 or "training.optimizer" in self.search:
             raise ValueError("pbt goes on from others' checkpoints: it keeps one optimizer, and one worker a run")
         if training.patience is not None or "training.patience" in self.search:
