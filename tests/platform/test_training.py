@@ -23,6 +23,7 @@ from voicechat_platform.corpora.tokenizers import make_tokenizer
 from voicechat_platform.errors import InputError
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
 from voicechat_platform.provenance import provenance
+from voicechat_platform.training import loop
 from voicechat_platform.training.evaluation import mean_loss
 from voicechat_platform.training.loop import Training
 from voicechat_platform.training.optimizers import Muon, learning_rate_at, orthogonalise
@@ -193,6 +194,12 @@ def test_a_run_tells_how_well_it_uses_its_device(play):
     assert training.flops_per_token == pytest.approx(3 * 2 * (matrices + attention), rel=1e-6)
     assert 0 < evaluation.flops_utilization < 1
     assert 50 < evaluation.peak_memory_mib < 24_000
+
+
+def test_no_peak_is_measured_of_a_machine_that_others_load(play, monkeypatch):
+    monkeypatch.setattr(loop, "peak_flops", lambda device, dtype: pytest.fail("measured"))
+    training = Training(recipe(play), load_data(recipe(play)), shares_machine=True)
+    assert next(training.evaluations()).flops_utilization is None
 
 
 GOLDEN = {

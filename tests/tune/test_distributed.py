@@ -52,6 +52,7 @@ def test_two_workers_equal_one_with_the_doubled_batch(tmp_path, capfd):
     for ours, theirs in zip(history, expected, strict=True):
         assert ours["train_loss"] == pytest.approx(theirs.train_loss, rel=1e-5)
         assert ours["validation_loss"] == pytest.approx(theirs.validation_loss, rel=1e-5)
+        assert ours["flops_utilization"] is None, "each worker's peak would be measured beside the other"
     model, _ = load_checkpoint(tmp_path / "run" / "last")
     for ours, theirs in zip(model.parameters(), alone.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)

@@ -109,6 +109,8 @@ def test_a_sweep_ends_in_the_registry_with_a_champion(sweep_file, voicechat, tmp
     shown = voicechat("trial", "small", "2").communicate(timeout=60)[0]
     assert "model.attention: metric" in shown
     assert "step 20: validation" in shown
+    assert "tokens/s beside other runs" in shown
+    assert {e["flops_utilization"] for trial in trials for run in trial.runs for e in run.evaluations} == {None}
     assert "begins" in shown
     run = voicechat("sweep", path, "--extend", "1", "--json")
     stdout, stderr = run.communicate(timeout=240)

@@ -1,10 +1,14 @@
 """Warm starts, and what a limit counts."""
 
 import pytest
+import torch
 
 from voicechat_platform.errors import InputError
+from voicechat_platform.training.loop import Training
+from voicechat_platform.training.starting_point import load_data
 from voicechat_tune import run
 from voicechat_tune.conductor import cost_of, reached_limit
+from voicechat_tune.dry_run import timed
 from voicechat_tune.follow import trials_table
 from voicechat_tune.study import Run, RunKey, Study, Trial
 from voicechat_tune.sweep_file import SweepFile
@@ -100,3 +104,24 @@ def test_a_populations_intervals_are_marked_but_the_last():
     scheduler = {"kind": "pbt", "population": 2, "interval_steps": 1000}  # of 2000 steps
     trials = [ended(number, "finished", {"generation": number}, with_facts=True) for number in (1, 2)]
     assert losses_shown(sweep_of("s", scheduler=scheduler, trials=2), trials)[0] == ["≈ 3.5000", "3.5000"]
+
+
+@pytest.mark.parametrize(("fields", "threads"), [({"cpus_per_trial": 3}, 3), ({"workers_per_trial": 2}, 1)])
+def test_a_dry_run_is_timed_with_what_a_run_has(fields, threads, monkeypatch):
+    """Its threads, and of several workers one's share of the batch."""
+    recipe = {
+        "sorting": {"digits": 10},
+        "model": {"layers": 1, "heads": 2, "width": 16, "context": 12},
+        "training": {"steps": 4, "batch_size": 8, "warmup_steps": 1},
+    }
+    sweep = sweep_of("s", recipe=recipe, **fields)
+    before, seen, take_step = torch.get_num_threads(), set(), Training.take_step
+
+    def watched(training: Training) -> torch.Tensor:
+        seen.add((torch.get_num_threads(), training.recipe.training.batch_size, training.device.type))
+        return take_step(training)
+
+    monkeypatch.setattr(Training, "take_step", watched)
+    assert timed(sweep, sweep.recipe, load_data(sweep.recipe)) > 0
+    assert seen == {(threads, 8 // sweep.workers_per_trial, "cpu")}
+    assert torch.get_num_threads() == before

@@ -164,6 +164,7 @@ NUMBER_IN_A_BRANCH = {
     "model.layers": {"int": [1, 2]},
     "model.dropout": {"uniform": [0, 0.1], "when": {"model.layers": 2}},
 }
+SPEED = ["validation_loss", "tokens_per_second"]
 FIXED = {"model.layers": {"fixed": 2}}
 POPULATION = {"kind": "pbt", "population": 4, "interval_steps": 200}
 
@@ -185,6 +186,14 @@ POPULATION = {"kind": "pbt", "population": 4, "interval_steps": 200}
             {"sampler": "gp", "scheduler": {"kind": "hyperband", "grace_steps": 200}},
             r"sampler: gp learns nothing from runs that a scheduler stops; .*\(hyperband\)",
         ),
+        (
+            {"objectives": SPEED},
+            "tokens_per_second of runs that share a machine .* concurrent: 1, or gpus_per_trial: 1",
+        ),
+        (
+            {"objectives": SPEED, "concurrent": 2, "gpus_per_trial": 0.5},
+            "tokens_per_second of runs that share a machine",
+        ),
         ({"sampler": "random", "warm_start": "earlier"}, "warm_start: random does not look at earlier trials; take"),
         ({"sampler": "cma_es", "warm_start": "earlier"}, "warm_start: cma_es does not look at earlier trials; take"),
         ({"sampler": "grid", "warm_start": "earlier", "search": FIXED}, "warm_start: grid does not look at earlier"),
@@ -194,3 +203,22 @@ def test_parts_that_do_not_go_together_are_refused_with_a_remedy(fields, message
     search = {"training.learning_rate": {"loguniform": [0.001, 0.01]}, "training.weight_decay": {"uniform": [0, 1]}}
     with pytest.raises(ValueError, match=message):
         SweepFile.model_validate({"name": "s", "search": search, "trials": 20, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "shares"),
+    [
+        ({}, True),
+        ({"concurrent": 2}, True),
+        ({"gpus_per_trial": 0.25}, True),
+        ({"concurrent": 1}, False),
+        ({"concurrent": 1, "gpus_per_trial": 0.5}, False),
+        ({"gpus_per_trial": 1}, False),
+    ],
+)
+def test_a_run_with_a_machine_or_whole_gpus_of_its_own_shares_none(fields, shares):
+    search = {"training.learning_rate": {"loguniform": [0.001, 0.01]}}
+    sweep = {"name": "s", "search": search, "trials": 20, **fields}
+    assert SweepFile.model_validate(sweep).runs_share_machine() == shares
+    if not shares:
+        SweepFile.model_validate({**sweep, "objectives": SPEED})

@@ -7,12 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
 
 from voicechat_platform.settings import settings
+from voicechat_platform.training.loop import Evaluation
 from voicechat_ui.cli import app
+from voicechat_ui.training import describe
 
 RECIPE = """\
 name: tiny
@@ -89,6 +92,12 @@ def test_train_evaluate_generate_promote(voicechat, recipe, tmp_path):
     again = voicechat("train", recipe)
     assert again.returncode == 2
     assert "holds a run already: go on with it with --resume" in again.stderr
+
+
+def test_a_peak_that_was_not_measured_is_left_out():
+    told = Evaluation(10, 2.0, 2.1, 2.1, 2.1, 0.01, 900.0, 0.25, 100.0, 1.0)
+    assert "900 tokens/s (25% of peak), 100 MiB" in describe(told)
+    assert "900 tokens/s, 100 MiB" in describe(replace(told, flops_utilization=None))
 
 
 def test_ctrl_c_keeps_the_step_and_resume_goes_on(recipe, voicechat, tmp_path):

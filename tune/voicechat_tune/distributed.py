@@ -116,6 +116,7 @@ def fit(
             "resume_from": str(resume_from) if resume_from else None,
             "start": str(start) if start else None,
             "use_gpu": use_gpu,
+            "shares_machine": resources.get("GPU", 0) < 1,
         },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=train.ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources),
@@ -140,7 +141,9 @@ def train_worker(config: dict[str, Any]) -> None:
     recipe = Recipe.model_validate(config["recipe"])
     resume_from = Path(config["resume_from"]) if config["resume_from"] else None
     start = Path(config["start"]) if config["start"] else None
-    training = Training(recipe, ray.get(config["data"]), resume_from, start=start)
+    training = Training(
+        recipe, ray.get(config["data"]), resume_from, start=start, shares_machine=config["shares_machine"]
+    )
     with stopping_on_notice(training):
         for evaluation in RunFolder(Path(config["folder"])).train(training):
             train.report(asdict(evaluation))

@@ -28,8 +28,8 @@ STEPS_TIMED = 3
 def estimate(sweep: SweepFile) -> tuple[dict[str, Any], list[Table]]:
     """Points, listed or drawn as the sampler would draw its first, each model built without memory, and estimates.
 
-    Time is what this machine takes for a few steps of the first point, scaled by each model's FLOPs; with every run
-    going to its last step, which a scheduler spares many.
+    Time is what this machine takes for a few steps of the first point, with a run's threads and nothing beside it,
+    scaled by each model's FLOPs; with every run going to its last step, which a scheduler spares many.
 
     Raises:
         InputError: a point is impossible, the data cannot be read, the storage cannot be written, or no machine has
@@ -45,7 +45,7 @@ def estimate(sweep: SweepFile) -> tuple[dict[str, Any], list[Table]]:
     start = find_start(sweep.recipe)
     models = [make_model(recipe, data.tokenizer, None, start) if start else on_meta(recipe, data) for recipe in recipes]
     flops = [training_flops(model, recipe.model.context) for model, recipe in zip(models, recipes, strict=True)]
-    step_seconds = timed(recipes[0], data) / flops[0]
+    step_seconds = timed(sweep, recipes[0], data) / flops[0]
     rows = []
     for point, recipe, model, count in zip(points, recipes, models, flops, strict=True):
         seconds = step_seconds * count * recipe.training.steps
@@ -81,16 +81,29 @@ def on_meta(recipe: Recipe, data: TrainingData) -> PreTrainedModel:
         return make_model(recipe, data.tokenizer, data.reply_stops)
 
 
-def timed(recipe: Recipe, data: TrainingData) -> float:
-    """Seconds of one step, the fastest of a few after the first."""
-    training = Training(recipe, data)
-    training.take_step()
-    best = float("inf")
-    for _ in range(min(STEPS_TIMED, recipe.training.steps)):
-        began = time.perf_counter()
-        training.take_step().item()
-        best = min(best, time.perf_counter() - began)
-    return best
+def timed(sweep: SweepFile, recipe: Recipe, data: TrainingData) -> float:
+    """Seconds of one step, the fastest of a few after the first, on what a run has: its threads, a GPU or none.
+
+    Of several workers each computes its share of the batch.
+    """
+    share = recipe.training.model_copy(update={"batch_size": recipe.training.batch_size // sweep.workers_per_trial})
+    training = Training(
+        recipe.model_copy(update={"training": share}),
+        data,
+        device=None if sweep.gpus_per_trial else torch.device("cpu"),
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(sweep.threads())
+    try:
+        training.take_step()
+        best = float("inf")
+        for _ in range(min(STEPS_TIMED, recipe.training.steps)):
+            began = time.perf_counter()
+            training.take_step().item()
+            best = min(best, time.perf_counter() - began)
+        return best
+    finally:
+        torch.set_num_threads(threads)
 
 
 def memory(model: PreTrainedModel, recipe: Recipe) -> float:

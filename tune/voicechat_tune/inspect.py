@@ -25,6 +25,7 @@ def trial_facts(name: str, number: int) -> dict[str, Any]:
         "state": trial.state,
         "point": trial.point,
         "lineage": trial.lineage,
+        "shares_machine": study.sweep.runs_share_machine(),
         "runs": [
             {
                 "run": str(run.key),
@@ -44,11 +45,12 @@ def trial_facts(name: str, number: int) -> dict[str, Any]:
 def trial_text(facts: dict[str, Any]) -> str:
     lines = [f"trial {facts['trial']}: {facts['state']}"]
     lines += [f"  {field}: {value}" for field, value in (facts["point"] | facts["lineage"]).items()]
+    speed = "tokens/s beside other runs" if facts["shares_machine"] else "tokens/s"
     for run in facts["runs"]:
         lines += ["", f"run {run['run']}, seed {run['seed']}: {run['ending']} {run['message']}".rstrip()]
         lines += [
             f"  step {e['step']}: validation {e['validation_loss']:.4f}, training {e['train_loss']:.4f} nats/token, "
-            f"{e['tokens_per_second']:,.0f} tokens/s"
+            f"{e['tokens_per_second']:,.0f} {speed}"
             for e in run["evaluations"]
         ]
         lines += [f"  {name.replace('_', ' ')}: {value:,.6g}" for name, value in run["facts"].items()]

@@ -144,6 +144,11 @@ class SweepFile(Strict):
             raise ValueError(f"objectives: validation_loss first, and none twice; got {', '.join(self.objectives)}")
         if len(self.objectives) > 1 and (self.scheduler or self.sampler == "cma_es"):
             raise ValueError("several objectives go with tpe, gp, random or grid, and without a scheduler")
+        if "tokens_per_second" in self.objectives and self.runs_share_machine():
+            raise ValueError(
+                "objectives: tokens_per_second of runs that share a machine measures how busy it is; give each run a "
+                "machine of its own with concurrent: 1, or gpus_per_trial: 1 or more"
+            )
         if self.search:
             self.check_sampler()
         if self.sampler == "grid":
@@ -244,6 +249,14 @@ class SweepFile(Strict):
         """Of one run, in the currency of `price`."""
         cpus, gpus = self.cpus_per_trial * self.price.cpu_hour, self.gpus_per_trial * self.price.gpu_hour
         return self.workers_per_trial * (cpus + gpus)
+
+    def runs_share_machine(self) -> bool:
+        """Whether a run's speed depends on the other runs: several at a time, none with a whole GPU."""
+        return self.concurrent != 1 and self.gpus_per_trial < 1
+
+    def threads(self) -> int:
+        """Of each process that trains."""
+        return 1 if self.workers_per_trial > 1 else max(1, int(self.cpus_per_trial))
 
     def generations(self) -> int:
         """Of pbt: how many intervals a run has; 1 for all others."""

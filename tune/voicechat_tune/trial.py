@@ -71,11 +71,12 @@ def train(
         if evaluation["step"] > begins_at:
             tell_evaluation(Evaluation(**evaluation))
     if sweep.workers_per_trial == 1:
-        torch.set_num_threads(max(1, int(sweep.cpus_per_trial)))
+        torch.set_num_threads(sweep.threads())
         if not sweep.gpus_per_trial:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides no GPU from who asked for none
         reset_peak_memory()
-        training = Training(recipe, data, resume_from, f"{sweep.name}/{files.key}", start)
+        belongs_to = f"{sweep.name}/{files.key}"
+        training = Training(recipe, data, resume_from, belongs_to, start, shares_machine=sweep.runs_share_machine())
         if training.step:
             log.info("going on from step %d", training.step)
         if until is not None and training.step >= until:

@@ -124,10 +124,11 @@ def tell(evaluation: Evaluation) -> None:
 
 def describe(evaluation: Evaluation) -> str:
     exact = "" if evaluation.exact_match is None else f"{evaluation.exact_match:.2%} sorted, "
+    of_peak = "" if evaluation.flops_utilization is None else f" ({evaluation.flops_utilization:.0%} of peak)"
     return (
         f"validation {evaluation.validation_loss:.4f} nats/token, {evaluation.nats_per_character:.4f} nats/character, "
-        f"{exact}training {evaluation.train_loss:.4f}, {evaluation.tokens_per_second:,.0f} tokens/s "
-        f"({evaluation.flops_utilization:.0%} of peak), {evaluation.peak_memory_mib:,.0f} MiB"
+        f"{exact}training {evaluation.train_loss:.4f}, {evaluation.tokens_per_second:,.0f} tokens/s{of_peak}, "
+        f"{evaluation.peak_memory_mib:,.0f} MiB"
     )
 
 

@@ -58,8 +58,8 @@ class Evaluation:
     """Of the last step."""
     tokens_per_second: float
     """Training throughput since the last evaluation, over all workers."""
-    flops_utilization: float
-    """Model FLOPs a second, as a share of what the device reaches in large products."""
+    flops_utilization: float | None
+    """Model FLOPs a second, as a share of what the device reaches in large products; None where others load it."""
     peak_memory_mib: float
     seconds: float
     """Spent in this process, evaluations included."""
@@ -92,6 +92,8 @@ class Training:
         resume_from: a checkpoint of the same run to go on from, bit for bit on a CPU.
         start: the folder of the recipe's `init_from`, where it has been found before.
         parent: what the run belongs to (a sweep and a trial), for the checkpoint's run.json.
+        device: by default a GPU where there is one.
+        shares_machine: others compute on the device at the same time, so that its peak cannot be measured.
 
     Raises:
         InputError: the checkpoint is damaged or of another text, or the batch cannot be shared evenly.
@@ -104,11 +106,13 @@ class Training:
         resume_from: Path | None = None,
         parent: str | None = None,
         start: Path | None = None,
+        device: torch.device | None = None,
+        shares_machine: bool = False,
     ):
-        self.recipe, self.data, self.parent = recipe, data, parent
+        self.recipe, self.data, self.parent, self.shares_machine = recipe, data, parent, shares_machine
         self.rank: int = dist.get_rank() if dist.is_initialized() else 0
         self.workers: int = dist.get_world_size() if dist.is_initialized() else 1
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         settings = recipe.training
         check_shares(recipe, self.workers)
         self.batches = data.batches(settings.batch_size, recipe.model.context, recipe.seed)
@@ -282,7 +286,6 @@ class Training:
         if isinstance(self.data, Sorting):
             exact_match = self.data.exact_match(self.model, None if is_last else windows)
         tokens_per_second = self.tokens / seconds
-        dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
         evaluation = Evaluation(
             step=self.step,
             train_loss=train_loss,
@@ -291,13 +294,19 @@ class Training:
             nats_per_character=loss / self.data.characters_per_token,
             learning_rate=learning_rate_at(self.step - 1, settings),
             tokens_per_second=tokens_per_second,
-            flops_utilization=tokens_per_second * self.flops_per_token / self.workers / peak_flops(self.device, dtype),
+            flops_utilization=self.flops_utilization(tokens_per_second),
             peak_memory_mib=peak_memory(self.device),
             seconds=time.perf_counter() - started,
             exact_match=exact_match,
         )
         self.history.append(evaluation)
         return evaluation
+
+    def flops_utilization(self, tokens_per_second: float) -> float | None:
+        if self.shares_machine:
+            return None
+        dtype = torch.bfloat16 if self.recipe.training.precision == "bfloat16" else torch.float32
+        return tokens_per_second * self.flops_per_token / self.workers / peak_flops(self.device, dtype)
 
     def of_first_worker(self, loss: float) -> float:
         """One rounding for all workers, or one of them might stop early and the others wait for it."""

@@ -49,7 +49,10 @@ def cache_bytes_per_token(config: PreTrainedConfig) -> int:
 
 @cache
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """What this device reaches in large products, in operations a second: measured, so that it is its own."""
+    """What this device reaches in large products, in operations a second: measured, so that it is its own.
+
+    Of a device that nobody else loads: what is left beside other runs is no peak.
+    """
     size = 1024 if device.type == "cpu" else 8192
     left, right = (torch.full((size, size), 0.5, device=device, dtype=dtype) for _ in range(2))  # draws nothing
     best = float("inf")
