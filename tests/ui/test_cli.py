@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from voicechat_platform.errors import RegistryError
 from voicechat_platform.settings import Settings, settings
 from voicechat_platform.training.history import Evaluation
-from voicechat_ui.cli import app
+from voicechat_ui.cli import app, join
 from voicechat_ui.training import describe
 
 RECIPE = """\
@@ -228,3 +228,13 @@ def test_doctor_finds_this_machine_sound(voicechat):
         "port 18765 is free",
     ):
         assert finding in result.stderr
+
+
+def test_an_address_counts_also_after_the_settings_were_read(monkeypatch):
+    monkeypatch.setenv("VOICECHAT_RAY_ADDRESS", "local")
+    settings.cache_clear()
+    assert settings().ray_address == "local"
+    join("10.0.0.1:6379")
+    assert settings().ray_address == "10.0.0.1:6379"
+    monkeypatch.undo()
+    settings.cache_clear()

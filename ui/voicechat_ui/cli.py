@@ -601,8 +601,11 @@ def found_checkpoint(reference: str) -> Path:
 
 def join(address: str | None) -> None:
     """Let the settings name the Ray to join, for this process and its children."""
+    from voicechat_platform.settings import settings
+
     if address is not None:
         os.environ["VOICECHAT_RAY_ADDRESS"] = address
+        settings.cache_clear()  # they may have been read before
 
 
 def end_early(reason: str, left: str) -> NoReturn:
