@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import logging
 from typing import Any
 
 import numpy as np
@@ -651,12 +652,15 @@ async def test_a_reply_that_is_cancelled_before_its_first_word_is_not_in_progres
         assert client.all("response.output_item.done")[0]["item"]["status"] == "incomplete"
 
 
-async def test_a_farewell_that_nobody_hears_is_logged(caplog):
+async def test_a_farewell_that_nobody_hears_is_logged(caplog, monkeypatch):
     async def send(frame):
         raise OSError("the connection is gone")
 
     wire = Wire(receive=None, send=send)
     wire.emit({"type": "response.done"})
-    with caplog.at_level("INFO"):
+    logger = logging.getLogger("ray.serve.voicechat.realtime")
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])  # Serve, once started here, hands nothing on to the root
+    monkeypatch.setattr(logger, "propagate", False)
+    with caplog.at_level("INFO", logger.name):
         await wire.farewell({"type": "invalid_request_error", "code": "session_idle", "message": "nothing was said"})
     assert caplog.text.count("the connection is gone") == 2

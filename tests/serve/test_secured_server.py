@@ -144,8 +144,8 @@ def test_a_websocket_is_refused_before_it_opens(server, secret):
     assert status() == 401
     assert status(subprotocols=["realtime", "openai-insecure-api-key.none"]) == 401
     # With a key it gets as far as the routes, none of which has this name.
-    assert status(subprotocols=["realtime", f"openai-insecure-api-key.{secret}"]) == 403
-    assert status(additional_headers={"authorization": f"Bearer {secret}"}) == 403
+    assert status(subprotocols=["realtime", f"openai-insecure-api-key.{secret}"]) == 404
+    assert status(additional_headers={"authorization": f"Bearer {secret}"}) == 404
 
 
 def test_a_client_that_leaves_gives_its_place_back(server, keys_file):
