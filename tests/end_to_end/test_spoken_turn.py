@@ -27,7 +27,7 @@ LIBRIVOX = Path(os.environ.get("VOICECHAT_LIBRIVOX", "/usr/share/pocketsphinx/te
 MICROPHONE_RATE_HZ = 48_000
 
 # Chromium plays the file again and again, so that the person says it once more when the first reply is long over.
-SILENCE_BEFORE_S, SILENCE_AFTER_S = 1, 25
+SILENCE_BEFORE_S, SILENCE_AFTER_S = 3, 30
 
 WORDS_PRONOUNCED = jiwer.Compose(
     [

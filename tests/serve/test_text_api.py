@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import AsyncIterator
 
 import httpx
 import openai
@@ -13,8 +14,8 @@ from voicechat_serve.api.ingress import build
 from voicechat_serve.api.services import Services
 from voicechat_serve.chat_tokenizer import ChatTokenizer
 from voicechat_serve.engines.choice import make_engine
-from voicechat_serve.engines.interface import UnknownVersionError
-from voicechat_serve.loaded_model import LoadedModel
+from voicechat_serve.engines.interface import FinishReason, UnknownVersionError
+from voicechat_serve.loaded_model import Delta, LoadedModel
 from voicechat_serve.served_model import ServedModel
 
 PROMPT = "To be, or not"
@@ -335,3 +336,22 @@ async def test_the_card_of_a_version_is_that_of_its_model(services_of):
         assert version["type"] == "language"
         for name in ("shakespeare@4", "shakespeare@x", "whisper-1@3"):
             assert (await http.get(f"/models/{name}")).status_code == 404
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+async def test_a_stream_without_its_end_is_no_whole_answer(streams):
+    """As Serve ends the calls of a request whose client has left: [DONE] would make that a whole answer."""
+
+    async def broken_off(last: FinishReason | None) -> AsyncIterator[Delta]:
+        yield Delta("To be", 1, 1, None)
+        yield Delta(" or", 1, 2, last)
+
+    whole = [answers.interleaved([broken_off("stop")]), answers.numbered(broken_off("length"))]
+    assert [len([piece async for piece in pieces]) for pieces in whole] == [2, 2]
+    broken = (
+        answers.numbered(broken_off(None))
+        if streams == 1
+        else answers.interleaved([broken_off("stop"), broken_off(None)])
+    )
+    with pytest.raises(answers.BrokenOffError):
+        [piece async for piece in broken]

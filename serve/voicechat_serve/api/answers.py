@@ -30,6 +30,12 @@ MOST_ATTEMPTS = 3
 
 PAUSE_S = 1.0
 """Before the next attempt: until then Serve may still send requests to the replica that died."""
+CANCELLATION_S = 1.0
+"""In which Serve ends a request whose calls it has ended."""
+
+
+class BrokenOffError(RuntimeError):
+    """A stream of an answer ended before the answer did."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +120,21 @@ async def pieces(handle: DeploymentHandle, asks: Sequence[Ask]) -> AsyncIterator
 
 
 async def numbered(stream: AsyncIterator[Delta]) -> AsyncGenerator[tuple[int, Delta], None]:
-    async for delta in stream:
+    async for delta in to_its_end(stream):
         yield 0, delta
+
+
+async def to_its_end(stream: AsyncIterator[Delta]) -> AsyncGenerator[Delta, None]:
+    """
+    Raises:
+        BrokenOffError: the stream ends without its last piece, as one does that Serve cancels.
+    """
+    finish_reason = None
+    async for delta in stream:
+        finish_reason = delta.finish_reason
+        yield delta
+    if finish_reason is None:
+        raise BrokenOffError("an answer broke off before its end")
 
 
 async def interleaved(streams: Sequence[AsyncIterator[Delta]]) -> AsyncGenerator[tuple[int, Delta], None]:
@@ -124,14 +143,14 @@ async def interleaved(streams: Sequence[AsyncIterator[Delta]]) -> AsyncGenerator
 
     async def pass_on(index: int, stream: AsyncIterator[Delta]) -> None:
         try:
-            async for delta in stream:
+            async for delta in to_its_end(stream):
                 await queue.put((index, delta))
             await queue.put((index, None))
         except Exception as error:
             await queue.put((index, error))
         except asyncio.CancelledError:  # by Serve, or by this function's own end, when nobody listens any more
             with contextlib.suppress(asyncio.QueueFull):
-                queue.put_nowait((index, RuntimeError("an answer was cancelled inside the server")))
+                queue.put_nowait((index, BrokenOffError("an answer was cancelled inside the server")))
             raise
 
     tasks = [asyncio.create_task(pass_on(index, stream)) for index, stream in enumerate(streams)]
@@ -179,6 +198,11 @@ async def event_stream(
             yield events_of(*first)
             async for index, delta in told:
                 yield events_of(index, delta)
+        except BrokenOffError as error:
+            # Serve cancels the calls of a request whose client has left, and then the request, which waits for that here.
+            await asyncio.sleep(CANCELLATION_S)
+            yield error_event(error)
+            return
         except Exception as error:
             yield error_event(error)
             return
