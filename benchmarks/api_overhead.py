@@ -22,10 +22,10 @@ from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from voicechat_serve.chat_tokenizer import ChatTokenizer
-from voicechat_serve.engines.choice import make_engine
-from voicechat_serve.engines.interface import GenerationRequest, Sampling
-from voicechat_serve.served_model import ServedModel
+from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
+from voicechat_serve.generation.engines.choice import make_engine
+from voicechat_serve.generation.engines.interface import GenerationRequest, Sampling
+from voicechat_serve.generation.served_model import ServedModel
 
 PROMPT = "the quick brown fox jumps over the lazy dog. " * 2
 ANSWER = 128

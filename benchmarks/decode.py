@@ -27,10 +27,10 @@ from voicechat_platform.assets import locate
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
 from voicechat_platform.models.ctranslate2_conversion import convert_to_ctranslate2
 from voicechat_platform.models.folding import fold
-from voicechat_serve.chat_tokenizer import ChatTokenizer
-from voicechat_serve.engines.ctranslate2_engine import CTranslate2Engine
-from voicechat_serve.engines.interface import GenerationRequest, Sampling
-from voicechat_serve.engines.torch_engine import TorchEngine
+from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
+from voicechat_serve.generation.engines.ctranslate2_engine import CTranslate2Engine
+from voicechat_serve.generation.engines.interface import GenerationRequest, Sampling
+from voicechat_serve.generation.engines.torch_engine import TorchEngine
 
 STREAMS = (1, 8, 32)
 PROMPT, ANSWER = 16, 96

@@ -23,8 +23,8 @@ import ctranslate2
 from reporting import bar, report
 
 from voicechat_platform.assets import locate
-from voicechat_serve.chat_tokenizer import ChatTokenizer, Message
-from voicechat_serve.engines.interface import Sampling
+from voicechat_serve.generation.chat_tokenizer import ChatTokenizer, Message
+from voicechat_serve.generation.engines.interface import Sampling
 
 MODEL = "smollm2-135m-instruct-int8"
 QUESTIONS = (Path(__file__).parent / "spoken_questions.txt").read_text().splitlines()

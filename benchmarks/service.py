@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from voicechat_platform.cluster import start_ray, stop_ray
 from voicechat_serve import application
 from voicechat_serve.application_file import APIArguments, Engines
-from voicechat_serve.served_model import ServedModel
+from voicechat_serve.generation.served_model import ServedModel
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def recipe_values(corpus: str, steps: int) -> dict[str, Any]:
 
 
 def sweep_file(name: str, recipe: dict[str, Any], runs: int) -> Any:
-    from voicechat_tune.sweep_file import SweepFile
+    from voicechat_tune.search.sweep_file import SweepFile
 
     rates = [{"training.learning_rate": 0.001 + 0.0001 * number} for number in range(runs)]
     return SweepFile.model_validate({"name": name, "recipe": recipe, "points": rates})
@@ -98,7 +98,7 @@ def memory_of(process: psutil.Process) -> float:
 
 def run_watched(sweep: Any) -> tuple[float, Watch]:
     """Seconds of the sweep, and what was watched."""
-    from voicechat_tune.run import run_sweep
+    from voicechat_tune.running.run import run_sweep
 
     watch, began = Watch(), time.perf_counter()
     outcome = run_sweep(sweep)

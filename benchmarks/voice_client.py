@@ -17,7 +17,7 @@ import soxr
 import websockets
 
 from voicechat_serve.audio import HEARING_RATE, Samples
-from voicechat_serve.voices import SPEECH_RATE
+from voicechat_serve.synthesis.voices import SPEECH_RATE
 
 MODEL = "smollm2-135m-instruct"
 FRAME_S = 0.04

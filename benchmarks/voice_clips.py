@@ -10,7 +10,7 @@ import soxr
 from hibari import Hibari
 
 from voicechat_serve.audio import HEARING_RATE, Samples, decode
-from voicechat_serve.voices import SPEECH_RATE
+from voicechat_serve.synthesis.voices import SPEECH_RATE
 
 THREADS = 2
 

@@ -16,7 +16,7 @@ from voice_clips import THREADS, Clip, clips, plain
 
 from voicechat_platform.assets import locate
 from voicechat_serve.audio import HEARING_RATE, Samples
-from voicechat_serve.transcription import Transcription
+from voicechat_serve.transcription.transcriber import Transcription
 
 Part = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 """Rows of results, and bars."""
@@ -40,9 +40,9 @@ def measure_transcription(whisper: str, rounds: int) -> Part:
     full: list[int] = []
     transcribe = transcription.transcribe
 
-    async def counted(samples_n: Samples, *wishes: Any) -> Any:
+    async def counted(samples_n: Samples, *options: Any) -> Any:
         full.append(len(samples_n))
-        return await transcribe(samples_n, *wishes)
+        return await transcribe(samples_n, *options)
 
     transcription.transcribe = counted  # type: ignore[method-assign]
 

@@ -27,13 +27,13 @@ from voice_transcription import Part, measure_transcription
 
 from voicechat_platform.assets import locate
 from voicechat_serve.audio import HEARING_RATE
-from voicechat_serve.chat_tokenizer import ChatTokenizer
-from voicechat_serve.engines.choice import make_engine
-from voicechat_serve.loaded_model import LoadedModel, Wishes
+from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
+from voicechat_serve.generation.engines.choice import make_engine
+from voicechat_serve.generation.loaded_model import GenerationOptions, LoadedModel
+from voicechat_serve.generation.served_model import ServedModel
 from voicechat_serve.realtime.response import DELTA_S
-from voicechat_serve.sentences import SentenceSplitter
-from voicechat_serve.served_model import ServedModel
-from voicechat_serve.transcription import Transcription
+from voicechat_serve.synthesis.sentences import SentenceSplitter
+from voicechat_serve.transcription.transcriber import Transcription
 
 PARTS = ("transcription", "turn", "ends", "interruption", "four")
 SETTLE_S = 3
@@ -88,8 +88,8 @@ def measure_bare_stages(questions: list[Clip]) -> dict[str, list[float]]:
     async def first_clause(said: str) -> str:
         splitter = SentenceSplitter()
         messages = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": said}]
-        wishes = Wishes(sampling={"temperature": 0, "max_tokens": 60})
-        async for delta in model.chat(messages, wishes):
+        options = GenerationOptions(sampling={"temperature": 0, "max_tokens": 60})
+        async for delta in model.chat(messages, options):
             if sentences := splitter.feed(delta.text):
                 return sentences[0].text
         return " ".join(sentence.text for sentence in splitter.flush())

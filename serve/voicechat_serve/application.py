@@ -20,18 +20,18 @@ from voicechat_platform.assets import locate
 from voicechat_platform.errors import InputError
 from voicechat_platform.settings import settings
 from voicechat_serve.api.access import AccessRules, access_rules
+from voicechat_serve.api.front import FrontIngress, Page
 from voicechat_serve.api.ingress import APIIngress
 from voicechat_serve.api.services import RESERVED_NAMES, Services
 from voicechat_serve.application_file import APIArguments, FrontArguments, Replicas, served_models
-from voicechat_serve.champions import Champions
-from voicechat_serve.front import FrontIngress, Page
-from voicechat_serve.language_model import LanguageModel
+from voicechat_serve.generation.champions import Champions
+from voicechat_serve.generation.language_model import LanguageModel
+from voicechat_serve.generation.served_model import ServedModel
 from voicechat_serve.names import API, APPLICATIONS, FRONT
-from voicechat_serve.ports import require_free
-from voicechat_serve.sentence_end import SENTENCE_END_MODEL
-from voicechat_serve.served_model import ServedModel
-from voicechat_serve.synthesis import Synthesis
-from voicechat_serve.transcription import Transcription
+from voicechat_serve.operations.ports import require_free
+from voicechat_serve.synthesis.synthesizer import Synthesis
+from voicechat_serve.transcription.sentence_end import SENTENCE_END_MODEL
+from voicechat_serve.transcription.transcriber import Transcription
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from voicechat_platform.errors import InputError
 from voicechat_platform.paths import api_address
 from voicechat_platform.registry import Registry, Version, find_checkpoint
 from voicechat_platform.strict_yaml import PathText, Strict, compose_yaml, line_of, validate
+from voicechat_serve.generation.served_model import EngineName, Precision, ServedModel
 from voicechat_serve.names import API, FRONT
-from voicechat_serve.served_model import EngineName, Precision, ServedModel
 
 if TYPE_CHECKING:
     from voicechat_serve.serve_schema import ServeFile

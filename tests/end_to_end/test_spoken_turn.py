@@ -19,7 +19,7 @@ from playwright.sync_api import Page, sync_playwright
 from voicechat_platform.assets import locate
 from voicechat_serve import application
 from voicechat_serve.application_file import APIArguments, Engines
-from voicechat_serve.served_model import ServedModel
+from voicechat_serve.generation.served_model import ServedModel
 from voicechat_ui.page import mount_page
 
 CLIP = "sense_and_sensibility_01_austen_64kb-0870"

@@ -16,11 +16,11 @@ from pydantic import TypeAdapter
 
 from voicechat_serve.api.errors import APIError, api_error
 from voicechat_serve.audio import HEARING_RATE
-from voicechat_serve.loaded_model import Delta
+from voicechat_serve.generation.loaded_model import Delta
 from voicechat_serve.realtime.session import Session
 from voicechat_serve.realtime.session_settings import SessionSettings
-from voicechat_serve.transcription import Transcript
-from voicechat_serve.voices import SPEECH_RATE
+from voicechat_serve.synthesis.voices import SPEECH_RATE
+from voicechat_serve.transcription.transcriber import Transcript
 
 EVENT = TypeAdapter(RealtimeServerEvent)
 

@@ -28,17 +28,17 @@ from voicechat_platform.assets import locate
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
 from voicechat_serve import application
 from voicechat_serve.api.ingress import build
+from voicechat_serve.api.proxy import BoundedConnection
 from voicechat_serve.api.services import Services
 from voicechat_serve.application_file import APIArguments, Engines
 from voicechat_serve.audio import HEARING_RATE, decode
-from voicechat_serve.chat_tokenizer import ChatTokenizer
-from voicechat_serve.engines.choice import make_engine
-from voicechat_serve.engines.interface import UnknownVersionError
-from voicechat_serve.loaded_model import LoadedModel
-from voicechat_serve.proxy import BoundedConnection
-from voicechat_serve.served_model import ServedModel
-from voicechat_serve.transcription import Transcript
-from voicechat_serve.voices import SPEECH_RATE
+from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
+from voicechat_serve.generation.engines.choice import make_engine
+from voicechat_serve.generation.engines.interface import UnknownVersionError
+from voicechat_serve.generation.loaded_model import LoadedModel
+from voicechat_serve.generation.served_model import ServedModel
+from voicechat_serve.synthesis.voices import SPEECH_RATE
+from voicechat_serve.transcription.transcriber import Transcript
 
 LIBRIVOX = Path(os.environ.get("VOICECHAT_LIBRIVOX", "/usr/share/pocketsphinx/test/data/librivox"))
 
@@ -194,17 +194,17 @@ class Replica(LoadedModel):
     async def require_version(self, number):
         raise UnknownVersionError("shakespeare has no versions")
 
-    async def chat(self, messages, wishes):
-        if wishes.version is not None:
-            await self.require_version(wishes.version)
-        async with aclosing(super().chat(messages, wishes)) as deltas:
+    async def chat(self, messages, options):
+        if options.version is not None:
+            await self.require_version(options.version)
+        async with aclosing(super().chat(messages, options)) as deltas:
             async for delta in deltas:
                 yield delta
 
-    async def complete(self, prompt, wishes):
-        if wishes.version is not None:
-            await self.require_version(wishes.version)
-        async with aclosing(super().complete(prompt, wishes)) as deltas:
+    async def complete(self, prompt, options):
+        if options.version is not None:
+            await self.require_version(options.version)
+        async with aclosing(super().complete(prompt, options)) as deltas:
             async for delta in deltas:
                 yield delta
 

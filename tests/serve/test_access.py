@@ -18,11 +18,11 @@ from starlette.websockets import WebSocketDisconnect
 
 from voicechat_platform.errors import InputError
 from voicechat_platform.settings import Settings
-from voicechat_serve import keys as keys_module
 from voicechat_serve.api.access import AccessRules, KeyCheck, access_rules, guard
 from voicechat_serve.api.errors import APIError, answer_errors_in_openai_form
 from voicechat_serve.api.key_limits import KeyLimits, duration
-from voicechat_serve.keys import Key, create_key, fingerprint, make_secret, revoke_key
+from voicechat_serve.operations import keys as keys_module
+from voicechat_serve.operations.keys import Key, create_key, fingerprint, make_secret, revoke_key
 
 PAGE_KEY = make_secret()
 

@@ -11,7 +11,7 @@ from voicechat_platform.errors import InputError
 from voicechat_serve import application
 from voicechat_serve.application import DeploymentFailedError, DeploymentState
 from voicechat_serve.application_file import APIArguments, Engines
-from voicechat_serve.served_model import ServedModel
+from voicechat_serve.generation.served_model import ServedModel
 
 TINY = APIArguments(whisper="tiny.en")
 

@@ -30,7 +30,7 @@ from voicechat_serve.application_file import (
     read_application,
     served_models,
 )
-from voicechat_serve.keys import create_key
+from voicechat_serve.operations.keys import create_key
 
 ROOT = Path(__file__).parents[2]
 LOCAL, GPU = ROOT / "serve" / "applications" / "local.yaml", ROOT / "serve" / "applications" / "gpu.yaml"
@@ -98,7 +98,7 @@ class TestKubernetes:
         for pod in ray_pods():
             (container,) = pod["containers"]
             environment = {variable["name"]: variable.get("value") for variable in container["env"]}
-            assert environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == "voicechat_serve.proxy:middlewares"
+            assert environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == "voicechat_serve.api.proxy:middlewares"
             paths = {mount["name"]: Path(mount["mountPath"]) for mount in container["volumeMounts"]}
             assert Path(environment["VOICECHAT_HOME"]) == paths["home"]
             assert Path(environment["VOICECHAT_KEYS"]).parent == paths["keys"]

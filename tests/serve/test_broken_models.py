@@ -15,9 +15,9 @@ from voicechat_platform.assets import locate
 from voicechat_platform.checkpoints import load_checkpoint
 from voicechat_platform.errors import InputError
 from voicechat_platform.settings import Settings
-from voicechat_serve.chat_tokenizer import ChatTokenizer
-from voicechat_serve.engines import choice
-from voicechat_serve.engines.choice import make_engine
+from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
+from voicechat_serve.generation.engines import choice
+from voicechat_serve.generation.engines.choice import make_engine
 
 
 class Malice:

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 from voicechat_platform.assets import locate
 from voicechat_platform.corpora.tokenizers import play_template
 from voicechat_platform.errors import InputError
-from voicechat_serve.chat_tokenizer import ChatTokenizer
+from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
 
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},

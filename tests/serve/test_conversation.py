@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voicechat_serve.conversation import (
+from voicechat_serve.generation.loaded_model import Delta
+from voicechat_serve.realtime.conversation import (
     Conversation,
     Event,
     Failed,
@@ -22,8 +23,7 @@ from voicechat_serve.conversation import (
     TextDelta,
     stop,
 )
-from voicechat_serve.loaded_model import Delta
-from voicechat_serve.voices import SPEECH_RATE
+from voicechat_serve.synthesis.voices import SPEECH_RATE
 
 CHUNK_MS = 10
 

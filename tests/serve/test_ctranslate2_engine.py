@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from voicechat_platform.assets import locate
-from voicechat_serve.chat_tokenizer import ChatTokenizer
-from voicechat_serve.engines.choice import make_engine
-from voicechat_serve.engines.ctranslate2_engine import CTranslate2Engine
-from voicechat_serve.engines.interface import (
+from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
+from voicechat_serve.generation.engines.choice import make_engine
+from voicechat_serve.generation.engines.ctranslate2_engine import CTranslate2Engine
+from voicechat_serve.generation.engines.interface import (
     GenerationRequest,
     OverloadedError,
     PromptTooLongError,

@@ -8,8 +8,9 @@ import pytest
 import uvicorn
 
 from stalled_client import StalledClient
-from voicechat_serve import flow_control, proxy
-from voicechat_serve.flow_control import MOST_UNSENT_BYTES, Acknowledgements, FlowControl
+from voicechat_serve.api import proxy
+from voicechat_serve.operations import flow_control
+from voicechat_serve.operations.flow_control import MOST_UNSENT_BYTES, Acknowledgements, FlowControl
 
 PIECE = b"x" * 10_000
 

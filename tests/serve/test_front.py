@@ -23,10 +23,11 @@ from ray.serve.schema import (
 )
 
 from voicechat_platform.errors import InputError
-from voicechat_serve import application, front
+from voicechat_serve import application
+from voicechat_serve.api import front
 from voicechat_serve.api.access import AccessRules
 from voicechat_serve.application_file import Replicas
-from voicechat_serve.health import MOST_FAILURES
+from voicechat_serve.operations.health import MOST_FAILURES
 
 
 def status(**replicas: dict[str, int]) -> ServeStatus:
@@ -136,7 +137,7 @@ def gated(gate: Path) -> serve.Application:
         def __init__(self):
             import time
 
-            from voicechat_serve.health import Health
+            from voicechat_serve.operations.health import Health
 
             self.health = Health()
             while not gate.exists():

@@ -20,7 +20,7 @@ import pytest
 from voicechat_serve.api.ingress import build
 from voicechat_serve.api.services import Services
 from voicechat_serve.audio import HEARING_RATE, AudioError, DecodingLimits, decode
-from voicechat_serve.transcription import Transcript
+from voicechat_serve.transcription.transcriber import Transcript
 
 TRANSCRIBE = "/audio/transcriptions"
 TRANSLATE = "/audio/translations"
@@ -34,8 +34,8 @@ class HearingNothing:
         self.heard = []
         self.transcribe = self
 
-    async def remote(self, samples_n, *wishes):
-        self.heard.append((len(samples_n), *wishes))
+    async def remote(self, samples_n, *options):
+        self.heard.append((len(samples_n), *options))
         return Transcript("", "en", len(samples_n) / HEARING_RATE)
 
 

@@ -13,7 +13,7 @@ from voicechat_serve.api.access import AccessRules
 from voicechat_serve.api.chat import ChatRequest
 from voicechat_serve.api.completions import CompletionRequest
 from voicechat_serve.api.ingress import build
-from voicechat_serve.keys import create_key
+from voicechat_serve.operations.keys import create_key
 
 CHAT = "/chat/completions"
 COMPLETIONS = "/completions"

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from voicechat_platform.errors import InputError
-from voicechat_serve.keys import (
+from voicechat_serve.operations.keys import (
     KeysFollowed,
     KeysUnreadableError,
     create_key,

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from voicechat_platform.errors import InputError
-from voicechat_serve.languages import whisper_language
+from voicechat_serve.transcription.languages import whisper_language
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ import ray
 from prometheus_client.parser import text_string_to_metric_families
 from ray.util.metrics import Counter, Gauge, Histogram, Metric
 
-from voicechat_serve import exporters, metrics
-from voicechat_serve.engines.interface import Load
-from voicechat_serve.exporters import cluster_metrics, merged
+from voicechat_serve.generation.engines.interface import Load
+from voicechat_serve.operations import exporters, metrics
+from voicechat_serve.operations.exporters import cluster_metrics, merged
 from voicechat_ui.load_report import summary
 from voicechat_ui.load_test import Level, run_levels
 

@@ -13,10 +13,10 @@ import pytest
 
 from voicechat_platform.assets import locate
 from voicechat_platform.errors import InputError
-from voicechat_serve.chat_tokenizer import ChatTokenizer
-from voicechat_serve.engines.choice import make_engine
-from voicechat_serve.engines.interface import Sampling, UnsupportedError
-from voicechat_serve.loaded_model import LoadedModel, Wishes
+from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
+from voicechat_serve.generation.engines.choice import make_engine
+from voicechat_serve.generation.engines.interface import Sampling, UnsupportedError
+from voicechat_serve.generation.loaded_model import GenerationOptions, LoadedModel
 
 
 @pytest.fixture
@@ -37,8 +37,8 @@ def loaded(folder: Path, engine="auto") -> LoadedModel:
 
 
 async def completion(model: LoadedModel, **sampling) -> str:
-    wishes = Wishes(sampling={"max_tokens": 40} | sampling)
-    return "".join([delta.text async for delta in model.complete("To be, or not", wishes)])
+    options = GenerationOptions(sampling={"max_tokens": 40} | sampling)
+    return "".join([delta.text async for delta in model.complete("To be, or not", options)])
 
 
 @pytest.mark.parametrize("engine", ["torch", "ctranslate2"])
@@ -103,7 +103,7 @@ async def said_to(model: LoadedModel, *messages: str, **sampling) -> str:
     """The answer to the last of the messages, of which every second one is the model's."""
     roles = cycle(("user", "assistant"))
     conversation = [{"role": role, "content": content} for role, content in zip(roles, messages, strict=False)]
-    return "".join([delta.text async for delta in model.chat(conversation, Wishes(sampling=sampling))])
+    return "".join([delta.text async for delta in model.chat(conversation, GenerationOptions(sampling=sampling))])
 
 
 @pytest.mark.parametrize(

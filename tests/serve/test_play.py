@@ -4,9 +4,9 @@ from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 
-from voicechat_serve.chat_tokenizer import ChatTokenizer
-from voicechat_serve.engines.interface import GenerationRequest, Token
-from voicechat_serve.loaded_model import LoadedModel, Wishes
+from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
+from voicechat_serve.generation.engines.interface import GenerationRequest, Token
+from voicechat_serve.generation.loaded_model import GenerationOptions, LoadedModel
 
 
 class ScriptedEngine:
@@ -37,7 +37,7 @@ def model_of(tiny_model, script: str = "", batch: int = 1, context: int = 100) -
 
 
 async def reply(model: LoadedModel, messages: Sequence[dict[str, str]]) -> tuple[str, str | None]:
-    deltas = [delta async for delta in model.chat(messages, Wishes(truncation="auto"))]
+    deltas = [delta async for delta in model.chat(messages, GenerationOptions(truncation="auto"))]
     assert [delta.finish_reason for delta in deltas[:-1]] == [None] * (len(deltas) - 1)
     return "".join(delta.text for delta in deltas), deltas[-1].finish_reason
 

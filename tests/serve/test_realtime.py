@@ -28,9 +28,9 @@ from pydantic import TypeAdapter
 from stalled_client import CLOSE, TEXT, StalledClient, frames, resident_bytes
 from voicechat_serve.api.ingress import build
 from voicechat_serve.api.realtime import ServiceStages
-from voicechat_serve.conversation import stop
 from voicechat_serve.realtime import wire
-from voicechat_serve.voices import HEART, SPEECH_RATE
+from voicechat_serve.realtime.conversation import stop
+from voicechat_serve.synthesis.voices import HEART, SPEECH_RATE
 
 EVENT = TypeAdapter(RealtimeServerEvent)
 MODEL = "smollm2-135m-instruct"

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from realtime_session import Client, MadeUpStages, connected, silence, written
-from voicechat_serve import conversation as conversation_module
 from voicechat_serve.audio import HEARING_RATE
-from voicechat_serve.conversation import Item
+from voicechat_serve.realtime import conversation as conversation_module
 from voicechat_serve.realtime import listening as listening_module
 from voicechat_serve.realtime import session as session_module
 from voicechat_serve.realtime import wire as wire_module
-from voicechat_serve.voices import SPEECH_RATE
+from voicechat_serve.realtime.conversation import Item
+from voicechat_serve.synthesis.voices import SPEECH_RATE
 
 
 async def test_silence_noise_and_music_begin_no_turn():

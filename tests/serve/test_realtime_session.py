@@ -10,7 +10,7 @@ import pytest
 
 from realtime_session import Client, MadeUpStages, connected, silence, up_to_the_pause, written
 from voicechat_serve.realtime.wire import Wire
-from voicechat_serve.voices import SPEECH_RATE
+from voicechat_serve.synthesis.voices import SPEECH_RATE
 
 TURN = [
     "input_audio_buffer.speech_started",

@@ -21,10 +21,10 @@ from voicechat_serve.api import request_log
 from voicechat_serve.api.ingress import build
 from voicechat_serve.api.request_log import CleanRequestId, RequestLog, current_request
 from voicechat_serve.api.services import Services
-from voicechat_serve.language_model import Delta
-from voicechat_serve.served_model import ServedModel
-from voicechat_serve.transcription import Transcript
-from voicechat_serve.voices import SPEECH_RATE
+from voicechat_serve.generation.language_model import Delta
+from voicechat_serve.generation.served_model import ServedModel
+from voicechat_serve.synthesis.voices import SPEECH_RATE
+from voicechat_serve.transcription.transcriber import Transcript
 
 SECRET = "zanzibar"
 

@@ -5,8 +5,8 @@ import random
 import torch
 from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
 
-from voicechat_serve.engines.interface import Sampling
-from voicechat_serve.engines.row_sampler import RowSampler, SampledRow
+from voicechat_serve.generation.engines.interface import Sampling
+from voicechat_serve.generation.engines.row_sampler import RowSampler, SampledRow
 
 PROBABILITIES_V = torch.tensor([0.1, 0.4, 0.2, 0.3])
 

@@ -20,8 +20,8 @@ from voicechat_serve import application
 from voicechat_serve.api.access import AccessRules
 from voicechat_serve.api.limits import BODY_SECONDS
 from voicechat_serve.application_file import APIArguments, Engines
-from voicechat_serve.keys import create_key, fingerprint, make_secret, revoke_key
-from voicechat_serve.served_model import ServedModel
+from voicechat_serve.generation.served_model import ServedModel
+from voicechat_serve.operations.keys import create_key, fingerprint, make_secret, revoke_key
 
 
 def page_that_asks_the_api(app: FastAPI, api_base_url: str, api_key: str) -> FastAPI:

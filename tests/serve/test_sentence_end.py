@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from voicechat_platform.assets import locate
 from voicechat_serve.realtime.session_settings import FINISHED_PROBABILITY, UNFINISHED_PROBABILITY
-from voicechat_serve.sentence_end import FULL_STOP, SENTENCE_END_MODEL, SentenceEnd
+from voicechat_serve.transcription.sentence_end import FULL_STOP, SENTENCE_END_MODEL, SentenceEnd
 
 FINISHED = (
     "What is the capital of France",

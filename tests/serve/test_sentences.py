@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voicechat_serve.sentences import Sentence, SentenceSplitter
+from voicechat_serve.synthesis.sentences import Sentence, SentenceSplitter
 
 
 def split(pieces: list[str]) -> list[str]:

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from voicechat_platform.assets import locate
 from voicechat_platform.errors import InputError
 from voicechat_serve.audio import HEARING_RATE, decode
-from voicechat_serve.short_context import MOST_SECONDS, Decoded, decode_utterance, is_sure, says_it_again
-from voicechat_serve.transcription import Transcription
+from voicechat_serve.transcription.short_context import MOST_SECONDS, Decoded, decode_utterance, is_sure, says_it_again
+from voicechat_serve.transcription.transcriber import Transcription
 
 SURE = Decoded("What time is it?", "en", 1.0, -0.1, 0.02, 0.9, True)
 
@@ -148,7 +148,7 @@ def test_nothing_is_invented_whatever_the_sound(name):
 
 async def test_what_gets_past_the_detector_is_not_invented_either(english, monkeypatch):
     """The voice activity detector takes some hums and breaths for speech: Whisper's own account decides then."""
-    monkeypatch.setattr("voicechat_serve.transcription.speech_in", lambda samples_n: samples_n)
+    monkeypatch.setattr("voicechat_serve.transcription.transcriber.speech_in", lambda samples_n: samples_n)
     for kind in KINDS:
         for seconds in (0.3, 2.0):
             assert (await english.hear(noise(kind, seconds, 0.5, 1))).text == ""
@@ -177,7 +177,7 @@ async def test_next_to_no_sound(english, samples):
 async def test_a_doubt_is_settled_by_the_full_window(english, question, asked, monkeypatch, doubt):
     assert is_sure(SURE)
     doubtful = replace(SURE, **doubt)
-    monkeypatch.setattr("voicechat_serve.transcription.decode_utterance", lambda *_: doubtful)
+    monkeypatch.setattr("voicechat_serve.transcription.transcriber.decode_utterance", lambda *_: doubtful)
     heard = await english.hear(question)
     assert asked == ["brief", "full"]
     assert plain(heard.text) == "what is the capital of france"

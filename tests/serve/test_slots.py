@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voicechat_serve.engines.slots import LEAST_COPIED, Slots, common_length
+from voicechat_serve.generation.engines.slots import LEAST_COPIED, Slots, common_length
 
 
 class Tape:

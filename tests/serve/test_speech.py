@@ -13,8 +13,8 @@ import pytest
 from voicechat_serve.api.ingress import build
 from voicechat_serve.api.services import Services
 from voicechat_serve.audio import SPEECH_FORMATS
-from voicechat_serve.synthesis import Synthesis
-from voicechat_serve.voices import HEART, SPEECH_RATE
+from voicechat_serve.synthesis.synthesizer import Synthesis
+from voicechat_serve.synthesis.voices import HEART, SPEECH_RATE
 
 BODY = {"model": "tts-1", "voice": {"id": "nova"}, "input": "One. Two. Three.", "response_format": "pcm"}
 HEADERS = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
@@ -219,7 +219,7 @@ def test_text_without_a_full_stop_is_spoken_within_bounded_memory():
     """Spoken at once it took 1.6 GB; hibari itself splits it only at punctuation."""
     code = """
 import resource
-from voicechat_serve.voices.hibari import HibariSpeaker
+from voicechat_serve.synthesis.voices.hibari import HibariSpeaker
 heart = HibariSpeaker()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 seconds = sum(len(samples_n) for samples_n in heart.speak("word " * 819, 1.0)) / 24_000

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from voicechat_platform.assets import locate
 from voicechat_serve.audio import HEARING_RATE
-from voicechat_serve.sentences import SentenceSplitter
-from voicechat_serve.spoken_text import Reader, Reading, read_all
-from voicechat_serve.transcription import Transcription
-from voicechat_serve.voices import SPEECH_RATE
-from voicechat_serve.voices.hibari import HibariSpeaker
+from voicechat_serve.synthesis.sentences import SentenceSplitter
+from voicechat_serve.synthesis.spoken_text import Reader, Reading, read_all
+from voicechat_serve.synthesis.voices import SPEECH_RATE
+from voicechat_serve.synthesis.voices.hibari import HibariSpeaker
+from voicechat_serve.transcription.transcriber import Transcription
 
 MARKUP = [
     ("## Results", "Results."),

@@ -12,11 +12,11 @@ from ray.exceptions import ActorDiedError
 from voicechat_serve.api import answers
 from voicechat_serve.api.ingress import build
 from voicechat_serve.api.services import Services
-from voicechat_serve.chat_tokenizer import ChatTokenizer
-from voicechat_serve.engines.choice import make_engine
-from voicechat_serve.engines.interface import FinishReason, UnknownVersionError
-from voicechat_serve.loaded_model import Delta, LoadedModel
-from voicechat_serve.served_model import ServedModel
+from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
+from voicechat_serve.generation.engines.choice import make_engine
+from voicechat_serve.generation.engines.interface import FinishReason, UnknownVersionError
+from voicechat_serve.generation.loaded_model import Delta, LoadedModel
+from voicechat_serve.generation.served_model import ServedModel
 
 PROMPT = "To be, or not"
 
@@ -269,15 +269,15 @@ class Mortal:
     def __init__(self, model, deaths: int):
         self.model, self.deaths = model, deaths
 
-    async def complete(self, prompt, wishes):
-        async for delta in self.model.complete(prompt, wishes):
+    async def complete(self, prompt, options):
+        async for delta in self.model.complete(prompt, options):
             yield delta
             if self.deaths:
                 self.deaths -= 1
                 raise ActorDiedError
 
-    async def chat(self, messages, wishes):
-        raise UnknownVersionError(f"no version {wishes.version}")
+    async def chat(self, messages, options):
+        raise UnknownVersionError(f"no version {options.version}")
         yield
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from voicechat_serve.engines.text_stream import TextStream
+from voicechat_serve.generation.engines.text_stream import TextStream
 
 # Every byte is a token of its own: each character outside ASCII spans several tokens.
 BYTES = Tokenizer(models.BPE({piece: i for i, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from voicechat_platform.errors import InputError
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
 from voicechat_platform.models.metrics import METRICS
-from voicechat_serve.engines.interface import (
+from voicechat_serve.generation.engines.interface import (
     GenerationRequest,
     Load,
     OverloadedError,
@@ -19,8 +19,8 @@ from voicechat_serve.engines.interface import (
     Sampling,
     Token,
 )
-from voicechat_serve.engines.torch_engine import TorchEngine
-from voicechat_serve.health import MOST_FAILURES, UnhealthyError
+from voicechat_serve.generation.engines.torch_engine import TorchEngine
+from voicechat_serve.operations.health import MOST_FAILURES, UnhealthyError
 
 CONTEXT = 96
 
@@ -147,7 +147,7 @@ async def test_prompts_that_begin_alike_are_read_once():
 
 @pytest.mark.parametrize("kind", ["metric", "llama"])
 async def test_a_long_prompt_is_read_in_pieces_between_the_steps_of_others(kind, monkeypatch):
-    monkeypatch.setattr("voicechat_serve.engines.torch_engine.PREFILL_TOKENS", 8)
+    monkeypatch.setattr("voicechat_serve.generation.engines.torch_engine.PREFILL_TOKENS", 8)
     engine = engine_of(kind)
     reads = counted_prefill(engine)
     other = engine.generate(request([1, 2, 3], 80))
@@ -183,7 +183,7 @@ def counted_prefill(engine) -> list[int]:
 
 @pytest.mark.parametrize("kind", ["metric", "llama"])
 async def test_scores_of_prompt_and_answer(kind, monkeypatch):
-    monkeypatch.setattr("voicechat_serve.engines.torch_engine.PREFILL_TOKENS", 7)
+    monkeypatch.setattr("voicechat_serve.generation.engines.torch_engine.PREFILL_TOKENS", 7)
     engine = engine_of(kind)
     prompt_ids = [random.Random(4).randrange(64) for _ in range(20)]
     await ids_of(engine, request(prompt_ids, 5))  # now in the cache: a prompt to be scored is read all the same

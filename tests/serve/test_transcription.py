@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from voicechat_platform.assets import locate
 from voicechat_platform.errors import InputError
 from voicechat_serve.audio import HEARING_RATE, decode
-from voicechat_serve.transcription import FRAME_RATE, Segment, Transcript, Transcription, Word, is_invented, within
+from voicechat_serve.transcription.transcriber import (
+    FRAME_RATE,
+    Segment,
+    Transcript,
+    Transcription,
+    Word,
+    is_invented,
+    within,
+)
 
 INFORMATION = SimpleNamespace(language="en")
 """What faster-whisper tells of a sound, as far as it is read."""

@@ -10,7 +10,7 @@ from voicechat_serve.api.ingress import build
 from voicechat_serve.api.services import Services
 from voicechat_serve.api.transcript_formats import as_srt, as_vtt
 from voicechat_serve.audio import HEARING_RATE, encode
-from voicechat_serve.transcription import Segment, Transcript
+from voicechat_serve.transcription.transcriber import Segment, Transcript
 
 SEGMENT = Segment(0, 50, 0.5, 2.0, " Good day,", (1, 2), 0.0, -0.2, 1.1, 0.05)
 LATER = Segment(1, 50, 3599.9996, 36_000.25, " <b>--> &\n\nSir.", (3,), 0.0, -0.2, 1.1, 0.05)
@@ -24,8 +24,8 @@ class Deployment:
         self.transcribe = self
         self.asked: tuple = ()
 
-    async def remote(self, samples_n, *wishes) -> Transcript:
-        self.asked = wishes
+    async def remote(self, samples_n, *options) -> Transcript:
+        self.asked = options
         return TRANSCRIPT
 
 

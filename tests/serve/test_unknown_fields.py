@@ -10,8 +10,8 @@ from voicechat_serve.api.errors import APIError
 from voicechat_serve.api.ingress import build
 from voicechat_serve.api.services import Services
 from voicechat_serve.api.speech import SpeechRequest
-from voicechat_serve.engines.ctranslate2_engine import require_supported
-from voicechat_serve.engines.interface import GenerationRequest, Sampling, UnsupportedError
+from voicechat_serve.generation.engines.ctranslate2_engine import require_supported
+from voicechat_serve.generation.engines.interface import GenerationRequest, Sampling, UnsupportedError
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 

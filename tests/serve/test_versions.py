@@ -14,12 +14,12 @@ import pytest
 
 from voicechat_platform.errors import InputError, RegistryError
 from voicechat_platform.registry import NoSuchVersionError
-from voicechat_serve import language_model
 from voicechat_serve.api.errors import api_error
-from voicechat_serve.engines.interface import OverloadedError, UnavailableError, UnknownVersionError
-from voicechat_serve.language_model import MOST_VERSIONS, LanguageModel
-from voicechat_serve.loaded_model import Wishes
-from voicechat_serve.served_model import ServedModel
+from voicechat_serve.generation import language_model
+from voicechat_serve.generation.engines.interface import OverloadedError, UnavailableError, UnknownVersionError
+from voicechat_serve.generation.language_model import MOST_VERSIONS, LanguageModel
+from voicechat_serve.generation.loaded_model import GenerationOptions
+from voicechat_serve.generation.served_model import ServedModel
 
 SECRET_PLACE = "/srv/registry/secret"
 
@@ -80,7 +80,10 @@ async def replica(tiny_model, tmp_path, monkeypatch) -> AsyncIterator[Replica]:
 
 
 async def answer(replica: Replica, number: int | None) -> str:
-    deltas = [delta async for delta in replica.complete("ROMEO:\n", Wishes(sampling={"max_tokens": 3}, version=number))]
+    deltas = [
+        delta
+        async for delta in replica.complete("ROMEO:\n", GenerationOptions(sampling={"max_tokens": 3}, version=number))
+    ]
     return "".join(delta.text for delta in deltas)
 
 

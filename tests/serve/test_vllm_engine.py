@@ -12,10 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from voicechat_platform.errors import InputError
 from voicechat_platform.models import GPTForCausalLM
 from voicechat_platform.settings import settings
-from voicechat_serve.chat_tokenizer import ChatTokenizer
-from voicechat_serve.engines import choice
-from voicechat_serve.engines.choice import make_engine
-from voicechat_serve.engines.interface import (
+from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
+from voicechat_serve.generation.engines import choice
+from voicechat_serve.generation.engines.choice import make_engine
+from voicechat_serve.generation.engines.interface import (
     Engine,
     GenerationRequest,
     OverloadedError,

@@ -14,9 +14,9 @@ from voicechat_platform.assets import locate
 from voicechat_platform.errors import InputError
 from voicechat_platform.settings import Settings
 from voicechat_serve.audio import HEARING_RATE
-from voicechat_serve.synthesis import Synthesis
-from voicechat_serve.transcription import Transcription
-from voicechat_serve.voices import HEART, SPEECH_RATE, Voice, find_voice, installed_voices, kokoro, piper
+from voicechat_serve.synthesis.synthesizer import Synthesis
+from voicechat_serve.synthesis.voices import HEART, SPEECH_RATE, Voice, find_voice, installed_voices, kokoro, piper
+from voicechat_serve.transcription.transcriber import Transcription
 
 JOE = Voice("en_US-joe-medium", "en", "piper")
 
@@ -157,7 +157,7 @@ async def test_synthesis_speaks_in_the_voice_that_is_asked_for(monkeypatch):
             yield np.zeros(self.length, np.float32)
 
     speakers = {HEART: lambda: Silence(1), JOE: lambda: Silence(2)}
-    monkeypatch.setattr("voicechat_serve.synthesis.installed", lambda: speakers)
+    monkeypatch.setattr("voicechat_serve.synthesis.synthesizer.installed", lambda: speakers)
     synthesis = Synthesis()
     said = [[len(n) async for n in synthesis.speak("Hello.", 1.0, name)] for name in ("heart", JOE.id, "nova")]
     assert said == [[1], [2], [1]]

@@ -16,11 +16,11 @@ from voicechat_platform.checkpoint_files import read_run
 from voicechat_platform.checkpoints import load_training_state
 from voicechat_platform.errors import InputError
 from voicechat_platform.settings import Settings
-from voicechat_tune import resources
-from voicechat_tune.journal import JOURNAL
-from voicechat_tune.notes import open_study
-from voicechat_tune.study import Trial
-from voicechat_tune.sweep_file import SweepFile
+from voicechat_tune.running import resources
+from voicechat_tune.running.sweep_index import open_study
+from voicechat_tune.search.journal import JOURNAL
+from voicechat_tune.search.study import Trial
+from voicechat_tune.search.sweep_file import SweepFile
 
 TOKEN = "a-token-of-the-tests-that-is-long-enough"
 SWEEP = """\

@@ -12,9 +12,9 @@ import torch
 from voicechat_platform.errors import InputError
 from voicechat_platform.training.starting_point import load_data, make_model
 from voicechat_platform.training.throughput import training_flops
-from voicechat_tune.compare import run_comparison, sized, tuning_sweep
-from voicechat_tune.comparison_file import read_comparison
-from voicechat_tune.sweep_file import with_fields
+from voicechat_tune.comparison.compare import run_comparison, sized, tuning_sweep
+from voicechat_tune.comparison.comparison_file import read_comparison
+from voicechat_tune.search.sweep_file import with_fields
 
 FILE = """\
 name: tiny
@@ -150,7 +150,7 @@ def test_a_comparison_ends_in_a_report_that_claims_no_more_than_two_seeds_can(pa
 
 def test_an_impossible_size_is_said_before_anything_is_trained(path, monkeypatch):
     path.write_text(path.read_text().replace("shared P, tied: {", "shared P, tied: {model.layers: 60, "))
-    monkeypatch.setattr("voicechat_tune.compare.run_sweep", None)
+    monkeypatch.setattr("voicechat_tune.comparison.compare.run_sweep", None)
     with pytest.raises(
         InputError, match="shared P, tied is larger than standard even without an MLP: leave equal parameters out"
     ):

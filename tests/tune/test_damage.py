@@ -15,20 +15,20 @@ from voicechat_platform.errors import InputError
 from voicechat_platform.registry import Registry
 from voicechat_platform.settings import settings
 from voicechat_platform.training.history import Evaluation
-from voicechat_tune.compare import run_points
-from voicechat_tune.conductor import Conductor
-from voicechat_tune.inspect import trial_facts
-from voicechat_tune.journal import JOURNAL
-from voicechat_tune.keeper import Keeper
-from voicechat_tune.notes import NOTES, POINTER, is_running, note, open_study, point_to, read_notes
-from voicechat_tune.ranking import ranked
-from voicechat_tune.reports import Ended
-from voicechat_tune.run import locked
-from voicechat_tune.run_files import sweep_folder
-from voicechat_tune.salvage import salvage
-from voicechat_tune.study import RunKey, Study, Trial, evaluation_in
-from voicechat_tune.sweep_file import SweepFile
-from voicechat_tune.trials_table import trials_table
+from voicechat_tune.comparison.compare import run_points
+from voicechat_tune.running.driver import Driver
+from voicechat_tune.running.inspect import trial_facts
+from voicechat_tune.running.messages import Ended
+from voicechat_tune.running.retention import Retention
+from voicechat_tune.running.run import locked
+from voicechat_tune.running.run_files import sweep_folder
+from voicechat_tune.running.salvage import salvage
+from voicechat_tune.running.sweep_index import NOTES, POINTER, is_running, note, open_study, point_to, read_notes
+from voicechat_tune.search.journal import JOURNAL
+from voicechat_tune.search.ranking import ranked
+from voicechat_tune.search.study import RunKey, Study, Trial, evaluation_in
+from voicechat_tune.search.sweep_file import SweepFile
+from voicechat_tune.search.trials_table import trials_table
 
 SWEEP = {
     "name": "rates",
@@ -90,9 +90,9 @@ def sweep(tmp_path) -> SweepFile:
     folder.mkdir()
     point_to(folder, wanted.name)
     study = drive(wanted)
-    conductor = Conductor(wanted, study, 3, room=lambda: 1)
+    driver = Driver(wanted, study, 3, room=lambda: 1)
     for steps, ending in ((16, "finished"), (2, "stopped"), (6, None)):
-        _, trial = conductor.next_run() or pytest.fail("no run")
+        _, trial = driver.next_run() or pytest.fail("no run")
         key = RunKey(trial.number)
         for step in range(2, steps + 1, 2):
             loss = trial.number + 1 / step
@@ -114,8 +114,8 @@ def drive(sweep: SweepFile) -> Study:
     with locked(folder):
         notes = note(sweep, folder, force=False)
         study = Study(folder, sweep)
-        Keeper(sweep, study, folder, notes["group"])
-        Conductor(sweep, study, 5 + notes["extended"], room=lambda: 1)
+        Retention(sweep, study, folder, notes["group"])
+        Driver(sweep, study, 5 + notes["extended"], room=lambda: 1)
     return study
 
 
@@ -216,15 +216,15 @@ def test_each_line_may_be_lost_and_what_salvage_leaves_goes_on(sweep):
 
 def finish(sweep: SweepFile, study: Study) -> list[Trial]:
     """Go on with the sweep as its runs would."""
-    conductor = Conductor(sweep, study, 3, room=lambda: 1)
-    while not conductor.is_over():
-        key, trial = conductor.next_run() or pytest.fail("no run")
-        conductor.begins("a", key)
+    driver = Driver(sweep, study, 3, room=lambda: 1)
+    while not driver.is_over():
+        key, trial = driver.next_run() or pytest.fail("no run")
+        driver.begins("a", key)
         for step in range(2, 17, 2):
-            if conductor.reported("a", Evaluation(**evaluation_in(told(step, trial.number + 1 / step)))):
+            if driver.reported("a", Evaluation(**evaluation_in(told(step, trial.number + 1 / step)))):
                 break
         else:
-            conductor.reported("a", Ended("finished", facts={"validation_loss": 1.0}))
+            driver.reported("a", Ended("finished", facts={"validation_loss": 1.0}))
     return study.trials()
 
 
@@ -340,7 +340,7 @@ def test_a_damaged_sweep_of_a_comparison_is_salvaged_by_its_command(tmp_path, mo
         study.begin(None, point)
     whole = (folder / JOURNAL).read_bytes()
     (folder / JOURNAL).write_bytes(middle(whole, b"{}"))
-    monkeypatch.setattr("voicechat_tune.compare.run_sweep", lambda sweep, force: drive(sweep).trials())
+    monkeypatch.setattr("voicechat_tune.comparison.compare.run_sweep", lambda sweep, force: drive(sweep).trials())
     with pytest.raises(InputError, match=r"study\.journal:2 is damaged .*`voicechat compare FILE --salvage`"):
         run_points(sweep, may_grow=False, salvaging=False)
     assert run_points(sweep, may_grow=False, salvaging=True) == []

@@ -16,7 +16,7 @@ from voicechat_platform.training.loop import Training
 from voicechat_platform.training.recipe import Recipe
 from voicechat_platform.training.run_folder import RunFolder
 from voicechat_platform.training.starting_point import load_data
-from voicechat_tune.distributed import evaluations_after, train_on_workers
+from voicechat_tune.running.distributed import evaluations_after, train_on_workers
 
 
 def recipe(**training) -> Recipe:
@@ -127,7 +127,7 @@ def test_a_damaged_checkpoint_is_waited_for_only_while_it_may_be_replaced(tmp_pa
     run.last.mkdir(parents=True)
     (run.last / "config.json").write_text("{}")
     (run.last / "run.json").write_text('{"history": [')
-    with caplog.at_level("DEBUG", "voicechat_tune.distributed"):
+    with caplog.at_level("DEBUG", "voicechat_tune.running.distributed"):
         assert evaluations_after(run, 0, is_over=False) == []
     assert "just being replaced" in caplog.text
     with pytest.raises(InputError, match=r"run\.json"):

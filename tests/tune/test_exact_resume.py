@@ -11,13 +11,13 @@ from optuna.trial import TrialState
 from pydantic import TypeAdapter
 
 from voicechat_platform.training.history import Evaluation
-from voicechat_tune.conductor import MOST_ATTEMPTS, Conductor
-from voicechat_tune.journal import JOURNAL
-from voicechat_tune.reports import Ended
-from voicechat_tune.search import Search, trials_of
-from voicechat_tune.space import Space
-from voicechat_tune.study import Run, RunKey, Study, Trial
-from voicechat_tune.sweep_file import Limits, SweepFile
+from voicechat_tune.running.driver import MOST_ATTEMPTS, Driver
+from voicechat_tune.running.messages import Ended
+from voicechat_tune.search.journal import JOURNAL
+from voicechat_tune.search.samplers import Search, trials_of
+from voicechat_tune.search.space import Space
+from voicechat_tune.search.study import Run, RunKey, Study, Trial
+from voicechat_tune.search.sweep_file import Limits, SweepFile
 
 BRANCHES = {
     "model.attention": {"choice": ["standard", "metric"]},
@@ -66,35 +66,35 @@ class Machine:
         study = Study(self.folder, self.sweep)
         study.set = self.mortal(study.set)
         study.optuna.tell = self.mortal(study.optuna.tell)
-        conductor = Conductor(self.sweep, study, trials_of(self.sweep), room=lambda: 1)
+        driver = Driver(self.sweep, study, trials_of(self.sweep), room=lambda: 1)
         turn = 0
-        while not conductor.is_over():
+        while not driver.is_over():
             self.moment()
-            key, trial = conductor.next_run()
+            key, trial = driver.next_run()
             ray_id, turn = str(turn), turn + 1
-            conductor.begins(ray_id, key)
-            self.train(conductor, ray_id, key, trial)
+            driver.begins(ray_id, key)
+            self.train(driver, ray_id, key, trial)
         written = Study(self.folder, self.sweep, writable=False)
         assert (study.trials(), study.evaluations) == (written.trials(), written.evaluations), "as the journal"
         assert study.seconds == pytest.approx(written.seconds)
         return study.trials()
 
-    def train(self, conductor: Conductor, ray_id: str, key: RunKey, trial: Trial) -> None:
+    def train(self, driver: Driver, ray_id: str, key: RunKey, trial: Trial) -> None:
         until = self.sweep.ends_at(trial.lineage) or 16
         begins = until - 4 if self.sweep.ends_at(trial.lineage) else 0
         done = self.checkpoints.get(key, begins)
         for step in range(begins + 2, done + 1, 2):  # told again, in case the driver did not hear
-            if conductor.reported(ray_id, report(trial, key, step)):
+            if driver.reported(ray_id, report(trial, key, step)):
                 return
         for step in range(done + 2, until + 1, 2):
             self.moment()
             self.checkpoints[key] = step
             self.moment()
-            if conductor.reported(ray_id, report(trial, key, step)):
+            if driver.reported(ray_id, report(trial, key, step)):
                 return
         self.moment()
         facts = {"validation_loss": loss_of(trial, key, until), "parameters": size_of(trial)}
-        conductor.reported(ray_id, Ended("finished", facts=facts))
+        driver.reported(ray_id, Ended("finished", facts=facts))
 
     def mortal(self, write):
         """A writing into the study before which everything may be killed."""
@@ -260,19 +260,19 @@ def test_a_journal_cut_in_a_line_is_mended(tmp_path):
 def test_a_run_that_keeps_breaking_off_has_failed_and_one_that_gets_on_has_not(tmp_path):
     sweep = sweep_of("random, three seeds")
     study = Study(tmp_path, sweep)
-    conductor = Conductor(sweep, study, 2, room=lambda: 1)
+    driver = Driver(sweep, study, 2, room=lambda: 1)
     for attempt in range(MOST_ATTEMPTS):
-        key, trial = conductor.next_run()
+        key, trial = driver.next_run()
         assert key == RunKey(1)
-        conductor.begins(str(attempt), key)
-        conductor.broke_off(str(attempt), "killed", is_fault=True)
+        driver.begins(str(attempt), key)
+        driver.broke_off(str(attempt), "killed", is_fault=True)
     assert study.trials()[0].state == "failed"
     for attempt in range(6):
-        key, trial = conductor.next_run()
+        key, trial = driver.next_run()
         assert key == RunKey(2)
-        conductor.begins(f"b{attempt}", key)
-        assert not conductor.reported(f"b{attempt}", report(trial, key, 2 * attempt + 2))
-        conductor.broke_off(f"b{attempt}", "killed", is_fault=True)
+        driver.begins(f"b{attempt}", key)
+        assert not driver.reported(f"b{attempt}", report(trial, key, 2 * attempt + 2))
+        driver.broke_off(f"b{attempt}", "killed", is_fault=True)
     assert study.trials()[1].state == "unfinished"
 
 
@@ -283,43 +283,43 @@ def finished(loss: float) -> Ended:
 def test_seeds_that_run_side_by_side_end_their_trial_with_the_last_of_them(tmp_path):
     sweep = sweep_of("random, three seeds")
     study = Study(tmp_path, sweep)
-    conductor = Conductor(sweep, study, 1, room=lambda: 2)
-    key, trial = conductor.next_run()
-    conductor.begins("a", key)
-    assert conductor.next_run() is None, "the others wait for the first"
-    conductor.reported("a", report(trial, key, 2))
-    conductor.reported("a", finished(1.0))
+    driver = Driver(sweep, study, 1, room=lambda: 2)
+    key, trial = driver.next_run()
+    driver.begins("a", key)
+    assert driver.next_run() is None, "the others wait for the first"
+    driver.reported("a", report(trial, key, 2))
+    driver.reported("a", finished(1.0))
     keys = []
     for ray_id in ("b", "c"):
-        key, trial = conductor.next_run()
-        conductor.begins(ray_id, key)
-        conductor.reported(ray_id, report(trial, key, 2))
+        key, trial = driver.next_run()
+        driver.begins(ray_id, key)
+        driver.reported(ray_id, report(trial, key, 2))
         keys.append(key)
     assert keys == [RunKey(1, 1), RunKey(1, 2)]
-    conductor.reported("b", finished(2.0))
+    driver.reported("b", finished(2.0))
     assert study.trials()[0].state == "unfinished"
-    conductor.reported("c", finished(6.0))
+    driver.reported("c", finished(6.0))
     assert (study.trials()[0].state, study.trials()[0].loss) == ("finished", 3.0)
 
 
 def test_a_seed_that_fails_stops_the_others(tmp_path):
     sweep = sweep_of("random, three seeds")
     study = Study(tmp_path, sweep)
-    conductor = Conductor(sweep, study, 1, room=lambda: 2)
+    driver = Driver(sweep, study, 1, room=lambda: 2)
     for ray_id in ("a", "b", "c"):
-        key, trial = conductor.next_run()
-        conductor.begins(ray_id, key)
+        key, trial = driver.next_run()
+        driver.begins(ray_id, key)
         if ray_id == "a":
-            conductor.reported("a", finished(1.0))
-    conductor.reported("b", Ended("failed", "no number"))
+            driver.reported("a", finished(1.0))
+    driver.reported("b", Ended("failed", "no number"))
     assert study.trials()[0].state == "failed"
-    assert conductor.reported("c", report(trial, key, 2)), "it is told to stop"
-    assert conductor.is_over()
+    assert driver.reported("c", report(trial, key, 2)), "it is told to stop"
+    assert driver.is_over()
 
 
 def test_a_used_up_limit_lets_nothing_begin(tmp_path):
     sweep = sweep_of("tpe and asha").model_copy(update={"limits": Limits(hours=1e-9)})
-    conductor = Conductor(sweep, Study(tmp_path, sweep), 3, room=lambda: 1)
-    assert conductor.next_run() is None
-    assert "limits.hours" in conductor.stopping
-    assert conductor.is_over()
+    driver = Driver(sweep, Study(tmp_path, sweep), 3, room=lambda: 1)
+    assert driver.next_run() is None
+    assert "limits.hours" in driver.stopping
+    assert driver.is_over()

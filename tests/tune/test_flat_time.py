@@ -10,14 +10,14 @@ from ray.tune.search import Searcher
 
 from voicechat_platform.registry import Registry
 from voicechat_platform.training.history import Evaluation
-from voicechat_tune.conductor import ConductedScheduler, ConductedSearch, Conductor
-from voicechat_tune.follow import Follower
-from voicechat_tune.keeper import Keeper
-from voicechat_tune.reports import REPORT, Ended
-from voicechat_tune.search import trials_of
-from voicechat_tune.study import Run, RunKey, Study, Trial
-from voicechat_tune.sweep_file import SweepFile
-from voicechat_tune.trials_table import trials_table
+from voicechat_tune.running.driver import DrivenScheduler, DrivenSearch, Driver
+from voicechat_tune.running.follow import Follower
+from voicechat_tune.running.messages import REPORT, Ended
+from voicechat_tune.running.retention import Keeping, Retention
+from voicechat_tune.search.samplers import trials_of
+from voicechat_tune.search.study import Run, RunKey, Study, Trial
+from voicechat_tune.search.sweep_file import SweepFile
+from voicechat_tune.search.trials_table import trials_table
 
 RATES = {"training.learning_rate": {"loguniform": [0.001, 0.1]}, "training.weight_decay": {"uniform": [0, 1]}}
 KINDS = {
@@ -47,7 +47,7 @@ def sweep_of(kind: str) -> SweepFile:
     return SweepFile.model_validate({**fields, "recipe": {"training": training}})
 
 
-class AtOnce(Keeper):
+class AtOnce(Retention):
     """Does in this thread, where calls are counted, what it does in the background; the registry's time is its own."""
 
     def soon(self) -> None:
@@ -60,26 +60,29 @@ class AtOnce(Keeper):
 def reports(sweep: SweepFile, folder: Path) -> Iterator[None]:
     """Do as Ray Tune does, one run at a time; goes on after each report."""
     study = Study(folder, sweep)
-    conductor = Conductor(sweep, study, trials_of(sweep), room=lambda: 1)
-    search, scheduler = ConductedSearch(conductor), ConductedScheduler(conductor)
-    follower = Follower(sweep, conductor, AtOnce(sweep, study, folder, "group"))
+    driver = Driver(sweep, study, trials_of(sweep), room=lambda: 1)
+    search, scheduler = DrivenSearch(driver), DrivenScheduler(driver)
+    callbacks = [Follower(sweep, driver), Keeping(AtOnce(sweep, study, folder, "group"))]
     turn = 0
     while (config := search.suggest(str(turn))) != Searcher.FINISHED:
         trial = SimpleNamespace(trial_id=str(turn), config=config)
-        follower.on_trial_start(turn, [], trial)
+        for callback in callbacks:
+            callback.on_trial_start(turn, [], trial)
         begins_at = study.trials()[config["trial"] - 1].lineage.get("generation", 1)
         for step in range(begins_at, (config["until"] or sweep.recipe.training.steps) + 1):
             loss = 1 + turn * 7919 % 101 / 100 + 1 / step
             result = {REPORT: Evaluation(step, loss, loss, loss, loss, 0.01, 1.0, 0.1, 1.0, 1.0)}
             stops = scheduler.on_trial_result(None, trial, result) == "STOP"
-            follower.on_trial_result(turn, [], trial, result)
+            for callback in callbacks:
+                callback.on_trial_result(turn, [], trial, result)
             yield
             if stops:
                 break
         else:
             scheduler.on_trial_result(None, trial, {REPORT: Ended("finished", facts={"validation_loss": loss})})
             yield
-        follower.on_trial_complete(turn, [], trial)
+        for callback in callbacks:
+            callback.on_trial_complete(turn, [], trial)
         turn += 1
 
 

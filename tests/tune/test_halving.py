@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.tune.schedulers.async_hyperband import _Bracket
 
-from voicechat_tune.halving import Rungs, rungs_of
-from voicechat_tune.study import Run, RunKey, Trial
-from voicechat_tune.sweep_file import SweepFile
+from voicechat_tune.search.halving import Rungs, rungs_of
+from voicechat_tune.search.study import Run, RunKey, Trial
+from voicechat_tune.search.sweep_file import SweepFile
 
 
 def sweep_of(**scheduler) -> SweepFile:

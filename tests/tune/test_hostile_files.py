@@ -12,10 +12,10 @@ from voicechat_platform.errors import InputError
 from voicechat_platform.strict_yaml import compose_yaml, read_yaml
 from voicechat_platform.training.recipe import Recipe
 from voicechat_serve.application_file import local_application, read_application
-from voicechat_tune.comparison_file import read_comparison
-from voicechat_tune.dry_run import drawn_points
-from voicechat_tune.search import listed_points
-from voicechat_tune.sweep_file import read_sweep
+from voicechat_tune.comparison.comparison_file import read_comparison
+from voicechat_tune.running.dry_run import drawn_points
+from voicechat_tune.search.samplers import listed_points
+from voicechat_tune.search.sweep_file import read_sweep
 
 RECIPE = """\
 name: plain

@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voicechat_platform.registry import Version
-from voicechat_tune import follow
-from voicechat_tune.ranking import best_first, ranked, winners
 from voicechat_tune.report.conclusion import conclude
 from voicechat_tune.report.findings import Findings
 from voicechat_tune.report.gather import runs_of, trials_of
-from voicechat_tune.run import outcome
-from voicechat_tune.study import Run, RunKey, Study, Trial
-from voicechat_tune.sweep_file import SweepFile
-from voicechat_tune.trials_table import trials_table
+from voicechat_tune.running import follow
+from voicechat_tune.running.run import outcome
+from voicechat_tune.search.ranking import best_first, ranked, winners
+from voicechat_tune.search.study import Run, RunKey, Study, Trial
+from voicechat_tune.search.sweep_file import SweepFile
+from voicechat_tune.search.trials_table import trials_table
 from voicechat_ui import sweeps_tab
 
 SEARCH = {"training.learning_rate": {"loguniform": [0.001, 0.1]}}
@@ -112,15 +112,15 @@ def test_tables_report_and_promotion_name_the_same_trial(study, monkeypatch):
 
     kept = {run.key: str(run.key) for trial in trials for run in trial.runs}
     files = SimpleNamespace(mebibytes=lambda: 0.0)
-    keeper = SimpleNamespace(kept=kept, files=files, finish=lambda: None)
-    assert outcome(study, 4, "", keeper).finished == ["0003", "0003-2", "0002", "0002-2", "0001", "0001-2"]
+    retention = SimpleNamespace(kept=kept, files=files, finish=lambda: None)
+    assert outcome(study, 4, "", retention).finished == ["0003", "0003-2", "0002", "0002-2", "0001", "0001-2"]
 
     versions = [
         Version("m", number, "", False, f"s-123/{key}", "standard", 1, loss)
         for number, (key, loss) in enumerate([("0001", 1.0), ("0001-2", 3.0), ("0003", 1.8), ("0003-2", 1.8)], 1)
     ]
     monkeypatch.setattr(sweeps_tab, "registered_groups", lambda: {"s-123": versions})
-    monkeypatch.setattr("voicechat_tune.notes.known_sweeps", lambda: [])
+    monkeypatch.setattr("voicechat_tune.running.sweep_index.known_sweeps", lambda: [])
     (row,), _ = sweeps_tab.find_sweeps()
     assert row.best == "1.8000 nats/character (trial 3)"
 

@@ -14,12 +14,12 @@ import psutil
 import pytest
 
 from voicechat_platform.errors import InputError
-from voicechat_tune.disk import is_disk_full
-from voicechat_tune.journal import JOURNAL
-from voicechat_tune.notes import is_running, open_study
-from voicechat_tune.run import locked
-from voicechat_tune.storage import Storage
-from voicechat_tune.study import Trial
+from voicechat_tune.running.disk import is_disk_full
+from voicechat_tune.running.run import locked
+from voicechat_tune.running.storage import Storage
+from voicechat_tune.running.sweep_index import is_running, open_study
+from voicechat_tune.search.journal import JOURNAL
+from voicechat_tune.search.study import Trial
 
 SWEEP = """\
 name: small
@@ -247,7 +247,7 @@ def test_faults_are_said_at_once(sweep_file, voicechat, tmp_path):
 
 
 def test_only_one_process_drives_a_sweep(tmp_path):
-    program = "import sys; from pathlib import Path; from voicechat_tune.run import locked\n"
+    program = "import sys; from pathlib import Path; from voicechat_tune.running.run import locked\n"
     program += "with locked(Path(sys.argv[1])): print('holds it', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", program, str(tmp_path)]
     first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from voicechat_platform.errors import InputError
-from voicechat_tune.storage import Storage
+from voicechat_tune.running.storage import Storage
 
 
 @pytest.fixture(params=["disk", "s3"])

@@ -9,14 +9,14 @@ import torch
 from voicechat_platform.errors import InputError
 from voicechat_platform.training.loop import Training
 from voicechat_platform.training.starting_point import load_data
-from voicechat_tune import run
-from voicechat_tune.conductor import cost_of, reached_limit
-from voicechat_tune.dry_run import timed
-from voicechat_tune.journal import JOURNAL
-from voicechat_tune.keeper import Keeper
-from voicechat_tune.study import Run, RunKey, Study, Trial
-from voicechat_tune.sweep_file import SweepFile
-from voicechat_tune.trials_table import trials_table
+from voicechat_tune.running import run
+from voicechat_tune.running.driver import cost_of, reached_limit
+from voicechat_tune.running.dry_run import timed
+from voicechat_tune.running.retention import Retention
+from voicechat_tune.search.journal import JOURNAL
+from voicechat_tune.search.study import Run, RunKey, Study, Trial
+from voicechat_tune.search.sweep_file import SweepFile
+from voicechat_tune.search.trials_table import trials_table
 
 
 def sweep_of(name: str, high: float = 0.1, **fields) -> SweepFile:
@@ -133,9 +133,9 @@ def test_a_dry_run_is_timed_with_what_a_run_has(fields, threads, monkeypatch):
 
 
 def test_a_backup_that_fails_is_logged_and_tried_again(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("voicechat_tune.keeper.Registry", lambda: None)
+    monkeypatch.setattr("voicechat_tune.running.retention.Registry", lambda: None)
     sweep = sweep_of("s")
-    keeper = Keeper(sweep, Study(tmp_path / "s", sweep), tmp_path / "s", "s-1")
+    retention = Retention(sweep, Study(tmp_path / "s", sweep), tmp_path / "s", "s-1")
     put: list[str] = []
 
     def put_file(local, name):
@@ -144,25 +144,25 @@ def test_a_backup_that_fails_is_logged_and_tried_again(tmp_path, monkeypatch, ca
             raise InputError("the bucket is gone")
         put.append(name)
 
-    keeper.files.store = SimpleNamespace(put_file=put_file)
-    with caplog.at_level(logging.DEBUG, "voicechat_tune.keeper"):
-        keeper.soon()
-        keeper.worker.submit(lambda: None).result()  # its only thread is through with it
+    retention.files.store = SimpleNamespace(put_file=put_file)
+    with caplog.at_level(logging.DEBUG, "voicechat_tune.running.retention"):
+        retention.soon()
+        retention.worker.submit(lambda: None).result()  # its only thread is through with it
     (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert "could not be kept yet, which is tried again later: the bucket is gone" in warning.getMessage()
     assert any(record.exc_info for record in caplog.records), "the whole error can be found"
-    keeper.finish()
+    retention.finish()
     assert f"s/{JOURNAL}" in put
 
 
 def test_a_last_backup_that_fails_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("voicechat_tune.keeper.Registry", lambda: None)
+    monkeypatch.setattr("voicechat_tune.running.retention.Registry", lambda: None)
     sweep = sweep_of("s")
-    keeper = Keeper(sweep, Study(tmp_path / "s", sweep), tmp_path / "s", "s-1")
+    retention = Retention(sweep, Study(tmp_path / "s", sweep), tmp_path / "s", "s-1")
 
     def put_file(local, name):
         raise InputError("the bucket is gone")
 
-    keeper.files.store = SimpleNamespace(put_file=put_file)
+    retention.files.store = SimpleNamespace(put_file=put_file)
     with pytest.raises(InputError, match="the bucket is gone"):
-        keeper.finish()
+        retention.finish()

@@ -4,9 +4,9 @@ import optuna
 import pytest
 
 from voicechat_platform.errors import InputError
-from voicechat_tune.search import listed_points
-from voicechat_tune.space import Parameter, draw_point
-from voicechat_tune.sweep_file import SweepFile, quickstart, read_sweep
+from voicechat_tune.search.samplers import listed_points
+from voicechat_tune.search.space import Parameter, draw_point
+from voicechat_tune.search.sweep_file import SweepFile, quickstart, read_sweep
 
 GOOD = """\
 name: try

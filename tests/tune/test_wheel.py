@@ -8,7 +8,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from voicechat_tune.wheel import PACKAGES, build_wheel
+from voicechat_tune.running.wheel import PACKAGES, build_wheel
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def run(installed, code: str) -> list[str]:
 def test_pip_installs_it_without_fetching_anything(installed):
     found = run(
         installed,
-        "import voicechat_tune, voicechat_tune.sweep_file as file; from importlib.metadata import version\n"
+        "import voicechat_tune, voicechat_tune.search.sweep_file as file; from importlib.metadata import version\n"
         "file.read_sweep(file.quickstart())\n"
         "print(voicechat_tune.__file__, file.quickstart(), version('llm-voice-chat'), sep='\\n')",
     )
@@ -54,7 +54,7 @@ def test_it_holds_the_packages_and_nothing_else(wheel):
         wheel.name.removesuffix("-py3-none-any.whl") + ".dist-info",
     }
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
-    assert {"voicechat_ui/page/style.css", "voicechat_ui/page/main.js", "voicechat_tune/wheel.py"} <= set(names)
+    assert {"voicechat_ui/page/style.css", "voicechat_ui/page/main.js", "voicechat_tune/running/wheel.py"} <= set(names)
     assert "Requires-Dist" not in metadata
 
 
@@ -72,9 +72,8 @@ def test_its_record_is_true(wheel):
 
 def test_the_same_files_make_the_same_wheel_and_others_another(wheel, installed, tmp_path):
     """Built from where the wheel is installed: other dates, other folders, compiled files beside."""
-    build = (
-        f"from pathlib import Path; from voicechat_tune.wheel import build_wheel\nbuild_wheel(Path({str(tmp_path)!r}))"
-    )
+    imports = "from pathlib import Path; from voicechat_tune.running.wheel import build_wheel"
+    build = f"{imports}\nbuild_wheel(Path({str(tmp_path)!r}))"
     run(installed, build)
     again = tmp_path / wheel.name
     assert again.read_bytes() == wheel.read_bytes()

@@ -13,7 +13,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from voicechat_platform.errors import InputError
 from voicechat_serve.api import models
 from voicechat_serve.api.services import Services
-from voicechat_serve.served_model import ServedModel
+from voicechat_serve.generation.served_model import ServedModel
 from voicechat_ui import api_client
 from voicechat_ui.api_client import ApiClient, LanguageModel
 from voicechat_ui.page import model_picker

@@ -9,10 +9,10 @@ import pytest
 
 from voicechat_platform.settings import settings
 from voicechat_platform.strict_yaml import read_yaml
-from voicechat_tune import notes
-from voicechat_tune.run_files import sweep_folder
-from voicechat_tune.study import RunKey, Study
-from voicechat_tune.sweep_file import SweepFile
+from voicechat_tune.running import sweep_index as notes
+from voicechat_tune.running.run_files import sweep_folder
+from voicechat_tune.search.study import RunKey, Study
+from voicechat_tune.search.sweep_file import SweepFile
 
 SWEEP = """\
 name: rates

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from voicechat_platform.errors import InputError
 from voicechat_platform.settings import settings
-from voicechat_serve.keys import create_key
+from voicechat_serve.operations.keys import create_key
 from voicechat_ui.cli import app
 
 

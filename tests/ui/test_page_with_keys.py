@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from playwright.sync_api import Browser
 
 from voicechat_serve.api.access import AccessRules, guard
-from voicechat_serve.keys import create_key, fingerprint, make_secret
+from voicechat_serve.operations.keys import create_key, fingerprint, make_secret
 from voicechat_ui.page import mount_page
 
 

@@ -15,7 +15,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from voicechat_serve.api.access import AccessRules, guard
-from voicechat_serve.front import build_front
+from voicechat_serve.api.front import build_front
 from voicechat_ui.page import mount_page
 from voicechat_ui.relay import LARGEST_FRAME_BYTES, add_relay, pass_frames
 

@@ -22,14 +22,14 @@ from voicechat_platform.strict_yaml import read_yaml
 from voicechat_platform.training.history import Evaluation
 from voicechat_platform.training.recipe import Recipe
 from voicechat_serve.api.access import AccessRules, guard
-from voicechat_serve.keys import create_key, fingerprint, make_secret
-from voicechat_tune import notes
-from voicechat_tune.journal import JOURNAL
+from voicechat_serve.operations.keys import create_key, fingerprint, make_secret
 from voicechat_tune.report.heads import show_heads
-from voicechat_tune.run import locked
-from voicechat_tune.run_files import sweep_folder
-from voicechat_tune.study import RunKey, Study
-from voicechat_tune.sweep_file import SweepFile
+from voicechat_tune.running import sweep_index as notes
+from voicechat_tune.running.run import locked
+from voicechat_tune.running.run_files import sweep_folder
+from voicechat_tune.search.journal import JOURNAL
+from voicechat_tune.search.study import RunKey, Study
+from voicechat_tune.search.sweep_file import SweepFile
 from voicechat_ui import html_parts, model_tab, sweeps_tab
 from voicechat_ui.api_client import ApiClient
 from voicechat_ui.page import build_page, mount_page

@@ -7,8 +7,8 @@ from pydantic import BaseModel
 
 from voicechat_platform.paths import writable_folder
 from voicechat_platform.training.recipe import Recipe
-from voicechat_tune.comparison_file import ComparisonFile
-from voicechat_tune.sweep_file import SweepFile
+from voicechat_tune.comparison.comparison_file import ComparisonFile
+from voicechat_tune.search.sweep_file import SweepFile
 
 FILES: dict[str, type[BaseModel]] = {"recipe": Recipe, "sweep": SweepFile, "comparison": ComparisonFile}
 

@@ -202,16 +202,16 @@ def sweep(
     from voicechat_platform.cluster import stop_ray
     from voicechat_platform.paths import writable_folder
     from voicechat_platform.registry import Registry
-    from voicechat_tune.notes import is_begun
-    from voicechat_tune.run_files import sweep_folder
-    from voicechat_tune.sweep_file import read_sweep
+    from voicechat_tune.running.run_files import sweep_folder
+    from voicechat_tune.running.sweep_index import is_begun
+    from voicechat_tune.search.sweep_file import read_sweep
 
     wanted = read_sweep(file)
     check_sources(wanted.recipe)
     writable_folder(sweep_folder(wanted.name, wanted.storage))
     join(address)
     if dry_run:
-        from voicechat_tune.dry_run import estimate
+        from voicechat_tune.running.dry_run import estimate
 
         try:
             facts, tables = estimate(wanted)
@@ -224,12 +224,12 @@ def sweep(
     if salvage:
         if fresh:
             raise InputError("--fresh throws away what --salvage keeps: give one of them")
-        from voicechat_tune.salvage import salvage as salvage_sweep
+        from voicechat_tune.running.salvage import salvage as salvage_sweep
 
         salvage_sweep(wanted)
     if resume and not is_begun(wanted):
         raise InputError(f"the sweep {wanted.name!r} has not begun: leave --resume away")
-    from voicechat_tune.run import run_sweep
+    from voicechat_tune.running.run import run_sweep
 
     with redirect_stdout(sys.stderr):  # Ray tells of a lost process on stdout, which is the result's
         try:
@@ -276,9 +276,9 @@ def trials(sweep: SweepName, as_json: Json = False) -> None:
 
     Example: voicechat trials quickstart
     """
-    from voicechat_tune.notes import open_study
-    from voicechat_tune.ranking import winners
-    from voicechat_tune.trials_table import trials_table
+    from voicechat_tune.running.sweep_index import open_study
+    from voicechat_tune.search.ranking import winners
+    from voicechat_tune.search.trials_table import trials_table
 
     study = open_study(sweep)
     found = study.trials()
@@ -307,7 +307,7 @@ def trial(
 
     Example: voicechat trial quickstart 3
     """
-    from voicechat_tune.inspect import trial_facts, trial_text
+    from voicechat_tune.running.inspect import trial_facts, trial_text
 
     facts = trial_facts(sweep, number)
     emit(facts, as_json, trial_text(facts))
@@ -323,8 +323,8 @@ def report(
 
     Example: voicechat report quickstart --out report
     """
-    from voicechat_tune.notes import open_study
     from voicechat_tune.report.files import report_folder
+    from voicechat_tune.running.sweep_index import open_study
 
     study = open_study(sweep)
     folder = report_folder(out or study.folder / "report")
@@ -351,7 +351,7 @@ def compare(
     """
     from voicechat_platform.cluster import stop_ray
     from voicechat_platform.settings import settings
-    from voicechat_tune.comparison_file import read_comparison
+    from voicechat_tune.comparison.comparison_file import read_comparison
     from voicechat_tune.report.files import report_folder
 
     comparison = read_comparison(file)
@@ -359,7 +359,7 @@ def compare(
         raise InputError("--write runs nothing, and --salvage goes on: give one of them")
     check_sources(comparison.recipe)
     folder = report_folder(out or settings().folder("reports") / comparison.name)
-    from voicechat_tune.compare import findings, run_comparison
+    from voicechat_tune.comparison.compare import findings, run_comparison
     from voicechat_tune.report.document import write_report
 
     if not write:

@@ -121,7 +121,7 @@ def memory() -> Iterator[Finding]:
 def listening(port: int | None) -> Iterator[Finding]:
     from voicechat_platform.errors import InputError
     from voicechat_platform.settings import settings
-    from voicechat_serve.ports import require_free
+    from voicechat_serve.operations.ports import require_free
 
     wanted = port or settings().port
     try:

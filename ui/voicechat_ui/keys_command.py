@@ -40,7 +40,7 @@ def create(
 
     Example: voicechat keys create laptop --requests-per-minute 60
     """
-    from voicechat_serve.keys import create_key, keys_path
+    from voicechat_serve.operations.keys import create_key, keys_path
 
     expires = datetime.now(UTC).replace(microsecond=0) + timedelta(days=days) if days else None
     key, secret = create_key(keys_path(), name, requests_per_minute, concurrent, expires, operator)
@@ -57,7 +57,7 @@ def list_keys(as_json: Json = False) -> None:
 
     Example: voicechat keys list
     """
-    from voicechat_serve.keys import keys_path, read_keys
+    from voicechat_serve.operations.keys import keys_path, read_keys
 
     try:
         keys = read_keys(keys_path())
@@ -84,7 +84,7 @@ def revoke(
 
     Example: voicechat keys revoke laptop
     """
-    from voicechat_serve.keys import keys_path, read_keys, revoke_key
+    from voicechat_serve.operations.keys import keys_path, read_keys, revoke_key
 
     path = keys_path()
     revoked = revoke_key(path, key)

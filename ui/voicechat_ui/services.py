@@ -22,14 +22,14 @@ from voicechat_platform.registry import Registry, Version
 from voicechat_platform.settings import Settings
 from voicechat_serve.api.access import access_rules, guard
 from voicechat_serve.api.errors import answer_errors_in_openai_form
+from voicechat_serve.api.proxy import BoundedConnection
 from voicechat_serve.application import DeploymentState, deploy, stop, wait_until_ready
 from voicechat_serve.application_file import APIArguments, local_application, read_application, served_models
-from voicechat_serve.keys import make_secret
-from voicechat_serve.ports import require_free
-from voicechat_serve.proxy import BoundedConnection
-from voicechat_serve.sentence_end import SENTENCE_END_MODEL
-from voicechat_tune.run import run_sweep
-from voicechat_tune.sweep_file import quickstart, read_sweep
+from voicechat_serve.operations.keys import make_secret
+from voicechat_serve.operations.ports import require_free
+from voicechat_serve.transcription.sentence_end import SENTENCE_END_MODEL
+from voicechat_tune.running.run import run_sweep
+from voicechat_tune.search.sweep_file import quickstart, read_sweep
 from voicechat_ui.api_client import ApiClient
 from voicechat_ui.page import mount_page
 from voicechat_ui.relay import LARGEST_FRAME_BYTES

@@ -72,7 +72,7 @@ def open_tab(chosen: str | None) -> tuple[str, Any, str]:
 
 def find_sweeps() -> tuple[list[SweepRow], str]:
     """Those of the home folder, then those that only the registry knows; and why the registry cannot be read, if so."""
-    from voicechat_tune.notes import known_sweeps
+    from voicechat_tune.running.sweep_index import known_sweeps
 
     try:
         groups, problem = registered_groups(), ""
@@ -109,9 +109,9 @@ def registered_groups() -> dict[str, list[Any]]:
 
 def sweep_row(name: str, groups: dict[str, list[Any]]) -> tuple[SweepRow, str]:
     """A sweep of the home folder, and its group in the registry."""
-    from voicechat_tune.notes import is_running, open_study, read_notes
-    from voicechat_tune.ranking import winners
-    from voicechat_tune.search import trials_of
+    from voicechat_tune.running.sweep_index import is_running, open_study, read_notes
+    from voicechat_tune.search.ranking import winners
+    from voicechat_tune.search.samplers import trials_of
 
     study = open_study(name)
     notes, trials = read_notes(study.folder), study.trials()
@@ -128,7 +128,7 @@ def sweep_row(name: str, groups: dict[str, list[Any]]) -> tuple[SweepRow, str]:
 
 def show_sweep(chosen: str | None) -> str:
     """The trials of a sweep and their learning curves."""
-    from voicechat_tune.notes import known_sweeps
+    from voicechat_tune.running.sweep_index import known_sweeps
 
     if not chosen:
         return ""
@@ -141,8 +141,8 @@ def show_sweep(chosen: str | None) -> str:
 
 def trials_of_study(name: str) -> list[str]:
     """The same table as `voicechat trials`, and the same curves as in the report."""
-    from voicechat_tune.notes import is_running, open_study
-    from voicechat_tune.trials_table import trials_table
+    from voicechat_tune.running.sweep_index import is_running, open_study
+    from voicechat_tune.search.trials_table import trials_table
 
     study = open_study(name)
     trials = study.trials()
@@ -177,7 +177,7 @@ def reason(message: str) -> str:
 
 def models_by_trial(folder: Path) -> dict[int, Markup]:
     """The registry's versions of each trial by its number, to be clicked; none where the registry cannot be read."""
-    from voicechat_tune.notes import read_notes
+    from voicechat_tune.running.sweep_index import read_notes
 
     try:
         versions = registered_groups().get(read_notes(folder)["group"], [])
@@ -211,7 +211,7 @@ def ranked_versions(versions: list[Any]) -> list[tuple[int, float, list[Any]]]:
 
 def curves(trials: list[Any], sweep: Any) -> str:
     """The learning curves: the ranking's first first, then those that go on, then those that ended early."""
-    from voicechat_tune.ranking import ranked
+    from voicechat_tune.search.ranking import ranked
 
     ranking = ranked(trials, sweep)
     others = sorted((t for t in trials if t not in ranking), key=lambda trial: trial.state != "unfinished")

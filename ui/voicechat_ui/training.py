@@ -57,7 +57,7 @@ def train_recipe(recipe: Recipe, path: Path, folder: Path, resume: bool, workers
     if workers == 1:
         train_here(recipe, data, run, resume_from)
     else:
-        from voicechat_tune.distributed import train_on_workers
+        from voicechat_tune.running.distributed import train_on_workers
 
         train_on_workers(recipe, data, folder, resume_from, workers, tell)
     best = run.finish(data)

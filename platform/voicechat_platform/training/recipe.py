@@ -62,9 +62,7 @@ class ModelRecipe(Strict):
 
     attention: Literal["standard", "metric"] = "standard"
     """standard, or metric: scores from a learned metric of one projection."""
-    metric: Literal["symmetric", "signed_diagonal", "positive_definite", "general", "low_rank", "identity"] | None = (
-        None
-    )
+    metric: MetricKind | None = None
     """Of metric attention: what matrix M is; symmetric by default."""
     projection: Literal["per_head", "shared"] | None = None
     """Of metric attention: each head has its own projection (the default), or all share one."""

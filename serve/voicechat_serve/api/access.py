@@ -28,7 +28,15 @@ from voicechat_serve.api.limits import RequestLimits
 from voicechat_serve.api.origins import LOOPBACK_NAMES, LoopbackOnly, SameOriginOnly
 from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.streaming import event
-from voicechat_serve.keys import Key, KeysFollowed, KeysUnreadableError, find_key, fingerprint, keys_path, read_keys
+from voicechat_serve.operations.keys import (
+    Key,
+    KeysFollowed,
+    KeysUnreadableError,
+    find_key,
+    fingerprint,
+    keys_path,
+    read_keys,
+)
 
 SUBPROTOCOL = "openai-insecure-api-key."
 

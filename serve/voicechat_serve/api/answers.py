@@ -16,9 +16,9 @@ from ray.serve.handle import DeploymentHandle
 from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.services import streamed
 from voicechat_serve.api.streaming import ClosedStream, error_event, event
-from voicechat_serve.conversation import stop
-from voicechat_serve.engines.interface import FinishReason
-from voicechat_serve.loaded_model import Delta, ScoredToken, Wishes
+from voicechat_serve.generation.engines.interface import FinishReason
+from voicechat_serve.generation.loaded_model import Delta, GenerationOptions, ScoredToken
+from voicechat_serve.realtime.conversation import stop
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +39,13 @@ class BrokenOffError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Ask:
+class ChoiceRequest:
     """What one choice of an answer asks a `LanguageModel` for."""
 
     method: str
     """"chat" or "complete"."""
     prompt: Any
-    wishes: Wishes
+    options: GenerationOptions
 
 
 @dataclass
@@ -86,12 +86,14 @@ def heading(prefix: str, kind: str, model: str) -> dict[str, Any]:
     return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
 
 
-async def whole_answer(handle: DeploymentHandle, asks: Sequence[Ask], tally: Tally) -> list[Choice]:
+async def whole_answer(
+    handle: DeploymentHandle, choice_requests: Sequence[ChoiceRequest], tally: Tally
+) -> list[Choice]:
     """All choices, whole; begun anew when a replica dies, since the client has seen nothing yet."""
     for attempt in range(1, MOST_ATTEMPTS + 1):
-        choices = [Choice() for _ in asks]
+        choices = [Choice() for _ in choice_requests]
         try:
-            async with pieces(handle, asks) as told:
+            async with pieces(handle, choice_requests) as told:
                 async for index, delta in told:
                     tally.count(index, delta)
                     choice = choices[index]
@@ -109,11 +111,16 @@ async def whole_answer(handle: DeploymentHandle, asks: Sequence[Ask], tally: Tal
 
 
 @contextlib.asynccontextmanager
-async def pieces(handle: DeploymentHandle, asks: Sequence[Ask]) -> AsyncIterator[AsyncIterator[tuple[int, Delta]]]:
+async def pieces(
+    handle: DeploymentHandle, choice_requests: Sequence[ChoiceRequest]
+) -> AsyncIterator[AsyncIterator[tuple[int, Delta]]]:
     """(choice, piece) of all choices as they come; leaving the block early cancels what is still being written."""
     async with AsyncExitStack() as stack:
         streams = [
-            await stack.enter_async_context(streamed(handle, ask.method, ask.prompt, ask.wishes)) for ask in asks
+            await stack.enter_async_context(
+                streamed(handle, choice_request.method, choice_request.prompt, choice_request.options)
+            )
+            for choice_request in choice_requests
         ]
         merged = numbered(streams[0]) if len(streams) == 1 else interleaved(streams)
         yield await stack.enter_async_context(contextlib.aclosing(merged))
@@ -170,7 +177,7 @@ async def interleaved(streams: Sequence[AsyncIterator[Delta]]) -> AsyncGenerator
 
 async def event_stream(
     handle: DeploymentHandle,
-    asks: Sequence[Ask],
+    choice_requests: Sequence[ChoiceRequest],
     tally: Tally,
     tell: Callable[[int, Delta], Iterable[dict[str, Any]]],
     last: dict[str, Any] | None,
@@ -179,13 +186,13 @@ async def event_stream(
 
     Args:
         handle: the language model.
-        asks: one for each choice.
+        choice_requests: one for each choice.
         tally: counts the tokens.
         tell: (choice, a piece of it) -> the objects that tell it.
         last: an object that is completed with the usage and sent at the end, where the client wants it.
     """
     async with AsyncExitStack() as opening:
-        told = await opening.enter_async_context(pieces(handle, asks))
+        told = await opening.enter_async_context(pieces(handle, choice_requests))
         first = await anext(told)
         stack = opening.pop_all()
 
@@ -199,7 +206,7 @@ async def event_stream(
             async for index, delta in told:
                 yield events_of(index, delta)
         except BrokenOffError as error:
-            # Serve cancels the calls of a request whose client has left, and then the request, which waits for that here.
+            # Serve cancels the calls of a request whose client has left, and then the request: it waits for that here.
             await asyncio.sleep(CANCELLATION_S)
             yield error_event(error)
             return

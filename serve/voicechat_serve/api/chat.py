@@ -7,13 +7,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from fastapi import APIRouter
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from voicechat_serve.api.answers import STREAM_DOCUMENTED, Ask, Tally, event_stream, heading, whole_answer
+from voicechat_serve.api.answers import STREAM_DOCUMENTED, ChoiceRequest, Tally, event_stream, heading, whole_answer
 from voicechat_serve.api.errors import APIError
 from voicechat_serve.api.fields import Part, Text
 from voicechat_serve.api.services import Services
 from voicechat_serve.api.text_request import TextRequest, choice_sampling
-from voicechat_serve.chat_tokenizer import Message
-from voicechat_serve.loaded_model import Delta, ScoredToken, Truncation, Wishes
+from voicechat_serve.generation.chat_tokenizer import Message
+from voicechat_serve.generation.loaded_model import Delta, GenerationOptions, ScoredToken, Truncation
 
 
 class ContentPart(Part):
@@ -67,7 +67,7 @@ class ChatRequest(TextRequest):
     truncation: Truncation = "disabled"
     """As in OpenAI's responses: "auto" lets a conversation that outgrows the context lose its oldest messages."""
 
-    def asks(self, version: int | None) -> list[Ask]:
+    def choice_requests(self, version: int | None) -> list[ChoiceRequest]:
         """One for each choice.
 
         Raises:
@@ -80,14 +80,14 @@ class ChatRequest(TextRequest):
         sampling = self.sampling()
         if self.max_completion_tokens is not None:
             sampling["max_tokens"] = self.max_completion_tokens
-        wishes = Wishes(
+        options = GenerationOptions(
             sampling=sampling,
             top_scores=(self.top_logprobs or 0) if self.logprobs else None,
             truncation=self.truncation,
             version=version,
         )
         choices = [choice_sampling(sampling, choice) for choice in range(self.choices)]
-        return [Ask("chat", messages, replace(wishes, sampling=each)) for each in choices]
+        return [ChoiceRequest("chat", messages, replace(options, sampling=each)) for each in choices]
 
 
 def router(services: Services) -> APIRouter:
@@ -96,14 +96,14 @@ def router(services: Services) -> APIRouter:
     @routes.post("/chat/completions", responses=STREAM_DOCUMENTED)
     async def create_chat_completion(request: ChatRequest) -> Any:
         handle, version = services.language_model(request.model)
-        asks = request.asks(version)
-        tally = Tally(choices_per_prompt=len(asks))
+        choice_requests = request.choice_requests(version)
+        tally = Tally(choices_per_prompt=len(choice_requests))
         if request.stream:
             head = heading("chatcmpl", "chat.completion.chunk", request.model)
             chunks = ChunkWriter(head, request.usage_wanted)
             last = head | {"choices": []} if request.usage_wanted else None
-            return await event_stream(handle, asks, tally, chunks, last)
-        choices = await whole_answer(handle, asks, tally)
+            return await event_stream(handle, choice_requests, tally, chunks, last)
+        choices = await whole_answer(handle, choice_requests, tally)
         return heading("chatcmpl", "chat.completion", request.model) | {
             "choices": [
                 {

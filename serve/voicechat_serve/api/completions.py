@@ -7,12 +7,20 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import Field
 
-from voicechat_serve.api.answers import STREAM_DOCUMENTED, Ask, Choice, Tally, event_stream, heading, whole_answer
+from voicechat_serve.api.answers import (
+    STREAM_DOCUMENTED,
+    Choice,
+    ChoiceRequest,
+    Tally,
+    event_stream,
+    heading,
+    whole_answer,
+)
 from voicechat_serve.api.errors import APIError
 from voicechat_serve.api.fields import Text
 from voicechat_serve.api.services import Services
 from voicechat_serve.api.text_request import MOST_CHOICES, TextRequest, choice_sampling
-from voicechat_serve.loaded_model import Delta, ScoredToken, Wishes
+from voicechat_serve.generation.loaded_model import Delta, GenerationOptions, ScoredToken
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's own."""
@@ -47,7 +55,7 @@ class CompletionRequest(TextRequest):
             raise APIError(400, "echo needs prompts that are text", param="echo", code="unsupported_parameter")
         return prompts
 
-    def asks(self, version: int | None) -> list[Ask]:
+    def choice_requests(self, version: int | None) -> list[ChoiceRequest]:
         """One for each choice, prompt by prompt.
 
         Raises:
@@ -58,7 +66,7 @@ class CompletionRequest(TextRequest):
         sampling = self.sampling()
         if self.max_tokens == 0:  # the model writes one token, and nobody is told
             sampling["max_tokens"] = 1
-        wishes = Wishes(
+        options = GenerationOptions(
             sampling=sampling,
             top_scores=self.logprobs,
             score_prompt=bool(self.echo) and self.logprobs is not None,
@@ -66,7 +74,9 @@ class CompletionRequest(TextRequest):
         )
         choices = [choice_sampling(sampling, choice) for choice in range(self.choices)]
         return [
-            Ask("complete", prompt, replace(wishes, sampling=each)) for prompt in self.prompts() for each in choices
+            ChoiceRequest("complete", prompt, replace(options, sampling=each))
+            for prompt in self.prompts()
+            for each in choices
         ]
 
 
@@ -76,10 +86,10 @@ def router(services: Services) -> APIRouter:
     @routes.post("/completions", responses=STREAM_DOCUMENTED)
     async def create_completion(request: CompletionRequest) -> Any:
         handle, version = services.language_model(request.model)
-        asks = request.asks(version)
+        choice_requests = request.choice_requests(version)
         tally = Tally(choices_per_prompt=request.choices, is_silent=request.max_tokens == 0)
         head = heading("cmpl", "text_completion", request.model)
-        tell = CompletionWriter(asks, echo=bool(request.echo), silent=tally.is_silent)
+        tell = CompletionWriter(choice_requests, echo=bool(request.echo), silent=tally.is_silent)
         if request.stream:
             chunk = head | {"usage": None} if request.usage_wanted else head
 
@@ -87,9 +97,9 @@ def router(services: Services) -> APIRouter:
                 yield chunk | {"choices": [tell(index, delta)], "system_fingerprint": delta.fingerprint}
 
             return await event_stream(
-                handle, asks, tally, chunks, head | {"choices": []} if request.usage_wanted else None
+                handle, choice_requests, tally, chunks, head | {"choices": []} if request.usage_wanted else None
             )
-        choices = await whole_answer(handle, asks, tally)
+        choices = await whole_answer(handle, choice_requests, tally)
         return head | {
             "choices": [tell(index, choice) for index, choice in enumerate(choices)],
             "usage": tally.usage(),
@@ -103,17 +113,17 @@ class CompletionWriter:
     """Tells choices, or pieces of them, as OpenAI does.
 
     Args:
-        asks: what they answer.
+        choice_requests: what they answer.
         echo: whether the text begins with the prompt.
         silent: whether it ends there.
     """
 
-    def __init__(self, asks: Sequence[Ask], echo: bool, silent: bool):
-        self.asks, self.echo, self.silent = asks, echo, silent
+    def __init__(self, choice_requests: Sequence[ChoiceRequest], echo: bool, silent: bool):
+        self.choice_requests, self.echo, self.silent = choice_requests, echo, silent
         self.begun: set[int] = set()
 
     def __call__(self, index: int, given: Choice | Delta) -> dict[str, Any]:
-        prompt = self.asks[index].prompt if self.echo and index not in self.begun else ""
+        prompt = self.choice_requests[index].prompt if self.echo and index not in self.begun else ""
         self.begun.add(index)
         text = prompt if self.silent else prompt + given.text
         scores = [*given.prompt_scores, *(() if self.silent else given.scores)]
@@ -121,7 +131,7 @@ class CompletionWriter:
         return {"index": index, "text": text, "finish_reason": finish_reason, "logprobs": self.told(index, scores)}
 
     def told(self, index: int, scores: Iterable[ScoredToken]) -> dict[str, Any] | None:
-        if self.asks[index].wishes.top_scores is None:
+        if self.choice_requests[index].options.top_scores is None:
             return None
         told: dict[str, list] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for score in scores:

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from voicechat_platform.errors import InputError
 from voicechat_serve.api.request_log import current_request
-from voicechat_serve.engines.interface import (
+from voicechat_serve.generation.engines.interface import (
     OverloadedError,
     PromptTooLongError,
     UnavailableError,

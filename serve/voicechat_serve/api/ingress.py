@@ -8,8 +8,8 @@ from voicechat_serve.api.access import AccessRules, guard
 from voicechat_serve.api.errors import DOCUMENTED, answer_errors_in_openai_form
 from voicechat_serve.api.request_log import RequestLog
 from voicechat_serve.api.services import Services
-from voicechat_serve.flow_control import FlowControl
-from voicechat_serve.loopback import listen_where_ray_listens
+from voicechat_serve.operations.flow_control import FlowControl
+from voicechat_serve.operations.loopback import listen_where_ray_listens
 
 
 def build(services: Services, access: AccessRules = AccessRules()) -> FastAPI:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from voicechat_serve.api.errors import APIError
-from voicechat_serve.keys import Key
+from voicechat_serve.operations.keys import Key
 
 RETRY_CONCURRENT_S = 1
 """When to try again for a place among those that run: nobody knows when one of them ends."""

@@ -14,7 +14,7 @@ from voicechat_serve.api.services import (
     answered,
     unknown_model,
 )
-from voicechat_serve.served_model import ServedModel
+from voicechat_serve.generation.served_model import ServedModel
 
 
 def router(services: Services) -> APIRouter:

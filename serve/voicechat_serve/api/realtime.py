@@ -12,15 +12,15 @@ from voicechat_serve.api.errors import APIError, api_error, shortened, websocket
 from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.services import BRIEF_S, JUDGED_S, Services, answered, streamed
 from voicechat_serve.audio import Samples
-from voicechat_serve.conversation import Message
-from voicechat_serve.loaded_model import Delta, Wishes
-from voicechat_serve.metrics import REALTIME_FIRST_SOUND_SECONDS, REALTIME_SESSIONS
+from voicechat_serve.generation.chat_tokenizer import Message
+from voicechat_serve.generation.loaded_model import Delta, GenerationOptions
+from voicechat_serve.operations.metrics import REALTIME_FIRST_SOUND_SECONDS, REALTIME_SESSIONS
 from voicechat_serve.realtime.errors import SessionEndedError
 from voicechat_serve.realtime.session import Session
 from voicechat_serve.realtime.session_settings import SessionSettings
 from voicechat_serve.realtime.wire import FAREWELL_S, as_frame
-from voicechat_serve.transcription import Transcript
-from voicechat_serve.voices import find_voice, installed_voices
+from voicechat_serve.synthesis.voices import find_voice, installed_voices
+from voicechat_serve.transcription.transcriber import Transcript
 
 
 def router(services: Services) -> APIRouter:
@@ -101,8 +101,8 @@ class ServiceStages:
 
     async def write(self, model: str, messages: list[Message], sampling: dict[str, Any]) -> AsyncGenerator[Delta, None]:
         handle, version = self.services.language_model(model)
-        wishes = Wishes(sampling=sampling, truncation="auto", version=version)
-        async with streamed(handle, "chat", messages, wishes) as deltas:
+        options = GenerationOptions(sampling=sampling, truncation="auto", version=version)
+        async with streamed(handle, "chat", messages, options) as deltas:
             async for delta in deltas:
                 yield delta
 

@@ -16,7 +16,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from voicechat_serve.metrics import UNKNOWN, observe_request
+from voicechat_serve.operations.metrics import UNKNOWN, observe_request
 
 # A child of Serve's own logger, whose handlers write to the replica's file.
 log = logging.getLogger("ray.serve.voicechat.requests")

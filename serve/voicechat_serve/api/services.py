@@ -11,9 +11,9 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from voicechat_platform.errors import InputError
 from voicechat_serve.api.errors import APIError, shortened
 from voicechat_serve.api.request_log import current_request
-from voicechat_serve.deadlines import LateError, answer_in_time
-from voicechat_serve.languages import whisper_language
-from voicechat_serve.served_model import ServedModel
+from voicechat_serve.generation.served_model import ServedModel
+from voicechat_serve.operations.deadlines import LateError, answer_in_time
+from voicechat_serve.transcription.languages import whisper_language
 
 TRANSCRIPTION_ALIASES = ("whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe")
 SYNTHESIS_MODEL = "hibari"

@@ -16,8 +16,8 @@ from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.services import Services, streamed
 from voicechat_serve.api.streaming import ClosedStream, event
 from voicechat_serve.audio import SPEECH_FORMATS, SpeechEncoder
-from voicechat_serve.spoken_text import read_all
-from voicechat_serve.voices import HEART, SPEECH_RATE, find_voice, installed_voices
+from voicechat_serve.synthesis.spoken_text import read_all
+from voicechat_serve.synthesis.voices import HEART, SPEECH_RATE, find_voice, installed_voices
 
 TOKEN_S = 0.02
 """Usage is told in tokens, which voices have none of: the input counts characters, the output stretches of this."""

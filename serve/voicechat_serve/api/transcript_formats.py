@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from voicechat_serve.transcription import Segment, Transcript
+from voicechat_serve.transcription.transcriber import Segment, Transcript
 
 TranscriptFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
 Granularity = Literal["segment", "word"]

@@ -21,7 +21,7 @@ from voicechat_serve.api.transcript_formats import (
     token_usage,
 )
 from voicechat_serve.api.uploads import Uploads
-from voicechat_serve.transcription import Transcript
+from voicechat_serve.transcription.transcriber import Transcript
 
 # What both endpoints are asked. The file's name is never looked at.
 Sound = Annotated[UploadFile, File()]
@@ -56,13 +56,13 @@ def router(services: Services) -> APIRouter:
             raise APIError(400, message, param="timestamp_granularities", code="invalid_value")
         if language is not None:
             language = services.language_code(language, "language")
-        wishes = (language, prompt, temperature, "transcribe", "word" in (granularities or ()))
+        options = (language, prompt, temperature, "transcribe", "word" in (granularities or ()))
         if stream:
             if response_format != "json":
                 message = f"a stream has no response_format {response_format}, only json"
                 raise APIError(400, message, param="response_format", code="unsupported_value")
-            return await transcript_stream(services, uploads, file, *wishes)
-        transcript = await whole_transcript(services, uploads, file, *wishes)
+            return await transcript_stream(services, uploads, file, *options)
+        transcript = await whole_transcript(services, uploads, file, *options)
         if response_format == "verbose_json":
             return as_verbose_json(transcript, granularities or ["segment"])
         if response_format == "json":
@@ -95,26 +95,26 @@ def router(services: Services) -> APIRouter:
     return routes
 
 
-async def whole_transcript(services: Services, uploads: Uploads, file: UploadFile, *wishes: Any) -> Transcript:
+async def whole_transcript(services: Services, uploads: Uploads, file: UploadFile, *options: Any) -> Transcript:
     """
     Args:
-        wishes: the arguments of `Transcription.listen` after the sound.
+        options: the arguments of `Transcription.listen` after the sound.
     """
     async with uploads.sound(file) as samples_n:
-        transcript = await answered(services.transcription.transcribe.remote(samples_n, *wishes), WHOLE_S)
+        transcript = await answered(services.transcription.transcribe.remote(samples_n, *options), WHOLE_S)
     current_request().audio_seconds = transcript.seconds
     return transcript
 
 
-async def transcript_stream(services: Services, uploads: Uploads, file: UploadFile, *wishes: Any) -> ClosedStream:
+async def transcript_stream(services: Services, uploads: Uploads, file: UploadFile, *options: Any) -> ClosedStream:
     """Server-sent events: the text of each segment when it is known, then the whole. Errors before are the request's.
 
     Args:
-        wishes: as of `whole_transcript`.
+        options: as of `whole_transcript`.
     """
     async with AsyncExitStack() as opening:
         samples_n = await opening.enter_async_context(uploads.sound(file))
-        listening = await opening.enter_async_context(streamed(services.transcription, "listen", samples_n, *wishes))
+        listening = await opening.enter_async_context(streamed(services.transcription, "listen", samples_n, *options))
         first = await anext(listening)
         stack = opening.pop_all()
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from voicechat_serve.conversation import Conversation, Item, Message, Reply, new_id, stop
-from voicechat_serve.loaded_model import Delta
+from voicechat_serve.generation.chat_tokenizer import Message
+from voicechat_serve.generation.loaded_model import Delta
+from voicechat_serve.realtime.conversation import Conversation, Item, Reply, new_id, stop
 from voicechat_serve.realtime.response import Reason, ReplyOptions, Response
 from voicechat_serve.realtime.session_settings import MOST_TOKENS, ResponseSettings, SessionSettings
 from voicechat_serve.realtime.stages import Stages

@@ -4,8 +4,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from voicechat_serve.conversation import stop
 from voicechat_serve.realtime.answering import Answering
+from voicechat_serve.realtime.conversation import stop
 from voicechat_serve.realtime.listening import Listening
 from voicechat_serve.realtime.session_settings import SessionSettings
 from voicechat_serve.realtime.stages import Stages

@@ -16,7 +16,8 @@ from voicechat_serve.audio import HEARING_RATE, Samples
 from voicechat_serve.realtime.errors import EventError
 from voicechat_serve.realtime.session_settings import TurnDetection
 from voicechat_serve.realtime.utterance import Utterance
-from voicechat_serve.realtime.voice_activity import (
+from voicechat_serve.synthesis.voices import SPEECH_RATE
+from voicechat_serve.transcription.voice_activity import (
     BEGINS_AFTER_MS,
     CHUNK,
     CHUNK_MS,
@@ -24,7 +25,6 @@ from voicechat_serve.realtime.voice_activity import (
     Change,
     VoiceActivity,
 )
-from voicechat_serve.voices import SPEECH_RATE
 
 LONGEST_UTTERANCE_S = 600
 

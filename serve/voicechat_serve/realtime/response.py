@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 
 from voicechat_serve.audio import Samples
-from voicechat_serve.conversation import Failed, Item, Reply, SpeechChunk, TextDelta, new_id
+from voicechat_serve.realtime.conversation import Failed, Item, Reply, SpeechChunk, TextDelta, new_id
 from voicechat_serve.realtime.wire import Wire
-from voicechat_serve.voices import SPEECH_RATE
+from voicechat_serve.synthesis.voices import SPEECH_RATE
 
 DELTA_S = 0.4
 """Most sound in one event."""

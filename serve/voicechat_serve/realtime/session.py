@@ -15,9 +15,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from voicechat_serve.audio import Samples
-from voicechat_serve.conversation import Conversation, Item, new_id, stop
 from voicechat_serve.realtime.answering import Answering
 from voicechat_serve.realtime.anticipation import Anticipation
+from voicechat_serve.realtime.conversation import Conversation, Item, new_id, stop
 from voicechat_serve.realtime.errors import EventError, SessionEndedError
 from voicechat_serve.realtime.listening import Listening
 from voicechat_serve.realtime.response import Reason, told_item
@@ -37,9 +37,9 @@ from voicechat_serve.realtime.session_settings import (
 )
 from voicechat_serve.realtime.stages import Stages
 from voicechat_serve.realtime.utterance import Utterance
-from voicechat_serve.realtime.voice_activity import Change
 from voicechat_serve.realtime.wire import Wire, checked, invalid, kind_of, parsed
-from voicechat_serve.transcription import Transcript
+from voicechat_serve.transcription.transcriber import Transcript
+from voicechat_serve.transcription.voice_activity import Change
 
 log = logging.getLogger("ray.serve.voicechat.realtime")
 

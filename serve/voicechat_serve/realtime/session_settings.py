@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from voicechat_serve.realtime.beta_shape import present_shape
 from voicechat_serve.realtime.errors import EventError
-from voicechat_serve.voices import HEART
+from voicechat_serve.synthesis.voices import HEART
 
 LONGEST_INSTRUCTIONS = 32_768
 LONGEST_TEXT = 65_536

@@ -4,9 +4,9 @@ from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
 from voicechat_serve.audio import Samples
-from voicechat_serve.conversation import Message
-from voicechat_serve.loaded_model import Delta
-from voicechat_serve.transcription import Transcript
+from voicechat_serve.generation.chat_tokenizer import Message
+from voicechat_serve.generation.loaded_model import Delta
+from voicechat_serve.transcription.transcriber import Transcript
 
 
 class Stages(Protocol):

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from voicechat_serve.audio import HEARING_RATE, Samples
-from voicechat_serve.conversation import stop, uncancelled
-from voicechat_serve.transcription import Transcript
+from voicechat_serve.realtime.conversation import stop, uncancelled
+from voicechat_serve.transcription.transcriber import Transcript
 
 log = logging.getLogger("ray.serve.voicechat.realtime")
 

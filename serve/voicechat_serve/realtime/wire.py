@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from voicechat_serve.conversation import new_id
+from voicechat_serve.realtime.conversation import new_id
 from voicechat_serve.realtime.errors import EventError, SessionEndedError
 from voicechat_serve.realtime.session_settings import CLIENT_EVENTS, KNOWN_FIELDS, ClientEvent
 

@@ -21,15 +21,15 @@ from voicechat_platform.checkpoints import load_checkpoint
 from voicechat_platform.errors import InputError
 from voicechat_platform.models import GPTForCausalLM
 from voicechat_platform.provenance import machine, provenance
-from voicechat_tune.conductor import cost_of, hours_of
-from voicechat_tune.ranking import best_first, ranked, winners
 from voicechat_tune.report import findings as report
 from voicechat_tune.report.findings import Findings, Heads, Run, Table
 from voicechat_tune.report.heads import show_heads
 from voicechat_tune.report.results import mean_facts
-from voicechat_tune.run_files import SweepFiles
-from voicechat_tune.study import Study, Trial, evaluation_in
-from voicechat_tune.sweep_file import SweepFile
+from voicechat_tune.running.driver import cost_of, hours_of
+from voicechat_tune.running.run_files import SweepFiles
+from voicechat_tune.search.ranking import best_first, ranked, winners
+from voicechat_tune.search.study import Study, Trial, evaluation_in
+from voicechat_tune.search.sweep_file import SweepFile
 
 log = logging.getLogger(__name__)
 SAMPLE_TOKENS = 256

@@ -1,0 +1,56 @@
+"""The deployment that follows the registry, so that a promoted version is served without a restart.
+
+One replica asks the registry for all models; each language model's replica waits here for its next champion.
+"""
+
+import asyncio
+import logging
+
+from voicechat_platform.registry import Registry
+from voicechat_serve.operations.loopback import listen_where_ray_listens
+
+log = logging.getLogger("ray.serve.voicechat.champions")
+
+POLL_S = 2.0
+"""Between two questions to the registry."""
+
+PATIENCE_S = 30.0
+"""How long a replica waits here before it asks again."""
+
+
+class Champions:
+    def __init__(self):
+        listen_where_ray_listens()
+        self.numbers: dict[str, int] = {}
+        self.changed = asyncio.Condition()
+        self.following = asyncio.get_running_loop().create_task(self.follow())
+
+    async def follow(self) -> None:
+        while True:
+            try:
+                champions = await asyncio.to_thread(lambda: Registry().champions())
+            except Exception:
+                log.exception("the registry does not answer; what is served stays as it is")
+            else:
+                async with self.changed:
+                    self.numbers = {version.name: version.number for version in champions}
+                    self.changed.notify_all()
+            await asyncio.sleep(POLL_S)
+
+    async def next(self, name: str, known: int | None) -> int | None:
+        """The number of a model's champion, as soon as it is not `known`; `known` itself after PATIENCE_S."""
+
+        def is_new() -> bool:
+            return self.numbers.get(name, known) != known
+
+        async with self.changed:
+            try:
+                await asyncio.wait_for(self.changed.wait_for(is_new), PATIENCE_S)
+            except TimeoutError:
+                return known
+            return self.numbers[name]
+
+    def check_health(self) -> None:
+        """Called by Serve, which replaces the replica when this raises."""
+        if self.following.done():
+            raise RuntimeError("the registry is not followed any more")

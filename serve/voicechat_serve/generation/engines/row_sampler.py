@@ -1,0 +1,152 @@
+"""Chooses one token for every row of a batch, each by its own request's rules and random numbers.
+
+Letters: b row (one request), v vocabulary.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from voicechat_serve.generation.engines.interface import Sampling, Score
+
+
+@dataclass(frozen=True)
+class SampledRow:
+    """What the choice of a row's next token depends on, besides its logits."""
+
+    sampling: Sampling
+    generator: random.Random
+    prompt_ids: Sequence[int]
+    answer_ids: Sequence[int]
+    """Generated so far."""
+    top_scores: int | None = None
+
+
+class RowSampler:
+    """The sampling rules of a batch's rows, laid out as tensors once and used at every step.
+
+    Each row's random numbers come from a generator of its own, one number a token, so that what a request draws does
+    not depend on the requests beside it.
+    """
+
+    def __init__(self, rows: Sequence[SampledRow], device: torch.device | str = "cpu"):
+        samplings = [row.sampling for row in rows]
+        self.rows, self.device = rows, device
+        self.generators = [row.generator for row in rows]
+        self.greedy = all(sampling.greedy for sampling in samplings)
+        self.truncates = any(sampling.top_p < 1 or sampling.top_k > 0 for sampling in samplings)
+        self.has_floor = any(sampling.min_p > 0 for sampling in samplings)
+        self.penalises = any(sampling.penalises for sampling in samplings)
+        self.scored = [place for place, row in enumerate(rows) if row.top_scores is not None]
+        self.biases = [
+            (place, token_id, bias)
+            for place, sampling in enumerate(samplings)
+            for token_id, bias in sampling.logit_bias
+        ]
+
+        def column(values: list[float]) -> Tensor:
+            return torch.tensor(values, device=device)[:, None]
+
+        self.greedy_b = torch.tensor([sampling.greedy for sampling in samplings], device=device)
+        self.temperature_b1 = column([1.0 if sampling.greedy else sampling.temperature for sampling in samplings])
+        self.top_p_b1 = column([sampling.top_p for sampling in samplings])
+        self.top_k_b1 = column([sampling.top_k or float("inf") for sampling in samplings])
+        self.min_p_b1 = column([sampling.min_p for sampling in samplings])
+        self.repetition_b1 = column([sampling.repetition_penalty for sampling in samplings])
+        self.frequency_b1 = column([sampling.frequency_penalty for sampling in samplings])
+        self.presence_b1 = column([sampling.presence_penalty for sampling in samplings])
+        self.bias_bv: Tensor | None = None
+        self.counts_bv: Tensor
+        self.seen_bv: Tensor
+
+    def choose(self, logits_bv: Tensor) -> Tensor:
+        """(b,) token ids; each is remembered as part of its row's answer."""
+        adjusted_bv = self.adjusted(logits_bv) if self.penalises or self.biases else logits_bv
+        ids_b = self.drawn(adjusted_bv)
+        if self.penalises:
+            ones_b1 = torch.ones(len(self.rows), 1, device=self.device)
+            self.counts_bv.scatter_add_(1, ids_b[:, None], ones_b1)
+        return ids_b
+
+    def drawn(self, logits_bv: Tensor) -> Tensor:
+        greedy_ids_b = logits_bv.argmax(-1)
+        if self.greedy:
+            return greedy_ids_b
+        probabilities_bv = torch.softmax(logits_bv.float() / self.temperature_b1, -1)
+        if self.has_floor:
+            floor_b1 = self.min_p_b1 * probabilities_bv.amax(-1, keepdim=True)
+            probabilities_bv = probabilities_bv * (probabilities_bv >= floor_b1)
+        if self.truncates:
+            probabilities_bv = probabilities_bv * self.kept(probabilities_bv)
+        # Always in the vocabulary's order: a row must draw the same token when a neighbour makes the batch sort.
+        cumulated_bv = probabilities_bv.double().cumsum(-1)
+        draws = [generator.random() for generator in self.generators]
+        draws_b1 = torch.tensor(draws, dtype=torch.float64, device=self.device)[:, None]
+        # right=True: a token of probability 0 is never drawn, not even by a draw of exactly 0.
+        places_b1 = torch.searchsorted(cumulated_bv, draws_b1 * cumulated_bv[:, -1:], right=True)
+        drawn_ids_b = places_b1[:, 0].clamp(max=logits_bv.shape[-1] - 1)
+        return torch.where(self.greedy_b, greedy_ids_b, drawn_ids_b)
+
+    def adjusted(self, logits_bv: Tensor) -> Tensor:
+        """Logits with biases and penalties; rows that ask for none keep theirs, to the bit."""
+        if self.bias_bv is None:
+            self.lay_out(logits_bv.shape[-1])
+            assert self.bias_bv is not None
+        adjusted_bv = logits_bv.float()
+        if self.penalises:
+            seen_bv = self.seen_bv | (self.counts_bv > 0)
+            factor_bv = torch.where(adjusted_bv > 0, 1 / self.repetition_b1, self.repetition_b1)
+            adjusted_bv = torch.where(seen_bv, adjusted_bv * factor_bv, adjusted_bv)
+            adjusted_bv = adjusted_bv - self.frequency_b1 * self.counts_bv - self.presence_b1 * (self.counts_bv > 0)
+        return adjusted_bv + self.bias_bv
+
+    def lay_out(self, vocabulary: int) -> None:
+        """Tables as wide as the vocabulary, which only few batches need."""
+        shape = (len(self.rows), vocabulary)
+        bias_bv, counts_bv, seen_bv = torch.zeros(shape), torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
+        for place, token_id, bias in self.biases:
+            bias_bv[place, token_id] += bias
+        if self.penalises:
+            for place, row in enumerate(self.rows):
+                if row.sampling.repetition_penalty != 1:
+                    seen_bv[place, torch.tensor(row.prompt_ids)] = True
+                answer_ids = torch.tensor(row.answer_ids, dtype=torch.long)
+                counts_bv[place] = torch.bincount(answer_ids, minlength=vocabulary).float()
+        self.bias_bv, self.counts_bv, self.seen_bv = (x.to(self.device) for x in (bias_bv, counts_bv, seen_bv))
+
+    def kept(self, probabilities_bv: Tensor) -> Tensor:
+        """(b, v) whether each token is among its row's top_k, and then among the top_p of what those share."""
+        sorted_bv, ids_bv = probabilities_bv.sort(dim=-1, descending=True, stable=True)
+        ranks_v = torch.arange(probabilities_bv.shape[-1], device=self.device)
+        sorted_bv = sorted_bv * (ranks_v < self.top_k_b1)
+        before_bv = sorted_bv.cumsum(-1) - sorted_bv
+        # The likeliest token always stays; a row that cuts nothing loses nothing to rounding.
+        kept_bv = (before_bv < self.top_p_b1 * sorted_bv.sum(-1, keepdim=True)) | (ranks_v == 0) | (self.top_p_b1 >= 1)
+        kept_bv &= ranks_v < self.top_k_b1
+        return torch.zeros_like(kept_bv).scatter(-1, ids_bv, kept_bv)
+
+    def scores(self, logits_bv: Tensor, ids_b: Tensor) -> dict[int, Score]:
+        """By row, for the rows that asked for them."""
+        if not self.scored:
+            return {}
+        found = scores_of(logits_bv[self.scored], ids_b[self.scored], max(self.tops))
+        return {
+            place: Score(score.id, score.logprob, score.top[: self.rows[place].top_scores])
+            for place, score in zip(self.scored, found, strict=True)
+        }
+
+    @property
+    def tops(self) -> list[int]:
+        return [row.top_scores for row in self.rows if row.top_scores is not None]
+
+
+def scores_of(logits_bv: Tensor, ids_b: Tensor, top: int) -> list[Score]:
+    """What a model thought of the token in each row, and of so many of the likeliest."""
+    logprobs_bv = torch.log_softmax(logits_bv.float(), -1)
+    own_b = logprobs_bv.gather(1, ids_b[:, None])[:, 0].tolist()
+    values, ids = logprobs_bv.topk(min(top, logits_bv.shape[-1]), -1)
+    tops = [tuple(zip(*row, strict=True)) for row in zip(ids.tolist(), values.tolist(), strict=True)]
+    return [Score(*score) for score in zip(ids_b.tolist(), own_b, tops, strict=True)]

@@ -1,0 +1,380 @@
+"""Continuous batching in PyTorch: one thread decodes for everybody; requests join and leave at every step.
+
+Letters: b row (one request in sequence), t query position, s key position, v vocabulary.
+
+Works for this project's models (through the platform's `SlotDecoder`) and for any causal language model of transformers
+that takes a cache, position ids and a ready attention mask. Between two steps at most `PREFILL_TOKENS` of prompts are
+read, so that a long prompt makes nobody's answer stall; requests whose prompts are being read take turns.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from voicechat_platform.models import GPTForCausalLM
+from voicechat_platform.models.decoding import SlotDecoder
+from voicechat_serve.generation.engines.interface import (
+    CACHE_BYTES,
+    LONGEST_CONTEXT,
+    MOST_RUNNING,
+    MOST_WAITING,
+    GenerationRequest,
+    Load,
+    OverloadedError,
+    Score,
+    Token,
+    room_for,
+)
+from voicechat_serve.generation.engines.row_sampler import RowSampler, SampledRow, scores_of
+from voicechat_serve.generation.engines.slot_cache import TransformersDecoder
+from voicechat_serve.generation.engines.slots import Row, Slots
+from voicechat_serve.generation.engines.text_stream import Decode, TextStream
+from voicechat_serve.operations.health import Health
+
+log = logging.getLogger(__name__)
+
+PREFILL_TOKENS = 256
+"""Of prompts, read between two decode steps."""
+
+HANDOVER_INTERVAL_S = 0.04
+"""Least time between two handovers of one answer's tokens: small models write a token in 1 ms, and whoever reads it
+runs on the core that writes the next one."""
+
+UNHURRIED_STREAMS = 4
+"""With more of them each handover holds more tokens, so that there are not more handovers of all together."""
+
+
+@dataclass(eq=False)
+class RunningSequence:
+    """One request from its arrival to its last token."""
+
+    request: GenerationRequest
+    room: int
+    text: TextStream
+    generator: random.Random
+    loop: asyncio.AbstractEventLoop
+    made: deque[Token | Exception] = field(default_factory=deque)
+    """Not yet handed over: one thread appends, the other takes from the left."""
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set with the first token."""
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set with the last one, or an error."""
+    cancelled: bool = False
+    row: Row | None = None
+    """Of the cache, while it is in sequence."""
+    answer_ids: list[int] = field(default_factory=list)
+    prompt_scores: list[Score] = field(default_factory=list)
+
+    @property
+    def unread_ids(self) -> list[int]:
+        """The rest of the prompt that the cache does not hold yet."""
+        assert self.row is not None
+        return self.request.prompt_ids[len(self.row.token_ids) :]
+
+    def sampled_row(self) -> SampledRow:
+        request = self.request
+        return SampledRow(
+            request.sampling, self.generator, request.prompt_ids, self.answer_ids, top_scores=request.top_scores
+        )
+
+
+class TorchEngine:
+    """An `Engine` over a transformers model.
+
+    Args:
+        model: a causal language model, ready to run; one of the family is copied into a faster layout.
+        decode: token ids -> text.
+        end_ids: tokens that end an answer.
+        slots: most requests in sequence at once; as many as `CACHE_BYTES` hold when not given, `MOST_RUNNING` at most.
+        max_waiting: most requests that wait for a slot; more are refused.
+        dtype: to compute in, for a model of the family; the model's own when not given.
+        handover_interval_s: least time between two handovers of one answer's tokens.
+    """
+
+    def __init__(
+        self,
+        model,
+        decode: Decode,
+        end_ids: Sequence[int],
+        *,
+        slots: int | None = None,
+        max_waiting: int = MOST_WAITING,
+        dtype: torch.dtype | None = None,
+        handover_interval_s: float = HANDOVER_INTERVAL_S,
+    ):
+        self.decode_text = decode
+        self.end_ids = frozenset(end_ids)
+        self.max_waiting, self.handover_interval_s = max_waiting, handover_interval_s
+        self.context: int = min(model.config.get_text_config().max_position_embeddings, LONGEST_CONTEXT)
+        dtype = dtype or model.dtype
+        slots = slots or slots_within(CACHE_BYTES, model.config.get_text_config(), self.context, dtype)
+        self.decoder: SlotDecoder | TransformersDecoder
+        if isinstance(model, GPTForCausalLM):
+            self.decoder = SlotDecoder(model, slots, self.context, dtype)
+        else:
+            self.decoder = TransformersDecoder(model, slots, self.context)
+        self.slots = Slots(self.decoder)
+        self.health = Health(IndexError)  # a token id that the model does not have: the request's fault
+        self.waiting: deque[RunningSequence] = deque()
+        self.filling: list[RunningSequence] = []
+        self.running: list[RunningSequence] = []
+        """Those that decode, in the order of their rows."""
+        self.changed = threading.Condition()
+        self.closing = False
+        self.batch_is_stale = True
+        self.ids_b: Tensor
+        self.positions_b: Tensor
+        self.sampler: RowSampler
+        self.thread = threading.Thread(target=self.run, name="torch-engine", daemon=True)
+        self.thread.start()
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Token], None]:
+        sequence = RunningSequence(
+            request=request,
+            room=room_for(request, self.context),
+            text=TextStream(self.decode_text, request.sampling.stop),
+            # By itself Random takes -1 and 1 for the same.
+            generator=random.Random(None if request.sampling.seed is None else request.sampling.seed % 2**64),
+            loop=asyncio.get_running_loop(),
+        )
+        with self.changed:
+            if self.closing or not self.thread.is_alive():
+                raise RuntimeError("the engine has ended")
+            if len(self.waiting) >= self.max_waiting:
+                raise OverloadedError(f"{self.max_waiting} requests are already waiting for the model")
+            self.waiting.append(sequence)
+            self.changed.notify()
+        try:
+            await sequence.begun.wait()
+            while True:
+                tokens: list[Token] = []
+                while sequence.made and isinstance(sequence.made[0], Token):
+                    tokens.append(cast(Token, sequence.made.popleft()))
+                if tokens:
+                    yield tokens
+                if tokens and tokens[-1].finish_reason:
+                    return
+                if sequence.made and isinstance(error := sequence.made[0], Exception):
+                    raise error
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(sequence.ended.wait(), self.pause_s)
+        finally:
+            sequence.cancelled = True
+            with self.changed, contextlib.suppress(ValueError):  # most often it waits no longer
+                self.waiting.remove(sequence)
+
+    @property
+    def pause_s(self) -> float:
+        """Between two handovers of one answer's tokens."""
+        return self.handover_interval_s * max(1, len(self.running) / UNHURRIED_STREAMS)
+
+    def load(self) -> Load:
+        sequences = [*self.running, *self.filling]
+        held = sum(len(sequence.row.token_ids) for sequence in sequences if sequence.row)
+        used = held / (self.decoder.slots * self.context)
+        return Load(running=len(sequences), waiting=len(self.waiting), cache_used=used)
+
+    def check(self) -> None:
+        if not self.thread.is_alive():
+            raise RuntimeError("the engine's thread has ended")
+        self.health.check()
+
+    def close(self) -> None:
+        with self.changed:
+            self.closing = True
+            self.changed.notify()
+        self.thread.join()
+
+    # From here on everything runs on the engine's thread.
+
+    def run(self) -> None:
+        try:
+            self.serve()
+        finally:
+            with self.changed:
+                self.closing = True
+                left = [*self.waiting, *self.filling, *self.running]
+            for sequence in left:
+                self.deliver(sequence, RuntimeError("the engine has ended"))
+
+    @torch.inference_mode()
+    def serve(self) -> None:
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.waiting or self.filling or self.running or self.closing)
+                if self.closing:
+                    return
+            try:
+                self.drop_cancelled()
+                self.admit()
+                self.read_prompts()
+                if self.running:
+                    with self.health.step("decoding"):
+                        self.decode_step()
+            except Exception as error:
+                log.exception("a decode step failed; the requests in sequence are given up")
+                for sequence in (*self.running, *self.filling):
+                    self.deliver(sequence, error)
+                self.running.clear()
+                self.filling.clear()
+                self.slots.forget()
+                self.batch_is_stale = True
+
+    def deliver(self, sequence: RunningSequence, token: Token | Exception) -> None:
+        """Keeps a token until it is asked for; wakes whoever waits for the first or the last one."""
+        sequence.made.append(token)
+        is_last = isinstance(token, Exception) or token.finish_reason is not None
+        if is_last or not sequence.begun.is_set():
+            try:
+                sequence.loop.call_soon_threadsafe(wake, sequence, is_last)
+            except RuntimeError:  # the loop is closed, and with it whoever waited
+                sequence.cancelled = True
+
+    def drop_cancelled(self) -> None:
+        for sequence in [sequence for sequence in (*self.running, *self.filling) if sequence.cancelled]:
+            self.release(sequence)
+
+    def release(self, sequence: RunningSequence) -> None:
+        if sequence.row is not None:
+            self.slots.release(sequence.row)
+        if sequence in self.filling:
+            self.filling.remove(sequence)
+            return
+        place = self.running.index(sequence)  # the last one takes its place, as in the cache
+        self.running[place] = self.running[-1]
+        self.running.pop()
+        self.batch_is_stale = True
+
+    def admit(self) -> None:
+        """Takes waiting requests in, as long as there are rows for them."""
+        with self.changed:
+            while self.waiting and len(self.running) + len(self.filling) < self.decoder.slots:
+                self.filling.append(self.waiting.popleft())
+
+    def read_prompts(self) -> None:
+        """Reads a piece of the prompts that wait to be read; a whole prompt gives its first token."""
+        budget = PREFILL_TOKENS
+        while self.filling and budget > 0:
+            sequence = self.filling[0]  # and there it stays while it is read, so that nobody takes the engine for idle
+            try:
+                with self.health.step("reading a prompt"):
+                    if sequence.row is None:  # not sooner: the prompt before it may begin with the same tokens
+                        # A prompt whose tokens are to be scored must be read whole.
+                        sequence.row = self.slots.take(
+                            [] if sequence.request.score_prompt else sequence.request.prompt_ids
+                        )
+                    piece = sequence.unread_ids[:budget]
+                    budget -= len(piece)
+                    logits_1v = self.read_piece(sequence, piece)
+                    token = None if sequence.unread_ids else self.first_token(sequence, logits_1v)
+            except Exception as error:
+                if sequence.row is not None:
+                    sequence.row.token_ids.clear()
+                self.release(sequence)
+                self.deliver(sequence, error)
+                continue
+            if token is None:
+                self.filling.append(self.filling.pop(0))  # the others' turn
+                continue
+            self.deliver(sequence, token)
+            if token.finish_reason:
+                self.release(sequence)
+                continue
+            assert sequence.row is not None
+            self.slots.begin_decoding(sequence.row)
+            self.running.append(self.filling.pop(0))
+            self.batch_is_stale = True
+
+    def read_piece(self, sequence: RunningSequence, piece: list[int]) -> Tensor:
+        """(1, v) logits after a piece of the prompt."""
+        row, request = sequence.row, sequence.request
+        assert row is not None
+        ids_t = torch.tensor(piece, device=self.decoder.device)
+        start = len(row.token_ids)
+        logits_tv = self.decoder.prefill(self.slots.rows.index(row), ids_t, start, every=request.score_prompt)
+        row.token_ids.extend(piece)
+        if request.score_prompt:
+            if not start:
+                sequence.prompt_scores.append(Score(piece[0], None))
+            # Each position's logits are about the next token; the last one's about the first of the next piece.
+            next_ids = request.prompt_ids[start + 1 : start + len(piece) + 1]
+            if next_ids:
+                ids_b = torch.tensor(next_ids, device=self.decoder.device)
+                sequence.prompt_scores += scores_of(logits_tv[: len(next_ids)], ids_b, request.top_scores or 0)
+        return logits_tv[-1:]
+
+    def first_token(self, sequence: RunningSequence, logits_1v: Tensor) -> Token:
+        sampler = RowSampler([sequence.sampled_row()], self.decoder.device)
+        ids_b = sampler.choose(logits_1v)
+        return self.take(sequence, int(ids_b), sampler.scores(logits_1v, ids_b).get(0), tuple(sequence.prompt_scores))
+
+    def decode_step(self) -> None:
+        """One more token for every request in sequence."""
+        if self.batch_is_stale:
+            self.lay_out_batch()
+        width = 1 + max(len(row.token_ids) for row in self.slots.decoding)
+        logits_bv = self.decoder.decode(self.ids_b, self.positions_b, width)
+        for sequence, row in zip(self.running, self.slots.decoding, strict=True):
+            row.token_ids.append(sequence.answer_ids[-1])
+        self.ids_b = self.sampler.choose(logits_bv)
+        self.positions_b = self.positions_b + 1
+        scores = self.sampler.scores(logits_bv, self.ids_b)
+
+        finished = []
+        for place, (sequence, token_id) in enumerate(zip(self.running, self.ids_b.tolist(), strict=True)):
+            token = self.take(sequence, token_id, scores.get(place))
+            self.deliver(sequence, token)
+            if token.finish_reason:
+                finished.append(sequence)
+        for sequence in finished:
+            self.release(sequence)
+
+    def lay_out_batch(self) -> None:
+        """Tensors that describe who is in sequence; between changes a step only advances them."""
+        device = self.decoder.device
+        self.ids_b = torch.tensor([sequence.answer_ids[-1] for sequence in self.running], device=device)
+        self.positions_b = torch.tensor([len(row.token_ids) for row in self.slots.decoding], device=device)
+        self.sampler = RowSampler([sequence.sampled_row() for sequence in self.running], device)
+        self.batch_is_stale = False
+
+    def take(
+        self,
+        sequence: RunningSequence,
+        token_id: int,
+        score: Score | None = None,
+        prompt_scores: tuple[Score, ...] = (),
+    ) -> Token:
+        """The token as the client sees it: its text, and whether the answer ends here."""
+        sequence.answer_ids.append(token_id)
+        if token_id in self.end_ids:
+            return Token(sequence.text.finish(), token_id, "stop", None, prompt_scores)  # it is no part of the text
+        text, stopped = sequence.text.push(token_id)
+        if stopped:
+            return Token(text, token_id, "stop", score, prompt_scores)
+        if len(sequence.answer_ids) >= sequence.room:
+            return Token(text + sequence.text.finish(), token_id, "length", score, prompt_scores)
+        return Token(text, token_id, None, score, prompt_scores)
+
+
+def slots_within(budget_bytes: int, config, context: int, dtype: torch.dtype) -> int:
+    """How many rows of `context` positions fit, at least one: models with tied values get twice as many."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    tensors = 1 if getattr(config, "values", "") == "tied" else 2
+    bytes_per_slot = tensors * config.num_hidden_layers * heads * width * context * dtype.itemsize
+    return max(1, min(MOST_RUNNING, budget_bytes // bytes_per_slot))
+
+
+def wake(sequence: RunningSequence, ended: bool) -> None:
+    sequence.begun.set()
+    if ended:
+        sequence.ended.set()

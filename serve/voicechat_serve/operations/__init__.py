@@ -1,0 +1,1 @@
+"""What an operator looks after: keys, metrics, health, deadlines and flow control."""

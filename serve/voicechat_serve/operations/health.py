@@ -1,0 +1,68 @@
+"""Whether a replica's models still work: one whose every step fails must not stay in service."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from voicechat_platform.errors import InputError
+from voicechat_serve.generation.engines.interface import OverloadedError
+
+MOST_FAILURES = 5
+"""In a row, of one kind of step."""
+
+STUCK_S = 300.0
+"""Longer than anybody waits for a step."""
+
+
+class UnhealthyError(RuntimeError):
+    """The replica must be replaced."""
+
+
+class Health:
+    """Counts failures in a row, of each kind of step by itself: where prompts can be read, decoding may still fail.
+
+    May be used from several threads.
+
+    Args:
+        harmless: errors that are no failures, besides those of a request that cannot be fulfilled.
+    """
+
+    def __init__(self, *harmless: type[Exception]) -> None:
+        self.harmless: tuple[type[Exception], ...] = (InputError, OverloadedError, *harmless)
+        self.failures: Counter[str] = Counter()
+        self.last_error: Exception | None = None
+        self.under_way: dict[object, float] = {}
+        """When each step that is not over began, or last got on."""
+
+    @contextmanager
+    def step(self, kind: str) -> Iterator[Callable[[], None]]:
+        """One step of the work, failed if the block raises; a long one calls what it is given as it gets on."""
+        step = object()
+
+        def gets_on() -> None:
+            self.under_way[step] = time.monotonic()
+
+        gets_on()
+        try:
+            yield gets_on
+        except Exception as error:
+            if not isinstance(error, self.harmless):
+                self.failures[kind] += 1
+                self.last_error = error
+            raise
+        else:
+            self.failures[kind] = 0
+        finally:
+            del self.under_way[step]
+
+    def check(self) -> None:
+        """
+        Raises:
+            UnhealthyError: MOST_FAILURES steps of a kind have failed in a row, or one does not get on.
+        """
+        for kind, count in list(self.failures.items()):
+            if count >= MOST_FAILURES:
+                raise UnhealthyError(f"the last {count} steps failed ({kind}), at last with {self.last_error!r}")
+        if any(time.monotonic() - began > STUCK_S for began in list(self.under_way.values())):
+            raise UnhealthyError(f"a step has not got on for {STUCK_S:g} s")

@@ -1,0 +1,49 @@
+"""The voices that speak: hibari's always, Piper's and Kokoro's where they are installed.
+
+One file per engine, each with the same two things: `installed`, which finds its voices and loads none, and a
+`Speaker`.
+"""
+
+from collections.abc import Callable
+
+from voicechat_platform.errors import InputError
+from voicechat_serve.synthesis.voices import hibari, kokoro, piper
+from voicechat_serve.synthesis.voices.hibari import HEART
+from voicechat_serve.synthesis.voices.interface import SPEECH_RATE, Speaker, Voice
+
+__all__ = ["HEART", "SPEECH_RATE", "Speaker", "Voice", "find_voice", "installed", "installed_voices"]
+
+# The names that OpenAI's clients send; all are answered by the default voice.
+OPENAI_VOICES = (
+    *("alloy", "ash", "ballad", "cedar", "coral", "echo", "fable"),
+    *("marin", "nova", "onyx", "sage", "shimmer", "verse"),
+)
+
+
+def installed() -> dict[Voice, Callable[[], Speaker]]:
+    """Every voice, and what loads its model. Of two with one name, the first; hibari's is the first of all."""
+    found: dict[Voice, Callable[[], Speaker]] = {}
+    for engine in (hibari, piper, kokoro):
+        for voice, load in engine.installed():
+            if voice.id not in {other.id for other in found}:
+                found[voice] = load
+    return found
+
+
+def installed_voices() -> tuple[Voice, ...]:
+    return tuple(installed())
+
+
+def find_voice(name: str, voices: tuple[Voice, ...]) -> Voice:
+    """The voice of that name; one of OpenAI's names means the first.
+
+    Raises:
+        InputError: there is none.
+    """
+    for voice in voices:
+        if name == voice.id:
+            return voice
+    if name in OPENAI_VOICES:
+        return voices[0]
+    names = ", ".join((*(voice.id for voice in voices), *OPENAI_VOICES))
+    raise InputError(f"unknown voice {name[:100]!r}; there are {names}")

@@ -1,0 +1,1 @@
+"""From speech to text: Whisper, voice activity, and whether a sentence has ended."""

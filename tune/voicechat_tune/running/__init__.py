@@ -1,0 +1,1 @@
+"""How a sweep runs: the driver, the trials and their workers, storage, and what is kept."""

@@ -1,0 +1,30 @@
+"""What a run tells the driver: its evaluations, and how it ended."""
+
+from dataclasses import dataclass, field
+
+from ray import tune
+
+from voicechat_platform.training.history import Evaluation
+from voicechat_tune.search.journal_lines import Ending
+
+REPORT = "report"
+
+
+@dataclass(frozen=True)
+class Ended:
+    ending: Ending
+    message: str = ""
+    facts: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DiskFull:
+    message: str
+
+
+Report = Evaluation | Ended | DiskFull
+
+
+def tell(report: Report) -> None:
+    """Tell the driver, in one piece: of every bare number Ray Tune would keep statistics, 50 KiB a run in all."""
+    tune.report({REPORT: report})

@@ -1,0 +1,122 @@
+"""What stays of a sweep's runs: the finished ones in the registry, their checkpoints on disk, and nothing more."""
+
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from voicechat_platform.registry import Registry, Version
+from voicechat_tune.running.run_files import SweepFiles
+from voicechat_tune.running.sweep_index import NOTES
+from voicechat_tune.search.journal import JOURNAL
+from voicechat_tune.search.study import Run, RunKey, Study, Trial, evaluation_in
+from voicechat_tune.search.sweep_file import SweepFile
+
+log = logging.getLogger(__name__)
+
+
+class Retention:
+    """Puts each run that has ended into the registry, and deletes the files that nobody needs any more.
+
+    Args:
+        group: the sweep's experiment in the registry.
+    """
+
+    def __init__(self, sweep: SweepFile, study: Study, folder: Path, group: str):
+        self.sweep, self.study, self.folder, self.group = sweep, study, folder, group
+        self.files = SweepFiles(sweep, folder)
+        self.kept: dict[RunKey, Version] = {}
+        self.discarded: set[RunKey] = set()
+        self.looked_at = 0
+        self.open: list[Trial] = []
+        """Of those looked at: what may still have a run to keep or to discard."""
+        self.next: Future[None] | None = None
+        self.worker = ThreadPoolExecutor(1)  # the registry takes its time; training need not wait for it
+
+    def soon(self) -> None:
+        """Keep what has finished, in the background; a call that has not begun yet stands for later ones, too."""
+        if self.next is None or self.next.running() or self.next.done():
+            self.next = self.worker.submit(self.keep_all)
+            self.next.add_done_callback(log_failure)
+
+    def finish(self) -> None:
+        """Keep what is not kept yet; what cannot be kept now is an error."""
+        self.worker.shutdown()
+        self.keep_all()
+
+    def keep_all(self) -> None:
+        """Register what has finished; recording it again changes nothing."""
+        registry = Registry()
+        new = self.study.known[self.looked_at :]
+        self.open += new
+        self.looked_at += len(new)
+        for trial in self.open:
+            for run in trial.runs:
+                over = run.ending is not None or trial.state != "unfinished"
+                if over and not self.is_done_with(run):
+                    self.keep(registry, trial, run)
+        self.open = [
+            trial for trial in self.open if trial.state == "unfinished" or not all(map(self.is_done_with, trial.runs))
+        ]
+        self.back_up()
+
+    def is_done_with(self, run: Run) -> bool:
+        return run.key in self.kept or run.key in self.discarded
+
+    def keep(self, registry: Registry, trial: Trial, run: Run) -> None:
+        if run.ending != "finished":
+            self.discard(run.key)
+        elif trial.lineage.get("generation") in (None, self.sweep.generations()):
+            self.register(registry, trial, run)
+        elif self.is_left_behind(trial):
+            self.discard(run.key)
+
+    def register(self, registry: Registry, trial: Trial, run: Run) -> None:
+        self.kept[run.key] = registry.record(
+            group=self.group,
+            run_name=str(run.key),
+            parameters=trial.point,
+            history=[evaluation_in(evaluation) for evaluation in run.evaluations],
+            checkpoint=self.files.best(run.key),
+        )
+        self.files.tidy(run.key)
+
+    def is_left_behind(self, trial: Trial) -> bool:
+        """Of a population: an interval that no later one goes on from any more."""
+        newest = self.study.known[-1]  # generations begin one after the other
+        return newest.lineage["generation"] > trial.lineage["generation"] + 1
+
+    def discard(self, key: RunKey) -> None:
+        self.files.discard(key)
+        self.discarded.add(key)
+
+    def back_up(self) -> None:
+        """With an object store: the study goes there, so that another head can go on."""
+        if self.files.store is not None:
+            for name in (NOTES, JOURNAL):
+                self.files.store.put_file(self.folder / name, f"{self.sweep.name}/{name}")
+
+
+class Keeping(tune.Callback):
+    """Ray Tune's side of it: what has finished is kept whenever a run begins or ends."""
+
+    def __init__(self, retention: Retention):
+        self.retention = retention
+
+    def __reduce__(self):
+        return tune.Callback, ()  # Tune pickles it for a restore of its own, which is never asked for
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.retention.soon()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.retention.soon()
+
+
+def log_failure(keeping: Future[None]) -> None:
+    """Say what went wrong: the next call does it again, and the last one may not fail."""
+    if error := keeping.exception():
+        log.warning("what has finished could not be kept yet, which is tried again later: %s", error)
+        log.debug("the whole error", exc_info=error)

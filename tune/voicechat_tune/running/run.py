@@ -1,0 +1,279 @@
+"""Running a sweep: launch it or go on with it, keep its trials in the registry."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from voicechat_platform.cluster import start_ray
+from voicechat_platform.errors import InputError
+from voicechat_platform.registry import Version
+from voicechat_platform.settings import settings
+from voicechat_platform.training.starting_point import find_start, load_data
+from voicechat_tune.running.disk import is_disk_full
+from voicechat_tune.running.driver import DrivenScheduler, DrivenSearch, Driver
+from voicechat_tune.running.follow import Follower
+from voicechat_tune.running.resources import check_resources, room_for
+from voicechat_tune.running.retention import Keeping, Retention
+from voicechat_tune.running.run_files import object_store, sweep_folder
+from voicechat_tune.running.sweep_index import NOTES, note, open_study, point_to, write_notes
+from voicechat_tune.running.trial import run_trial
+from voicechat_tune.running.wheel import build_wheel
+from voicechat_tune.search.journal import JOURNAL
+from voicechat_tune.search.ranking import best_first, ranked
+from voicechat_tune.search.samplers import trials_of
+from voicechat_tune.search.study import Study
+from voicechat_tune.search.sweep_file import SweepFile
+
+log = logging.getLogger(__name__)
+
+LOCK_ATTEMPTS = 3
+"""Whoever asks whether a sweep runs (`sweep_index.is_running`) holds its lock for a moment."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a sweep."""
+
+    finished: list[Version]
+    """Versions of the runs that came to their end, the best trial first."""
+    failed: int
+    unfinished: int
+    """Trials that wait to go on."""
+    reason: str
+    """Why it ended before its last trial: a limit, a full disk, Ctrl-C; empty when it did not."""
+    mebibytes: float
+    """What its folder and its storage hold."""
+
+    @property
+    def complete(self) -> bool:
+        return not self.reason
+
+    @property
+    def best(self) -> Version | None:
+        return self.finished[0] if self.finished else None
+
+
+def run_sweep(
+    sweep: SweepFile, fresh: bool = False, force: bool = False, extend: int = 0, tensorboard: bool = False
+) -> Outcome:
+    """Run a sweep to its end, or go on with one that was interrupted, following it meanwhile.
+
+    Ctrl-C ends it early: what is finished is kept, and the next call goes on.
+
+    Args:
+        sweep: the sweep.
+        fresh: throw away what an earlier sweep of that name left (its versions stay registered).
+        force: go on although the file has changed; what has run stays as it is.
+        extend: trials beyond those that the file asks for.
+        tensorboard: write event files into the sweep's folder.
+
+    Raises:
+        InputError: the sweep of that name came from another file or is running now, its storage cannot be written, or
+            it asks for what the machines can never give.
+    """
+    folder = sweep_folder(sweep.name, sweep.storage)
+    point_to(folder, sweep.name)
+    with locked(folder), full_disk_explained(folder):
+        store = object_store(sweep)
+        if store is not None:
+            store.check_writable()
+        if fresh:
+            throw_away(sweep, folder)
+        elif store is not None and not (folder / JOURNAL).exists():  # another head began it
+            for name in (NOTES, JOURNAL):
+                store.get_file(f"{sweep.name}/{name}", folder / name)
+        resumes = (folder / JOURNAL).exists()
+        notes = note(sweep, folder, force)
+        study = Study(folder, sweep)
+        if sweep.warm_start and not study.trials():
+            warm(sweep, study)
+        wanted = trials_of(sweep) + notes["extended"]
+        if extend:
+            wanted = extended(sweep, study, folder, notes, extend)
+        retention = Retention(sweep, study, folder, notes["group"])
+        if study.is_over(wanted):
+            return outcome(study, wanted, "", retention)
+        log.info("reading the data")
+        data = load_data(sweep.recipe)
+        log.info("starting Ray")
+        with tempfile.TemporaryDirectory() as scratch:
+            start_ray(build_wheel(Path(scratch)) if settings().ray_address != "local" else None)
+        check_resources(sweep)
+        driver = Driver(sweep, study, wanted, room=lambda: room_for(sweep))
+        if resumes:
+            log.info("going on with the sweep in %s", folder)
+        conduct(sweep, folder, driver, retention, data, tensorboard)
+        return outcome(study, wanted, driver.stopping, retention)
+
+
+def conduct(sweep: SweepFile, folder: Path, driver: Driver, retention: Retention, data: Any, tensorboard: bool) -> None:
+    """Let Ray Tune run what the driver hands out."""
+    quiet_tune(room_for(sweep))
+    scratch = folder / ".ray-tune"  # its own notes, of which nothing is needed afterwards
+    shutil.rmtree(scratch, ignore_errors=True)
+    resources = {"CPU": sweep.cpus_per_trial, "GPU": sweep.gpus_per_trial}
+    if sweep.workers_per_trial > 1:
+        resources = {"CPU": 0, "memory": 2**20}  # its process waits for the workers, which ask for themselves
+    tuner = tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(run_trial, sweep=sweep, folder=folder, data=data, start=find_start(sweep.recipe)),
+            resources,
+        ),
+        tune_config=tune.TuneConfig(
+            num_samples=-1,
+            search_alg=DrivenSearch(driver),
+            scheduler=DrivenScheduler(driver),
+            reuse_actors=sweep.workers_per_trial == 1,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=scratch.name,
+            storage_path=str(folder),
+            callbacks=[Follower(sweep, driver, folder / "tensorboard" if tensorboard else None), Keeping(retention)],
+            verbose=0,
+        ),
+    )
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tuner.fit()
+    except KeyboardInterrupt:  # Tune takes it in most moments, not in all
+        driver.stopping = "interrupted"
+    finally:
+        signal.signal(signal.SIGINT, interrupt)  # Tune leaves a handler behind that only sets a flag of its own
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def quiet_tune(room: int) -> None:
+    """Tune would print its own tables, warn of every default, log each trial three times, save its state, and start
+    one process after the other."""
+    for name, value in {
+        "TUNE_MAX_PENDING_TRIALS_PG": str(room),
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_SYNCER": "1",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Only one process drives a sweep; a killed one holds it no more.
+
+    Raises:
+        InputError: another one does, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("a+", errors="replace")
+    except OSError as error:
+        raise InputError(f"{folder} cannot keep results: {error}; give a folder that can be written") from None
+    with file:
+        for _ in range(LOCK_ATTEMPTS):
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(0.1)
+        else:
+            file.seek(0)
+            raise InputError(f"process {file.read().strip() or '?'} runs the sweep in {folder} now")
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def full_disk_explained(folder: Path) -> Iterator[None]:
+    """
+    Raises:
+        InputError: in place of what a full disk made fail.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if not is_disk_full(error, folder):
+            raise
+        raise InputError(
+            f"the disk is full at {folder}: make room, and the same command goes on from what is finished"
+        ) from error
+
+
+def extended(sweep: SweepFile, study: Study, folder: Path, notes: dict[str, Any], extend: int) -> int:
+    """How many trials there are to be in all, when a sweep that has ended gets some more.
+
+    One that has not ended goes on first, so that the same command after a Ctrl-C adds nothing twice.
+
+    Raises:
+        InputError: the sweep has as many trials as it has.
+    """
+    if sweep.points or sweep.sampler == "grid" or sweep.generations() > 1:
+        raise InputError("--extend adds drawn trials; a grid, points and pbt have as many as they have")
+    wanted = trials_of(sweep) + notes["extended"]
+    if not study.is_over(wanted):
+        log.info("the sweep has not ended yet: it goes on to its %d trials, and --extend adds none", wanted)
+        return wanted
+    write_notes(folder, {**notes, "extended": notes["extended"] + extend})
+    return wanted + extend
+
+
+def throw_away(sweep: SweepFile, folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name != "lock":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    store = object_store(sweep)
+    if store is not None:
+        store.delete(sweep.name)
+
+
+def warm(sweep: SweepFile, study: Study) -> None:
+    assert sweep.warm_start is not None
+    earlier = open_study(sweep.warm_start)
+    known = study.warm(earlier)
+    if not known:
+        raise InputError(
+            f"warm_start: no finished trial of {earlier.sweep.name} has the fields, values and objectives of this "
+            f"search: leave it out, or search as that sweep did"
+        )
+    log.info("%d finished trials of %s fit this space: the sampler knows them", known, earlier.sweep.name)
+
+
+def outcome(study: Study, wanted: int, stopping: str, retention: Retention) -> Outcome:
+    """
+    Args:
+        stopping: why the driver ended the sweep early, if it did.
+    """
+    retention.finish()
+    trials = study.trials()
+    unfinished = max(0, wanted - sum(trial.state != "unfinished" for trial in trials))
+    reason = stopping or ("interrupted" if unfinished else "")
+    return Outcome(
+        finished=[
+            retention.kept[run.key]
+            for trial in ranked(trials, study.sweep)
+            for run in best_first(trial)
+            if run.key in retention.kept
+        ],
+        failed=sum(trial.state == "failed" for trial in trials),
+        unfinished=unfinished,
+        reason=reason,
+        mebibytes=retention.files.mebibytes(),
+    )

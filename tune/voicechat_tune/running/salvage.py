@@ -1,0 +1,59 @@
+"""Going on with a sweep whose journal or notes are damaged: what is sound stays, what is not lies beside it."""
+
+import contextlib
+import logging
+from pathlib import Path
+from typing import Any
+
+from voicechat_platform.errors import InputError
+from voicechat_platform.json_file import read_object
+from voicechat_platform.registry import Registry
+from voicechat_tune.running.run import locked
+from voicechat_tune.running.run_files import sweep_folder
+from voicechat_tune.running.sweep_index import NOTES, group_of, read_notes, write_notes
+from voicechat_tune.search import journal
+from voicechat_tune.search.samplers import trials_of
+from voicechat_tune.search.study import beginning_of
+from voicechat_tune.search.sweep_file import SweepFile
+
+log = logging.getLogger(__name__)
+
+
+def salvage(sweep: SweepFile) -> None:
+    """Put a sound journal and sound notes in the place of damaged ones, which stay beside them.
+
+    Evaluations that were lost come back from the runs' own checkpoints, where those are still there: a run that goes on
+    tells its history again.
+
+    Raises:
+        InputError: the journal is that of another sweep, or a process runs the sweep now.
+        RegistryError: the notes are damaged, and the registry does not tell where the sweep's versions are.
+    """
+    folder = sweep_folder(sweep.name, sweep.storage)
+    if not any((folder / name).exists() for name in (journal.JOURNAL, NOTES, "runs")):
+        return
+    with locked(folder):
+        left = journal.salvage(folder / journal.JOURNAL, beginning_of(sweep))
+        if left is not None:
+            log.info("the journal is sound again: it holds %s", left)
+        try:
+            read_notes(folder)
+        except InputError as error:
+            notes = rebuilt_notes(sweep, folder)
+            journal.set_aside(folder / NOTES)
+            write_notes(folder, notes)
+            log.info("%s; it is written anew, and its versions stand under %s", error, notes["group"])
+
+
+def rebuilt_notes(sweep: SweepFile, folder: Path) -> dict[str, Any]:
+    """What `sweep_index.note` noted, as far as it can be known: the file is the one that is given now."""
+    known: dict[str, Any] = {}
+    with contextlib.suppress(InputError):
+        known = read_object(folder / NOTES)
+    group, extended = known.get("group"), known.get("extended")
+    if not isinstance(group, str) or not group:
+        group = Registry().newest_group(sweep.name) or group_of(sweep)
+    if type(extended) is not int or extended < 0:
+        held = journal.sound(journal.read_lines(folder / journal.JOURNAL), beginning_of(sweep)).contents.numbered
+        extended = max(0, held - trials_of(sweep))
+    return {"extended": extended, "group": group, "file": sweep.model_dump(mode="json", by_alias=True)}

@@ -1,0 +1,168 @@
+"""One run of a sweep: the training loop inside a Ray Tune process, or under Ray Train where it has several workers.
+
+A run keeps its checkpoints in a folder of its own, so it goes on from there on whichever machine it is handed to next.
+It tells its evaluations from the start again then, in case the driver did not hear of the last ones.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from voicechat_platform.checkpoint_files import read_run
+from voicechat_platform.checkpoints import load_checkpoint
+from voicechat_platform.corpora.batches import TrainingData
+from voicechat_platform.corpora.corpus import Corpus
+from voicechat_platform.errors import InputError
+from voicechat_platform.training.evaluation import mean_loss
+from voicechat_platform.training.history import Evaluation, read_history
+from voicechat_platform.training.loop import Training
+from voicechat_platform.training.recipe import Recipe
+from voicechat_platform.training.run_folder import RunFolder
+from voicechat_platform.training.throughput import cache_bytes_per_token, non_embedding_parameters, training_flops
+from voicechat_tune.running.disk import is_disk_full
+from voicechat_tune.running.messages import DiskFull, Ended, tell
+from voicechat_tune.running.preemption import Preempted, stopping_on_notice
+from voicechat_tune.running.run_files import RunFiles
+from voicechat_tune.search.study import RunKey
+from voicechat_tune.search.sweep_file import SweepFile
+
+log = logging.getLogger(__name__)
+
+
+def run_trial(config: dict[str, Any], sweep: SweepFile, folder: Path, data: TrainingData, start: Path | None) -> None:
+    """Train one run to its end, or to the end of its interval, reporting every evaluation.
+
+    Args:
+        config: what `DrivenSearch.suggest` handed out.
+        folder: the sweep's.
+        data: shared by all runs through Ray's object store.
+        start: the folder of the pretrained model, if the sweep fine-tunes one.
+    """
+    key = RunKey(config["trial"], config["seed_index"])
+    try:
+        with RunFiles(sweep, folder, key) as files, logged(files.folder / "log.txt"):
+            facts = train(config, sweep, files, data, start)
+        tell(Ended("finished", facts=facts))
+    except InputError as error:  # it would come again
+        tell(Ended("failed", str(error)))
+    except Exception as error:
+        if not is_disk_full(error, folder):
+            raise
+        tell(DiskFull(f"the disk is full at {folder}: make room"))
+
+
+def train(
+    config: dict[str, Any], sweep: SweepFile, files: "RunFiles", data: TrainingData, start: Path | None
+) -> dict[str, float]:
+    """Train, and measure the best checkpoint: what is known of it and of its model."""
+    recipe = sweep.recipe_for(config["point"], config["seed_index"])
+    run, until = RunFolder(files.folder), config["until"]
+    resume_from = run.of_recipe(recipe)
+    known = read_history(resume_from) if resume_from else []
+    begins_at = 0
+    if config["parent"]:
+        parent = files.fetch_parent(config["parent"])
+        begins_at = read_run(parent)["metrics"]["step"]
+        resume_from = resume_from or parent
+    for evaluation in known:
+        if evaluation.step > begins_at:
+            tell_evaluation(evaluation)
+    if sweep.workers_per_trial == 1:
+        torch.set_num_threads(sweep.threads())
+        if not sweep.gpus_per_trial:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides no GPU from who asked for none
+        reset_peak_memory()
+        belongs_to = f"{sweep.name}/{files.key}"
+        training = Training(recipe, data, resume_from, belongs_to, start, shares_machine=sweep.runs_share_machine())
+        if training.step:
+            log.info("going on from step %d", training.step)
+        if until is not None and training.step >= until:
+            training.stop()
+        with stopping_on_notice(training):
+            for evaluation in run.train(training):
+                files.put()
+                if until is not None and evaluation.step >= until:
+                    training.stop()
+                tell_evaluation(evaluation)
+        if training.stopping and (until is None or training.step < until):
+            files.put()
+            raise Preempted("its machine is about to be taken away")
+    else:
+        from voicechat_tune.running.distributed import train_in_trial
+
+        try:
+            for evaluation in train_in_trial(recipe, data, run.folder, resume_from, start, sweep):
+                files.put()
+                tell_evaluation(evaluation)
+        except Preempted:
+            files.put()
+            raise
+    facts = facts_of(recipe, run, data, is_whole=until is None or until >= recipe.training.steps)
+    files.put()
+    return facts
+
+
+def facts_of(recipe: Recipe, run: RunFolder, data: TrainingData, is_whole: bool) -> dict[str, float]:
+    """The losses of the best checkpoint (of an interval: of the last one), and its model's size and cost."""
+    checkpoint = run.finish(data) if is_whole and run.best.exists() else run.last
+    model, _ = load_checkpoint(checkpoint)
+    metrics = read_run(checkpoint)["metrics"]
+    speeds = [evaluation.tokens_per_second for evaluation in read_history(run.last)]
+    facts = {
+        "validation_loss": metrics["validation_loss"],
+        "nats_per_character": metrics["nats_per_character"],
+        "best_step": metrics["step"],
+        "parameters": model.num_parameters(),
+        "non_embedding_parameters": non_embedding_parameters(model),
+        "flops_per_token": training_flops(model, recipe.model.context),
+        "cache_bytes_per_token": cache_bytes_per_token(model.config),
+        "tokens_per_second": sorted(speeds)[len(speeds) // 2],
+        "peak_memory_mib": metrics["peak_memory_mib"],
+    }
+    if is_whole and isinstance(data, Corpus) and len(data.test_tokens):
+        facts["test_loss"] = mean_loss(model, data.test(recipe.model.context))
+    return facts
+
+
+def tell_evaluation(evaluation: Evaluation) -> None:
+    log.info(
+        "step %d: validation %.4f, training %.4f nats/token, %.0f tokens/s",
+        evaluation.step, evaluation.validation_loss, evaluation.train_loss, evaluation.tokens_per_second,
+    )  # fmt: skip
+    tell(evaluation)
+
+
+@contextmanager
+def logged(path: Path) -> Iterator[None]:
+    """What this package logs goes to the run's own file, too; so does what broke it off."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    ours = [logging.getLogger(name) for name in ("voicechat_platform", "voicechat_tune")]
+    for logger in ours:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        log.info("begins")
+        yield
+    except Exception:
+        log.exception("broke off")
+        raise
+    finally:
+        for logger in ours:
+            logger.removeHandler(handler)
+        handler.close()
+
+
+def reset_peak_memory() -> None:
+    """Of a process that did another run before."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        log.debug("the peak is of all runs of this process: /proc/self/clear_refs cannot be written")

@@ -1,0 +1,1 @@
+"""What a sweep decides: its file and its study, samplers, schedulers, and the ranking of trials."""

@@ -1,0 +1,121 @@
+"""What comes next: the points of a grid or a list, what Optuna's sampler draws, the next interval of a population."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial
+
+from voicechat_tune.search.population import next_member
+from voicechat_tune.search.space import draw_point, drawn_part, known_in
+from voicechat_tune.search.study import Study, Trial
+from voicechat_tune.search.sweep_file import SweepFile
+
+
+class Search:
+    """Begins a sweep's trials, one after the other.
+
+    Optuna's sampler draws in a copy of the study in memory, so that the journal gets a trial in one piece. The copy is
+    made once, and told before each draw what came of the trials that it knows as unfinished.
+    """
+
+    def __init__(self, sweep: SweepFile, study: Study):
+        self.sweep, self.study = sweep, study
+        self.listed = listed_points(sweep)
+        self.memory = InMemoryStorage()
+        self.copy = optuna.create_study(storage=self.memory, directions=study.optuna.directions)
+        known = known_in(sweep.search, study.frozen()) if self.listed is None else []
+        self.copy.add_trials(known)
+        self.unfinished = {
+            trial.user_attrs["number"]: place
+            for place, trial in enumerate(known)
+            if trial.user_attrs.get("number") in study.unfinished
+        }
+        """By a trial's number its id in the copy."""
+
+    def next_trial(self, wanted: int) -> Trial | None:
+        """Begin the next trial; None where there are enough, or where a population waits for its slowest member.
+
+        Args:
+            wanted: how many trials there are to be in all (`trials_of`, or more where a sweep is extended).
+        """
+        number, scheduler = len(self.study.known), self.sweep.scheduler
+        if number >= wanted:
+            return None
+        if scheduler and scheduler.population and number >= scheduler.population:
+            member = next_member(self.sweep, self.study.known)
+            return self.study.begin(None, *member) if member else None
+        if self.listed is not None:
+            return self.study.begin(None, self.listed[number])
+        drawn, point = self.draw(number)
+        lineage = {"member": number + 1, "generation": 1} if scheduler and scheduler.population else {}
+        new = self.study.begin(drawn, point, lineage)
+        self.unfinished[new.number] = drawn.number  # in memory a trial's id is its number
+        return new
+
+    def draw(self, number: int) -> tuple[FrozenTrial, dict[str, Any]]:
+        """Let the sampler draw, from what the study knows and a seed of the trial's own: nothing else is remembered."""
+        self.catch_up()
+        self.copy.sampler = make_sampler(self.sweep, number)
+        if number < len(self.sweep.first):
+            self.copy.enqueue_trial(drawn_part(self.sweep.search, self.sweep.first[number]))
+        trial = self.copy.ask()
+        point = draw_point(self.sweep.search, trial)
+        return self.memory.get_trial(trial._trial_id), point
+
+    def catch_up(self) -> None:
+        """Tell the copy what has been reported since the last draw."""
+        for number, place in self.unfinished.items():
+            found, there = self.study.find(number), self.memory.get_trial(place)
+            for step, loss in found.intermediate_values.items():
+                if step not in there.intermediate_values:
+                    self.memory.set_trial_intermediate_value(place, step, loss)
+            if found.state.is_finished():
+                self.memory.set_trial_state_values(place, found.state, found.values)
+        self.unfinished = {n: place for n, place in self.unfinished.items() if n in self.study.unfinished}
+
+
+def trials_of(sweep: SweepFile) -> int:
+    """How many trials the sweep file asks for; a population's intervals count one each."""
+    listed = listed_points(sweep)
+    if listed is not None:
+        return min(len(listed), sweep.trials or len(listed))
+    return (sweep.trials or 0) * sweep.generations()
+
+
+def listed_points(sweep: SweepFile) -> list[dict[str, Any]] | None:
+    """The points that are known from the start: those given, or a grid's."""
+    if sweep.points:
+        return sweep.points
+    if sweep.sampler != "grid":
+        return None
+    points: list[dict[str, Any]] = [{}]
+    for field, parameter in sweep.search.items():
+        values = range(parameter.integer[0], parameter.integer[1] + 1) if parameter.integer else parameter.examples()
+        points = [
+            extended
+            for point in points
+            for extended in ([{**point, field: value} for value in values] if parameter.exists_in(point) else [point])
+        ]
+    return points
+
+
+def make_sampler(sweep: SweepFile, number: int) -> optuna.samplers.BaseSampler:
+    seed = int(np.random.SeedSequence([sweep.seed, number]).generate_state(1)[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        match sweep.sampler:
+            case "gp":
+                return optuna.samplers.GPSampler(seed=seed)
+            case "cma_es":
+                return optuna.samplers.CmaEsSampler(
+                    seed=seed, warn_independent_sampling=False, consider_pruned_trials=True
+                )
+            case "random":
+                return optuna.samplers.RandomSampler(seed=seed)
+            case _:
+                # Runs that are not finished yet count as bad ones, so that several at a time differ. The fields of each
+                # branch are drawn together, with several objectives, too.
+                return optuna.samplers.TPESampler(seed=seed, constant_liar=True, multivariate=True, group=True)

@@ -1,0 +1,314 @@
+"""The memory of a sweep: an Optuna study in a journal that a kill at any moment leaves whole.
+
+A *trial* is one point of the search space; it has a *run*, a training, for each of its seeds. Everything that a sweep
+decides (the next point, who is stopped at a rung, when a limit is reached) is computed from what stands here and from
+the sweep file alone, so a sweep that goes on after a kill decides as it would have done. `optuna-dashboard` reads the
+journal too.
+"""
+
+import logging
+import math
+from bisect import insort
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from voicechat_platform.errors import InputError
+from voicechat_platform.training.history import Evaluation
+from voicechat_tune.search.journal import JOURNAL, SALVAGE, Beginning, open_journal
+from voicechat_tune.search.journal_lines import Ending
+from voicechat_tune.search.space import known_in
+from voicechat_tune.search.sweep_file import DIRECTIONS, SweepFile
+
+logging.getLogger("optuna").setLevel(logging.ERROR)
+
+State = Literal["finished", "stopped", "failed", "unfinished"]
+STATES: dict[TrialState, State] = {
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "stopped",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "unfinished",
+    TrialState.WAITING: "unfinished",
+}
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """Names a run: the trial's number, from 1, and which of its seeds, from 0."""
+
+    trial: int
+    seed_index: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.trial:04}" + (f"-{self.seed_index + 1}" if self.seed_index else "")
+
+
+@dataclass
+class Run:
+    """One training."""
+
+    key: RunKey
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    """In order of their steps; beside an `Evaluation`'s fields "order", which counts all that came in, and "clock",
+    the sweep's seconds so far over all sittings."""
+    ending: Ending | None = None
+    """None while it is unfinished."""
+    message: str = ""
+    """Why it failed."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Of a finished run: the best checkpoint's losses, the model's size, and what it cost."""
+
+    def end(self, ending: Ending, message: str, facts: dict[str, Any]) -> None:
+        self.message, self.facts = message, facts
+        self.ending = ending  # at the end: other threads take a run with an ending as whole
+
+    @property
+    def step(self) -> int:
+        return self.evaluations[-1]["step"] if self.evaluations else 0
+
+    @property
+    def seconds(self) -> float:
+        """That it had taken at its last evaluation, over all its attempts."""
+        return self.evaluations[-1]["spent"] if self.evaluations else 0.0
+
+    @property
+    def loss(self) -> float | None:
+        """Of its best checkpoint where it is finished, else the last one seen; nats per token."""
+        if "validation_loss" in self.facts:
+            return self.facts["validation_loss"]
+        return self.evaluations[-1]["validation_loss"] if self.evaluations else None
+
+
+@dataclass
+class Trial:
+    """One point of the search space."""
+
+    number: int
+    """From 1, in the order in which they were drawn."""
+    point: dict[str, Any]
+    state: State
+    runs: list[Run]
+    lineage: dict[str, int]
+    """Of population based training: "member", "generation", and the "parent" trial that it goes on from."""
+
+    @property
+    def loss(self) -> float | None:
+        """The mean over its runs so far."""
+        losses = [run.loss for run in self.runs if run.loss is not None]
+        return sum(losses) / len(losses) if losses else None
+
+
+class Study:
+    """Opens a sweep's memory, or begins one.
+
+    The trials are read once; from then on each report changes the one that it is of. So a report takes the driver no
+    longer after thousands of trials than after ten.
+
+    Args:
+        folder: the sweep's.
+        writable: for the driver alone, of which there is one (`run.locked`). Readers may come at any time, and see what
+            stood there when they came.
+
+    Raises:
+        InputError: its journal is damaged (`journal.open_journal`); to read, it has not begun.
+    """
+
+    def __init__(self, folder: Path, sweep: SweepFile, writable: bool = True):
+        self.sweep, self.folder = sweep, folder
+        if writable:
+            folder.mkdir(parents=True, exist_ok=True)
+        self.storage = open_journal(folder / JOURNAL, beginning_of(sweep), writable)
+        directions = [DIRECTIONS[objective] for objective in sweep.objectives]
+        if not writable:
+            try:
+                self.optuna = optuna.load_study(storage=self.storage, study_name=sweep.name)
+            except KeyError:
+                raise InputError(f"{folder / JOURNAL} is empty: the sweep has not begun; {SALVAGE}") from None
+        else:
+            self.optuna = optuna.create_study(
+                storage=self.storage, study_name=sweep.name, directions=directions, load_if_exists=True
+            )
+        self.known: list[Trial] = []
+        self.ids: list[int] = []
+        """Optuna's of each."""
+        self.unfinished: dict[int, Trial] = {}
+        """By their numbers, in order."""
+        self.evaluations = 0
+        """How many came in, of all runs."""
+        self.seconds = 0.0
+        """That all runs took together."""
+        for found in self.frozen():
+            if "number" in found.user_attrs:
+                self.add(as_trial(found), found._trial_id)
+        if writable:
+            for trial in list(self.unfinished.values()):
+                self.close(trial)  # the driver was killed between a run's ending and its trial's
+
+    def add(self, trial: Trial, optuna_id: int) -> None:
+        self.known.append(trial)
+        self.ids.append(optuna_id)
+        if trial.state == "unfinished":
+            self.unfinished[trial.number] = trial
+        self.evaluations += sum(len(run.evaluations) for run in trial.runs)
+        self.seconds += sum(run.seconds for run in trial.runs)
+
+    def trials(self) -> list[Trial]:
+        """All of this sweep's, in the order of their numbers; the driver's change as the reports come."""
+        return list(self.known)
+
+    def trial(self, number: int) -> Trial:
+        return self.known[number - 1]
+
+    def run(self, key: RunKey) -> Run:
+        """A run as it stands; without evaluations where it has not told of any."""
+        return next((run for run in self.trial(key.trial).runs if run.key == key), Run(key))
+
+    def is_over(self, wanted: int) -> bool:
+        """Whether so many trials have been drawn, and all have ended."""
+        return len(self.known) >= wanted and not self.unfinished
+
+    def frozen(self) -> list[FrozenTrial]:
+        """Optuna's view of them, after those of an earlier sweep that this one was warmed with."""
+        return self.optuna.get_trials(deepcopy=False)
+
+    def begin(self, drawn: FrozenTrial | None, point: dict[str, Any], lineage: dict[str, int] | None = None) -> Trial:
+        """Add a trial, whole in one record: a kill leaves all of it or nothing.
+
+        Args:
+            drawn: what Optuna's sampler drew; None for a point that nobody drew.
+        """
+        trial = Trial(len(self.known) + 1, point, "unfinished", [], lineage or {})
+        added = create_trial(
+            state=TrialState.RUNNING,
+            params=drawn.params if drawn else {},
+            distributions=drawn.distributions if drawn else {},
+            system_attrs=drawn.system_attrs if drawn else {},
+            user_attrs={"number": trial.number, "point": trial.point, "lineage": trial.lineage},
+        )
+        self.add(trial, self.storage.create_new_trial(self.optuna._study_id, added))
+        return trial
+
+    def record(self, key: RunKey, evaluation: dict[str, Any], clock: float) -> bool:
+        """Remember what a run reported; False if it was known (a run that goes on tells its history again)."""
+        trial = self.trial(key.trial)
+        if trial.state != "unfinished":
+            return False
+        found = self.find(key.trial)
+        step, name = evaluation["step"], f"run {key.seed_index} step {evaluation['step']}"
+        is_new = name not in found.user_attrs
+        if is_new:
+            evaluation = {**evaluation, "order": self.evaluations, "clock": clock}
+            self.set(found, name, evaluation)
+            self.evaluations += 1
+            run = run_of(trial, key)
+            self.seconds -= run.seconds
+            insort(run.evaluations, evaluation, key=step_of)
+            self.seconds += run.seconds
+        if key.seed_index == 0 and len(self.sweep.objectives) == 1 and step not in found.intermediate_values:
+            # The samplers learn from stopped trials, too.
+            optuna.Trial(self.optuna, found._trial_id).report(evaluation["selection_loss"], step)
+        return is_new
+
+    def end_run(self, key: RunKey, ending: Ending, message: str = "", facts: dict[str, Any] | None = None) -> None:
+        """Note how a run ended; the trial ends with its last one, or with the first that did not finish."""
+        trial = self.trial(key.trial)
+        if trial.state != "unfinished":
+            return
+        if ending == "finished" and not math.isfinite(facts["validation_loss"] if facts else 0.0):
+            ending, message = "failed", "the loss of its best checkpoint over the whole validation part is not a number"
+        end: dict[str, Any] = {"ending": ending, "message": message, "facts": facts or {}}
+        self.set(self.find(key.trial), f"run {key.seed_index} ending", end)
+        run_of(trial, key).end(**end)
+        self.close(trial)
+
+    def close(self, trial: Trial) -> None:
+        """Tell Optuna how a trial ended, if it has. Pruned is pruned: samplers then take the losses at its rungs."""
+        endings = [run.ending for run in trial.runs]
+        if "failed" not in endings and "stopped" not in endings and endings.count("finished") < self.sweep.seeds:
+            return
+        number = self.find(trial.number).number
+        if "failed" in endings:
+            self.optuna.tell(number, state=TrialState.FAIL)
+        elif "stopped" in endings:
+            self.optuna.tell(number, state=TrialState.PRUNED)
+        else:
+            self.optuna.tell(number, [objective_value(trial, objective) for objective in self.sweep.objectives])
+        trial.state = STATES[self.find(trial.number).state]
+        del self.unfinished[trial.number]
+
+    def warm(self, earlier: "Study") -> int:
+        """Let the sampler know the finished trials of an earlier sweep; how many of them fit this space."""
+        known = {found.user_attrs.get("warm") for found in self.frozen()}
+        finished = [
+            found for found in earlier.frozen() if found.state == TrialState.COMPLETE and "number" in found.user_attrs
+        ]
+        same = earlier.sweep.objectives == self.sweep.objectives
+        fitting = known_in(self.sweep.search, finished) if same else []
+        for found in fitting:
+            number = str(found.user_attrs["number"])
+            if number in known:
+                continue
+            self.optuna.add_trial(
+                create_trial(
+                    params=found.params,
+                    distributions=found.distributions,
+                    values=found.values,
+                    user_attrs={"warm": number},
+                )
+            )
+        return len(fitting)
+
+    def find(self, number: int) -> FrozenTrial:
+        """Optuna's view of a trial."""
+        return self.storage.get_trial(self.ids[number - 1])
+
+    def set(self, found: FrozenTrial, name: str, value: Any) -> None:
+        optuna.Trial(self.optuna, found._trial_id).set_user_attr(name, value)
+
+
+def beginning_of(sweep: SweepFile) -> Beginning:
+    objectives = {objective: DIRECTIONS[objective] for objective in sweep.objectives}
+    return Beginning(sweep.name, objectives, sweep.warm_start is not None)
+
+
+def evaluation_in(record: dict[str, Any]) -> dict[str, Any]:
+    """An `Evaluation`'s fields alone, of a record that holds more; of an older version's, those it has."""
+    return {field.name: record[field.name] for field in fields(Evaluation) if field.name in record}
+
+
+def as_trial(found: FrozenTrial) -> Trial:
+    attributes = found.user_attrs
+    trial = Trial(attributes["number"], attributes["point"], STATES[found.state], [], attributes["lineage"])
+    for name, value in attributes.items():
+        if not name.startswith("run "):
+            continue
+        _, index, *what = name.split()
+        run = run_of(trial, RunKey(trial.number, int(index)))
+        if what[0] == "step":
+            insort(run.evaluations, value, key=step_of)
+        else:
+            run.end(**value)
+    return trial
+
+
+def run_of(trial: Trial, key: RunKey) -> Run:
+    """A trial's run, which it has from the first time that something is told of it."""
+    for run in trial.runs:
+        if run.key == key:
+            return run
+    run = Run(key)
+    insort(trial.runs, run, key=lambda run: run.key.seed_index)
+    return run
+
+
+def step_of(evaluation: dict[str, Any]) -> int:
+    return evaluation["step"]
+
+
+def objective_value(trial: Trial, objective: str) -> float:
+    """The mean over the trial's runs."""
+    values = [run.facts[objective] for run in trial.runs if run.ending == "finished"]
+    return sum(values) / len(values)
