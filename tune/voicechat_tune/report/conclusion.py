@@ -73,8 +73,9 @@ def method(findings: Findings) -> str:
         others = [objective.replace("_", " ") for objective in findings.objectives[1:]]
         sought = "a low validation loss" + (f" and good {listed(others)}" if others else "")
         return (
-            f"The sweep sought {sought}; the final loss is that of the last step. Loss is in nats per token, and lower "
-            "is better."
+            f"The sweep sought {sought}. A trial is ranked by its best checkpoint's loss over the whole validation "
+            "part, the mean over its seeds; in the curves every step but the last shows the loss over a part of the "
+            "windows, unless the recipe evaluates on all. Loss is in nats per token, and lower is better."
         )
     return (
         "Loss is in nats per token, and lower is better; the final loss is the validation loss of the last step. "
