@@ -4,7 +4,7 @@ transcription: short utterances through our short context, beside faster-whisper
 turn: from the endpoint to the first sound at a client of /v1/realtime, beside the bare stages, each alone in one
 process: hear the utterance, write the first clause, speak it. With the early start at the first pause, and without.
 ends: the same two ways of finding a turn's end, by silence and by the words before it, over whole utterances and over
-such in whose middle somebody stops for .8 s.
+such in whose middle somebody stops for 0.8 s.
 interruption: from the event that somebody speaks over a reply to the event that the reply has ended.
 four at once: the same turns in four conversations, and gaps in what they hear.
 

@@ -15,7 +15,7 @@ class Stages(Protocol):
     async def hear(
         self, samples_n: Samples, language: str | None, prompt: str | None, only_if_idle: bool
     ) -> Transcript | None:
-        """A sound of up to 30 s written down; None where the ear is busy and was only wanted if idle."""
+        """A sound of up to 30 s written down; None where Whisper is busy and was only wanted if idle."""
 
     async def end_probability(self, words: str) -> float | None:
         """That what is said ends after these words, 0 to 1; None where nobody judges."""

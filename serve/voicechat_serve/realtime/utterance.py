@@ -26,7 +26,7 @@ from voicechat_serve.transcription.transcriber import Transcript
 log = logging.getLogger("ray.serve.voicechat.realtime")
 
 Hear = Callable[[Samples, bool], Coroutine[Any, Any, Transcript | None]]
-"""A sound of at most LONGEST_PART_S and a bit; with True only where the ear is idle: None where it was not."""
+"""A sound of at most LONGEST_PART_S and a bit; with True only where Whisper is idle: None where it was not."""
 
 LONGEST_PART_S = 24.0
 """Longer ones are not heard in a short context."""
@@ -38,7 +38,7 @@ FIRST_PARTIAL_S, PARTIAL_EVERY_S = 0.8, 1.0
 """Of sound, between two partial transcripts."""
 
 PARTS_AHEAD = 2
-"""Parts that may wait for the ear before more sound is taken."""
+"""Parts that may wait for Whisper before more sound is taken."""
 
 
 class Utterance:
