@@ -4,7 +4,7 @@
     python benchmarks/shakespeare_small.py --full                # three seeds of every variant, many hours
     python benchmarks/shakespeare_small.py --seeds 3 --only standard --corpus input.txt
 
-At most .81 million parameters, context 64, batch 12, 2,000 steps; the loss over the whole validation split in
+At most 0.81 million parameters, context 64, batch 12, 2,000 steps; the loss over the whole validation split in
 non-overlapping windows of 64, in nats per character. The peer is transformers' GPT2LMHeadModel with nanoGPT's recipe
 for this task (AdamW 1e-3, cosine to 1e-4, no dropout, windows with replacement). "equal width" leaves a variant its
 fewer parameters; "equal parameters" widens its MLP until it has the standard model's. Two runs go at a time, one thread

@@ -31,7 +31,7 @@ class Replicas(Strict):
     num_cpus: float = Field(default=0.1, ge=0)
     """CPU cores to reserve; they only say how many replicas fit on a machine."""
     num_gpus: float = Field(default=0, ge=0)
-    """GPUs to reserve; .25 lets four replicas share one."""
+    """GPUs to reserve; 0.25 lets four replicas share one."""
     min_replicas: int = Field(default=1, ge=0)
     """0: the deployment goes away when nobody asks, and the next request waits until it is loaded again."""
     max_replicas: int = Field(default=1, ge=1)

@@ -36,7 +36,7 @@ def test_frequencies_are_the_probabilities_under_each_rows_own_rules():
             [0.0, 1.0, 0.0, 0.0],
             [0.0, 4 / 7, 0.0, 3 / 7],
             [0.0, 4 / 7, 0.0, 3 / 7],
-            [0.0, 4 / 7, 0.0, 3 / 7],  # .7 of the .9 that three tokens share
+            [0.0, 4 / 7, 0.0, 3 / 7],  # 0.7 of the 0.9 that three tokens share
             [1 / 30, 16 / 30, 4 / 30, 9 / 30],
             [0.0, 4 / 7, 0.0, 3 / 7],
             [1.0, 0.0, 0.0, 0.0],

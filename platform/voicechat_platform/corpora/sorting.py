@@ -4,7 +4,7 @@ Letters: b batch, t position, n length of a list.
 
 In the form "sequence" a list is followed by itself in order, and only the second half counts: what minGPT does. In the
 form "positionwise" the label of each position is the digit that stands there in the sorted list: a causal model cannot
-know it, and no model can have less than the Bayes loss (.3144 nats for 11 digits of 3), unless it sees the future.
+know it, and no model can have less than the Bayes loss (0.3144 nats for 11 digits of 3), unless it sees the future.
 """
 
 import hashlib

@@ -38,7 +38,7 @@ class HeadReadout:
     effective_rank: float
     """exp(entropy of |eigenvalues|, as shares of their sum)."""
     symmetry: float
-    """‖symmetric part of B‖² of ‖B‖²: 1 for a symmetric metric, about .5 for random Q and K."""
+    """‖symmetric part of B‖² of ‖B‖²: 1 for a symmetric metric, about 0.5 for random Q and K."""
     self_weight: float
     """Attention to the token itself."""
     previous_token: float

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 MIGRATION = 0.7
-"""How much of the range moves into the weights, 0 to 1. With it SmolLM2-135M loses .011 nats of loss to int8, where it
-loses .036 without smoothing."""
+"""How much of the range moves into the weights, 0 to 1. With it SmolLM2-135M loses 0.011 nats of loss to int8, where it
+loses 0.036 without smoothing."""
 
 
 @torch.no_grad()

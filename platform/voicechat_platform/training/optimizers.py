@@ -90,7 +90,7 @@ def matrix_norm(x_nij: Tensor) -> Tensor:
 def orthogonalise(matrices_nij: Tensor) -> Tensor:
     """Each matrix's nearest orthogonal one, roughly: five Newton–Schulz steps with Muon's coefficients.
 
-    Singular values end between about .7 and 1.2, which is as good as 1 for an update and much cheaper.
+    Singular values end between about 0.7 and 1.2, which is as good as 1 for an update and much cheaper.
     """
     x_nij = matrices_nij.bfloat16() if matrices_nij.is_cuda else matrices_nij
     tall = x_nij.shape[-2] > x_nij.shape[-1]

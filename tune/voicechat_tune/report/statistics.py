@@ -178,7 +178,7 @@ def judge(difference: Estimate, corrected_p: float, seeds: int, margin: float) -
 
 
 def is_measurable(difference: Estimate, corrected_p: float) -> bool:
-    """Whether a difference is more than chance: p < .05, and an interval without 0."""
+    """Whether a difference is more than chance: p < 0.05, and an interval without 0."""
     if difference.low is None or difference.high is None:
         return False
     return corrected_p < ALPHA and (difference.high < 0 or difference.low > 0)

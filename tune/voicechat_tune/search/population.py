@@ -42,7 +42,7 @@ def next_member(sweep: SweepFile, trials: list[Trial]) -> tuple[dict[str, Any], 
 
 
 def explored(space: dict[str, Parameter], point: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
-    """A point near another: each number times .8 or 1.25, within its bounds, each choice moved or drawn anew."""
+    """A point near another: each number times 0.8 or 1.25, within its bounds, each choice moved or drawn anew."""
     changed: dict[str, Any] = {}
     for field, value in point.items():
         parameter = space[field]
