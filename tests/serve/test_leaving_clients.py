@@ -66,7 +66,7 @@ def arrived(replica) -> int:
 
 
 def staying(replica) -> int:
-    return sum(not flight.cancelled for flight in replica.engine.flights)
+    return sum(not sequence.cancelled for sequence in replica.engine.running)
 
 
 def connect(api: str, path: str, **fields) -> socket.socket:

@@ -75,7 +75,7 @@ class Machine:
             driver.begins(ray_id, key)
             self.train(driver, ray_id, key, trial)
         written = Study(self.folder, self.sweep, writable=False)
-        assert (study.trials(), study.evaluations) == (written.trials(), written.evaluations), "as the journal"
+        assert (study.trials(), study.next_order) == (written.trials(), written.next_order), "as the journal"
         assert study.seconds == pytest.approx(written.seconds)
         return study.trials()
 

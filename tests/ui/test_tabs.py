@@ -184,6 +184,8 @@ def test_a_sweep_is_followed_while_it_runs(rates):
     assert "Trial 3 failed: ValueError. More: voicechat trial rates 3" in trials
     assert "secret" not in trials
     assert sweeps_tab.reason("InputError: the corpus is <b>empty</b>\nmore") == "the corpus is <b>empty</b>"
+    ours = "the loss became nan at step 120; the last checkpoint is untouched: lower training.learning_rate (1)"
+    assert sweeps_tab.reason(ours) == ours
     assert sweeps_tab.reason("its process or its machine is gone") == "its process or its machine is gone"
 
 

@@ -170,9 +170,11 @@ def trials_of_study(name: str) -> list[str]:
 
 
 def reason(message: str) -> str:
-    """Of a run's failure, as the study keeps it: an error of ours as it is, of others only the kind (`parts.why`)."""
-    kind, _, text = message.partition("\n")[0].partition(": ")
-    return text if kind == InputError.__name__ else kind
+    """Of a run's failure, as the study keeps it: what we say as it is, of others' exceptions only the kind."""
+    line = message.partition("\n")[0].removeprefix(f"{InputError.__name__}: ")
+    kind = line.partition(": ")[0]
+    is_foreign = kind.isidentifier() and kind[0].isupper() and ": " in line
+    return kind if is_foreign else line
 
 
 def models_by_trial(folder: Path) -> dict[int, Markup]:

@@ -136,7 +136,7 @@ def best_choices(comparison: ComparisonFile) -> dict[str, dict[str, Any]]:
     sweep, places = tuning_sweep(comparison)
     trials = study_of_points(sweep).trials()
     best: dict[str, dict[str, Any]] = {}
-    for trial in ranked(trials, sweep):
+    for trial in ranked(trials[: len(places)], sweep):
         choices = {field: trial.point[field] for field in comparison.tuning}
         best.setdefault(places[trial.number - 1].variant, choices)
     missing = [variant for variant in comparison.variants if variant not in best]

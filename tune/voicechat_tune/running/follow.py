@@ -126,7 +126,7 @@ class Follower(tune.Callback):
         cost = study.seconds / 3600 * self.sweep.hourly_cost()
         spent = f", {cost:.2f} spent" if cost else ""
         title = f"sweep {self.sweep.name}: {done} of {self.driver.wanted} trials done, {clock} passed{spent}"
-        active = set(self.driver.active.values())
+        active = set(list(self.driver.active.values()))  # in one go: this is another thread
         return trials_table(title, worth_showing(study.trials(), self.sweep, active), self.sweep, active)
 
 

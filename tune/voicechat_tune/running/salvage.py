@@ -9,7 +9,7 @@ from voicechat_platform.errors import InputError
 from voicechat_platform.json_file import read_object
 from voicechat_platform.registry import Registry
 from voicechat_tune.running.run import locked
-from voicechat_tune.running.run_files import sweep_folder
+from voicechat_tune.running.run_files import object_store, sweep_folder
 from voicechat_tune.running.sweep_index import NOTES, group_of, read_notes, write_notes
 from voicechat_tune.search import journal
 from voicechat_tune.search.samplers import trials_of
@@ -32,10 +32,18 @@ def salvage(sweep: SweepFile) -> None:
     folder = sweep_folder(sweep.name, sweep.storage)
     if not any((folder / name).exists() for name in (journal.JOURNAL, NOTES, "runs")):
         return
+    store = object_store(sweep)
     with locked(folder):
+        if store is not None:
+            for name in (NOTES, journal.JOURNAL):
+                if not (folder / name).exists():
+                    store.get_file(f"{sweep.name}/{name}", folder / name)
         left = journal.salvage(folder / journal.JOURNAL, beginning_of(sweep))
         if left is not None:
             log.info("the journal is sound again: it holds %s", left)
+            if store is not None:  # where the next backup takes its place; and another trial may get a lost number
+                store.get_file(f"{sweep.name}/{journal.JOURNAL}", folder / f"{journal.JOURNAL}.from-storage")
+                journal.set_aside(folder / "runs")
         try:
             read_notes(folder)
         except InputError as error:

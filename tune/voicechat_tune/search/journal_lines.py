@@ -131,13 +131,11 @@ class Contents:
         """The study's name, and the direction of each objective by Optuna's numbers."""
         self.trials: list[int | None] = []
         """Under Optuna's id of each: its number, or None for one of an earlier sweep that this one was warmed with."""
+        self.numbered = 0
+        """How many of them are this sweep's own."""
         self.endings: dict[int, set[str]] = {}
         """By Optuna's id of a trial: how its runs ended."""
         self.over: set[int] = set()
-
-    @property
-    def numbered(self) -> int:
-        return sum(number is not None for number in self.trials)
 
     def add(self, line: bytes) -> None:
         """Take the next line.
@@ -182,6 +180,7 @@ class Contents:
         if not 0 <= begun.lineage.get("parent", 0) <= self.numbered:
             raise DamagedLineError(f"no line before it begins its parent, trial {begun.lineage['parent']}")
         self.trials.append(begun.number)
+        self.numbered += 1
 
     def end(self, record: TrialEnds) -> None:
         if ENDED_BY[record.state] not in self.endings.get(record.trial_id, ()):
@@ -192,6 +191,8 @@ class Contents:
 
     def attribute(self, record: UserAttribute) -> None:
         [(name, value)] = record.user_attr.items()
+        if not name.startswith("run "):
+            return  # optuna-dashboard keeps people's notes there
         if not re.fullmatch(r"run \d{1,9} (step \d{1,18}|ending)", name):
             raise DamagedLineError(f"a trial has no {name!r}")
         if name.endswith("ending"):

@@ -136,8 +136,8 @@ class Study:
         """Optuna's of each."""
         self.unfinished: dict[int, Trial] = {}
         """By their numbers, in order."""
-        self.evaluations = 0
-        """How many came in, of all runs."""
+        self.next_order = 0
+        """Of the next evaluation, among those of all runs."""
         self.seconds = 0.0
         """That all runs took together."""
         for found in self.frozen():
@@ -152,7 +152,7 @@ class Study:
         self.ids.append(optuna_id)
         if trial.state == "unfinished":
             self.unfinished[trial.number] = trial
-        self.evaluations += sum(len(run.evaluations) for run in trial.runs)
+        self.next_order = max([self.next_order, *(e["order"] + 1 for run in trial.runs for e in run.evaluations)])
         self.seconds += sum(run.seconds for run in trial.runs)
 
     def trials(self) -> list[Trial]:
@@ -200,9 +200,9 @@ class Study:
         step, name = evaluation["step"], f"run {key.seed_index} step {evaluation['step']}"
         is_new = name not in found.user_attrs
         if is_new:
-            evaluation = {**evaluation, "order": self.evaluations, "clock": clock}
+            evaluation = {**evaluation, "order": self.next_order, "clock": clock}
             self.set(found, name, evaluation)
-            self.evaluations += 1
+            self.next_order += 1
             run = run_of(trial, key)
             self.seconds -= run.seconds
             insort(run.evaluations, evaluation, key=step_of)
@@ -219,6 +219,7 @@ class Study:
             return
         if ending == "finished" and not math.isfinite(facts["validation_loss"] if facts else 0.0):
             ending, message = "failed", "the loss of its best checkpoint over the whole validation part is not a number"
+        message = message.encode(errors="replace").decode()  # half a surrogate pair, of a path, is no JSON for others
         end: dict[str, Any] = {"ending": ending, "message": message, "facts": facts or {}}
         self.set(self.find(key.trial), f"run {key.seed_index} ending", end)
         run_of(trial, key).end(**end)
