@@ -346,3 +346,27 @@ def test_a_damaged_sweep_of_a_comparison_is_salvaged_by_its_command(tmp_path, mo
     assert run_points(sweep, may_grow=False, salvaging=True) == []
     (folder / JOURNAL).write_bytes(whole)
     assert [trial.point for trial in run_points(sweep, may_grow=False, salvaging=True)] == points
+
+
+@pytest.mark.parametrize("local", ["lost", "damaged"])
+def test_a_salvage_never_replaces_what_a_storage_still_has(sweep, tmp_path, local):
+    """The next backup writes over the storage's journal; and a head's old checkpoints may be of another trial now."""
+    store = tmp_path / "store"
+    stored = sweep.model_copy(update={"storage": f"file://{store}"})
+    folder = sweep_folder(stored.name, stored.storage)
+    shutil.copytree(sweep_folder(sweep.name, sweep.storage), folder, dirs_exist_ok=True)
+    whole = (folder / JOURNAL).read_bytes()
+    (store / stored.name).mkdir(parents=True)
+    (store / stored.name / JOURNAL).write_bytes(whole)
+    (folder / "runs" / "0001").mkdir(parents=True, exist_ok=True)
+    if local == "lost":
+        (folder / JOURNAL).unlink()
+        salvage(stored)
+        assert (folder / JOURNAL).read_bytes() == whole
+        return
+    lines = whole.splitlines(keepends=True)
+    (folder / JOURNAL).write_bytes(b"".join([*lines[:3], b"{}\n", *lines[4:]]))
+    salvage(stored)
+    assert (folder / f"{JOURNAL}.from-storage").read_bytes() == whole
+    assert (folder / "runs.damaged-1" / "0001").is_dir()
+    assert not (folder / "runs").exists()
