@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 
 from voicechat_platform.settings import settings
 from voicechat_platform.strict_yaml import read_yaml
+from voicechat_platform.training.history import Evaluation
 from voicechat_tune.running import sweep_index as notes
 from voicechat_tune.running.run_files import sweep_folder
 from voicechat_tune.search.study import RunKey, Study
@@ -70,11 +72,13 @@ def rates(home, tmp_path) -> str:
     """A sweep with a trial that is told of."""
     (tmp_path / "rates.yaml").write_text(SWEEP)
     sweep = read_yaml(tmp_path / "rates.yaml", SweepFile)
-    study = Study(sweep_folder(sweep.name), sweep)
-    notes.note(sweep, study.folder, force=False)
+    folder = sweep_folder(sweep.name)
+    folder.mkdir(parents=True)
+    notes.note(sweep, folder, force=False)
+    study = Study(folder, sweep)
     study.begin(None, {"training.learning_rate": 0.01})
-    told = {"step": 1, "validation_loss": 2.5, "train_loss": 2.5, "selection_loss": 2.5, "tokens_per_second": 9.0}
-    study.record(RunKey(1), told, clock=1)
+    evaluation = Evaluation(1, 2.5, 2.5, 2.5, 2.5, 0.01, 9.0, 0.1, 1.0, 1.0)
+    study.record(RunKey(1), {**asdict(evaluation), "spent": 1.0}, clock=1)
     return sweep.name
 
 
