@@ -334,7 +334,7 @@ def test_from_a_trial_to_its_model_promoted_and_talked_with(tiny, rates, togethe
     made = Registry().record(
         notes.read_notes(rates.folder)["group"], "0001", {}, [], Registry().version(*parse_version(tiny)).checkpoint()
     )
-    show_heads(str(made), None)
+    show_heads(made.checkpoint(), made.checkpoint() / "heads")
     talk = open_page(url, color_scheme="dark")
     page = talk.page
     page.get_by_role("tab", name="Sweeps").click()
