@@ -1,15 +1,13 @@
 """Files of ours that a disk or a person has damaged: each gives one error that names the file, or does no harm."""
 
-import copy
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from changed_json import changed_copies
 from voicechat_platform import registry as registry_module
 from voicechat_platform.checkpoint_files import check_is_whole, read_run
 from voicechat_platform.checkpoints import load_checkpoint, load_training_state
@@ -77,35 +75,19 @@ def test_a_run_of_another_recipe_is_set_aside_in_a_sweep(checkpoint):
     assert not checkpoint.exists()
 
 
-def changes(value: Any, at: tuple = ()) -> Iterator[tuple]:
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, part in inner:
-        yield (*at, key)
-        yield from changes(part, (*at, key))
-
-
 def test_a_run_json_of_another_shape_is_refused_or_can_be_used(checkpoint):
     path = checkpoint / "run.json"
     whole = json.loads(path.read_text())
     refused = 0
-    for *above, last in changes(whole):
-        for hostile in (None, "x", -1, 2**40, 1.5, [], {}, [None], {"a": 1}, "drop"):
-            changed = copy.deepcopy(whole)
-            target: Any = changed
-            for key in above:
-                target = target[key]
-            if hostile == "drop":
-                del target[last]
-            else:
-                target[last] = hostile
-            path.write_text(json.dumps(changed))
-            try:
-                read_all(checkpoint)
-                check_is_whole(checkpoint)
-            except InputError as error:
-                refused += "run.json" in str(error) or "files" in (*above, last)
-            except Exception as error:
-                raise AssertionError(f"{type(error).__name__}: {error} for {(*above, last)} = {hostile}") from error
+    for place, hostile, changed in changed_copies(whole, (None, "x", -1, 2**40, 1.5, [], {}, [None], {"a": 1})):
+        path.write_text(json.dumps(changed))
+        try:
+            read_all(checkpoint)
+            check_is_whole(checkpoint)
+        except InputError as error:
+            refused += "run.json" in str(error) or "files" in place
+        except Exception as error:
+            raise AssertionError(f"{type(error).__name__}: {error} for {place} = {hostile}") from error
     assert refused > 100
 
 

@@ -1,6 +1,5 @@
 """A sweep whose files a disk or a person has damaged: one InputError that names the file, and a way on."""
 
-import copy
 import json
 import re
 import shutil
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from changed_json import changed_copies
 from voicechat_platform.errors import InputError
 from voicechat_platform.registry import Registry
 from voicechat_platform.settings import settings
@@ -290,13 +290,6 @@ def test_a_file_of_an_older_version_is_refused_in_plain_words(sweep, change):
 HOSTILE = (None, True, -1, 0, 3, 99, 2**70, 1.5, "", "x", "\ud800", [], [None], {}, {"a": {}}, [1, 2], float("nan"))
 
 
-def changes(value: Any, at: tuple = ()) -> Iterator[tuple]:
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, part in inner:
-        yield (*at, key)
-        yield from changes(part, (*at, key))
-
-
 def test_a_journal_of_another_shape_is_refused_or_can_be_shown(sweep):
     """Every value of a line of each kind in the place of which each hostile one is put, or which is dropped."""
     folder = sweep_folder(sweep.name, sweep.storage)
@@ -308,25 +301,16 @@ def test_a_journal_of_another_shape_is_refused_or_can_be_shown(sweep):
     refused = 0
     for number in kinds.values():
         record = json.loads(lines[number])
-        for *above, last in changes(record):
-            for hostile in (*HOSTILE, "drop"):
-                changed = copy.deepcopy(record)
-                target: Any = changed
-                for key in above:
-                    target = target[key]
-                if hostile == "drop":
-                    del target[last]
-                else:
-                    target[last] = copy.deepcopy(hostile)
-                new = [*lines[:number], json.dumps(changed), *lines[number + 1 :]]
-                (folder / JOURNAL).write_text("\n".join(new) + "\n")
-                try:
-                    refused += is_refused(lambda: look(sweep.name), folder / JOURNAL)
-                    shutil.copy(folder / JOURNAL, folder / "kept")
-                    is_refused(lambda: drive(sweep), folder / JOURNAL)
-                    shutil.copy(folder / "kept", folder / JOURNAL)
-                except Exception as error:
-                    raise AssertionError(f"{type(error).__name__}: {error}\nfor {changed}"[:2000]) from error
+        for _, _, changed in changed_copies(record, HOSTILE):
+            new = [*lines[:number], json.dumps(changed), *lines[number + 1 :]]
+            (folder / JOURNAL).write_text("\n".join(new) + "\n")
+            try:
+                refused += is_refused(lambda: look(sweep.name), folder / JOURNAL)
+                shutil.copy(folder / JOURNAL, folder / "kept")
+                is_refused(lambda: drive(sweep), folder / JOURNAL)
+                shutil.copy(folder / "kept", folder / JOURNAL)
+            except Exception as error:
+                raise AssertionError(f"{type(error).__name__}: {error}\nfor {changed}"[:2000]) from error
     assert refused > 100
 
 
