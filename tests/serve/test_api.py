@@ -17,6 +17,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from heard import wrong_characters
 from voicechat_serve.audio import HEARING_RATE, decode
 
 SMOLLM2 = "smollm2-135m-instruct"
@@ -174,7 +175,7 @@ def test_speech_is_heard_as_its_text(client, form):
     transcription = client.audio.transcriptions.create(
         model="gpt-4o-mini-transcribe", file=(f"speech.{form}", speech.content)
     )
-    assert plain(transcription.text) == plain(text)
+    assert wrong_characters(text, transcription.text) < 0.15
 
 
 def test_speech_comes_sentence_by_sentence(client):

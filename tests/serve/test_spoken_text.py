@@ -10,6 +10,7 @@ from hibari.g2p.normalize import normalize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from heard import wrong_characters
 from voicechat_platform.assets import locate
 from voicechat_serve.audio import HEARING_RATE
 from voicechat_serve.synthesis.sentences import SentenceSplitter
@@ -234,4 +235,4 @@ async def test_it_is_heard_as_a_person_says_it(heart, whisper, written, heard):
     transcript = await whisper.hear(soxr.resample(speech_n, SPEECH_RATE, HEARING_RATE), "en")
     numbers = {"twenty": "20", "five": "5"}
     words = re.findall(r"\w+", transcript.text.lower())
-    assert " ".join(numbers.get(word, word) for word in words) == heard
+    assert wrong_characters(heard, " ".join(numbers.get(word, word) for word in words)) < 0.25
