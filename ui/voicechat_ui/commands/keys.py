@@ -8,14 +8,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from voicechat_ui.commands.options import Json
+from voicechat_ui.commands.output import console
+
 keys_app = typer.Typer(
     help="Keys of the API and the page. Once there is a first one, every request needs a key, from this machine too; "
     "without one the service listens to this machine only. A running service follows within a second.",
     no_args_is_help=True,
 )
-console = Console(stderr=True, highlight=False)
-
-Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 
 
 @keys_app.command()

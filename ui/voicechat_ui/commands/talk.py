@@ -1,13 +1,13 @@
-"""`voicechat talk`: the command's options; talk.py holds the conversation."""
+"""`voicechat talk`: the command's options; voicechat_ui/talk.py holds the conversation."""
 
 import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-console = Console(stderr=True, highlight=False)
+from voicechat_ui.commands.options import LOCAL_API, Json, Key, Url
+from voicechat_ui.commands.output import console
 
 
 def talk(
@@ -25,11 +25,9 @@ def talk(
     speed: Annotated[float, typer.Option(min=0.25, max=4, help="of its speech")] = 1.0,
     instructions: Annotated[str | None, typer.Option(help="the system prompt")] = None,
     language: Annotated[str | None, typer.Option(help="what is spoken, such as en; by default it is detected")] = None,
-    url: Annotated[str, typer.Option(help="base URL of a running API")] = "http://127.0.0.1:8000/v1",
-    key: Annotated[
-        str, typer.Option(envvar=["VOICECHAT_API_KEY", "OPENAI_API_KEY"], show_default=False, help="sent to the URL")
-    ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+    url: Url = LOCAL_API,
+    key: Key = "",
+    as_json: Json = False,
 ) -> None:
     """Talk with a running server: with the microphone, from a sound file, or typed. Ctrl-C ends it.
 
