@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -61,6 +62,23 @@ app = typer.Typer(
 for command in COMMANDS:
     app.command()(command)
 app.add_typer(keys.keys_app, name="keys")
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(version("llm-voice-chat"))
+        raise typer.Exit
+
+
+@app.callback()
+def voicechat(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=print_version, help="print the version and exit")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:

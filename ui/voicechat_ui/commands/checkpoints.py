@@ -13,7 +13,9 @@ from voicechat_ui.commands.output import console, emit
 
 def evaluate(
     checkpoint: Reference,
-    corpus: Annotated[str | None, typer.Option(help="another text: a file, or a corpus by name")] = None,
+    corpus: Annotated[
+        str | None, typer.Option(show_default="its own", help="another text: a file, or a corpus by name")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """The loss of a checkpoint over a whole validation text: its own, or another corpus.
@@ -31,10 +33,10 @@ def evaluate(
 
 def generate(
     checkpoint: Reference,
-    prompt: Annotated[str, typer.Option(help="what the text begins with")] = "HAMLET:\n",
+    prompt: Annotated[str, typer.Option(show_default=r"HAMLET:\n", help="what the text begins with")] = "HAMLET:\n",
     tokens: Annotated[int, typer.Option(min=1, max=100_000, help="how many to add at most")] = 200,
     temperature: Annotated[float, typer.Option(min=0, max=5, help="0 takes the likeliest token each time")] = 0.8,
-    seed: Annotated[int | None, typer.Option(help="for the same text again")] = None,
+    seed: Annotated[int | None, typer.Option(show_default="another each time", help="for the same text again")] = None,
 ) -> None:
     """Let a checkpoint go on from a prompt.
 
@@ -65,7 +67,7 @@ def fold(checkpoint: Reference, out: Annotated[Path, typer.Argument(help="a new 
 def heads(
     checkpoint: Reference,
     out: Annotated[
-        Path | None, typer.Option(help="folder for the figures  [default: heads/ in the checkpoint]")
+        Path | None, typer.Option(show_default="heads/ in the checkpoint", help="folder for the figures")
     ] = None,
     as_json: Json = False,
 ) -> None:

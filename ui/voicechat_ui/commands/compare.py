@@ -12,7 +12,7 @@ from voicechat_ui.commands.output import end_early
 
 def compare(
     file: Annotated[Path, typer.Argument(help="a comparison file, such as tune/comparisons/small.yaml")],
-    out: Annotated[Path | None, typer.Option(help="the report's folder  [default: HOME/reports/NAME]")] = None,
+    out: Annotated[Path | None, typer.Option(show_default="HOME/reports/NAME", help="the report's folder")] = None,
     address: Address = None,
     write: Annotated[bool, typer.Option("--write", help="run nothing: write up what is done so far")] = False,
     salvage: Salvage = False,

@@ -18,19 +18,22 @@ def load_test(
     endpoint: Annotated[
         Literal["chat", "completions", "speech", "transcriptions"], typer.Option(help="what to ask for")
     ] = "chat",
-    model: Annotated[str | None, typer.Option(help="its name; by default the server's first")] = None,
+    model: Annotated[str | None, typer.Option(show_default="the server's first", help="its name")] = None,
     streams: Annotated[str, typer.Option(help="closed loop: how many at once, level by level")] = "1,8,32",
     rate: Annotated[
-        str | None, typer.Option(help="open loop instead: requests a second, at random moments, level by level")
+        str | None,
+        typer.Option(
+            show_default="a closed loop", help="open loop instead: requests a second, at random moments, level by level"
+        ),
     ] = None,
-    requests: Annotated[int | None, typer.Option(min=1, help="of each level; by default 4 for each stream")] = None,
+    requests: Annotated[int | None, typer.Option(min=1, show_default="4 for each stream", help="of each level")] = None,
     seconds: Annotated[
-        float | None, typer.Option(min=0.1, help="of each level, instead; with --rate 30 by default")
+        float | None, typer.Option(min=0.1, show_default="with --rate 30", help="of each level, instead")
     ] = None,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="about so many; words, of a text to speak")] = 64,
     max_tokens: Annotated[int, typer.Option(min=1, help="most tokens of an answer")] = 64,
     sound: Annotated[
-        Path | None, typer.Option(help="file to transcribe; by default speech that the server makes")
+        Path | None, typer.Option(show_default="speech that the server makes", help="file to transcribe")
     ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="wait as a refusal's Retry-After says, and ask again")] = False,
     seed: Annotated[int, typer.Option(help="of the texts and of the moments")] = 0,

@@ -9,19 +9,22 @@ import typer
 LOCAL_API = "http://127.0.0.1:8000/v1"
 
 Reference = Annotated[str, typer.Argument(help="a checkpoint's folder, NAME@NUMBER, or NAME for its champion")]
-Port = Annotated[int | None, typer.Option(min=1, max=65535, help="where to listen  [default: 8000]")]
+Port = Annotated[int | None, typer.Option(min=1, max=65535, show_default="8000", help="where to listen")]
 Application = Annotated[
-    Path | None, typer.Option("--application", help="what to serve: a file such as serve/applications/local.yaml")
+    Path | None,
+    typer.Option("--application", show_default="local.yaml", help="what to serve: a file as in serve/applications"),
 ]
 Host = Annotated[
     str | None,
-    typer.Option(help="the address to listen on; beyond this machine only with a key  [default: 127.0.0.1]"),
+    typer.Option(show_default="127.0.0.1", help="the address to listen on; beyond this machine only with a key"),
 ]
 Whisper = Annotated[
-    Literal["base", "tiny.en"] | None, typer.Option(help="tiny.en is twice as fast, English only  [default: base]")
+    Literal["base", "tiny.en"] | None,
+    typer.Option(show_default="base", help="tiny.en is twice as fast, English only"),
 ]
 Address = Annotated[
-    str | None, typer.Option(help="the Ray to join, auto on a cluster's head  [default: one of its own]")
+    str | None,
+    typer.Option(show_default="one of its own", help="the Ray to join, auto on a cluster's head"),
 ]
 SweepName = Annotated[str, typer.Argument(help="a sweep's name, its folder, or its file")]
 Salvage = Annotated[

@@ -12,19 +12,24 @@ from voicechat_ui.commands.output import console
 
 def talk(
     sound: Annotated[
-        Path | None, typer.Argument(help="what to say, a file in any sound format  [default: the microphone]")
+        Path | None, typer.Argument(show_default="the microphone", help="what to say, a file in any sound format")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="WAV file for what the model says  [default: for a file NAME-reply.wav]")
+        Path | None,
+        typer.Option(show_default="for a file NAME-reply.wav, else none", help="WAV file for what the model says"),
     ] = None,
     text: Annotated[bool, typer.Option("--text", help="type instead of speaking, line by line")] = False,
     model: Annotated[
-        str | None, typer.Option(help="who answers; by default the one that is made for conversation")
+        str | None, typer.Option(show_default="the one that is made for conversation", help="who answers")
     ] = None,
-    voice: Annotated[str | None, typer.Option(help="the voice, as GET /v1/audio/voices lists them")] = None,
+    voice: Annotated[
+        str | None, typer.Option(show_default="the server's", help="the voice, as GET /v1/audio/voices lists them")
+    ] = None,
     speed: Annotated[float, typer.Option(min=0.25, max=4, help="of its speech")] = 1.0,
-    instructions: Annotated[str | None, typer.Option(help="the system prompt")] = None,
-    language: Annotated[str | None, typer.Option(help="what is spoken, such as en; by default it is detected")] = None,
+    instructions: Annotated[str | None, typer.Option(show_default="none", help="the system prompt")] = None,
+    language: Annotated[
+        str | None, typer.Option(show_default="it is detected", help="what is spoken, such as en")
+    ] = None,
     url: Url = LOCAL_API,
     key: Key = "",
     as_json: Json = False,

@@ -10,7 +10,7 @@ from voicechat_ui.commands.options import check_sources
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="a recipe file, such as tune/recipes/shakespeare.yaml")],
-    out: Annotated[Path | None, typer.Option(help="the run's folder  [default: HOME/runs/NAME]")] = None,
+    out: Annotated[Path | None, typer.Option(show_default="HOME/runs/NAME", help="the run's folder")] = None,
     resume: Annotated[bool, typer.Option(help="go on from the run's last checkpoint")] = False,
     workers: Annotated[int, typer.Option(min=1, help="processes that share each batch, through Ray Train")] = 1,
 ) -> None:

@@ -52,7 +52,7 @@ def trial(
 
 def report(
     sweep: SweepName,
-    out: Annotated[Path | None, typer.Option(help="the report's folder  [default: report/ in the sweep's]")] = None,
+    out: Annotated[Path | None, typer.Option(show_default="report/ in the sweep's", help="the report's folder")] = None,
     prompt: Annotated[str, typer.Option(help="what the best model goes on from")] = "The meaning of life is",
 ) -> None:
     """Write a sweep up: curves, importances, the best model's heads and a sample; HTML, Markdown and raw numbers.
