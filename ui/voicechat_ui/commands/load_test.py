@@ -1,4 +1,4 @@
-"""`voicechat load-test`: the command's options; voicechat_ui/load_test.py sends the requests."""
+"""`voicechat load-test`: the command's options; voicechat_ui/load_test/ sends the requests."""
 
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -56,8 +56,8 @@ def load_test(
             speech = given_path(sound).read_bytes()
         except OSError as error:
             raise InputError(f"{sound} cannot be read: {error.strerror}") from None
-    from voicechat_ui.load_report import run_load_test, table
-    from voicechat_ui.load_test import Level
+    from voicechat_ui.load_test.levels import Level
+    from voicechat_ui.load_test.report import run_load_test, table
 
     if rate:
         duration = 30 if requests is None and seconds is None else seconds

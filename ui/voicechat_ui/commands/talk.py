@@ -1,4 +1,4 @@
-"""`voicechat talk`: the command's options; voicechat_ui/talk.py holds the conversation."""
+"""`voicechat talk`: the command's options; voicechat_ui/talk/ holds the conversation."""
 
 import json
 from pathlib import Path
@@ -54,8 +54,8 @@ def talk(
     target = writable_file(out) if out else None
     if sound and target and sound.resolve() == target.resolve():
         raise InputError(f"{out} is what is to be said: name another file for the reply")
-    from voicechat_ui.talk import Wanted, hold
-    from voicechat_ui.talk_turns import ConversationEndedError, Turn
+    from voicechat_ui.talk.conversation import Wanted, hold
+    from voicechat_ui.talk.turns import ConversationEndedError, Turn
 
     wanted = Wanted(
         url=url,
