@@ -20,8 +20,8 @@ from ray.util.metrics import Counter, Gauge, Histogram, Metric
 from voicechat_serve.generation.engines.interface import Load
 from voicechat_serve.operations import exporters, metrics
 from voicechat_serve.operations.exporters import cluster_metrics, merged
-from voicechat_ui.load_report import summary
-from voicechat_ui.load_test import Level, run_levels
+from voicechat_ui.load_test.levels import Level, run_levels
+from voicechat_ui.load_test.report import summary
 
 OURS = {value.info["name"]: value for value in vars(metrics).values() if isinstance(value, Metric)}
 DASHBOARD = Path(__file__).parents[2] / "serve" / "grafana" / "dashboard.json"

@@ -18,7 +18,7 @@ from voicechat_tune.search.ranking import best_first, ranked, winners
 from voicechat_tune.search.study import Run, RunKey, Study, Trial
 from voicechat_tune.search.sweep_file import SweepFile
 from voicechat_tune.search.trials_table import trials_table
-from voicechat_ui import sweeps_tab
+from voicechat_ui.tabs import sweeps_tab
 
 SEARCH = {"training.learning_rate": {"loguniform": [0.001, 0.1]}}
 

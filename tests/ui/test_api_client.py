@@ -17,7 +17,7 @@ from voicechat_serve.generation.served_model import ServedModel
 from voicechat_ui import api_client
 from voicechat_ui.api_client import ApiClient, LanguageModel
 from voicechat_ui.page import model_picker
-from voicechat_ui.talk import Wanted, first_model
+from voicechat_ui.talk.conversation import Wanted, first_model
 
 ALL = ("shakespeare", "smollm2-135m-instruct", "assistant", "mine")
 

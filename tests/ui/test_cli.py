@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from voicechat_platform.errors import RegistryError
 from voicechat_platform.settings import Settings, settings
 from voicechat_platform.training.history import Evaluation
-from voicechat_ui.cli import app, join
+from voicechat_ui.cli import app
+from voicechat_ui.commands.options import join
 from voicechat_ui.training import describe
 
 RECIPE = """\

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.image import imread
 
-from voicechat_ui.head_maps import CELL, LETTER, MOST_HEADS, MOST_LETTERS, Matrix, head_maps, heat, wide
-from voicechat_ui.line_chart import HEIGHT, LEFT, MOST_POINTS, WIDTH, Line, line_chart
+from voicechat_ui.tabs.head_maps import CELL, LETTER, MOST_HEADS, MOST_LETTERS, Matrix, head_maps, heat, wide
+from voicechat_ui.tabs.line_chart import HEIGHT, LEFT, MOST_POINTS, WIDTH, Line, line_chart
 
 TEXT = st.text(st.characters(exclude_categories=("C",)), max_size=20)
 LOSSES = st.floats(allow_nan=True, allow_infinity=True, width=32)

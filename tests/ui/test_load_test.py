@@ -17,17 +17,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from voicechat_platform.errors import InputError
-from voicechat_ui.load_report import percentiles, summary, table
-from voicechat_ui.load_test import (
-    MOST_REFUSALS,
-    Level,
-    Sample,
-    TranscriptionTarget,
-    arrivals,
-    choose_target,
-    run,
-    run_levels,
-)
+from voicechat_ui.load_test.levels import MOST_REFUSALS, Level, arrivals, run, run_levels
+from voicechat_ui.load_test.report import percentiles, summary, table
+from voicechat_ui.load_test.targets import Sample, TranscriptionTarget, choose_target
 
 TEMPLATE_TOKENS, TOKENS_PER_WORD, COMPLETION_TOKENS = 10, 2, 40
 

@@ -30,9 +30,9 @@ from voicechat_tune.running.run_files import sweep_folder
 from voicechat_tune.search.journal import JOURNAL
 from voicechat_tune.search.study import RunKey, Study
 from voicechat_tune.search.sweep_file import SweepFile
-from voicechat_ui import html_parts, model_tab, sweeps_tab
 from voicechat_ui.api_client import ApiClient
 from voicechat_ui.page import build_page, mount_page
+from voicechat_ui.tabs import html_parts, model_tab, sweeps_tab
 from voicechat_ui.training import train_recipe
 
 RECIPE = """\

@@ -24,10 +24,10 @@ from openai.types.realtime import RealtimeServerEvent
 from pydantic import TypeAdapter
 from typer.testing import CliRunner
 
-from voicechat_ui import sound_device
-from voicechat_ui import talk as talking
 from voicechat_ui.cli import app
-from voicechat_ui.talk_turns import Turn
+from voicechat_ui.talk import conversation as talking
+from voicechat_ui.talk import sound_device
+from voicechat_ui.talk.turns import Turn
 
 RATE = 24_000
 STRICT = TypeAdapter(RealtimeServerEvent)

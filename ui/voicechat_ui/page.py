@@ -17,11 +17,11 @@ from fastapi import FastAPI
 from starlette.routing import Mount
 
 from voicechat_serve.api.errors import answer_unknown_paths_in_openai_form
-from voicechat_ui import html_parts as parts
 from voicechat_ui.api_client import ORIGINS, ApiClient, LanguageModel
-from voicechat_ui.model_tab import add_model_tab, champion_or_version, open_tab
 from voicechat_ui.relay import add_relay
-from voicechat_ui.sweeps_tab import add_sweeps_tab
+from voicechat_ui.tabs import html_parts as parts
+from voicechat_ui.tabs.model_tab import add_model_tab, champion_or_version, open_tab
+from voicechat_ui.tabs.sweeps_tab import add_sweeps_tab
 
 log = logging.getLogger(__name__)
 

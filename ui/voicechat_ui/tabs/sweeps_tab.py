@@ -12,8 +12,8 @@ import gradio as gr
 from markupsafe import Markup
 
 from voicechat_platform.errors import InputError
-from voicechat_ui import html_parts as parts
-from voicechat_ui.line_chart import Line, Style, line_chart
+from voicechat_ui.tabs import html_parts as parts
+from voicechat_ui.tabs.line_chart import Line, Style, line_chart
 
 log = logging.getLogger(__name__)
 

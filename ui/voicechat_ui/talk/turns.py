@@ -10,8 +10,8 @@ from typing import Any
 from websockets.exceptions import ConnectionClosed
 
 from voicechat_platform.errors import InputError
-from voicechat_ui.sound_device import BYTES_PER_SAMPLE, RATE, Loudspeaker
-from voicechat_ui.sound_file import SoundFile
+from voicechat_ui.talk.sound_device import BYTES_PER_SAMPLE, RATE, Loudspeaker
+from voicechat_ui.talk.sound_file import SoundFile
 
 TYPED, SETTINGS = "typed", "settings"
 """Mark what a typed turn and what the command's options ask for, so that an error tells what it answers."""

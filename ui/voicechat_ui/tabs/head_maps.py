@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from voicechat_ui import html_parts as parts
+from voicechat_ui.tabs import html_parts as parts
 
 MOST_HEADS = 36
 """That are drawn: each takes some 30 kB of the page."""

@@ -18,9 +18,9 @@ from typing import Any
 import gradio as gr
 
 from voicechat_platform.errors import InputError
-from voicechat_ui import html_parts as parts
-from voicechat_ui.head_maps import VALUES, head_maps
-from voicechat_ui.line_chart import Line, line_chart
+from voicechat_ui.tabs import html_parts as parts
+from voicechat_ui.tabs.head_maps import VALUES, head_maps
+from voicechat_ui.tabs.line_chart import Line, line_chart
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from voicechat_ui.load_test import EndpointName, Level, Sample, run_levels
+from voicechat_ui.load_test.levels import Level, run_levels
+from voicechat_ui.load_test.targets import EndpointName, Sample
 
 PERCENTILES = (50, 90, 99)
 

@@ -20,9 +20,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from voicechat_platform.errors import InputError
 from voicechat_ui.api_client import ApiClient
-from voicechat_ui.sound_device import BYTES_PER_SAMPLE, PIECE_SAMPLES, RATE, Loudspeaker, Microphone
-from voicechat_ui.sound_file import SoundFile, read_sound
-from voicechat_ui.talk_turns import SETTINGS, ConversationEndedError, Talk, Turn
+from voicechat_ui.talk.sound_device import BYTES_PER_SAMPLE, PIECE_SAMPLES, RATE, Loudspeaker, Microphone
+from voicechat_ui.talk.sound_file import SoundFile, read_sound
+from voicechat_ui.talk.turns import SETTINGS, ConversationEndedError, Talk, Turn
 
 PACE = 2
 """A file is said so many times faster than it lasts. Only a person's pace and little more lets the server hear the end

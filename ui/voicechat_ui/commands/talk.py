@@ -1,35 +1,38 @@
-"""`voicechat talk`: the command's options; talk.py holds the conversation."""
+"""`voicechat talk`: the command's options; voicechat_ui/talk/ holds the conversation."""
 
 import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-console = Console(stderr=True, highlight=False)
+from voicechat_ui.commands.options import LOCAL_API, Json, Key, Url
+from voicechat_ui.commands.output import console
 
 
 def talk(
     sound: Annotated[
-        Path | None, typer.Argument(help="what to say, a file in any sound format  [default: the microphone]")
+        Path | None, typer.Argument(show_default="the microphone", help="what to say, a file in any sound format")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="WAV file for what the model says  [default: for a file NAME-reply.wav]")
+        Path | None,
+        typer.Option(show_default="for a file NAME-reply.wav, else none", help="WAV file for what the model says"),
     ] = None,
     text: Annotated[bool, typer.Option("--text", help="type instead of speaking, line by line")] = False,
     model: Annotated[
-        str | None, typer.Option(help="who answers; by default the one that is made for conversation")
+        str | None, typer.Option(show_default="the one that is made for conversation", help="who answers")
     ] = None,
-    voice: Annotated[str | None, typer.Option(help="the voice, as GET /v1/audio/voices lists them")] = None,
+    voice: Annotated[
+        str | None, typer.Option(show_default="the server's", help="the voice, as GET /v1/audio/voices lists them")
+    ] = None,
     speed: Annotated[float, typer.Option(min=0.25, max=4, help="of its speech")] = 1.0,
-    instructions: Annotated[str | None, typer.Option(help="the system prompt")] = None,
-    language: Annotated[str | None, typer.Option(help="what is spoken, such as en; by default it is detected")] = None,
-    url: Annotated[str, typer.Option(help="base URL of a running API")] = "http://127.0.0.1:8000/v1",
-    key: Annotated[
-        str, typer.Option(envvar=["VOICECHAT_API_KEY", "OPENAI_API_KEY"], show_default=False, help="sent to the URL")
-    ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+    instructions: Annotated[str | None, typer.Option(show_default="none", help="the system prompt")] = None,
+    language: Annotated[
+        str | None, typer.Option(show_default="it is detected", help="what is spoken, such as en")
+    ] = None,
+    url: Url = LOCAL_API,
+    key: Key = "",
+    as_json: Json = False,
 ) -> None:
     """Talk with a running server: with the microphone, from a sound file, or typed. Ctrl-C ends it.
 
@@ -51,8 +54,8 @@ def talk(
     target = writable_file(out) if out else None
     if sound and target and sound.resolve() == target.resolve():
         raise InputError(f"{out} is what is to be said: name another file for the reply")
-    from voicechat_ui.talk import Wanted, hold
-    from voicechat_ui.talk_turns import ConversationEndedError, Turn
+    from voicechat_ui.talk.conversation import Wanted, hold
+    from voicechat_ui.talk.turns import ConversationEndedError, Turn
 
     wanted = Wanted(
         url=url,

@@ -11,7 +11,7 @@ import soxr
 
 from voicechat_platform.errors import InputError
 from voicechat_serve.audio import HEARING_RATE, decode
-from voicechat_ui.sound_device import BYTES_PER_SAMPLE, RATE
+from voicechat_ui.talk.sound_device import BYTES_PER_SAMPLE, RATE
 
 
 def read_sound(path: Path) -> bytes:

@@ -8,27 +8,29 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from voicechat_ui.commands.options import Json
+from voicechat_ui.commands.output import console
+
 keys_app = typer.Typer(
     help="Keys of the API and the page. Once there is a first one, every request needs a key, from this machine too; "
-    "without one the service listens to this machine only. A running service follows within a second.",
+    "without one the service listens to this machine only. A running service follows within a second.\n\n"
+    "Example: voicechat keys create laptop",
     no_args_is_help=True,
 )
-console = Console(stderr=True, highlight=False)
-
-Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 
 
 @keys_app.command()
 def create(
     name: Annotated[str, typer.Argument(help="whose key it is, such as laptop or anna")],
     requests_per_minute: Annotated[
-        int | None, typer.Option(min=1, help="how many it may make  [default: VOICECHAT_REQUESTS_PER_MINUTE, 600]")
+        int | None,
+        typer.Option(min=1, show_default="the service's: 600", help="how many it may make"),
     ] = None,
     concurrent: Annotated[
-        int | None, typer.Option(min=1, help="how many at one time  [default: VOICECHAT_CONCURRENT_REQUESTS, 16]")
+        int | None, typer.Option(min=1, show_default="the service's: 16", help="how many at one time")
     ] = None,
     days: Annotated[
-        int | None, typer.Option(min=1, max=36500, help="after how many days it expires  [default: never]")
+        int | None, typer.Option(min=1, max=36500, show_default="never", help="after how many days it expires")
     ] = None,
     operator: Annotated[bool, typer.Option("--operator", help="it may also promote models, on the page")] = False,
     as_json: Json = False,

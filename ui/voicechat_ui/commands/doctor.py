@@ -4,11 +4,12 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Literal
 
-from packaging.requirements import Requirement
-from rich.console import Console
+import typer
+
+from voicechat_ui.commands.options import Port
+from voicechat_ui.commands.output import console
 
 MARKS = {"fine": "[green]ok  [/green]", "warning": "[yellow]warn[/yellow]", "fault": "[red]FAIL[/red]"}
 GIB = 2**30
@@ -21,8 +22,11 @@ class Finding:
     advice: str = ""
 
 
-def examine(console: Console, port: int | None) -> bool:
-    """Print every finding; False when one of them is a fault."""
+def doctor(port: Port = None) -> None:
+    """Check Python, packages, packaged models, the port, memory and disk; say what to do about each finding.
+
+    Example: voicechat doctor
+    """
     sound = True
     for check in (python, packages, packaged_models, home, memory, lambda: listening(port)):
         for finding in check():
@@ -31,8 +35,9 @@ def examine(console: Console, port: int | None) -> bool:
             sound &= finding.grade != "fault"
         if not sound and check is packages:
             console.print("The other checks need the packages.")
-            return False
-    return sound
+            break
+    if not sound:
+        raise typer.Exit(1)
 
 
 def python() -> Iterator[Finding]:
@@ -44,6 +49,10 @@ def python() -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
+    from importlib.metadata import PackageNotFoundError, requires, version
+
+    from packaging.requirements import Requirement
+
     wrong = []
     for line in requires("llm-voice-chat") or []:
         requirement = Requirement(line)

@@ -1,0 +1,46 @@
+"""What several commands print: results on stdout, progress and remarks on stderr."""
+
+import json
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+console = Console(stderr=True, highlight=False)
+
+
+def emit(result: Any, as_json: bool, for_people: Table | list[Table] | str) -> None:
+    """The result on stdout, as JSON for machines or in the form for people."""
+    if as_json:
+        print(json.dumps(result, indent=2))
+    elif isinstance(for_people, str):
+        print(for_people)
+    else:
+        for table in for_people if isinstance(for_people, list) else [for_people]:
+            if table.row_count:
+                Console().print(table)
+
+
+def versions_table(versions: list[Any]) -> Table:
+    table = Table()
+    for column in ("version", "variant", "parameters", "nats/char", "from", ""):
+        numeric = column in ("parameters", "nats/char")
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=column == "version")
+    for version in versions:
+        table.add_row(
+            str(version),
+            version.attention,
+            f"{version.parameters:,}",
+            f"{version.nats_per_character:.4f}",
+            version.origin,
+            "champion" if version.is_champion else "",
+            style="bold green" if version.is_champion else None,
+        )
+    return table
+
+
+def end_early(reason: str, left: str) -> NoReturn:
+    """Say why a sweep ended before its last trial and what is left of it, and exit as its reason demands."""
+    console.print(f"Ended early ({reason}): {left}", soft_wrap=True)
+    raise typer.Exit(130 if reason == "interrupted" else 1)

@@ -1,0 +1,63 @@
+"""`voicechat up`, `serve` and `page`: the services with their page, the API alone, the page alone."""
+
+from typing import Annotated
+
+import typer
+
+from voicechat_ui.commands.options import LOCAL_API, Application, Host, Port, Url, Whisper, chosen_settings
+from voicechat_ui.commands.output import console
+
+
+def up(
+    port: Port = None,
+    whisper: Whisper = None,
+    host: Host = None,
+) -> None:
+    """Everything: tune a first model if there is none, start the services, open the page. Ctrl-C ends it.
+
+    Example: voicechat up --port 8080 --whisper tiny.en
+    """
+    chosen = chosen_settings(port, whisper, host)
+    with console.status("loading"):
+        from voicechat_ui.services import run_everything
+
+    run_everything(chosen)
+
+
+def serve(
+    port: Port = None,
+    whisper: Whisper = None,
+    host: Host = None,
+    application: Application = None,
+) -> None:
+    """The OpenAI-compatible API alone, without the page. Ctrl-C ends it.
+
+    Example: voicechat serve --port 8080
+    """
+    chosen = chosen_settings(port, whisper, host)
+    with console.status("loading"):
+        from voicechat_serve.application_file import listed_models, local_application, read_application
+
+        wanted = read_application(application or local_application()).api
+        listed_models(wanted)
+        from voicechat_ui.services import run_services
+
+    run_services(chosen, wanted, with_page=False)
+
+
+def page(
+    api: Url = LOCAL_API,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="where the page listens")] = 8001,
+    host: Host = None,
+) -> None:
+    """The page alone, as a client of an API that is already running; its key, if that wants one: VOICECHAT_API_KEY.
+
+    Example: voicechat page --api http://127.0.0.1:8000/v1 --port 8001
+    """
+    from voicechat_platform.paths import api_address
+
+    chosen, api = chosen_settings(port, None, host), api_address(api)
+    with console.status("loading"):
+        from voicechat_ui.services import run_page
+
+    run_page(chosen, api)

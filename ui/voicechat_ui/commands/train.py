@@ -1,0 +1,33 @@
+"""`voicechat train`: one model from a recipe."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from voicechat_ui.commands.options import check_sources
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="a recipe file, such as tune/recipes/shakespeare.yaml")],
+    out: Annotated[Path | None, typer.Option(show_default="HOME/runs/NAME", help="the run's folder")] = None,
+    resume: Annotated[bool, typer.Option(help="go on from the run's last checkpoint")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="processes that share each batch, through Ray Train")] = 1,
+) -> None:
+    """Train one model from a recipe, fresh or from a pretrained one, and register the best checkpoint.
+
+    Ctrl-C loses nothing: go on with --resume. With several workers it goes on from the last evaluation.
+
+    Example: voicechat train tune/recipes/shakespeare.yaml
+    """
+    from voicechat_platform.paths import writable_folder
+    from voicechat_platform.settings import settings
+    from voicechat_platform.strict_yaml import read_yaml
+    from voicechat_platform.training.recipe import Recipe
+
+    wanted = read_yaml(recipe, Recipe)
+    check_sources(wanted)
+    folder = writable_folder(out or settings().folder("runs") / wanted.name)
+    from voicechat_ui.training import train_recipe
+
+    train_recipe(wanted, recipe, folder, resume, workers)
