@@ -96,9 +96,7 @@ def locked(folder: Path, wait: bool = True) -> Iterator[None]:
         try:
             yield
         finally:
-            path.unlink(
-                missing_ok=True
-            )  # while the lock is held: a process that waits for it makes a new one
+            path.unlink(missing_ok=True)  # while the lock is held: a process that waits for it makes a new one
 
 
 def folder_name(label: str, identity: Iterable[object]) -> str:

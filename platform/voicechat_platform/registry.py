@@ -30,9 +30,7 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 # MLflow's own default is four minutes of attempts, while a person waits.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-logging.getLogger("mlflow.store.db.utils").setLevel(
-    logging.CRITICAL
-)  # it logs what it raises
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs what it raises
 
 CHAMPION = "champion"
 

@@ -71,7 +71,7 @@ def test_a_damaged_last_checkpoint_is_named_and_the_one_before_taken(play, tmp_p
     assert resumed.step == 10
     if damage.startswith("truncated"):
         assert f"{path} is missing or damaged" in caplog.text
-        assert "goes on from the checkpoint before it" in caplog.text
+        assert "continues from the checkpoint before it" in caplog.text
         assert len(list(run.folder.glob("damaged-*"))) == 1
         assert not run.last.exists()  # it must not take the place of the good one before it
     list(run.train(resumed))
