@@ -14,7 +14,7 @@ log = logging.getLogger("ray.serve.voicechat.champions")
 POLL_S = 2.0
 """The time between two polls of the registry."""
 
-PATIENCE_S = 30.0
+LONGEST_WAIT_S = 30.0
 """The longest wait of a replica here before it calls again."""
 
 
@@ -38,14 +38,14 @@ class Champions:
             await asyncio.sleep(POLL_S)
 
     async def next(self, name: str, known: int | None) -> int | None:
-        """Return the number of a model's champion as soon as it differs from `known`, or `known` after PATIENCE_S."""
+        """Return the number of a model's champion as soon as it differs from `known`, or `known` after LONGEST_WAIT_S."""
 
         def is_new() -> bool:
             return self.numbers.get(name, known) != known
 
         async with self.changed:
             try:
-                await asyncio.wait_for(self.changed.wait_for(is_new), PATIENCE_S)
+                await asyncio.wait_for(self.changed.wait_for(is_new), LONGEST_WAIT_S)
             except TimeoutError:
                 return known
             return self.numbers[name]

@@ -11,7 +11,7 @@ from pathlib import Path
 from ray.serve.handle import DeploymentHandle
 
 from voicechat_platform.registry import NoSuchVersionError, Registry, Version
-from voicechat_serve.generation.champions import PATIENCE_S
+from voicechat_serve.generation.champions import LONGEST_WAIT_S
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer, Message
 from voicechat_serve.generation.engines.choice import make_engine
 from voicechat_serve.generation.engines.interface import Load, OverloadedError, UnavailableError, UnknownVersionError
@@ -31,7 +31,7 @@ IDLE_POLL_S = 1.0
 
 RETRY_S = 5.0
 
-CHAMPION_S = 2 * PATIENCE_S
+CHAMPION_S = 2 * LONGEST_WAIT_S
 """The longest wait for an answer of the deployment that follows the registry, with or without a new champion."""
 
 

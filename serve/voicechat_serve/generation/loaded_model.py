@@ -191,14 +191,14 @@ class LoadedModel:
             async for tokens in batches:
                 count += len(tokens)
                 text = "".join(token.text for token in tokens)
-                told = [self.told(token.score) for token in tokens if token.score]
+                scored = [self.scored(token.score) for token in tokens if token.score]
                 yield Delta(
                     text=text,
                     prompt_tokens=len(prompt_ids),
                     completion_tokens=count,
                     finish_reason=tokens[-1].finish_reason,
-                    scores=scores.settled(text, told, tokens[-1].finish_reason) if scores else (),
-                    prompt_scores=self.told_prompt(prompt, tokens[0].prompt_scores),
+                    scores=scores.settled(text, scored, tokens[-1].finish_reason) if scores else (),
+                    prompt_scores=self.scored_prompt(prompt, tokens[0].prompt_scores),
                     fingerprint=self.fingerprint,
                 )
 
@@ -207,17 +207,17 @@ class LoadedModel:
         if token_ids and not 0 <= min(token_ids) <= max(token_ids) < size:
             raise InputError(f"a token id is not one of the model's, which are 0 to {size - 1}")
 
-    def told(self, score: Score) -> ScoredToken:
+    def scored(self, score: Score) -> ScoredToken:
         top = tuple(self.named(token_id, logprob) for token_id, logprob in score.top)
         return replace(self.named(score.id, score.logprob), top=top)
 
-    def told_prompt(self, prompt: str | list[int], scores: Sequence[Score]) -> tuple[ScoredToken, ...]:
+    def scored_prompt(self, prompt: str | list[int], scores: Sequence[Score]) -> tuple[ScoredToken, ...]:
         """Return scores of a prompt's tokens with their positions; the prompt may contain characters without a
         token."""
         if not scores or not isinstance(prompt, str):
-            return tuple(self.told(score) for score in scores)
+            return tuple(self.scored(score) for score in scores)
         places = self.tokenizer.places(prompt)
-        return tuple(replace(self.told(score), offset=place) for score, place in zip(scores, places, strict=True))
+        return tuple(replace(self.scored(score), offset=place) for score, place in zip(scores, places, strict=True))
 
     def named(self, token_id: int, logprob: float | None) -> ScoredToken:
         data = self.tokenizer.token_bytes(token_id)

@@ -98,8 +98,6 @@ class Slots:
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:
     """Return the number of tokens at which two texts begin to differ."""
     limit = min(len(one), len(other))
-    if list(one[:limit]) == list(
-        other[:limit]
-    ):  # a comparison at C's speed: by far the most frequent case that matters
+    if list(one[:limit]) == list(other[:limit]):  # compared at C's speed: by far the most frequent case
         return limit
     return next(place for place in range(limit) if one[place] != other[place])
