@@ -134,15 +134,15 @@ class CompletionWriter:
     def logprobs(self, index: int, scores: Iterable[ScoredToken]) -> dict[str, Any] | None:
         if self.choice_requests[index].options.top_scores is None:
             return None
-        told: dict[str, list] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        columns: dict[str, list] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for score in scores:
-            told["tokens"].append(name(score))
-            told["token_logprobs"].append(score.logprob)
+            columns["tokens"].append(name(score))
+            columns["token_logprobs"].append(score.logprob)
             # The list has the token itself, even if it is not among the likeliest.
             top = None if score.logprob is None else {name(each): each.logprob for each in (*score.top, score)}
-            told["top_logprobs"].append(top)
-            told["text_offset"].append(score.offset)
-        return told
+            columns["top_logprobs"].append(top)
+            columns["text_offset"].append(score.offset)
+        return columns
 
 
 def name(score: ScoredToken) -> str:

@@ -38,7 +38,7 @@ class Champions:
             await asyncio.sleep(POLL_S)
 
     async def next(self, name: str, known: int | None) -> int | None:
-        """Return the number of a model's champion as soon as it differs from `known`, or `known` after LONGEST_WAIT_S."""
+        """Return the number of a model's champion as soon as it differs from `known`, or `known` after the wait."""
 
         def is_new() -> bool:
             return self.numbers.get(name, known) != known
