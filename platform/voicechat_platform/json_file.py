@@ -21,10 +21,7 @@ def read_object(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno} is damaged: {error.msg}") from None
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # invalid UTF-8, a number too long, lists nested too deeply
+    except (ValueError, RecursionError) as error:  # invalid UTF-8, a number too long, lists nested too deeply
         raise InputError(f"{path} is damaged: {error}") from None
     if not isinstance(found, dict):
         raise InputError(f"{path} is damaged: it holds no JSON object")

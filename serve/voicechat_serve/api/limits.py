@@ -60,9 +60,8 @@ class RequestLimits:
         declared = headers.get(b"content-length", b"0")
         if not declared.isdigit():
             return await refuse(scope, receive, send, APIError(400, "content-length must be a number of bytes"))
-        if (
-            len(declared) > 18 or int(declared) > limit
-        ):  # first by its length: Python refuses to parse very long numbers
+        # The length first: Python refuses to parse very long numbers.
+        if len(declared) > 18 or int(declared) > limit:
             return await refuse(scope, receive, send, too_large)
         too_slow = APIError(
             408, f"the body took more than {self.body_seconds:g} s to arrive", headers={"Connection": "close"}

@@ -184,9 +184,8 @@ def changing(path: Path) -> Iterator[list[Key]]:
         content = json.loads(Content(keys=tuple(keys)).model_dump_json(exclude_defaults=True))
         new = path.with_name(f".{path.name}.new")
         new.unlink(missing_ok=True)  # left by a killed process
-        with os.fdopen(
-            os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w"
-        ) as file:  # only its owner may read it
+        # Only its owner may read it.
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(json.dumps(content, indent=2) + "\n")
             file.flush()
             os.fsync(file.fileno())
