@@ -83,7 +83,7 @@ def test_a_run_of_another_recipe_is_not_gone_on_with(play, tmp_path):
     next(run.train(Training(recipe(play), load_data(recipe(play)))))
     with pytest.raises(InputError, match="the recipe differs"):
         run.resume_from(recipe(play, learning_rate=0.001))
-    with pytest.raises(InputError, match="holds no checkpoint"):
+    with pytest.raises(InputError, match="holds no complete checkpoint"):
         RunFolder(tmp_path / "none").resume_from(recipe(play))
 
 
