@@ -93,8 +93,8 @@ async def whole_answer(
     for attempt in range(1, MOST_ATTEMPTS + 1):
         choices = [Choice() for _ in choice_requests]
         try:
-            async with pieces(handle, choice_requests) as told:
-                async for index, delta in told:
+            async with pieces(handle, choice_requests) as numbered_pieces:
+                async for index, delta in numbered_pieces:
                     tally.count(index, delta)
                     choice = choices[index]
                     choice.text += delta.text
@@ -193,8 +193,8 @@ async def event_stream(
         last: an object to complete with the usage and send at the end, if the client wants it.
     """
     async with AsyncExitStack() as opening:
-        told = await opening.enter_async_context(pieces(handle, choice_requests))
-        first = await anext(told)
+        numbered_pieces = await opening.enter_async_context(pieces(handle, choice_requests))
+        first = await anext(numbered_pieces)
         stack = opening.pop_all()
 
     def events_of(index: int, delta: Delta) -> str:
@@ -204,7 +204,7 @@ async def event_stream(
     async def events() -> AsyncGenerator[str, None]:
         try:
             yield events_of(*first)
-            async for index, delta in told:
+            async for index, delta in numbered_pieces:
                 yield events_of(index, delta)
         except BrokenOffError as error:
             # If the client has left, Serve cancels the calls of the request, and then the request: wait for that here.

@@ -190,11 +190,11 @@ def unrouted(request: Request, error: HTTPException) -> APIError:
 
 
 async def answer(request: Request, error: Exception) -> JSONResponse:
-    told = api_error(error)
-    if isinstance(error, HTTPException) and error.status_code in (404, 405) and error is not told:
-        told = unrouted(request, error)
-    current_request().error = told.code or told.kind
-    return JSONResponse(told.body(), told.status_code, headers=told.headers)
+    reported = api_error(error)
+    if isinstance(error, HTTPException) and error.status_code in (404, 405) and error is not reported:
+        reported = unrouted(request, error)
+    current_request().error = reported.code or reported.kind
+    return JSONResponse(reported.body(), reported.status_code, headers=reported.headers)
 
 
 def answer_unknown_paths_in_openai_form(app: FastAPI) -> None:

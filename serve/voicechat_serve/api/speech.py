@@ -120,9 +120,9 @@ async def speech_events(sound: AsyncGenerator[bytes], characters: int) -> AsyncG
                 if part:  # the codec may have held all of it back
                     yield event({"type": "speech.audio.delta", "audio": base64.b64encode(part).decode()})
         except Exception as error:
-            told = api_error(error)
-            current_request().error = told.code or told.kind
-            yield event(told.body())
+            reported = api_error(error)
+            current_request().error = reported.code or reported.kind
+            yield event(reported.body())
             return
         spoken = round((current_request().audio_seconds or 0) / TOKEN_S)
         usage = {"input_tokens": characters, "output_tokens": spoken, "total_tokens": characters + spoken}

@@ -39,6 +39,6 @@ def event(content: dict[str, Any]) -> str:
 
 def error_event(error: Exception) -> str:
     """Return the last event of a stream that fails after its status was sent."""
-    told = api_error(error)
-    current_request().error = told.code or told.kind
-    return event(told.body())
+    reported = api_error(error)
+    current_request().error = reported.code or reported.kind
+    return event(reported.body())

@@ -58,8 +58,8 @@ async def cluster_metrics() -> bytes:
     ]
     async with httpx.AsyncClient(timeout=EXPORTER_TIMEOUT_S, trust_env=False) as client:
         answers = await asyncio.gather(*(exported(client, address) for address in addresses))
-    told = [answer for answer in answers if answer is not None]
-    return await asyncio.to_thread(merged, told, len(answers) - len(told))
+    texts = [answer for answer in answers if answer is not None]
+    return await asyncio.to_thread(merged, texts, len(answers) - len(texts))
 
 
 async def exported(client: httpx.AsyncClient, address: str) -> str | None:

@@ -87,7 +87,7 @@ class VLLMEngine:
             while not isinstance(output := await outputs.get(), Exception):
                 prompt_scores = scores(request.prompt_ids, output.prompt_logprobs or (), request)
                 ids = output.outputs[0].token_ids
-                told = scores(ids, output.outputs[0].logprobs or (), request)
+                token_scores = scores(ids, output.outputs[0].logprobs or (), request)
                 tokens: list[Token] = []
                 for place, token_id in enumerate(ids):
                     given += 1
@@ -95,7 +95,10 @@ class VLLMEngine:
                     new, stopped = (text.finish(), True) if token_id in self.end_ids else text.push(token_id)
                     if given == room and not stopped:
                         new += text.finish()
-                    score, before = told[place] if told else None, tuple(prompt_scores) if given == 1 else ()
+                    score, before = (
+                        token_scores[place] if token_scores else None,
+                        tuple(prompt_scores) if given == 1 else (),
+                    )
                     reason: FinishReason | None = "stop" if stopped else "length" if given == room else None
                     tokens.append(Token(new, token_id, reason, score, before))
                     if reason:
@@ -167,7 +170,9 @@ def scores(ids: Sequence[int], places: Sequence[Mapping[int, Any] | None], reque
     """Return the scores of each place that vLLM has scored: its likeliest tokens, and the token itself."""
     found = []
     for token_id, place in zip(ids, places, strict=False):
-        likeliest = sorted(((other, told.logprob) for other, told in (place or {}).items()), key=lambda pair: -pair[1])
+        likeliest = sorted(
+            ((other, entry.logprob) for other, entry in (place or {}).items()), key=lambda pair: -pair[1]
+        )
         logprob = place[token_id].logprob if place else None
         found.append(Score(token_id, logprob, tuple(likeliest[: request.top_scores or 0])))
     return found
