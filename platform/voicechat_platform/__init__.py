@@ -1,8 +1,8 @@
-"""The floor that everything stands on: models, corpora, training, checkpoints, the registry. No Ray Tune, no Serve."""
+"""The base layer: models, corpora, training, checkpoints, the registry. It imports neither Ray Tune nor Serve."""
 
 import os
 
-# Read by Ray when it is imported, by us or by a library of ours, and when its processes start.
+# Ray reads these when it is imported, by us or by another library, and when its processes start.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "token")

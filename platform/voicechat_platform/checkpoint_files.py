@@ -1,6 +1,6 @@
-"""A checkpoint's folder as files: what run.json says, whether all is there, what a killed writer left.
+"""The files of a checkpoint: read run.json, verify that all files exist, recover from a killed writer.
 
-Without torch, for the many who only look: checkpoints.py writes and loads the model itself.
+This module does not import torch, for the many callers that only read. checkpoints.py writes and loads the model.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from voicechat_platform.json_file import read_object
 
 
 class Measured(BaseModel):
-    """What every evaluation has, whatever else it measures."""
+    """The metrics that every evaluation has."""
 
     step: int
     validation_loss: float
@@ -32,7 +32,7 @@ class Corpus(BaseModel):
 
 
 class Run(BaseModel):
-    """What `read_run` promises."""
+    """The fields that `read_run` guarantees."""
 
     recipe: dict[str, Any]
     corpus: Corpus
@@ -47,10 +47,10 @@ class Run(BaseModel):
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """run.json: recipe, corpus, tokenizer, metrics, commit and versions of the run that wrote the checkpoint.
+    """Return run.json: recipe, corpus, tokenizer, metrics, commit and versions of the run that wrote the checkpoint.
 
     Raises:
-        InputError: there is no checkpoint, or its run.json is missing, damaged, or not what training writes.
+        InputError: there is no checkpoint, or its run.json is missing, damaged, or has unexpected fields.
     """
     check_is_checkpoint(folder)
     path = folder / "run.json"
@@ -65,13 +65,14 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def check_is_whole(folder: Path) -> None:
-    """
+    """Verify the checksums of a checkpoint that we wrote.
+
     Raises:
-        InputError: there is no checkpoint, or a file of one that we wrote is missing or not as it was written.
+        InputError: there is no checkpoint, or one of its files is missing or changed.
     """
     check_is_checkpoint(folder)
     if not (folder / "run.json").exists():
-        return  # somebody else's model: it has no checksums
+        return  # another project's model has no checksums
     files = read_object(folder / "run.json").get("files", {})
     if not isinstance(files, dict):
         raise InputError(f"{folder / 'run.json'} is damaged: it is not what training wrote")
@@ -90,7 +91,7 @@ def check_is_checkpoint(folder: Path) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Finish what a killed `save_checkpoint` left; for the one process that writes there."""
+    """Finish the work of a killed `save_checkpoint`. Only the one process that writes there may call it."""
     settle(folder)
     new, old = replacement_names(folder)
     unfinished = folder.absolute().parent.glob(f".{glob.escape(new.name)}[.-]*")
@@ -99,25 +100,25 @@ def recover(folder: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Delete a checkpoint with all that a killed `save_checkpoint` left of it."""
+    """Delete a checkpoint with everything that a killed `save_checkpoint` left of it."""
     shutil.rmtree(folder, ignore_errors=True)
     recover(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def settle(folder: Path) -> None:
-    """Where there is no checkpoint, but one that waits to become it, or one that it was to replace: put it there.
+    """If there is no checkpoint, rename the waiting new one, or else the old one that it was to replace.
 
-    Readers may do so while the writer is just about to: whoever comes first renames, and the other finds it done.
+    A reader may call this at the same time as the writer: the first one renames, and the other one finds the result.
     """
     for waiting in replacement_names(folder):
         if folder.exists():
             return
         with contextlib.suppress(FileNotFoundError):
-            waiting.rename(folder)  # both are whole
+            waiting.rename(folder)  # both are complete
 
 
 def replacement_names(folder: Path) -> tuple[Path, Path]:
-    """Where the new checkpoint waits, and where the old one goes, while one replaces the other."""
+    """Return where the new checkpoint waits, and where the old one goes, during a replacement."""
     folder = folder.absolute()
     return folder.with_name(f".{folder.name}.replacing"), folder.with_name(f".{folder.name}.replaced")

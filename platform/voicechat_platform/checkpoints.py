@@ -1,8 +1,7 @@
-"""What a checkpoint directory holds, and how it is written and read back.
+"""Write and load a checkpoint.
 
-A checkpoint is a Hugging Face model directory (config.json, model.safetensors, the tokenizer) with
-`training_state.pt` (optimizers, step, generators, data position) and `run.json` (where it came from). Reading one
-never unpickles anything but tensors.
+A checkpoint is a Hugging Face model directory (config.json, model.safetensors, the tokenizer) with `training_state.pt`
+(optimizers, step, generators, data position) and `run.json` (its origin). The code unpickles nothing but tensors.
 """
 
 import json
@@ -32,7 +31,7 @@ from voicechat_platform.provenance import provenance
 transformers_logging.disable_progress_bar()
 
 LOADING = threading.Lock()
-"""transformers patches torch while it loads: of two loads at once, one may leave its tied weights untied."""
+"""transformers patches torch while it loads. Two concurrent loads may leave the tied weights of one untied."""
 
 TRAINING_STATE = {"step", "losses", "optimizers", "batches", "generator", "cuda_generator"}
 
@@ -46,10 +45,10 @@ def save_checkpoint(
     training_state: dict[str, Any],
     run: dict[str, Any],
 ) -> None:
-    """Write a whole checkpoint; a folder of that name is replaced only when the new one is complete.
+    """Write a complete checkpoint. It replaces a folder of that name only when it is complete.
 
-    A kill at any moment leaves the old or the new one whole: under the folder's name, or between two renames under the
-    name that `recover` looks for.
+    A kill at any moment leaves the old or the new checkpoint complete: under the folder's name, or between two renames
+    under the name that `recover` looks for.
     """
     new, old = replacement_names(folder)
     recover(folder)
@@ -66,27 +65,28 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The model, ready to predict, and its tokenizer.
+    """Return the model in evaluation mode, and its tokenizer.
 
     Raises:
-        InputError: there is no checkpoint, a file of it is missing or damaged, or its tokenizer is another model's.
+        InputError: there is no checkpoint, a file of it is missing or damaged, or its tokenizer belongs to another
+            model.
     """
     model = load_model(folder)
     tokenizer = load_tokenizer(folder)
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(
             f"the tokenizer in {folder} does not belong to its model: it has {len(tokenizer)} tokens, the model "
-            f"{model.config.vocab_size}; put the tokenizer's files that it was trained with there"
+            f"{model.config.vocab_size}; put the files of the tokenizer there with which the model was trained"
         )
     return model, tokenizer
 
 
 def load_model(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """The model alone, ready to predict.
+    """Return the model in evaluation mode.
 
     Args:
         folder: a Hugging Face model directory.
-        dtype: of the weights; the files' own when None.
+        dtype: the type of the weights; None keeps the type of the files.
 
     Raises:
         InputError: there is no checkpoint, a file of it is missing or damaged, or a weight is not in its files.
@@ -110,21 +110,22 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedMode
                 use_safetensors=True,
                 output_loading_info=True,
             )
-    except Exception as error:  # safetensors, json and transformers each raise their own
+    except Exception as error:  # safetensors, json and transformers have different errors
         raise damaged(folder, "its model cannot be read", error) from error
     if missing := sorted(found["missing_keys"]):
         others = f" and {len(missing) - 1} others" if missing[1:] else ""
         raise InputError(
             f"the checkpoint {folder} is damaged: its *.safetensors do not hold {missing[0]}{others}, which its "
-            f"config.json asks for; bring the whole folder back"
+            "config.json requires; restore the whole folder"
         )
     return model.eval()
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
-    """
+    """Return the model's configuration.
+
     Raises:
-        InputError: there is no checkpoint, its config.json is damaged, or it is of a model that nobody here knows.
+        InputError: there is no checkpoint, its config.json is damaged, or its type of model is unknown.
     """
     check_is_checkpoint(folder)
     try:
@@ -134,7 +135,8 @@ def load_config(folder: Path) -> PreTrainedConfig:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """
+    """Return the tokenizer.
+
     Raises:
         InputError: there is no checkpoint, or its tokenizer is missing or damaged.
     """
@@ -146,7 +148,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def damaged(folder: Path, what: str, error: Exception) -> InputError:
-    """One line, whatever the library says."""
+    """Return an error with the library's message in one line."""
     reason = " ".join(str(error).split())
     return InputError(f"the checkpoint {folder} is damaged: {what}: {reason[:300]}")
 
@@ -156,8 +158,8 @@ def load_training_state(folder: Path) -> dict[str, Any]:
     path = folder / "training_state.pt"
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # torch, zipfile and pickle each raise their own
-        raise InputError(f"{path} is missing or damaged, so the run cannot go on from there: {error}") from error
+    except Exception as error:  # torch, zipfile and pickle have different errors
+        raise InputError(f"{path} is missing or damaged, so the run cannot continue from there: {error}") from error
     if not isinstance(state, dict) or not state.keys() >= TRAINING_STATE:
-        raise InputError(f"{path} is damaged, so the run cannot go on from there: it is not what training wrote")
+        raise InputError(f"{path} is damaged, so the run cannot continue from there: it is not what training wrote")
     return state

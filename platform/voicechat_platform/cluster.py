@@ -1,4 +1,4 @@
-"""Joining or starting Ray."""
+"""Join or start Ray."""
 
 import logging
 import signal
@@ -9,10 +9,10 @@ from voicechat_platform.settings import settings
 
 
 def start_ray(wheel: Path | None = None) -> None:
-    """Join the cluster that the settings name, or start a Ray of our own; nothing if that has been done.
+    """Join the cluster that the settings name, or start a local Ray; do nothing if Ray is already initialized.
 
     Args:
-        wheel: this project's code, for the workers of a cluster; their machines have the libraries installed.
+        wheel: this project's code for the workers of a cluster; the libraries are installed on their machines.
 
     Raises:
         InputError: there is no cluster at that address, or it refuses this user.
@@ -33,7 +33,7 @@ def start_ray(wheel: Path | None = None) -> None:
                 f"its head, and see that this user has the cluster's token (~/.ray/auth_token)"
             ) from error
     else:
-        # Ray puts the machine's address on the network in the place of 127.0.0.1, and would listen there.
+        # Ray replaces 127.0.0.1 by the machine's address on the network, and would listen there.
         services.resolve_ip_for_localhost = lambda host: host
         terminate = signal.getsignal(signal.SIGTERM)
         ray.init(
@@ -44,11 +44,11 @@ def start_ray(wheel: Path | None = None) -> None:
             logging_level=logging.ERROR,
             _node_ip_address="127.0.0.1",
         )
-        signal.signal(signal.SIGTERM, terminate)  # Ray puts one of its own, which leaves Serve running
+        signal.signal(signal.SIGTERM, terminate)  # Ray installs its own handler, which leaves Serve running
 
 
 def stop_ray() -> None:
-    """Leave the cluster, or end the Ray that `start_ray` started with every process of it."""
+    """Leave the cluster, or stop the Ray that `start_ray` started, with all its processes."""
     import ray
 
     ray.shutdown()

@@ -1,9 +1,9 @@
-"""The errors that a command tells in one line; it exits with 2 for wrong input, with 1 for the registry."""
+"""Errors that a command prints in one line. The command exits with 2 for wrong input and with 1 for the registry."""
 
 
 class InputError(ValueError):
-    """Bad input from a person: the message says what is wrong, where, and what to do."""
+    """A person gave bad input. The message says what is wrong, where, and what to do."""
 
 
 class RegistryError(RuntimeError):
-    """The registry cannot be reached, or does not do what it is asked; the message says which, and why."""
+    """The registry cannot be reached, or a call failed. The message says which, and why."""

@@ -1,7 +1,7 @@
-"""Folders that appear whole or not at all, once, and temporary ones that no killed process leaves behind for ever.
+"""Create folders atomically and only once, and remove the temporary folders of killed processes.
 
-Whoever works in a temporary folder holds a lock beside it. The lock ends with its process: a temporary folder that
-nobody holds is a killed process's, and the next one that writes there sweeps it away.
+A process that works in a temporary folder holds a lock beside it. The lock ends with the process. So a temporary folder
+without a held lock belongs to a killed process, and the next process that writes there removes it.
 """
 
 import contextlib
@@ -22,9 +22,10 @@ LONGEST_LABEL = 40
 
 
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """The folder; where it is not there yet, `make` is given an empty one to fill, which then takes its name.
+    """Return the folder; if it does not exist, call `make` with an empty folder and rename that to `folder`.
 
-    One process makes it, the others wait for that: on a shared disk those of other machines, too.
+    One process creates the folder, and the others wait for it. On a shared disk, this includes processes of other
+    machines.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     sweep_partials(folder.parent)
@@ -38,12 +39,12 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 @contextlib.contextmanager
 def appearing_whole(folder: Path) -> Iterator[Path]:
-    """A new folder that appears under its name only when the block has ended well, never half made.
+    """Create a new folder that gets its name only when the block ends without an error.
 
-    For the one process that may write there; `made_once` chooses it among several.
+    Only one process may write there; `made_once` selects it.
     """
     partial = folder.with_name(f".{folder.name}{PARTIAL}")
-    shutil.rmtree(partial, ignore_errors=True)  # a killed process's
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -54,7 +55,7 @@ def appearing_whole(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """A folder for as long as the block runs; those of the same prefix that killed processes left are swept away."""
+    """Create a folder for the duration of the block, and remove those of killed processes with the same prefix."""
     for other in parent.glob(f"{prefix}[!.]*"):
         sweep(other, owner=other)
     folder = parent / f"{prefix}{secrets.token_hex(6)}"
@@ -67,43 +68,43 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def sweep_partials(parent: Path) -> None:
-    """Remove what killed processes left that were making folders in `parent`."""
+    """Remove the partial folders that killed processes left in `parent`."""
     for partial in parent.glob(f".*{PARTIAL}"):
         sweep(partial, owner=partial.with_name(partial.name[1:].removesuffix(PARTIAL)))
 
 
 def sweep(rest: Path, owner: Path) -> None:
-    """Remove a temporary folder, unless a living process holds the lock of `owner`."""
+    """Remove a temporary folder, unless a live process holds the lock of `owner`."""
     try:
         with locked(owner, wait=False):
             shutil.rmtree(rest, ignore_errors=True)
     except Timeout:
-        pass  # its process lives
-    except OSError as error:  # another user's
-        log.debug("%s is left where it is: %s", rest, error)
+        pass  # its process is alive
+    except OSError as error:  # it belongs to another user
+        log.debug("%s stays: %s", rest, error)
 
 
 @contextlib.contextmanager
 def locked(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Only one block at a time, of all processes, for each folder's name.
+    """Hold a lock for the folder's name, so that only one block of all processes runs at one time.
 
     Raises:
-        Timeout: it is held, and `wait` is false.
+        Timeout: another process holds the lock, and `wait` is false.
     """
     path = folder.with_name(f".{folder.name}.lock")
     with FileLock(path, blocking=wait):
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)  # while it is held: who waits for this file notices, and makes a new one
+            path.unlink(missing_ok=True)  # while the lock is held: a process that waits for it makes a new one
 
 
 def folder_name(label: str, identity: Iterable[object]) -> str:
-    """A short name for what is made from something: a label to read, and a hash that no other thing has.
+    """Return a short folder name: a readable label, and a hash that identifies the contents.
 
     Args:
-        label: anything; what does not suit a file's name is left out.
-        identity: all that makes it another thing when it differs.
+        label: any text; characters that do not suit a file name are replaced.
+        identity: all values that distinguish these contents from others.
     """
     readable = re.sub(r"[^A-Za-z0-9._@-]+", "-", label)[:LONGEST_LABEL].strip(".-")
     digest = hashlib.sha256(ascii([str(part) for part in identity]).encode()).hexdigest()[:16]

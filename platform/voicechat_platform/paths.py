@@ -1,5 +1,4 @@
-"""Paths and addresses as people write them: the one place where they are expanded, quoted, and looked at before work
-begins that is to end there."""
+"""Expand, quote and check the paths and addresses that people give, before any work starts."""
 
 import contextlib
 import os
@@ -15,34 +14,35 @@ WEB_ADDRESS = TypeAdapter(HttpUrl)
 
 
 def given_path(text: str | Path) -> Path:
-    """A path that a person has given, absolute, with ~ for the home of a user.
+    """Return a path from a person as an absolute path, with ~ expanded to the home of a user.
 
     Raises:
-        InputError: no file system has such a path, or there is no such user.
+        InputError: no file system can have such a path, or the user does not exist.
     """
     if "\0" in str(text):
-        raise InputError(f"the path {str(text)!r} cannot be: it holds a zero byte")
+        raise InputError(f"the path {str(text)!r} is invalid: it contains a zero byte")
     try:
         path = Path(text).expanduser().absolute()
         path.exists()
     except RuntimeError:
-        raise InputError(f"the path {str(text)!r} names a user that this machine has not") from None
+        raise InputError(f"the path {str(text)!r} names a user that does not exist on this machine") from None
     except OSError as error:
         raise InputError(f"the path {str(text)!r} cannot be used: {error.strerror}") from None
     return path
 
 
 def writable_folder(given: str | Path, *files: str) -> Path:
-    """A folder that something is to be written into, absolute. It need not be there, and is not made.
+    """Return the absolute path of a folder after a check that files can be written into it.
 
-    Tried out, not guessed from its permissions, which say little of a full, a read-only or somebody else's disk.
+    The folder need not exist, and this function does not create it. It tries to write a file, because the permissions
+    say little about a full disk, a read-only disk, or another user's disk.
 
     Args:
         given: the folder, as a person gave it.
-        files: what is to be written there, which may be there already.
+        files: names of the files to write there; they may exist already.
 
     Raises:
-        InputError: it is a file, it cannot be made or written, or what is there already cannot be overwritten.
+        InputError: the path is a file, the folder cannot be created or written, or a file there cannot be overwritten.
     """
     folder = given_path(given)
     made = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
@@ -64,10 +64,12 @@ def writable_folder(given: str | Path, *files: str) -> Path:
 
 
 def writable_file(given: str | Path) -> Path:
-    """A file that is to be written, absolute; it, and its folder, need not be there. An old one stays as it is.
+    """Return the absolute path of a file after a check that it can be written.
+
+    The file and its folder need not exist. An existing file stays unchanged.
 
     Raises:
-        InputError: it is a folder, or it cannot be written.
+        InputError: the path is a folder, or the file cannot be written.
     """
     path = given_path(given)
     if not path.exists():
@@ -77,21 +79,22 @@ def writable_file(given: str | Path) -> Path:
 
 
 def check_can_be_file(path: Path) -> None:
-    """
+    """Check that a file can be written at this path.
+
     Raises:
-        InputError: there is something of that name that is not a file, or a file that cannot be written.
+        InputError: the path is not a file, or the file cannot be written.
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder, so no file can be written in its place: name another place")
     if path.exists() and not os.access(path, os.W_OK):
-        raise InputError(f"the file {path} is there and cannot be overwritten: name another place")
+        raise InputError(f"the file {path} exists and cannot be overwritten: name another place")
 
 
 def api_address(given: str) -> str:
-    """The base URL of an API, such as http://127.0.0.1:8000/v1, as a person gave it, without a slash at its end.
+    """Return the base URL of an API, such as http://127.0.0.1:8000/v1, without a slash at its end.
 
     Raises:
-        InputError: it is no such URL.
+        InputError: the text is not such a URL.
     """
     problem = ""
     try:
@@ -108,16 +111,18 @@ def api_address(given: str) -> str:
 
 
 def file_address(path: Path) -> str:
-    """file:///… of an absolute path."""
+    """Return the file:///… address of an absolute path."""
     return f"file://{quote(str(path))}"
 
 
 def path_at(address: str) -> Path | None:
-    """The path of a file:///… address; None for any other."""
+    """Return the path of a file:///… address, or None for any other address."""
     parts = urlsplit(address)
     return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
 
 def sqlite_address(path: Path) -> str:
-    """SQLAlchemy's address of a SQLite file. Without its driver's name MLflow would take the quotes for the path's."""
+    """Return SQLAlchemy's address of a SQLite file. It names the driver; without that, MLflow would take the quotes for
+    a
+    part of the path."""
     return f"sqlite+pysqlite:///{quote(str(path))}"

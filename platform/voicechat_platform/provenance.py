@@ -1,4 +1,4 @@
-"""Where a result comes from: this code's commit, the libraries that decide it, the machine."""
+"""The origin of a result: the commit of this code, the versions of the libraries that affect it, and the machine."""
 
 import os
 import platform
@@ -13,7 +13,8 @@ import torch
 
 @cache
 def provenance() -> dict[str, Any]:
-    """The code's "commit" (None outside a repository), the libraries' "versions", and the "machine" of this process."""
+    """Return the code's "commit" (None outside a repository), the libraries' "versions", and the "machine" of this
+    process."""
     packages = ("llm-voice-chat", "torch", "transformers", "tokenizers", "ray", "optuna", "numpy")
     return {
         "commit": git_describe() or None,
@@ -23,7 +24,7 @@ def provenance() -> dict[str, Any]:
 
 
 def git_describe() -> str:
-    """This code's commit; empty when it does not lie in a repository, or there is no git."""
+    """Return the commit of this code, or an empty string if there is no repository or no git."""
     command = ["git", "describe", "--always", "--dirty"]
     try:
         described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)

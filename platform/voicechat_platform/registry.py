@@ -1,6 +1,7 @@
-"""The registry: where sweeps leave checkpoints and the service finds them. MLflow, by default SQLite and a folder.
+"""The registry: sweeps put checkpoints into it, and the service reads them from it. MLflow, by default with SQLite and
+a folder.
 
-Every trial is a run; a trial's checkpoint is a version of a registered model; the version to be served has the alias
+Every trial is a run. A trial's checkpoint is a version of a registered model. The served version has the alias
 `champion`.
 """
 
@@ -26,22 +27,22 @@ from voicechat_platform.training.recipe import read_recipe
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-# MLflow itself would try for four minutes, while somebody waits for an answer.
+# MLflow's own default is four minutes of attempts, while a person waits.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs the traceback of what it raises
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs what it raises
 
 CHAMPION = "champion"
 
 PREVIOUS = "previous"
-"""The alias of the champion before, to which a rollback returns."""
+"""The alias of the previous champion, to which a rollback returns."""
 
 NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-"""MLflow's codes for what does not exist, or could not by its name."""
+"""MLflow's codes for an object that does not exist, or whose name is impossible."""
 
 
 REMEDY = (
-    "bring a copy back, or move it away: the next command makes a new one, and `voicechat sweep FILE` registers there "
+    "restore a copy, or move it away: the next command makes a new one, and `voicechat sweep FILE` registers there "
     "what that sweep has finished"
 )
 
@@ -51,11 +52,11 @@ class NoSuchVersionError(InputError):
 
 
 @contextmanager
-def asked() -> Iterator[None]:
-    """Put around all that asks the registry.
+def registry_errors() -> Iterator[None]:
+    """Wrap every call to the registry.
 
     Raises:
-        RegistryError: in place of what MLflow, its database and the network raise.
+        RegistryError: instead of the errors of MLflow, its database and the network.
     """
     from mlflow.exceptions import MlflowException
     from requests import RequestException
@@ -72,7 +73,7 @@ def asked() -> Iterator[None]:
 
 
 def registry_place() -> str:
-    """Where the registry is, without the password that its address may hold."""
+    """Return the address of the registry without a password."""
     uri = settings().registry_uri
     return f"at {urlsplit(uri).hostname or uri}" if uri else f"in {settings().home / 'registry'}"
 
@@ -84,10 +85,10 @@ class Version:
     name: str
     number: int
     source: str
-    """Where MLflow keeps the files."""
+    """The folder or address where MLflow keeps the files."""
     is_champion: bool
     origin: str
-    """The sweep and trial, or the run, that made it."""
+    """The sweep and trial, or the run, that produced it."""
     attention: str
     parameters: int
     nats_per_character: float
@@ -99,11 +100,11 @@ class Version:
         return {"version": str(self), **asdict(self)}
 
     def checkpoint(self) -> Path:
-        """The checkpoint's folder on this machine; fetched first, once, where the registry is a remote one.
+        """Return the checkpoint's folder on this machine; download it once if the registry is a remote one.
 
         Raises:
-            InputError: its files are gone.
-            RegistryError: they cannot be fetched.
+            InputError: the files do not exist any more.
+            RegistryError: the files cannot be downloaded.
         """
         folder = path_at(self.source)
         if folder is None:
@@ -111,8 +112,8 @@ class Version:
             return made_once(fetched / folder_name(str(self), [settings().registry_uri, self.source]), self.fetch)
         if not folder.is_dir():
             raise InputError(
-                f"the files of {self} are not at {folder} any more; the registry remembers absolute paths, so put the "
-                f"home folder back where it was, or tune anew with another VOICECHAT_HOME"
+                f"the files of {self} are not at {folder} any more; the registry stores absolute paths, so put the "
+                "home folder back where it was, or tune again with another VOICECHAT_HOME"
             )
         return folder
 
@@ -120,7 +121,7 @@ class Version:
         """Download the checkpoint's files into an empty folder."""
         from mlflow.artifacts import download_artifacts
 
-        with asked():
+        with registry_errors():
             uri = settings().registry_uri or None
             fetched = Path(
                 download_artifacts(artifact_uri=self.source, dst_path=str(folder / "download"), tracking_uri=uri)
@@ -131,12 +132,12 @@ class Version:
 
 
 def make_database(path: Path) -> None:
-    """Make MLflow's tables, all or none: it cannot go on with a database whose making was broken off by a kill."""
+    """Create MLflow's tables, all or none: MLflow cannot use a database whose creation was killed."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     half = path.with_suffix(".half")
     with locked(path):
-        if not path.exists():  # another process may have made it meanwhile
+        if not path.exists():  # another process may have created it meanwhile
             half.unlink(missing_ok=True)
             SqlAlchemyStore(sqlite_address(half), file_address(path.parent / "artifacts")).engine.dispose()
             half.replace(path)
@@ -146,10 +147,10 @@ class Registry:
     """A connection to the registry: the MLflow server of the settings, or SQLite in the home folder.
 
     Raises (all its methods, too):
-        RegistryError: it does not answer.
+        RegistryError: the registry does not respond.
     """
 
-    @asked()
+    @registry_errors()
     def __init__(self):
         from mlflow import MlflowClient
 
@@ -160,11 +161,11 @@ class Registry:
             database = home / "mlflow.db"
             if not database.exists():
                 make_database(database)
-            if not database.stat().st_size:  # MLflow would take it for a new one, without a word
+            if not database.stat().st_size:  # MLflow would silently treat it as a new one
                 raise RegistryError(f"{database} is empty, so it has lost its versions: {REMEDY}")
         self.client = MlflowClient(uri, uri)
 
-    @asked()
+    @registry_errors()
     def record(
         self,
         group: str,
@@ -174,16 +175,16 @@ class Registry:
         checkpoint: Path,
         status: str = "FINISHED",
     ) -> Version:
-        """Keep a run for good; recording it again changes nothing.
+        """Record a run permanently. A second call for the same run changes nothing.
 
         Args:
-            group: what it belongs to (a sweep's name); becomes the MLflow experiment.
-            run_name: unique in the group (a trial's id) among runs of the same parameters: after a loss of its notes a
+            group: the name of its sweep; becomes the MLflow experiment.
+            run_name: a trial's id, unique in the group among runs of the same parameters: after a loss of its index, a
                 sweep may draw another trial of that number.
-            parameters: what was chosen, flat.
+            parameters: the choices of the trial, flat.
             history: metrics at each evaluation, each with its "step".
             checkpoint: becomes a version of the model that its recipe names.
-            status: FINISHED, or KILLED for one that was stopped early.
+            status: FINISHED, or KILLED for a run that was stopped early.
         """
         from mlflow.entities import Metric, Param
 
@@ -200,7 +201,7 @@ class Registry:
             found = self.client.search_model_versions(f"run_id = '{known.info.run_id}'")
             if found:
                 return self.version(found[0].name, int(found[0].version))
-            self.client.delete_run(known.info.run_id)  # it was broken off while being recorded
+            self.client.delete_run(known.info.run_id)  # its recording was interrupted
         run = self.client.create_run(experiment_id, run_name=run_name, tags={"run_name": run_name})
         now = int(time.time() * 1000)
         metrics = [
@@ -215,7 +216,7 @@ class Registry:
         self.client.set_terminated(run.info.run_id, status)
         return version
 
-    @asked()
+    @registry_errors()
     def register(self, run_id: str, artifact_uri: str, origin: str, checkpoint: Path) -> Version:
         from mlflow.exceptions import MlflowException
 
@@ -238,12 +239,12 @@ class Registry:
         made = self.client.create_model_version(name, f"{artifact_uri}/checkpoint", run_id, tags=tags)
         return self.version(name, int(made.version))
 
-    @asked()
+    @registry_errors()
     def version(self, name: str, number: int) -> Version:
-        """One version.
+        """Return one version.
 
         Raises:
-            NoSuchVersionError: there is none of that name and number.
+            NoSuchVersionError: no version has that name and number.
         """
         from mlflow.exceptions import MlflowException
 
@@ -258,28 +259,30 @@ class Registry:
             raise NoSuchVersionError(f"there is no model version {name}@{number}; there are: {hint}") from None
         return as_version(found, str(self.client.get_registered_model(name).aliases.get(CHAMPION)))
 
-    @asked()
+    @registry_errors()
     def versions(self) -> list[Version]:
-        """Every version of every model, newest first."""
+        """Return every version of every model, newest first."""
         champions = self._champion_numbers()
         found = self.client.search_model_versions(max_results=10_000)
         versions = [as_version(version, champions.get(version.name)) for version in found]
         return sorted(versions, key=lambda version: (version.name, -version.number))
 
-    @asked()
+    @registry_errors()
     def champions(self) -> list[Version]:
-        """The promoted version of each model that has one."""
+        """Return the promoted version of each model that has one."""
         numbers = sorted(self._champion_numbers().items())
         return [as_version(self.client.get_model_version(name, number), number) for name, number in numbers]
 
     def _champion_numbers(self) -> dict[str, str]:
-        """By model: search_model_versions leaves the aliases out, the registered models have them all."""
+        """Return the champion's number for each model. search_model_versions omits the aliases, registered models have
+        them."""
         models = self.client.search_registered_models(max_results=1000)
         return {model.name: str(model.aliases[CHAMPION]) for model in models if CHAMPION in model.aliases}
 
-    @asked()
+    @registry_errors()
     def history(self, version: Version, metrics: Sequence[str]) -> list[dict[str, float]]:
-        """The evaluations of the whole run that made a version, each with its "step" and those of `metrics` it has."""
+        """Return the evaluations of the run that produced a version, each with its "step" and those of `metrics` that
+        it has."""
         run_id = self.client.get_model_version(version.name, str(version.number)).run_id
         evaluations: dict[int, dict[str, float]] = {}
         for name in metrics:
@@ -287,32 +290,32 @@ class Registry:
                 evaluations.setdefault(point.step, {"step": point.step})[name] = point.value
         return [evaluations[step] for step in sorted(evaluations)]
 
-    @asked()
+    @registry_errors()
     def newest_group(self, sweep: str) -> str | None:
-        """Of the groups that a sweep of that name began (NAME-1a2b3c), the newest; None where there is none."""
+        """Return the newest group of the sweep of that name (NAME-1a2b3c), or None."""
         found = self.client.search_experiments(max_results=1000, order_by=["creation_time DESC"])
         return next(
             (each.name for each in found if re.fullmatch(rf"{re.escape(sweep)}-[0-9a-f]{{6}}", each.name)), None
         )
 
-    @asked()
+    @registry_errors()
     def promote(self, version: Version) -> Version:
-        """Make it the version of its model that is served; the one before is kept for a rollback."""
+        """Make this the served version of its model, and remember the version before it for a rollback."""
         aliases = self.client.get_registered_model(version.name).aliases
         before = aliases.get(CHAMPION)
         if before is not None and int(before) != version.number:
             self.client.set_registered_model_alias(version.name, PREVIOUS, str(before))
         elif before is None and aliases.get(PREVIOUS) == str(version.number):
-            self.client.delete_registered_model_alias(version.name, PREVIOUS)  # nobody goes back to where they are
+            self.client.delete_registered_model_alias(version.name, PREVIOUS)  # a champion cannot roll back to itself
         self.client.set_registered_model_alias(version.name, CHAMPION, str(version.number))
         return self.version(version.name, version.number)
 
-    @asked()
+    @registry_errors()
     def roll_back(self, name: str) -> Version:
-        """Make the champion before the champion again; a second time undoes the first.
+        """Make the previous champion the champion again; a second call undoes the first.
 
         Raises:
-            InputError: there is no such model, or it had no champion before.
+            InputError: there is no such model, or it had no earlier champion.
         """
         from mlflow.exceptions import MlflowException
 
@@ -328,7 +331,7 @@ class Registry:
 
 
 def as_version(found: Any, champion: str | None) -> Version:
-    """MLflow's own object as ours.
+    """Convert MLflow's object to ours.
 
     Args:
         champion: the number of its model's champion.
@@ -347,10 +350,10 @@ def as_version(found: Any, champion: str | None) -> Version:
 
 
 def parse_version(text: str) -> tuple[str, int]:
-    """ "shakespeare@3" -> ("shakespeare", 3).
+    """Convert "shakespeare@3" to ("shakespeare", 3).
 
     Raises:
-        InputError: it is not of that form.
+        InputError: the text does not have that form.
     """
     found = re.fullmatch(r"(.+)@([0-9]{1,9})", text)
     if found is None:
@@ -359,11 +362,13 @@ def parse_version(text: str) -> tuple[str, int]:
 
 
 def find_checkpoint(reference: str) -> Path:
-    """The folder of a checkpoint: a path, NAME@NUMBER, NAME for the champion of that name, a packaged language model,
-    or a model of the Hugging Face hub (OWNER/NAME), which is downloaded once.
+    """Return the folder of a checkpoint.
+
+    The reference is a path, NAME@NUMBER, NAME for the champion of that name, a packaged language model, or a model of
+    the Hugging Face hub (OWNER/NAME), which is downloaded once.
 
     Raises:
-        InputError: nothing is found under it.
+        InputError: there is no such checkpoint.
     """
     folder = given_path(reference)
     if folder.exists():

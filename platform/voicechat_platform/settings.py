@@ -1,4 +1,4 @@
-"""Every setting that the environment can give: VOICECHAT_* variables, one documented field each."""
+"""Settings from the environment: the VOICECHAT_* variables, one documented field each."""
 
 import os
 from functools import cache
@@ -17,42 +17,45 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="VOICECHAT_")
 
     home: Path = Field(default=Path(".voicechat"), validate_default=True)
-    """VOICECHAT_HOME: where runs, checkpoints, the registry and prepared models are kept; absolute."""
+    """VOICECHAT_HOME: the folder of runs, checkpoints, the registry and prepared models; absolute."""
 
     registry_uri: str = ""
-    """VOICECHAT_REGISTRY_URI: an MLflow tracking server; by default SQLite in the home folder."""
+    """VOICECHAT_REGISTRY_URI: an MLflow tracking server; the default is SQLite in the home folder."""
 
     port: int = Field(default=8000, ge=1, le=65535)
-    """VOICECHAT_PORT: where the page and the API listen."""
+    """VOICECHAT_PORT: the port of the page and the API."""
 
     host: str = Field(default="127.0.0.1", min_length=1)
-    """VOICECHAT_HOST: the address that they listen on; beyond this machine only with a key (`voicechat keys`)."""
+    """VOICECHAT_HOST: the address that they listen on; an address beyond this machine needs a key (`voicechat keys`).
+    """
 
     keys: Path | None = None
-    """VOICECHAT_KEYS: the file of the keys; by default keys.json in the home folder."""
+    """VOICECHAT_KEYS: the file of the keys; the default is keys.json in the home folder."""
 
     requests_per_minute: int = Field(default=600, ge=1)
-    """VOICECHAT_REQUESTS_PER_MINUTE: of each key that has no such limit of its own."""
+    """VOICECHAT_REQUESTS_PER_MINUTE: the limit of each key without a limit of its own."""
 
     concurrent_requests: int = Field(default=16, ge=1)
-    """VOICECHAT_CONCURRENT_REQUESTS: at one time, of each key that has no such limit of its own."""
+    """VOICECHAT_CONCURRENT_REQUESTS: the limit of each key without a limit of its own."""
 
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
     """VOICECHAT_ALLOWED_ORIGINS: web pages that may call the API from a browser, and addresses under which a proxy
-    publishes the service, such as https://chat.example.com, with commas between them; none by default."""
+    publishes the service, such as https://chat.example.com, separated by commas; none by default."""
 
     api_key: SecretStr = SecretStr("")
-    """VOICECHAT_API_KEY: the key with which `voicechat page` calls its API."""
+    """VOICECHAT_API_KEY: the key with which `voicechat page` calls the API."""
 
     whisper: Literal["base", "tiny.en"] | None = None
-    """VOICECHAT_WHISPER: the transcription model, by default the application file's; tiny.en is twice as fast and hears
-    English only."""
+    """VOICECHAT_WHISPER: the transcription model; the default is that of the application file. tiny.en is twice as fast
+    and knows English only."""
 
     ray_address: str = "local"
-    """VOICECHAT_RAY_ADDRESS: the Ray to join, "auto" on a cluster's head; by default one of our own is started."""
+    """VOICECHAT_RAY_ADDRESS: the address of the Ray cluster, "auto" on a cluster's head; by default the command starts
+    a
+    local Ray."""
 
     cpus: int | None = Field(default=None, ge=1)
-    """VOICECHAT_CPUS: how many CPUs the local Ray may use; all of them by default."""
+    """VOICECHAT_CPUS: the number of CPUs for the local Ray; all by default."""
 
     @field_validator("home", "keys")
     @classmethod
@@ -86,10 +89,10 @@ class Settings(BaseSettings):
         return origins
 
     def folder(self, *parts: str) -> Path:
-        """An existing folder below the home, as an absolute path, for what is to be written.
+        """Return the absolute path of a folder below the home, for writing; create it if it does not exist.
 
         Raises:
-            InputError: it cannot be made or written.
+            InputError: the folder cannot be created or written.
         """
         path = self.home.joinpath(*parts)
         problem = ""
@@ -106,10 +109,10 @@ class Settings(BaseSettings):
 
 @cache
 def settings() -> Settings:
-    """The settings of this process.
+    """Return the settings of this process.
 
     Raises:
-        InputError: a variable has an impossible value.
+        InputError: a variable has an invalid value.
     """
     try:
         return Settings()

@@ -1,4 +1,4 @@
-"""Reading a YAML 1.2 file into a pydantic model; errors name the file, the line, the field and what is allowed."""
+"""Read a YAML 1.2 file into a pydantic model. Errors name the file, the line, the field and the allowed values."""
 
 import difflib
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ from voicechat_platform.paths import given_path
 LARGEST_FILE = 2**20
 """Bytes."""
 MOST_VALUES = 100_000
-"""Of one file, each alias counted with all that it stands for."""
+"""The most values in one file. Each alias counts as all values that it stands for."""
 MOST_FAULTS = 20
-"""That one message tells."""
+"""The most faults in one message."""
 
 
 class Strict(BaseModel):
-    """A configuration model: unknown keys are refused, values are checked at once and never change.
+    """A configuration model: it refuses unknown keys, validates values at once, and never changes.
 
-    A number is a number: neither text nor true is taken for one, and it is finite.
+    A number must be a finite number: text and booleans are refused.
     """
 
     model_config = ConfigDict(
@@ -42,9 +42,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def usable_path(given: str) -> str:
-    """
+    """Check that a file system can hold the path.
+
     Raises:
-        ValueError: no file system could hold it, or (InputError) it begins with the home of a user who is not there.
+        ValueError: no file system can hold it, or (InputError) it names the home of a user that does not exist.
     """
     if not given or any(len(part.encode()) > 255 for part in given.split("/")) or len(given.encode()) > 4000:
         raise ValueError("a path needs 1 to 4000 bytes, and each of its parts 255 at most")
@@ -58,12 +59,11 @@ PathText = Annotated[str, AfterValidator(usable_path)]
 """A path, or a name that may be one."""
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""All generators take 32 bits."""
+"""All random generators accept 32 bits."""
 
 
 class CoreSchema(SafeConstructor):
-    """YAML 1.2's core schema: a date, `1_000` and `0b11` are text, and there are no binary values, sets or ordered
-    mappings."""
+    """YAML 1.2's core schema: dates, `1_000` and `0b11` are text; binary values, sets and ordered maps do not exist."""
 
     def construct_core_int(self, node: ScalarNode) -> int | str:
         is_core = "_" not in node.value and not node.value.lstrip("+-").startswith("0b")
@@ -81,17 +81,17 @@ for unknown in ("binary", "set", "omap", "pairs"):
 
 
 def read_yaml(path: Path, model: type[Model]) -> Model:
-    """The file as a validated model.
+    """Return the file as a validated model.
 
     Raises:
-        InputError: the file is missing, not YAML, or has a field that is unknown or impossible.
+        InputError: the file is missing, is not YAML, or has a field that is unknown or impossible.
     """
     values, root = compose_yaml(path)
     return validate(values, model, str(path), root)
 
 
 def compose_yaml(path: Path) -> tuple[dict[str, Any], Node]:
-    """The file's values, and the document itself, which knows its lines; errors as in `read_yaml`."""
+    """Return the file's values, and the document with its line numbers. Raises the errors of `read_yaml`."""
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise InputError(f"{path}: has more than {LARGEST_FILE:,} bytes, so it is none of our files")
@@ -125,9 +125,10 @@ def compose_yaml(path: Path) -> tuple[dict[str, Any], Node]:
 
 
 def check_nodes(root: Node, where: str) -> None:
-    """
+    """Check the document for structures that we refuse.
+
     Raises:
-        InputError: the document holds itself, is too large, merges mappings, or has a key or text that cannot be.
+        InputError: the document contains itself, is too large, merges mappings, or has an invalid key or text.
     """
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
@@ -135,7 +136,7 @@ def check_nodes(root: Node, where: str) -> None:
     def size(node: Node) -> int:
         place = f"{where}:{node.start_mark.line + 1}"
         if id(node) in open_nodes:
-            raise InputError(f"{place}: an alias stands for what it is in: write it out")
+            raise InputError(f"{place}: an alias refers to a value that contains it: write the value out")
         if id(node) in sizes:
             return sizes[id(node)]
         open_nodes.add(id(node))
@@ -168,12 +169,12 @@ def check_nodes(root: Node, where: str) -> None:
 def validate(
     values: Any, model: type[Model], where: str, root: Node | None = None, at: Sequence[str | int] = ()
 ) -> Model:
-    """The values as a validated model.
+    """Return the values as a validated model.
 
     Args:
-        where: what the values were read from, for messages.
-        root: the composed YAML document, when there is one, for line numbers.
-        at: where in the document the values stand.
+        where: the source of the values, for messages.
+        root: the composed YAML document for line numbers, if there is one.
+        at: the location of the values in the document.
     """
     try:
         return model.model_validate(values)
@@ -187,7 +188,7 @@ def validate(
             field = ".".join(str(part) for part in (*at, *location))
             lines.append(": ".join(part for part in (place, field, explain(problem, location, model)) if part))
         if len(faults) > MOST_FAULTS:
-            lines.append(f"and {len(faults) - MOST_FAULTS} faults more")
+            lines.append(f"and {len(faults) - MOST_FAULTS} more faults")
         raise InputError("\n".join(lines)) from None
 
 
@@ -210,13 +211,13 @@ def explain(problem: Any, location: list[Any], model: type[BaseModel]) -> str:
 
 
 def shortened(value: Any) -> str:
-    """What was given, as far as a message has room for it."""
+    """Return the value as text, shortened for a message."""
     shown = repr(value) if not isinstance(value, int) or abs(value) < 10**100 else "a number of over 100 digits"
     return shown if len(shown) <= 200 else f"{shown[:200]}…"
 
 
 def allowed_fields(model: type[BaseModel], location: list[Any]) -> list[str]:
-    """The fields of the model that stands at the location inside `model`."""
+    """Return the fields of the model at the location inside `model`."""
     for part in location:
         field = model.model_fields.get(str(part))
         inner = model_within(field.annotation) if field else None
@@ -225,14 +226,14 @@ def allowed_fields(model: type[BaseModel], location: list[Any]) -> list[str]:
 
 
 def model_within(annotation: Any) -> type[BaseModel] | None:
-    """The model of a field that holds one, perhaps, or a list of them."""
+    """Return the model that a field holds, optional or in a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for inner in get_args(annotation) if (found := model_within(inner))), None)
 
 
 def line_of(node: Node | None, location: list[Any]) -> int | None:
-    """The line, from 1, of the innermost part of the location that the document has."""
+    """Return the line, from 1, of the innermost part of the location that the document has."""
     if node is None:
         return None
     line = node.start_mark.line + 1

@@ -1,7 +1,7 @@
-"""What is deployed on Ray Serve, how to start it, and how to wait until all of it is ready.
+"""Deploy the applications on Ray Serve, and wait until all deployments are ready.
 
-Two applications share one port: the API at /v1, and at / the front with probes, metrics and the page. Ray must be
-running (and is joined, not started, here). `api` and `front` are what an application file names for Serve to call.
+Two applications share one port: the API at /v1, and at / the front with probes, metrics and the page. Ray must run
+already; this module joins it. An application file names `api` and `front`, and Serve calls them.
 """
 
 import importlib
@@ -40,13 +40,13 @@ POLL_S = 0.25
 REQUEST_TIMEOUT_S = 900.0
 
 LOGGING = LoggingConfig(encoding="JSON", enable_access_log=False)
-"""A replica's log is one JSON object a line; api/request_log.py tells more of a request than Serve's access log."""
+"""A replica logs one JSON object per line. api/request_log.py logs more about a request than Serve's access log."""
 
 ReplicaState = Literal["starting", "ready", "failed"]
 
 
 class DeploymentFailedError(RuntimeError):
-    """A deployment cannot start; the message is its replica's."""
+    """A deployment cannot start. The message is that of its replica."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,17 @@ class DeploymentState:
 
 
 def api(arguments: APIArguments) -> serve.Application:
-    """The API's application, as Serve builds it from a file; where it listens is the file's, whom it lets in the
-    environment's (VOICECHAT_KEYS, …).
+    """Build the API's application for Serve from the arguments of a file. The file gives the address; the environment
+    gives the keys (VOICECHAT_KEYS, …).
 
     Raises:
-        InputError: a model's files are not found, or other machines could ask without a key.
+        InputError: a model's files are not found, or other machines could send requests without a key.
     """
     return api_application(served_models(arguments), arguments, rules_of_the_running_serve())
 
 
 def front(arguments: FrontArguments) -> serve.Application:
-    """The front's application, as Serve builds it from a file; errors as in `api`."""
+    """Build the front's application for Serve from the arguments of a file. Raises the errors of `api`."""
     access = rules_of_the_running_serve()
     if not arguments.page:
         return front_application(None, access)
@@ -78,7 +78,7 @@ def front(arguments: FrontArguments) -> serve.Application:
 
 
 def rules_of_the_running_serve() -> AccessRules:
-    """The environment's rules for the address where Serve listens already, as it does when it builds from a file."""
+    """Return the environment's rules for the address where Serve already listens when it builds from a file."""
     chosen = settings()
     client = serve.context._get_global_client(raise_if_no_controller_running=False) if ray.is_initialized() else None
     if client is not None:
@@ -93,18 +93,18 @@ def deploy(
     page: Page | None = None,
     access: AccessRules = AccessRules(),
 ) -> None:
-    """Starts everything and returns at once; `wait_until_ready` tells when it answers.
+    """Start all deployments and return at once; `wait_until_ready` waits for them.
 
     Args:
-        models: the language models with what each needs; at least one.
-        arguments: what all the rest needs.
-        port: where to listen.
-        page: mounts the page at /; must be importable in the replica.
-        access: the address to listen on, and who is let in; by default loopback, without a key.
+        models: the language models with the resources of each; at least one.
+        arguments: the settings of all other deployments.
+        port: the port to listen on.
+        page: mounts the page at /; the replica must be able to import it.
+        access: the address to listen on, and the keys; by default loopback, without a key.
 
     Raises:
-        InputError: two models of one name, the port or an application's name is in use, a model's folder is not there,
-            or an asset is missing.
+        InputError: two models have one name, the port or an application's name is in use, a model's folder does not
+            exist, or an asset is missing.
     """
     join_serve(port, access.host)
     targets = [
@@ -113,20 +113,20 @@ def deploy(
         ),
         serve.RunTarget(front_application(page, access), name=FRONT, route_prefix=APPLICATIONS[FRONT]),
     ]
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's; replicas keep theirs
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # of this process; replicas keep theirs
     http_options = {"host": access.host, "port": port, "request_timeout_s": REQUEST_TIMEOUT_S}
     serve.start(proxy_location="HeadOnly", http_options=http_options)
     serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 
 
 def join_serve(port: int, host: str) -> None:
-    """See that our applications can be added to the Serve that runs already on a Ray that was joined, if one does.
+    """Check that our applications can be added to the Serve of a joined Ray, if one runs.
 
     Raises:
-        InputError: it listens elsewhere, or has applications of others in the place of ours; or, where none runs, the
-            port is in use.
+        InputError: Serve listens at another address, or applications of others use our names or routes; or no Serve
+            runs and the port is in use.
     """
-    # Asked without Ray, Serve would start one.
+    # Without a running Serve, this call would start one.
     client = serve.context._get_global_client(raise_if_no_controller_running=False) if ray.is_initialized() else None
     if client is None:
         return require_free(port, host)
@@ -136,7 +136,7 @@ def join_serve(port: int, host: str) -> None:
     for name, other in client.get_serve_details()["applications"].items():
         route = other["route_prefix"]
         if name not in APPLICATIONS and route in APPLICATIONS.values():
-            raise InputError(f"the application {name!r} of the Serve on this Ray answers at {route} already")
+            raise InputError(f"the application {name!r} of the Serve on this Ray already has the route {route}")
         if name in APPLICATIONS and name not in (other["deployments"] or APPLICATIONS):
             raise InputError(f"the Serve on this Ray has an application {name!r} that is none of ours")
 
@@ -144,9 +144,11 @@ def join_serve(port: int, host: str) -> None:
 def api_application(
     models: Sequence[tuple[ServedModel, Replicas]], arguments: APIArguments, access: AccessRules
 ) -> serve.Application:
-    """
+    """Build the application of the API and its models.
+
     Raises:
-        InputError: no model, two of one name, a model's folder is not there, or an asset is missing.
+        InputError: there is no model, two models have one name, a model's folder does not exist, or an asset is
+            missing.
     """
     ids = [model.id for model, _ in models]
     if len(set(ids)) < len(ids) or set(ids) & RESERVED_NAMES:
@@ -168,7 +170,7 @@ def api_application(
             ray_actor_options={"num_cpus": 0.05},
             max_ongoing_requests=10_000,  # every replica of every language model waits in it
             graceful_shutdown_wait_loop_s=0.1,
-            graceful_shutdown_timeout_s=0.5,  # nobody need be answered any more
+            graceful_shutdown_timeout_s=0.5,  # no client waits for it any more
         ).bind()
 
     def bound(model: ServedModel, replicas: Replicas) -> serve.Application:
@@ -190,7 +192,7 @@ def api_application(
 
 
 def front_application(page: Page | None, access: AccessRules) -> serve.Application:
-    # One replica: the page keeps its sessions in the process.
+    # One replica, because the page keeps its sessions in the process.
     front = serve.deployment(
         FrontIngress, name=FRONT, ray_actor_options={"num_cpus": 0.1}, num_replicas=1, max_ongoing_requests=512
     )
@@ -204,15 +206,15 @@ def deployment_name(model: ServedModel) -> str:
 def wait_until_ready(
     on_progress: Callable[[list[DeploymentState]], None] = lambda states: None, timeout_s: float = 300
 ) -> None:
-    """Returns when every deployment has loaded and warmed up, and requests are answered.
+    """Return when every deployment has loaded and warmed up, and the service answers requests.
 
     Args:
-        on_progress: called with every deployment's state, several times a second.
-        timeout_s: when to give up.
+        on_progress: receives every deployment's state, several times per second.
+        timeout_s: the longest time to wait.
 
     Raises:
-        DeploymentFailedError: a replica cannot start, with its own error (the whole of it is logged); or the
-            time is up.
+        DeploymentFailedError: a replica cannot start (the message is its error; the log has all of it), or the time is
+            over.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -222,7 +224,7 @@ def wait_until_ready(
         for application in applications:
             for name, deployment in application.deployments.items():
                 ready = deployment.status == DeploymentStatus.HEALTHY
-                # Serve retries a replica that fails to start, in vain for anything that a deployment here does.
+                # Serve starts a failed replica again and again. No failure of our deployments ends by that.
                 failed = deployment.status == DeploymentStatus.DEPLOY_FAILED or "failed to start" in deployment.message
                 states.append(DeploymentState(name, "ready" if ready else "failed" if failed else "starting"))
                 if failed:
@@ -243,15 +245,15 @@ def wait_until_ready(
 
 
 def last_line(message: str) -> str:
-    """Of a stack trace: the exception itself."""
+    """Return the exception of a stack trace."""
     return message.strip().rpartition("\n")[2]
 
 
 def stop() -> None:
-    """Takes down what `deploy` started, once replicas have ended what they had begun. Ray goes on, and so do the
-    applications of others with the Serve that they need."""
+    """Delete our applications after their replicas have finished their requests. Ray keeps running, and so does Serve
+    if it has other applications."""
     if not ray.is_initialized() or serve.context._get_global_client(raise_if_no_controller_running=False) is None:
-        return  # otherwise Serve would start one, to ask it
+        return  # otherwise this call would start Serve
     if set(serve.status().applications) <= set(APPLICATIONS):
         serve.shutdown()
     else:

@@ -1,7 +1,7 @@
-"""The application file: what is deployed, with how many replicas on which machines.
+"""The application file: the deployments, the number of their replicas, and the machines for them.
 
-The form is Ray Serve's own: on a cluster `serve deploy FILE` takes it. The two applications' `args` are described here.
-`voicechat serve` and `voicechat up` read serve/applications/local.yaml.
+The format is Ray Serve's own; on a cluster, `serve deploy FILE` reads it. This module describes the `args` of the two
+applications. `voicechat serve` and `voicechat up` read serve/applications/local.yaml.
 """
 
 from dataclasses import dataclass
@@ -22,27 +22,28 @@ if TYPE_CHECKING:
     from voicechat_serve.serve_schema import ServeFile
 
 HEALTH_CHECK_S = 2.0
-"""Between two checks of a replica. Serve replaces one that fails three in a row; by then /ready must tell."""
+"""The time between two checks of a replica. Serve replaces a replica after three failed checks; /ready must show it by
+then."""
 
 
 class Replicas(Strict):
-    """How many replicas of a deployment there are, and what each needs."""
+    """The number of replicas of a deployment, and the resources of each."""
 
     num_cpus: float = Field(default=0.1, ge=0)
-    """CPU cores to reserve; they only say how many replicas fit on a machine."""
+    """CPU cores to reserve; Ray uses them only to count how many replicas fit on a machine."""
     num_gpus: float = Field(default=0, ge=0)
     """GPUs to reserve; 0.25 lets four replicas share one."""
     min_replicas: int = Field(default=1, ge=0)
-    """0: the deployment goes away when nobody asks, and the next request waits until it is loaded again."""
+    """0: there is no replica while there are no requests; the next request waits until one is loaded."""
     max_replicas: int = Field(default=1, ge=1)
     target_ongoing_requests: float = Field(default=16, gt=0)
-    """Requests at once for each replica: more are a reason for another one."""
+    """Concurrent requests per replica; above this number Serve adds a replica."""
     upscale_delay_s: float = Field(default=10, ge=0)
     downscale_delay_s: float = Field(default=300, ge=0)
     max_ongoing_requests: int = Field(default=256, ge=1)
-    """At once in one replica."""
+    """Concurrent requests in one replica."""
     max_queued_requests: int = Field(default=256, ge=1)
-    """That wait for a replica, in each process that asks; more are answered 503."""
+    """Requests that wait for a replica, in each calling process; further requests receive 503."""
 
     @model_validator(mode="after")
     def are_in_order(self) -> Self:
@@ -51,13 +52,13 @@ class Replicas(Strict):
         return self
 
     def options(self) -> dict[str, Any]:
-        """For `serve.deployment`."""
+        """Return the options for `serve.deployment`."""
         options: dict[str, Any] = {
             "ray_actor_options": {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus},
             "max_ongoing_requests": self.max_ongoing_requests,
             "max_queued_requests": self.max_queued_requests,
             "health_check_period_s": HEALTH_CHECK_S,
-            # An idle replica goes at once, a busy one may end what it has begun.
+            # An idle replica stops at once; a busy one may finish its requests.
             "graceful_shutdown_wait_loop_s": 0.1,
             "graceful_shutdown_timeout_s": 20,
         }
@@ -75,30 +76,30 @@ class Replicas(Strict):
 
 
 class Engines(Replicas):
-    """How a language model is run."""
+    """How to run a language model."""
 
     num_cpus: float = Field(default=0.2, ge=0)
     engine: EngineName = "auto"
-    """torch, ctranslate2 (int8, on a CPU), vllm (installed besides), or auto: what suits the files."""
+    """torch, ctranslate2 (int8, on a CPU), vllm (a separate installation), or auto: the engine that suits the files."""
     precision: Precision = "auto"
-    """Of torch and vllm: float32, bfloat16, or auto: bfloat16 on a GPU."""
+    """For torch and vllm: float32, bfloat16, or auto: bfloat16 on a GPU."""
     threads: int = Field(default=1, ge=1)
     """CPU threads of one decode step."""
 
 
 class ModelEntry(Engines):
-    """A language model that is served under a name of its own."""
+    """A language model with its own name in the API."""
 
     id: PathText = Field(max_length=200)
-    """The name that clients ask for, without an @: NAME@NUMBER asks for a version of a champion's model."""
+    """The name in requests, without an @, because NAME@NUMBER means a version of a champion's model."""
     source: str = ""
-    """A folder, NAME@NUMBER, a packaged model, or OWNER/NAME of the Hugging Face hub; `id` when not given."""
+    """A folder, NAME@NUMBER, a packaged model, or OWNER/NAME of the Hugging Face hub; by default `id`."""
 
     @field_validator("id")
     @classmethod
     def names_no_version(cls, given: str) -> str:
         if "@" in given:
-            raise ValueError(f"{given!r} has an @: choose another id, and put what is to be served under `source`")
+            raise ValueError(f"{given!r} has an @: choose another id, and put the model to serve under `source`")
         return given
 
 
@@ -106,18 +107,18 @@ class APIArguments(Strict):
     """`args` of the application `api`."""
 
     champions: Engines | None = Engines()
-    """How the champions of the registry are run, each under its model's name; null to serve none."""
+    """How to run the champions of the registry, each under its model's name; null for none."""
     models: Annotated[tuple[ModelEntry, ...], Field(strict=False)] = ()
-    """Language models besides."""
+    """Additional language models."""
     whisper: Literal["base", "tiny.en"] = "base"
     """The transcription model."""
     transcription: Replicas = Replicas(num_cpus=0.3, max_ongoing_requests=16, max_queued_requests=32)
-    """They take turns by windows of 30 s, so that a conversation need not wait until lectures are through."""
+    """Sounds take turns after each window of 30 s, so that a conversation need not wait for the end of a lecture."""
     synthesis: Replicas = Replicas(max_ongoing_requests=8, max_queued_requests=32)
     ingress: Replicas = Replicas(max_ongoing_requests=512, max_queued_requests=512)
-    """The HTTP API. Limits of keys are counted in each replica of it."""
+    """The HTTP API. Each of its replicas counts the limits of keys by itself."""
     realtime_sessions: int = Field(default=16, ge=1)
-    """Most spoken conversations at once, in each replica of the ingress."""
+    """The most concurrent spoken conversations in each replica of the ingress."""
 
     @field_validator("models")
     @classmethod
@@ -132,9 +133,9 @@ class FrontArguments(Strict):
     """`args` of the application `front`."""
 
     page: str = ""
-    """What mounts the page, as module:function; none when empty."""
+    """The function that mounts the page, as module:function; empty for no page."""
     api: str = "http://127.0.0.1:8000/v1"
-    """The API, as the page's process reaches it. Its key there is VOICECHAT_API_KEY."""
+    """The address of the API for the page's process. VOICECHAT_API_KEY is its key there."""
 
     @field_validator("api")
     @classmethod
@@ -147,7 +148,7 @@ ARGUMENTS: dict[str, type[Strict]] = {API: APIArguments, FRONT: FrontArguments}
 
 @dataclass(frozen=True)
 class ApplicationFile:
-    """An application file, checked by Serve's own schema and by ours."""
+    """An application file that passed Serve's own schema and ours."""
 
     serve: "ServeFile"
     api: APIArguments
@@ -161,12 +162,13 @@ def local_application() -> Path:
 
 
 def read_application(path: Path) -> ApplicationFile:
-    """
+    """Read and validate an application file.
+
     Raises:
-        InputError: there is no such file, it is not what Serve takes, or `args` have unknown or impossible fields.
+        InputError: there is no such file, Serve does not accept it, or `args` have unknown or impossible fields.
     """
     values, root = compose_yaml(path)
-    from voicechat_serve.serve_schema import ServeFile  # with Ray, which a misspelt path need not wait for
+    from voicechat_serve.serve_schema import ServeFile  # it imports Ray; a misspelt path gives its error before that
 
     file = validate(values, ServeFile, str(path), root)
     names = [application.name for application in file.applications]
@@ -176,7 +178,7 @@ def read_application(path: Path) -> ApplicationFile:
     for number, (name, application) in enumerate(zip(names, file.applications, strict=True)):
         if application.deployments:
             line = line_of(root, ["applications", number, "deployments"])
-            raise InputError(f"{path}:{line}: {name}: say what deployments need in `args`, not in `deployments`")
+            raise InputError(f"{path}:{line}: {name}: set the resources of deployments in `args`, not in `deployments`")
         if name in ARGUMENTS:
             place = ("applications", number, "args")
             found[name] = validate(application.args, ARGUMENTS[name], str(path), root, place)
@@ -186,7 +188,7 @@ def read_application(path: Path) -> ApplicationFile:
 
 
 def served_models(arguments: APIArguments) -> list[tuple[ServedModel, Replicas]]:
-    """The language models to deploy: the registry's champions first.
+    """Return the language models to deploy, the registry's champions first.
 
     Raises:
         InputError: a model's files are not found.
@@ -198,7 +200,7 @@ def served_models(arguments: APIArguments) -> list[tuple[ServedModel, Replicas]]
 
 
 def listed_models(arguments: APIArguments) -> list[tuple[ServedModel, Replicas]]:
-    """Those that the file names one by one; errors as in `served_models`."""
+    """Return the models that the file lists. Raises the errors of `served_models`."""
     found: list[tuple[ServedModel, Replicas]] = []
     for entry in arguments.models:
         folder = model_folder(entry.source or entry.id, entry.engine)
@@ -221,6 +223,7 @@ def served_version(version: Version, how: Engines) -> ServedModel:
 
 
 def model_folder(source: str, engine: EngineName) -> Path:
-    """A packaged chat model is there in two forms: as CTranslate2 runs it, and as the others do."""
+    """Return the folder of a model. A packaged chat model has two forms: one for CTranslate2, one for the other
+    engines."""
     for_ctranslate2 = source in LANGUAGE_MODELS and engine in ("auto", "ctranslate2")
     return locate(f"{source}-int8") if for_ctranslate2 else find_checkpoint(source)

@@ -1,4 +1,4 @@
-"""Sound in and out: any file to 16 kHz mono within limits, and samples to any of OpenAI's speech formats.
+"""Audio input and output: any file to 16 kHz mono within limits, and samples to any of OpenAI's speech formats.
 
 Letters: n samples, c channels.
 """
@@ -21,36 +21,36 @@ Samples = NDArray[np.float32]
 """(n,) mono, between -1 and 1."""
 
 HEARING_RATE = 16_000
-"""Samples a second that transcription works with."""
+"""The sample rate of transcription, in Hz."""
 
 
 def is_sound_decoder(name: str) -> bool:
     try:
         return Codec(name, "r").type == "audio"
-    except UnknownCodecError:  # only encodes
+    except UnknownCodecError:  # this codec only encodes
         return False
 
 
 CONTAINERS = "wav,mp3,ogg,flac,aac,mov,matroska,webm,aiff,au,caf,amr,w64,asf"
-"""Formats that are sound. FFmpeg also knows playlists and session descriptions, which open other files and sockets."""
+"""Audio formats. FFmpeg also reads playlists and session descriptions, which open other files and sockets."""
 
 DECODERS = ",".join(name for name in sorted(av.codecs_available) if is_sound_decoder(name))
-"""FFmpeg would decode pictures as well, of any size, only to describe the file."""
+"""FFmpeg would also decode pictures of any size, only to describe the file."""
 
 STREAMS = 8
 LARGEST_ALLOCATION = 32 * 2**20
-"""Bytes that FFmpeg may ask for at once: more than any upload has, so enough for whatever it truly holds. Without it,
-an MP4 file of one kilobyte that claims 60 million samples takes 2 GB for their index; such a claim can stand in each
-stream, hence the limit on those."""
+"""The most bytes that FFmpeg may allocate at once: more than any upload has, so enough for its real content. Without
+this limit, an MP4 file of one kilobyte that claims 60 million samples takes 2 GB for their index. Each stream can make
+such a claim, so the number of streams has a limit, too."""
 
-# PyAV does not offer it; a symbol of FFmpeg is found through any module of PyAV that is linked to it.
+# PyAV does not offer this setting. The linker finds a symbol of FFmpeg through any module of PyAV.
 ctypes.CDLL(av._core.__file__).av_max_alloc(ctypes.c_size_t(LARGEST_ALLOCATION))
 
 LOWEST_RATE = 1_000
-"""A forged rate below it would turn one frame into gigabytes when resampled."""
+"""The resampler would turn one frame with a lower (forged) rate into gigabytes."""
 
 HIGHEST_RATE = 768_000
-"""No recorder goes beyond it, and the resampler's filter grows with it."""
+"""No recorder uses a higher rate, and the resampler's filter grows with the rate."""
 
 
 OPENING = {
@@ -62,26 +62,26 @@ OPENING = {
 
 
 class AudioError(InputError):
-    """What was sent cannot be decoded, or is larger than allowed."""
+    """The upload cannot be decoded, or is larger than allowed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingLimits:
-    """Checked while decoding: a small file can hold many hours, and its header may lie."""
+    """Limits during decoding: a small file can hold many hours, and its header may be wrong."""
 
     upload_bytes: int = 25 * 1024 * 1024
     """OpenAI's own limit."""
     seconds: float = 30 * 60
-    """Of decoded sound, as counted after resampling."""
+    """Of decoded audio, after resampling."""
     samples: int = 400_000_000
-    """Decoded before resampling, over all channels: what a forged sample rate would make endless work."""
+    """Of decoded audio before resampling, over all channels; a forged sample rate would make endless work."""
 
 
 def decode(upload: bytes, limits: DecodingLimits = DecodingLimits()) -> Samples:
-    """The sound of a file in any container and codec that FFmpeg knows, at 16 kHz.
+    """Decode a file of any container and codec that FFmpeg reads, to 16 kHz.
 
     Raises:
-        AudioError: empty, not a sound file, corrupt, or beyond the limits.
+        AudioError: the file is empty, no audio, corrupt, or beyond the limits.
     """
     if not upload:
         raise AudioError("the audio file is empty")
@@ -110,7 +110,8 @@ def decoded_parts(container, limits: DecodingLimits) -> Iterator[Samples]:
     for frame in container.decode(audio=0):
         if not LOWEST_RATE <= frame.sample_rate <= HIGHEST_RATE:
             raise AudioError(
-                f"the audio file claims {frame.sample_rate} samples a second; sound has {LOWEST_RATE} to {HIGHEST_RATE}"
+                f"the audio file claims {frame.sample_rate} samples per second; audio has {LOWEST_RATE} to "
+                f"{HIGHEST_RATE}"
             )
         read += frame.samples * frame.layout.nb_channels
         if read > limits.samples:
@@ -130,7 +131,7 @@ class SpeechFormat:
     container: str
     codec: str
     rate: int | None = None
-    """Where the codec does not take any rate."""
+    """Set if the codec does not support all rates."""
     bit_rate: int | None = None
 
 
@@ -145,7 +146,7 @@ SPEECH_FORMATS = {
 
 
 class Sink(io.RawIOBase):
-    """Where the muxer writes: a pipe without seeking, emptied after every chunk."""
+    """The output of the muxer: a pipe without seeking, emptied after every chunk."""
 
     def __init__(self):
         self.pending = bytearray()
@@ -164,18 +165,18 @@ class Sink(io.RawIOBase):
 
 
 class SpeechEncoder:
-    """Encodes speech as it is made.
+    """An encoder for speech that arrives in chunks.
 
     Args:
-        name: one of `SPEECH_FORMATS`; "pcm" is raw 16-bit little-endian at the given rate, as OpenAI's.
-        rate: samples a second of what is given to `encode`.
+        name: one of `SPEECH_FORMATS`; "pcm" is raw 16-bit little-endian at the given rate, as in OpenAI's API.
+        rate: sample rate of the input of `encode`, in Hz.
     """
 
     def __init__(self, name: str, rate: int):
         self.format = SPEECH_FORMATS[name]
         self.rate = rate
         self.sink = Sink()
-        # Metadata would hold the encoder's version; a WAV header cannot know the length of what is yet to be said.
+        # Metadata would contain the encoder's version. A WAV header cannot know the length of future speech.
         self.container = av.open(self.sink, "w", format=self.format.container, options={"fflags": "+bitexact"})
         stream = self.container.add_stream(self.format.codec, rate=self.format.rate or rate, layout="mono")
         if self.format.bit_rate:
@@ -184,9 +185,9 @@ class SpeechEncoder:
         self.written = 0
 
     def encode(self, samples_n: Samples) -> bytes:
-        """The bytes that are ready after this chunk; the codec may keep a frame back."""
+        """Return the bytes that are ready after this chunk; the codec may hold a frame back."""
         pcm_1n = (np.clip(samples_n, -1, 1) * 32767).astype(np.int16)[None]
-        # By the second: what the resampler needs for minutes at once is more than LARGEST_ALLOCATION.
+        # One second at a time: for minutes at once the resampler needs more than LARGEST_ALLOCATION.
         for start in range(0, len(samples_n), self.rate):
             part_1n = pcm_1n[:, start : start + self.rate]
             frame = av.AudioFrame.from_ndarray(part_1n, format="s16", layout="mono")
@@ -197,14 +198,14 @@ class SpeechEncoder:
         return self.sink.take()
 
     def finish(self) -> bytes:
-        """The rest of the file."""
+        """Return the rest of the file."""
         self.container.mux(self.stream.encode(None))
         self.container.close()
         return self.sink.take()
 
 
 def encode(chunks: Iterable[Samples], name: str, rate: int) -> Iterator[bytes]:
-    """Speech, chunk by chunk, as the bytes of one file."""
+    """Encode speech, chunk by chunk, as the bytes of one file."""
     encoder = SpeechEncoder(name, rate)
     for samples_n in chunks:
         yield encoder.encode(samples_n)

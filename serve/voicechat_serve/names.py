@@ -1,4 +1,4 @@
-"""Our applications on Serve, and where each answers; the Serve of a Ray that was joined may have others besides."""
+"""The names and routes of our applications on Serve. The Serve of a joined Ray may have other applications, too."""
 
 API, FRONT = "api", "front"
 

@@ -1,5 +1,5 @@
-"""Ray Serve's own schema of an application file, made strict: Serve passes over fields that it does not know, so that a
-misspelt one would be as if it were not there."""
+"""Ray Serve's own schema of an application file, made strict: Serve itself silently ignores unknown fields, and so a
+misspelt one."""
 
 from pydantic import ConfigDict
 from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema

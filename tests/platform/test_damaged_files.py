@@ -144,5 +144,5 @@ def test_a_damaged_kept_corpus_is_named(tmp_path, kind, monkeypatch):
     folder.mkdir(parents=True)
     if kind != "gone":
         (folder / "input.txt").write_bytes(damaged(b"First Citizen:\n" * 100, kind))
-    with pytest.raises(InputError, match=r"input\.txt is missing or damaged: delete .* fetched again"):
+    with pytest.raises(InputError, match=r"input\.txt is missing or damaged: delete .* downloads it again"):
         texts.read_text(texts.TINY_SHAKESPEARE)

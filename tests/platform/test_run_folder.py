@@ -71,7 +71,7 @@ def test_a_damaged_last_checkpoint_is_named_and_the_one_before_taken(play, tmp_p
     assert resumed.step == 10
     if damage.startswith("truncated"):
         assert f"{path} is missing or damaged" in caplog.text
-        assert "goes on from the checkpoint before it" in caplog.text
+        assert "continues from the checkpoint before it" in caplog.text
         assert len(list(run.folder.glob("damaged-*"))) == 1
         assert not run.last.exists()  # it must not take the place of the good one before it
     list(run.train(resumed))
@@ -83,7 +83,7 @@ def test_a_run_of_another_recipe_is_not_gone_on_with(play, tmp_path):
     next(run.train(Training(recipe(play), load_data(recipe(play)))))
     with pytest.raises(InputError, match="the recipe differs"):
         run.resume_from(recipe(play, learning_rate=0.001))
-    with pytest.raises(InputError, match="holds no checkpoint"):
+    with pytest.raises(InputError, match="holds no complete checkpoint"):
         RunFolder(tmp_path / "none").resume_from(recipe(play))
 
 

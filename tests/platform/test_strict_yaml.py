@@ -76,7 +76,7 @@ def test_values_are_those_of_yaml_1_2(tmp_path, text, value):
         (b"", "expected a mapping"),
         (b"\xff\xfe\x00", "UTF-8"),
         (b"a: \x00b\n", "v.yaml"),
-        (b"a: &x [*x]\n", "stands for what it is in"),
+        (b"a: &x [*x]\n", "refers to a value that contains it"),
         (b"a: &x {b: 1}\nc:\n  <<: *x\n", "no merge keys"),
         (b"1: one\n", "a key must be text"),
         (b"%YAML 1.1\n---\na: yes\n", "YAML 1.2"),

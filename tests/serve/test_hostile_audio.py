@@ -234,7 +234,7 @@ def test_bombs_stay_small(bombs):
     assert list(found) == list(bombs)
     assert found["hours of silence"][0] == "the audio is longer than 30 minutes"
     for name in ("a rate of 1 Hz", "a rate of 2 GHz"):
-        assert "samples a second; sound has" in found[name][0]
+        assert "samples per second; audio has" in found[name][0]
     assert found["a gigabyte declared"][0] == 1600  # the sound that is there
     for name, (_, grown) in found.items():
         # Half an hour at 16 kHz is 110 MB, and the buffer that it grows in an eighth more.

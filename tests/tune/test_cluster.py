@@ -223,7 +223,7 @@ def free_ports(count: int) -> list[int]:
 
 @pytest.mark.nightly
 def test_a_sweep_runs_as_a_job(monkeypatch, tmp_path, play):
-    """`ray start` and `ray job submit`, as README says it."""
+    """`ray start` and `ray job submit`, as docs/clusters.md says it."""
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")

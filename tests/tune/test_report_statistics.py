@@ -13,10 +13,10 @@ from voicechat_tune.report.statistics import (
     compare_with,
     estimate,
     holm,
-    judge,
     least_p,
     mean_interval,
     sign_flip_p,
+    verdict_of,
 )
 
 MARGIN = 0.01
@@ -190,7 +190,7 @@ def test_a_shift_that_is_larger_than_the_noise_is_seen(pair, shift):
 )
 def test_verdicts(low, high, corrected_p, seeds, verdict):
     mean = 0.0 if low is None else (low + high) / 2
-    assert judge(Estimate(mean, low, high), corrected_p, seeds, MARGIN) == verdict
+    assert verdict_of(Estimate(mean, low, high), corrected_p, seeds, MARGIN) == verdict
 
 
 def test_only_shared_seeds_are_paired_and_the_family_is_corrected_together():

@@ -1,4 +1,4 @@
-"""What every kind of data gives to the training loop.
+"""The interface of all kinds of data for the training loop.
 
 Letters: b batch, t position.
 """
@@ -10,14 +10,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 Batch = tuple[Tensor, Tensor]
-"""Inputs and labels, each (b, t) int64: the label is the token that should follow, IGNORED where it does not count."""
+"""Inputs and labels, each (b, t) int64: the label is the token that should follow, or IGNORED."""
 
 IGNORED = -100
 """cross_entropy's ignore_index."""
 
 
 class Batches(Protocol):
-    """Random batches from a generator of their own, whose position can be saved and restored."""
+    """Random batches from a separate generator, whose position can be saved and restored."""
 
     def draw(self) -> Batch: ...
 
@@ -40,14 +40,14 @@ class TrainingData(Protocol):
 
     @property
     def characters_per_token(self) -> float:
-        """Of what is evaluated: divides nats per token into nats per character."""
+        """For the evaluated text: divides nats per token into nats per character."""
 
     @property
     def reply_stops(self) -> list[str] | None:
-        """What ends a reply in a conversation."""
+        """The texts that end a reply in a conversation."""
 
     def batches(self, batch_size: int, context: int, seed: int) -> Batches:
-        """To train on."""
+        """Return the batches for training."""
 
     def validation(self, context: int, windows: int | None) -> Iterator[Batch]:
-        """To evaluate on, always the same: all of it, or about `windows` sequences spread over it."""
+        """Return the batches for evaluation, always the same: all, or about `windows` sequences spread evenly."""

@@ -1,4 +1,4 @@
-"""A text ready for training: tokens split in parts, and the batches drawn from them.
+"""A text ready for training: the tokens of each part, and the batches drawn from them.
 
 Letters: b batch, t position.
 """
@@ -19,7 +19,7 @@ from voicechat_platform.errors import InputError
 
 @dataclass(frozen=True)
 class Corpus:
-    """A tokenised text. The validation part is the text's end, or stands before the test part."""
+    """A tokenised text. The validation part is at the end of the text, before the test part."""
 
     source: str
     sha256: str
@@ -27,11 +27,11 @@ class Corpus:
     train_tokens: Tensor
     validation_tokens: Tensor
     test_tokens: Tensor
-    """Empty unless a part was held out for the very end."""
+    """Empty unless the recipe has a test part."""
     characters_per_token: float
-    """Of the validation part: divides nats per token into nats per character."""
+    """For the validation part: divides nats per token into nats per character."""
     reply_stops: list[str] | None
-    """What ends a reply when the text is a play."""
+    """The texts that end a reply if the text is a play."""
 
     def batches(self, batch_size: int, context: int, seed: int) -> "Windows":
         return Windows(self.train_tokens, batch_size, context, seed)
@@ -46,10 +46,10 @@ class Corpus:
 def make_corpus(
     text: Text, tokenizer: PreTrainedTokenizerFast, validation_fraction: float, test_fraction: float = 0.0
 ) -> Corpus:
-    """Split by characters, tokenise.
+    """Split a text by characters, and tokenise it.
 
     Args:
-        tokenizer: a model's own, or a fresh one; without a chat template it is given one for the text.
+        tokenizer: a model's own, or a new one; if it has no chat template, this function sets one for the text.
 
     Raises:
         InputError: a part of the text is empty.
@@ -80,9 +80,10 @@ def make_corpus(
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> Tensor:
-    """(tokens,) int32."""
+    """Return the tokens, (tokens,) int32."""
     backend = tokenizer.backend_tokenizer
-    # Our characters have no pre-tokenizer, and a whole text as one word is slow; others may join over lines' ends.
+    # Our character tokenizer has no pre-tokenizer, and a whole text as one word is slow. Other tokenizers may merge
+    # over line ends.
     is_ours = backend.pre_tokenizer is None and backend.normalizer is None
     pieces = text.splitlines(keepends=True) if is_ours else [text]
     encodings = backend.encode_batch(pieces, add_special_tokens=False)
@@ -90,11 +91,11 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> Tensor:
 
 
 def windows_of(tokens: Tensor, context: int, windows: int | None = None, batch_size: int = 32) -> Iterator[Batch]:
-    """A text cut into windows of one context, each to be predicted on its own: always the same, nothing is drawn.
+    """Cut a text into windows of one context, each predicted separately; always the same windows.
 
     Args:
         tokens: (n,) the text.
-        windows: how many, spread evenly over the text; all of them, and the shorter rest, when None.
+        windows: the number of windows, spread evenly over the text; None for all, with the shorter rest.
     """
     targets = len(tokens) - 1
     starts = torch.arange(0, targets, context)
@@ -110,10 +111,10 @@ def windows_of(tokens: Tensor, context: int, windows: int | None = None, batch_s
 
 
 class Windows:
-    """Windows of the tokens in random order, drawn by a generator of its own that can be saved and restored.
+    """Windows of the tokens in random order from a separate generator, which can be saved and restored.
 
-    Each pass over the text begins at another offset and takes every window once: drawn with replacement, a run of one
-    and a half passes would never see a fifth of the text.
+    Each pass over the text starts at another offset and takes every window once. With replacement, a run of one and a
+    half passes would never see a fifth of the text.
     """
 
     def __init__(self, tokens: Tensor, batch_size: int, context: int, seed: int):
@@ -139,7 +140,7 @@ class Windows:
         self.drawn = 0
 
     def draw(self) -> Batch:
-        """Inputs and labels (the inputs moved by one)."""
+        """Return inputs and labels (the inputs shifted by one)."""
         starts: list[int] = []
         while len(starts) < self.batch_size:
             if self.drawn == len(self.order):

@@ -17,15 +17,15 @@ from voicechat_platform.corpora.texts import SPEAKER, Text
 from voicechat_platform.errors import InputError
 
 TURNS = 4
-"""Speeches of one conversation: two by the user, two by the assistant."""
+"""Speeches per conversation: two of the user, two of the assistant."""
 
 Example = tuple[list[int], list[int]]
-"""Token ids of a conversation, and its labels: the next token where the assistant speaks, IGNORED elsewhere."""
+"""Token ids of a conversation, and its labels: the next token in the assistant's speeches, IGNORED elsewhere."""
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """The conversations of a play. The validation part is its end."""
+    """The conversations of a play. The validation part is at its end."""
 
     source: str
     sha256: str
@@ -33,14 +33,14 @@ class Dialogue:
     train_examples: list[Example]
     validation_examples: list[Example]
     characters_per_token: float
-    """Of the assistant's speeches in the validation part."""
+    """For the assistant's speeches in the validation part."""
     reply_stops: None = None
 
     def batches(self, batch_size: int, context: int, seed: int) -> "Conversations":
         return Conversations(self.train_examples, batch_size, context, seed)
 
     def validation(self, context: int, windows: int | None) -> Iterator[Batch]:
-        """In batches of 8; with `windows`, so many conversations, evenly spread."""
+        """Return batches of 8; with `windows`, only this number of conversations, spread evenly."""
         examples = self.validation_examples
         count = len(examples) if windows is None else min(windows, len(examples))
         chosen = [examples[index] for index in torch.linspace(0, len(examples) - 1, count).long().tolist()]
@@ -49,9 +49,10 @@ class Dialogue:
 
 
 def make_dialogue(text: Text, tokenizer: PreTrainedTokenizerFast, validation_fraction: float) -> Dialogue:
-    """
+    """Make conversations from a play.
+
     Raises:
-        InputError: the text is not a play, the tokenizer has no chat template, or its template cannot be cut into
+        InputError: the text is not a play, the tokenizer has no chat template, or the template cannot be cut into
             turns.
     """
     if not text.is_play:
@@ -78,14 +79,14 @@ def make_dialogue(text: Text, tokenizer: PreTrainedTokenizerFast, validation_fra
 
 
 def conversations(play: str) -> list[list[str]]:
-    """Speeches, each answering the one before, a few to a conversation."""
+    """Return conversations of a few speeches, each speech an answer to the one before."""
     speeches = [re.sub(r"\s+", " ", speech).strip() for speech in re.split(SPEAKER, play)[1:]]
     speeches = [speech for speech in speeches if speech]
     return [speeches[start : start + TURNS] for start in range(0, len(speeches) - TURNS + 1, TURNS)]
 
 
 def example(tokenizer: PreTrainedTokenizerFast, speeches: list[str]) -> Example:
-    """Tokenised turn by turn, as the service does it: the prompt first, then what the model says."""
+    """Tokenise turn by turn, as the service does: first the prompt, then the model's reply."""
     messages = [
         {"role": "assistant" if number % 2 else "user", "content": speech} for number, speech in enumerate(speeches)
     ]
@@ -107,7 +108,7 @@ def example(tokenizer: PreTrainedTokenizerFast, speeches: list[str]) -> Example:
 
 
 def stack(examples: list[Example], context: int) -> Batch:
-    """Cut to one context, padded on the right: attention is causal, and padding's labels do not count."""
+    """Cut to one context and pad on the right. Attention is causal, and the labels of padding are IGNORED."""
     length = min(context, max(len(ids) for ids, _ in examples))
     inputs_bt = torch.zeros(len(examples), length, dtype=torch.long)
     labels_bt = torch.full((len(examples), length), IGNORED)
@@ -118,7 +119,7 @@ def stack(examples: list[Example], context: int) -> Batch:
 
 
 class Conversations:
-    """Conversations at random, drawn by a generator of its own that can be saved and restored."""
+    """Random conversations from a separate generator, which can be saved and restored."""
 
     def __init__(self, examples: list[Example], batch_size: int, context: int, seed: int):
         # A long prompt may leave no room for a reply.

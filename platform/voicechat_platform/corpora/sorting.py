@@ -1,10 +1,10 @@
-"""The sorter's data: lists of digits to be put in order.
+"""The sorter's data: lists of digits to sort.
 
 Letters: b batch, t position, n length of a list.
 
-In the form "sequence" a list is followed by itself in order, and only the second half counts: what minGPT does. In the
-form "positionwise" the label of each position is the digit that stands there in the sorted list: a causal model cannot
-know it, and no model can have less than the Bayes loss (0.3144 nats for 11 digits of 3), unless it sees the future.
+In the form "sequence" the sorted list follows the list, and only the sorted half has labels, as in minGPT. In the form
+"positionwise" the label of each position is the digit at that position of the sorted list. A causal model cannot know
+it. No model can have a loss below the Bayes loss (0.3144 nats for 11 digits of 3) unless it sees the future.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ HELD_OUT_LISTS = 5000
 
 @dataclass(frozen=True)
 class Sorting:
-    """Lists of `length` digits below `digits`. A quarter of all lists, chosen by a hash, is held out of training."""
+    """Lists of `length` digits below `digits`. A hash holds a quarter of all lists out of training."""
 
     length: int
     digits: int
@@ -46,11 +46,11 @@ class Sorting:
         yield self.batch_of(lists_bn[:windows])
 
     def held_out_lists(self) -> Tensor:
-        """(5000, n), the same every time."""
+        """Return (5000, n) lists, always the same."""
         return self.draw(HELD_OUT_LISTS, torch.Generator().manual_seed(0), held_out=True)
 
     def draw(self, count: int, generator: torch.Generator, held_out: bool) -> Tensor:
-        """(count, n) lists, uniform over the held out or the other ones."""
+        """Return (count, n) lists, uniform over the held-out lists or the other ones."""
         found = torch.empty(0, self.length, dtype=torch.long)
         while len(found) < count:
             lists_bn = torch.randint(self.digits, (4 * count, self.length), generator=generator)
@@ -72,7 +72,7 @@ class Sorting:
 
     @torch.no_grad()
     def exact_match(self, model: nn.Module, lists: int | None = None) -> float | None:
-        """Share of held-out lists that the model, choosing its likeliest digit each time, puts wholly in order."""
+        """Return the share of held-out lists that the model sorts completely with its likeliest digit at each step."""
         if self.form == "positionwise":
             return None
         lists_bn = self.held_out_lists()[:lists].to(next(model.parameters()).device)
@@ -88,7 +88,7 @@ class Sorting:
 
 
 class Lists:
-    """Random lists to train on, drawn by a generator of its own that can be saved and restored."""
+    """Random lists for training from a separate generator, which can be saved and restored."""
 
     def __init__(self, sorting: Sorting, batch_size: int, seed: int):
         self.sorting, self.batch_size = sorting, batch_size

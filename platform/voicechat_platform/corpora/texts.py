@@ -1,4 +1,4 @@
-"""The texts that models are trained on: the packaged plays, Tiny Shakespeare, or any text file."""
+"""The training texts: the packaged plays, Tiny Shakespeare, or any text file."""
 
 import hashlib
 import re
@@ -23,7 +23,7 @@ SPEAKER = r"(?m)^[A-Z][A-Za-z .']{1,30}:\n"
 """The line before a speech."""
 
 FRIENDS = ("HAMLET", "HORATIO")
-"""Who speaks with whom where the play has them: a prince who asks, and a friend who answers in a few words."""
+"""The two speakers of a dialogue, if the play has them: a prince who asks, and a friend with short answers."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Text:
 
     @property
     def is_play(self) -> bool:
-        """Whether it is written as speeches under their speakers' names, so that a model can hold a dialogue."""
+        """Whether the text consists of speeches under their speakers' names, so that a model can learn a dialogue."""
         return len(re.findall(SPEAKER, self.characters)) * 400 > len(self.characters)
 
     def speakers(self) -> tuple[str, str]:
-        """Of a play: the character whom a person is to speak as, and the one who is to answer."""
+        """Return two characters of a play: the one for the person, and the one who answers."""
         names = [line[:-2] for line in re.findall(SPEAKER, self.characters)]
         if set(FRIENDS) <= set(names):
             return FRIENDS
@@ -51,17 +51,17 @@ class Text:
         return exchanges.most_common(1)[0][0] if exchanges else FRIENDS
 
     def split(self, validation_fraction: float, test_fraction: float = 0.0) -> tuple[str, str, str]:
-        """What to train on, what to choose by, and the end, which nothing is chosen by."""
+        """Return the training part, the validation part, and the test part at the end."""
         whole = len(self.characters)
         first, second = int(whole * (1 - validation_fraction - test_fraction)), int(whole * (1 - test_fraction))
         return self.characters[:first], self.characters[first:second], self.characters[second:]
 
 
 def read_text(source: str) -> Text:
-    """The text of a source: "shakespeare-plays", "tiny-shakespeare", or the path of a text file (UTF-8).
+    """Return the text of a source: "shakespeare-plays", "tiny-shakespeare", or the path of a text file (UTF-8).
 
     Raises:
-        InputError: the file is missing, empty or not text, or the download is not what it should be.
+        InputError: the file is missing, empty or not text, or the download has a wrong checksum.
     """
     if source == PLAYS:
         return Text(source, packaged_plays())
@@ -78,7 +78,8 @@ def read_text(source: str) -> Text:
 
 
 def check_is_there(source: str) -> None:
-    """
+    """Check that the source exists.
+
     Raises:
         InputError: the source is a path, and there is no such file.
     """
@@ -89,13 +90,13 @@ def check_is_there(source: str) -> None:
 
 
 def packaged_plays() -> str:
-    """38 plays as speeches: the speaker's name and a colon, then the lines, then an empty line."""
+    """Return 38 plays as speeches: the speaker's name and a colon, then the lines, then an empty line."""
     plays = locate(PLAYS).parent
     return "\n".join(play_from_markdown(path.read_text()) for path in sorted(plays.glob("*/*.md")))
 
 
 def play_from_markdown(markdown: str) -> str:
-    """One packaged play as plain speeches, without headings and stage directions, in ASCII."""
+    """Return one packaged play as plain speeches, without headings and stage directions, in ASCII."""
     text = re.sub(r"(?m)^#.*$", "", markdown)
     text = re.sub(r"_[^_\n]*_|^.*_.*$", "", text, flags=re.MULTILINE)
     text = re.sub(r"(?m)^\*\*(.+?)\*\* *$", lambda speaker: f"\n{speaker[1]}:", text)
@@ -103,21 +104,23 @@ def play_from_markdown(markdown: str) -> str:
     text = re.sub(r"\[[^\]]*\]|[\[\]_]", "", text)
     text = text.encode("ascii", "ignore").decode()
     text = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
-    # Removed directions leave gaps inside a speech; only a speaker's name begins a new one.
+    # Removed stage directions leave gaps inside a speech; only a speaker's name starts a new one.
     text = re.sub(r"\n{2,}(?![^\n]*:\n)", "\n", text)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def tiny_shakespeare() -> str:
-    """Tiny Shakespeare from its public address, checked and kept in the home folder."""
+    """Return Tiny Shakespeare from its public address, verified and stored in the home folder."""
     folder = made_once(settings().folder("corpora") / TINY_SHAKESPEARE, fetch_tiny_shakespeare)
     try:
-        kept = (folder / "input.txt").read_bytes()
+        data = (folder / "input.txt").read_bytes()
     except OSError:
-        kept = b""
-    if hashlib.sha256(kept).hexdigest() != TINY_SHAKESPEARE_SHA256:
-        raise InputError(f"{folder / 'input.txt'} is missing or damaged: delete {folder}, and it is fetched again")
-    return kept.decode()
+        data = b""
+    if hashlib.sha256(data).hexdigest() != TINY_SHAKESPEARE_SHA256:
+        raise InputError(
+            f"{folder / 'input.txt'} is missing or damaged: delete {folder}; the next command downloads it again"
+        )
+    return data.decode()
 
 
 def fetch_tiny_shakespeare(folder: Path) -> None:
@@ -126,9 +129,9 @@ def fetch_tiny_shakespeare(folder: Path) -> None:
             data = response.read(10_000_000)
     except OSError as error:
         raise InputError(
-            f"{TINY_SHAKESPEARE} could not be fetched from {TINY_SHAKESPEARE_ADDRESS} ({error}); "
-            f"name a copy of the file as the corpus instead"
+            f"{TINY_SHAKESPEARE} could not be downloaded from {TINY_SHAKESPEARE_ADDRESS} ({error}); name a copy of "
+            "the file as the corpus instead"
         ) from error
     if hashlib.sha256(data).hexdigest() != TINY_SHAKESPEARE_SHA256:
-        raise InputError(f"what {TINY_SHAKESPEARE_ADDRESS} gave is not Tiny Shakespeare (its checksum differs)")
+        raise InputError(f"the download from {TINY_SHAKESPEARE_ADDRESS} is not Tiny Shakespeare (its checksum differs)")
     (folder / "input.txt").write_bytes(data)

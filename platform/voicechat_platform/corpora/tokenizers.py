@@ -1,4 +1,4 @@
-"""Tokenizers, each a transformers fast tokenizer that is saved with the checkpoint it trained."""
+"""Tokenizers. Each is a transformers fast tokenizer, and the checkpoint saves it."""
 
 import hashlib
 
@@ -9,11 +9,12 @@ from voicechat_platform.assets import locate
 from voicechat_platform.training.recipe import TokenizerKind
 
 TYPOGRAPHY = {"‘": "'", "’": "'", "“": '"', "”": '"', "—": "--", "–": "-", "…": "..."}
-"""What keyboards and transcripts write, and how a text writes it that does without."""
+"""Characters of keyboards and transcripts, and their plain spelling for a text that does not use them."""
 
-# A conversation as a play: the person speaks as one character, the model answers as another. A speech is what the model
-# has learned one to be: it begins with a capital, a person's ends with a full stop (what was heard may have none), and
-# an empty line in it would end it. The system's instructions are left out: no speech of a play is one.
+# A conversation as a play: the person speaks as one character, the model answers as another. A speech has the form of
+# the training text: it begins with a capital. A person's speech ends with a full stop (a transcript may have none). An
+# empty line would end a speech, so it has none. The template omits the system's instructions: no speech of a play is
+# one.
 PLAY_TEMPLATE = """\
 {%- macro speech(message) -%}
 {%- set lines = message.content.splitlines() | map('trim') | select | join('\\n')SPELLING -%}
@@ -31,12 +32,12 @@ PROSE_TEMPLATE = """\
 
 
 def play_template(person: str, model: str, text: str) -> str:
-    """The chat template of a model that has learned from a play.
+    """Return the chat template of a model that was trained on a play.
 
     Args:
-        person: the character that the user speaks as.
+        person: the character of the user.
         model: the character that answers.
-        text: the play; what it never uses is written as it writes it.
+        text: the play; the template replaces typographic characters that it never uses.
     """
     spelling = "".join(
         f" | replace({typographic!r}, {plain!r})"
@@ -47,20 +48,20 @@ def play_template(person: str, model: str, text: str) -> str:
 
 
 def make_tokenizer(kind: TokenizerKind, vocabulary_size: int, text: str) -> PreTrainedTokenizerFast:
-    """A tokenizer for the text.
+    """Return a tokenizer for the text.
 
     Args:
-        kind: "characters" (one token for each character that occurs), "byte_pairs" (trained on the text) or "gpt2"
+        kind: "characters" (one token for each character of the text), "byte_pairs" (trained on the text) or "gpt2"
             (GPT-2's 50,257 byte pairs).
-        vocabulary_size: of trained byte pairs; the other kinds have their own.
-        text: what characters are collected from and byte pairs are trained on.
+        vocabulary_size: for trained byte pairs; the other kinds have their own.
+        text: the source of the characters, and the training text of the byte pairs.
     """
     if kind == "gpt2":
         folder = locate("gpt2-byte-pairs")
         return GPT2TokenizerFast(vocab=str(folder / "encoder.json"), merges=str(folder / "vocab.bpe"))
     if kind == "characters":
         vocabulary = {character: index for index, character in enumerate(sorted(set(text)))}
-        # Byte pairs without a single merge are characters; one that never occurred has no token and is left out.
+        # Byte pairs without merges are characters. A character that never occurred has no token, and is omitted.
         tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
         tokenizer.decoder = decoders.Fuse()
     else:

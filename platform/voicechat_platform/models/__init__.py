@@ -1,7 +1,7 @@
-"""The model family, as transformers sees it.
+"""The model family for transformers.
 
-Importing this package registers the family with the Auto classes, so that
-`AutoModelForCausalLM.from_pretrained(directory)` reads a checkpoint of ours like any other.
+The import of this package registers the family with the Auto classes, so that
+`AutoModelForCausalLM.from_pretrained(directory)` reads our checkpoints.
 """
 
 from transformers import AutoConfig, AutoModelForCausalLM

@@ -1,9 +1,9 @@
-"""Causal self-attention: the standard one, and one whose scores are a learned metric.
+"""Causal self-attention: standard attention, and metric attention with scores from a learned metric.
 
 Letters: b batch, t query position, s key position, d model width, h head, g key-value head, k head width.
 
-Both classes end in the same call of transformers' attention interface (`ALL_ATTENTION_FUNCTIONS`), so every fused
-kernel that serves the one serves the other.
+Both classes call transformers' attention interface (`ALL_ATTENTION_FUNCTIONS`), so a fused kernel for one also works
+for the other.
 """
 
 import torch
@@ -17,7 +17,7 @@ from voicechat_platform.models.fused import RootMeanSquareNorm, split_turn, turn
 from voicechat_platform.models.metrics import METRICS, Metric
 
 Rotation = tuple[Tensor, Tensor] | None
-"""Cosines and sines (b, 1, t, k) of positions; None where positions are learned embeddings."""
+"""Cosines and sines (b, 1, t, k) of positions; None if positions are learned embeddings."""
 
 
 MaskAndCache = tuple[Tensor | None, Cache | None]
@@ -47,7 +47,7 @@ def rotate(x_bhtk: Tensor, rotation: Rotation) -> Tensor:
 
 
 class FusedLinear(nn.Linear):
-    """Several projections of one input in one product, their matrices below each other; no biases."""
+    """Several projections of one input in one product, with their matrices stacked in one weight; no biases."""
 
     def __init__(self, in_features: int, *out_features: int):
         super().__init__(in_features, sum(out_features), bias=False)
@@ -55,9 +55,9 @@ class FusedLinear(nn.Linear):
 
 
 class CausalAttention(nn.Module):
-    """What both attentions share: rotation, cache, kernel, output projection."""
+    """The common part of both attentions: rotation, cache, kernel, output projection."""
 
-    is_causal = True  # read by transformers' attention interface
+    is_causal = True  # transformers' attention interface reads this
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -69,7 +69,7 @@ class CausalAttention(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def split_heads(self, projections_btd: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """(b, t, parts·h·k) -> (b, h, t, k) for each part."""
+        """Split (b, t, parts·h·k) into (b, h, t, k) for each part."""
         return projections_btd.unflatten(-1, (-1, self.head_width)).transpose(1, 2).chunk(parts, dim=1)
 
     def attend(
@@ -82,15 +82,15 @@ class CausalAttention(nn.Module):
         cache: Cache | None,
         **kwargs,
     ) -> Tensor:
-        """Attention of rotated queries to keys, projected out: (b, t, d).
+        """Return the attention of rotated queries to keys after the output projection, (b, t, d).
 
-        Keys come rotated, too. Without `v_bgtk` they come unrotated and are the values: then the cache holds them
-        alone, and they are rotated when read, which makes half of a standard cache.
+        The keys are rotated, too. If `v_bgtk` is None, the keys are unrotated and are also the values. Then the cache
+        holds only them and rotates them when it reads them, so it is half as large as a standard cache.
         """
         if v_bgtk is None:
             v_bgsk = k_bgtk
             if cache is not None:
-                # An empty second tensor: transformers' caches want two.
+                # The second tensor is empty: transformers' caches need two.
                 v_bgsk, _ = cache.update(k_bgtk, k_bgtk[..., :0], self.layer, kwargs=kwargs)
             k_bgsk = rotate(v_bgsk, key_rotation)
         else:
@@ -139,11 +139,11 @@ class StandardAttention(CausalAttention):
 
 
 class MetricAttention(CausalAttention):
-    """Attention whose scores are a learned metric of one projection: scores_bhts = (p_bhtk M_hkk) · p_bhsk / sqrt(k).
+    """Attention with a learned metric of one projection: scores_bhts = (p_bhtk M_hkk) · p_bhsk / sqrt(k).
 
-    The projection may be each head's own or one for all heads, the values p itself (tied) or a projection of their
-    own, the metric the layer's or the whole model's. Rotary positions go after the metric, q = R_t(M p_t) and
-    k = R_s p_s: before it, the scores would depend on the absolute positions.
+    Each head has its own projection, or all heads share one. The values are p itself (tied) or a separate projection.
+    Each layer has its metric, or the whole model shares one. The rotation comes after the metric, q = R_t(M p_t) and k
+    = R_s p_s; before it, the scores would depend on the absolute positions.
     """
 
     def __init__(self, config: GPTConfig, layer: int):

@@ -1,4 +1,4 @@
-"""What a GPT of this family is made of: one config class for the standard transformer and every metric variant."""
+"""The configuration of this family: one class for the standard transformer and every metric variant."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ CHOICES = {
     "norm": ("rms", "layer"),
     "mlp": ("swiglu", "relu_squared"),
 }
-# Of metric attention only.
+# These fields belong to metric attention only.
 METRIC_DEFAULTS: dict[str, Any] = {
     "metric": "symmetric",
     "projection": "per_head",
@@ -31,28 +31,28 @@ class GPTConfig(PreTrainedConfig):
 
     Args:
         attention: "standard" (queries, keys and values) or "metric" (one projection P, scored with a learned metric M).
-        metric: what matrix M is (see metrics.py); of metric attention only, as the three that follow.
+        metric: the kind of matrix M (see metrics.py); for metric attention only, as the three that follow.
         projection: "per_head", or "shared": one P for all heads, each with its own M.
         metric_sharing: each "layer" has its metrics, or the whole "model" shares them.
-        qk_norm: normalise p before it is scored (and used as value).
-        values: "tied" to what is scored (P's output, or the keys) or "separate"; when not given, tied in metric
-            attention and separate in the standard one.
+        qk_norm: normalise p before the scores (and before its use as value).
+        values: "tied" to the scored projection (P's output, or the keys) or "separate"; the default is tied in metric
+            attention and separate in standard attention.
         positions: "rotary", or "learned" embeddings.
         norm: "rms", or "layer": LayerNorm with a bias.
         mlp: "swiglu" or "relu_squared".
         vocab_size: v, number of tokens.
         hidden_size: d, model width.
-        intermediate_size: f, width of the MLP; when 0, 8d/3 rounded up to a multiple of 8 for swiglu, else 4d.
+        intermediate_size: f, width of the MLP; if 0, 8d/3 rounded up to a multiple of 8 for swiglu, else 4d.
         num_hidden_layers: l, number of blocks.
         num_attention_heads: h; each head is d/h wide.
-        max_position_embeddings: the longest context the model was trained on, in tokens.
-        dropout: probability of dropping an attention weight or a residual contribution while training.
+        max_position_embeddings: the longest context in training, in tokens.
+        dropout: probability to drop an attention weight or a residual contribution in training.
         rope_theta: base of the rotary frequencies.
-        reply_stops: what ends a reply in a conversation (a play's next speaker); the service stops there.
+        reply_stops: the texts that end a reply in a conversation (a play's next speaker); the service stops there.
 
     Raises:
         ValueError: the width is not a multiple of the heads, a rotary head's width is odd, a choice is unknown, or a
-            field of metric attention is set for the standard one.
+            field of metric attention is set for standard attention.
     """
 
     model_type = "voicechat_gpt"
@@ -100,7 +100,7 @@ class GPTConfig(PreTrainedConfig):
 
     @property
     def num_key_value_heads(self) -> int:
-        """g: 1 where one projection serves all heads."""
+        """g: 1 if all heads share one projection."""
         return 1 if self.projection == "shared" else self.num_attention_heads
 
     def validate_architecture(self):

@@ -1,13 +1,12 @@
-"""Decoding with as little work as a step needs: the family's models, their weights laid out for inference, over a cache
-of fixed slots.
+"""Fast decoding: the family's models with weights prepared for inference, over a cache of fixed slots.
 
-Letters: b batch (one row a request), t query position, s key position, d model width, h head, g key-value head,
-k head width, f feed-forward width, v vocabulary, l layer.
+Letters: b batch (one row per request), t query position, s key position, d model width, h head, g key-value head, k
+head width, f feed-forward width, v vocabulary, l layer.
 
-The mathematics is `GPTForCausalLM`'s. What differs is the layout, made once: a norm's weight goes into the matrix that
-follows it, metrics are built, and the pair (i, i + k/2) that rotary positions turn stands side by side, so that turning
-is one product of complex numbers. Pairs are permuted in queries, keys, metrics and, where values are keys, in the
-output projection, which leaves every result as it was.
+The mathematics is that of `GPTForCausalLM`. Only the layout differs, and it is prepared once. A norm's weight moves
+into the matrix that follows it. Metrics are computed. The two numbers i and i + k/2 of a rotary pair become neighbours,
+so that a rotation is one product of complex numbers. This permutes queries, keys, metrics and, if values are keys, the
+output projection, and changes no result.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,38 +20,39 @@ from voicechat_platform.models.gpt import Block, GPTForCausalLM, SquaredReluMLP
 
 
 class SlotRows:
-    """What can be done with the rows of any cache of fixed slots."""
+    """Operations on the rows of any cache of fixed slots."""
 
     def tensors(self) -> Iterable[Tensor]:
-        """Every tensor of the cache, (slots, g, s, k)."""
+        """Return every tensor of the cache, (slots, g, s, k)."""
         raise NotImplementedError
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, length: int) -> None:
-        """Copies the first `length` positions of one row over another."""
+        """Copy the first `length` positions of one row over another."""
         for cache_bgsk in self.tensors():
             cache_bgsk[target, :, :length] = cache_bgsk[source, :, :length]
 
     @torch.inference_mode()
     def swap(self, one: int, other: int, length: int) -> None:
-        """Exchanges the first `length` positions of two rows."""
+        """Exchange the first `length` positions of two rows."""
         for cache_bgsk in self.tensors():
-            kept_gsk = cache_bgsk[one, :, :length].clone()
+            saved_gsk = cache_bgsk[one, :, :length].clone()
             cache_bgsk[one, :, :length] = cache_bgsk[other, :, :length]
-            cache_bgsk[other, :, :length] = kept_gsk
+            cache_bgsk[other, :, :length] = saved_gsk
 
 
 class SlotDecoder(SlotRows):
-    """A model of the family over a cache of `slots` rows, each at a position of its own.
+    """A model of the family over a cache of `slots` rows, each at its own position.
 
-    Tied values are cached once, unrotated: half of a standard cache. A request in flight holds one row; rows that
-    decode together are the first ones, so that a step reads the cache through a view, not a copy.
+    Tied values are cached once, unrotated: half of a standard cache. A running request holds one row. Rows that decode
+    together are the first ones, so a step reads the cache through a view, without a copy.
 
     Args:
-        model: may be thrown away afterwards: what is needed is copied.
+        model: the decoder copies what it needs, so the caller may delete the model afterwards.
         slots: rows of the cache.
         context: positions of each row, at most the model's own.
-        dtype: to compute and cache in; the model's own when not given. Weights are laid out before they are rounded.
+        dtype: type of the computation and the cache; by default the model's own. The weights are prepared before they
+            are rounded.
     """
 
     @torch.inference_mode()
@@ -78,7 +78,7 @@ class SlotDecoder(SlotRows):
 
     @torch.inference_mode()
     def prefill(self, row: int, ids_t: Tensor, start: int, every: bool = False) -> Tensor:
-        """Reads a prompt, or a piece of it, into a row from position `start` on.
+        """Read a prompt, or a piece of it, into a row from position `start` on.
 
         Returns:
             (t, v) logits after every token, or (1, v) after the last.
@@ -96,12 +96,12 @@ class SlotDecoder(SlotRows):
 
     @torch.inference_mode()
     def decode(self, ids_b: Tensor, positions_b: Tensor, width: int) -> Tensor:
-        """One more token for each of the first b rows.
+        """Decode one more token for each of the first b rows.
 
         Args:
             ids_b: the last token of each row.
-            positions_b: where it stands.
-            width: positions that are read: one more than the greatest of `positions_b`.
+            positions_b: its position.
+            width: the number of positions to read: one more than the greatest of `positions_b`.
 
         Returns:
             (b, v) logits.
@@ -118,7 +118,7 @@ class SlotDecoder(SlotRows):
         return F.linear(self.norm(x_btd[:, -1]), self.head_vd)
 
     def run(self, ids_bt: Tensor, positions_bt: Tensor, mask_b1ts: Tensor, store: "Store") -> Tensor:
-        """(b, t, d) before the last norm."""
+        """Return the states (b, t, d) before the last norm."""
         x_btd = F.embedding(ids_bt, self.embedding_vd)
         turns_b1tk = None
         if self.positions_sd is not None:
@@ -131,11 +131,11 @@ class SlotDecoder(SlotRows):
 
 
 Store = Callable[[Tensor, Tensor], Tensor]
-"""(a cache (slots, g, s, k), new states (b, g, t, k)) -> all that the queries may read, (b, g, s, k)."""
+"""(a cache (slots, g, s, k), new states (b, g, t, k)) -> the states that the queries may read, (b, g, s, k)."""
 
 
 class DecodingLayer:
-    """One block's weights, laid out for inference, and its cache."""
+    """One block's weights, prepared for inference, and its cache."""
 
     def __init__(self, block: Block, model: GPTForCausalLM, slots: int, context: int, dtype: torch.dtype):
         config, attention = model.config, block.attention
@@ -175,7 +175,8 @@ class DecodingLayer:
     def run(
         self, x_btd: Tensor, turns_b1tk: Tensor | None, turns_sk: Tensor | None, mask_b1ts: Tensor, store: Store
     ) -> Tensor:
-        """The block's output; `turns` are the queries' and all positions' rotations, None with learned positions."""
+        """Return the block's output; `turns` are the rotations of the queries and all positions, None if positions are
+        learned."""
         y_btd = self.attend(self.attention_norm(x_btd), turns_b1tk, turns_sk, mask_b1ts, store)
         x_btd = x_btd + F.linear(y_btd, self.output)
         up_btf = F.linear(self.mlp_norm(x_btd), self.up)
@@ -215,7 +216,8 @@ class DecodingLayer:
         return y_bhtk.transpose(1, 2).flatten(-2)
 
     def measured(self, p_bgtk: Tensor) -> Tensor:
-        """p M for every head, (b, h, t, k), as one product a head: a broadcast one would copy M for every row."""
+        """Return p M for every head, (b, h, t, k), with one product per head: a broadcast product would copy M for
+        every row."""
         assert self.metric_hkk is not None
         b, g, t, k = p_bgtk.shape
         p_gnk = p_bgtk.transpose(0, 1).reshape(g, b * t, k)
@@ -224,7 +226,7 @@ class DecodingLayer:
 
 
 def turned(x_bhtk: Tensor, turns_tk: Tensor | None) -> Tensor:
-    """Each neighbouring pair of k turned by an angle; `turns_tk` are complex, half of k wide."""
+    """Rotate each neighbouring pair of k; `turns_tk` are complex, with half the width of k."""
     if turns_tk is None:
         return x_bhtk
     pairs = torch.view_as_complex(x_bhtk.float().unflatten(-1, (-1, 2)))
@@ -232,14 +234,14 @@ def turned(x_bhtk: Tensor, turns_tk: Tensor | None) -> Tensor:
 
 
 def rotary_turns(model: GPTForCausalLM, context: int) -> Tensor:
-    """(s, k/2) complex: what position s turns each pair by."""
+    """Return the rotations (s, k/2), complex: the factor of each pair at position s."""
     positions_s = torch.arange(context, device=model.device, dtype=torch.float32)
     angles_sk = positions_s[:, None] * model.rotary.frequencies.float()
     return torch.polar(torch.ones_like(angles_sk), angles_sk)
 
 
 def pair_order(width: int) -> Tensor:
-    """(k,) 0, k/2, 1, k/2 + 1, …: the half-split pairs side by side."""
+    """Return the order (k,) 0, k/2, 1, k/2 + 1, …, which puts the two halves of a pair side by side."""
     return torch.arange(width).view(2, -1).T.flatten()
 
 
@@ -248,14 +250,14 @@ def heads(weight: Tensor, width: int) -> Tensor:
 
 
 def split_norm(norm: nn.Module, dtype: torch.dtype) -> tuple[Callable[[Tensor], Tensor], Tensor | None]:
-    """A norm without its weight, and the weight, to be multiplied into what follows; LayerNorm keeps both inside."""
+    """Return a norm without its weight, and the weight for the matrix that follows; LayerNorm keeps its weight."""
     if isinstance(norm, nn.RMSNorm):
         width, least = norm.normalized_shape[0], torch.tensor(norm.eps, dtype=dtype, device=norm.weight.device)
 
         def normalised(x: Tensor) -> Tensor:
             if x.device.type != "cpu" or dtype != torch.float32:
                 return F.rms_norm(x, (width,), None, norm.eps)
-            # Half the time of F.rms_norm there, which is composed of more operations.
+            # This takes half the time of F.rms_norm on a CPU, which combines more operations.
             size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
             return x * torch.addcmul(least, size, size, value=1 / width).rsqrt_()
 
@@ -266,11 +268,11 @@ def split_norm(norm: nn.Module, dtype: torch.dtype) -> tuple[Callable[[Tensor], 
 
 
 def laid_out(weight: Tensor, dtype: torch.dtype, scale_d: Tensor | None = None) -> Tensor:
-    """A copy to compute with, its columns scaled."""
+    """Return a copy for the computation, with scaled columns."""
     scaled = weight.detach() if scale_d is None else weight.detach() * scale_d
     return scaled.to(dtype, memory_format=torch.contiguous_format, copy=True)
 
 
 def additive(blocked: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask that is added to the scores: minus infinity where a key is hidden from a query."""
+    """Return a mask to add to the scores: minus infinity where a query must not see a key."""
     return torch.zeros(blocked.shape, dtype=dtype, device=blocked.device).masked_fill_(blocked, float("-inf"))

@@ -1,11 +1,11 @@
-"""Folding: a model of the family as a stock Llama or GPT-2 with the same logits, which every inference engine runs.
+"""Folding: write a model of the family as a stock Llama or GPT-2 with the same logits, for every inference engine.
 
 Letters: h head, g key-value head, k head width, d model width, f feed-forward width.
 
-Rotary positions after the metric are exactly Llama's order, so a metric layer is a Llama layer with q_proj = Mᵀ P,
-k_proj = P and v_proj = P or its own; a projection shared by the heads becomes grouped-query attention with one
-key-value head. With learned positions and LayerNorm the same projections make a GPT-2. What is lost is the smaller
-cache: a stock engine keeps keys and values apart.
+Llama rotates after the projections, and we rotate after the metric. So a metric layer is a Llama layer with q_proj = Mᵀ
+P, k_proj = P and v_proj = P or a separate one. A projection that all heads share becomes grouped-query attention with
+one key-value head. With learned positions and LayerNorm, the same projections make a GPT-2. The folded model loses the
+smaller cache: a stock engine stores keys and values separately.
 """
 
 from typing import Any
@@ -22,10 +22,10 @@ from voicechat_platform.models.gpt import GPTForCausalLM, SquaredReluMLP
 
 @torch.no_grad()
 def fold(model: GPTForCausalLM) -> LlamaForCausalLM | GPT2LMHeadModel:
-    """A Llama (rotary positions) or a GPT-2 (learned ones) with the model's logits.
+    """Return a Llama (rotary positions) or a GPT-2 (learned positions) with the model's logits.
 
     Raises:
-        InputError: the model can be written as neither; says why.
+        InputError: the model can be written as neither; the message has the reason.
     """
     config = model.config
     if config.qk_norm:
@@ -54,7 +54,7 @@ def fold_to_llama(model: GPTForCausalLM) -> LlamaForCausalLM:
             max_position_embeddings=config.max_position_embeddings,
             rms_norm_eps=config.rms_norm_eps,
             rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            **kept_settings(config),
+            **shared_settings(config),
         )
     ).to(model.dtype)
     weights = {"model.embed_tokens.weight": model.embedding.weight, "model.norm.weight": model.norm.weight}
@@ -99,7 +99,7 @@ def fold_to_gpt2(model: GPTForCausalLM) -> GPT2LMHeadModel:
             n_inner=config.intermediate_size,
             activation_function="relu2",
             layer_norm_epsilon=config.rms_norm_eps,
-            **kept_settings(config),
+            **shared_settings(config),
         )
     ).to(model.dtype)
     weights = {
@@ -111,7 +111,7 @@ def fold_to_gpt2(model: GPTForCausalLM) -> GPT2LMHeadModel:
     }
     for layer, block in enumerate(model.blocks):
         q_hd, *kv_gd = projections(block.attention, model)
-        # GPT-2 knows no key-value heads that several query heads share: each gets a copy.
+        # GPT-2 has no key-value heads that several query heads share: each query head gets a copy.
         kv_hd = [
             part.unflatten(0, (-1, config.head_dim)).expand(config.num_attention_heads, -1, -1).flatten(0, 1)
             for part in kv_gd
@@ -125,20 +125,20 @@ def fold_to_gpt2(model: GPTForCausalLM) -> GPT2LMHeadModel:
         prefix = f"transformer.h.{layer}."
         for name, norm in {"ln_1": block.attention_norm, "ln_2": block.mlp_norm}.items():
             weights |= {f"{prefix}{name}.weight": norm.weight, f"{prefix}{name}.bias": norm.bias}
-        for name, weight in products.items():  # GPT-2 keeps them transposed, and has biases
+        for name, weight in products.items():  # GPT-2 stores them transposed, and has biases
             weights |= {f"{prefix}{name}.weight": weight.mT, f"{prefix}{name}.bias": weight.new_zeros(weight.shape[0])}
     folded.load_state_dict(weights)
     return folded
 
 
-def kept_settings(config: GPTConfig) -> dict[str, Any]:
-    """What every architecture calls by the same name."""
+def shared_settings(config: GPTConfig) -> dict[str, Any]:
+    """Return the settings that have the same name in every architecture."""
     names = ("vocab_size", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "reply_stops")
     return {name: getattr(config, name) for name in names}
 
 
 def projections(attention, model: GPTForCausalLM) -> tuple[Tensor, Tensor, Tensor]:
-    """q (h·k, d), k and v (g·k, d) of the equivalent standard layer."""
+    """Return q (h·k, d), k and v (g·k, d) of the equivalent standard layer."""
     if not isinstance(attention, MetricAttention):
         q, k, *v = attention.qkv_proj.weight.split(attention.qkv_proj.sizes)
         return q, k, v[0] if v else k

@@ -1,5 +1,5 @@
-"""The elementwise parts of a block with their gradients written out: on a CPU torch has no fused kernels for them, and
-composed from single operations they cost a training step a fifth of its time.
+"""The elementwise parts of a block with explicit gradients. On a CPU torch has no fused kernels for them, and separate
+operations cost a training step a fifth of its time.
 
 Letters: b batch, t position, d model width, f feed-forward width, h head, k head width.
 
@@ -20,11 +20,11 @@ class RootMeanSquareNorm(nn.RMSNorm):
         is_plain = x_btd.device.type == "cpu" and x_btd.dtype == self.weight.dtype
         if is_plain and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return NormFunction.apply(x_btd, self.weight, self.eps)
-        return super().forward(x_btd).to(x_btd.dtype)  # under autocast the weight is float32, and x perhaps not
+        return super().forward(x_btd).to(x_btd.dtype)  # under autocast the weight is float32, and x may differ
 
 
 def swiglu(gate_up_btf: Tensor) -> Tensor:
-    """silu(gate) * up of the two halves of (b, t, 2f) (arXiv 2002.05202)."""
+    """Return silu(gate) * up of the two halves of (b, t, 2f) (arXiv 2002.05202)."""
     if torch.compiler.is_compiling():
         gate_btf, up_btf = gate_up_btf.chunk(2, -1)
         return F.silu(gate_btf) * up_btf
@@ -32,14 +32,14 @@ def swiglu(gate_up_btf: Tensor) -> Tensor:
 
 
 def squared_relu(x_btf: Tensor) -> Tensor:
-    """relu(x)² (Primer, arXiv 2109.08668)."""
+    """Return relu(x)² (Primer, arXiv 2109.08668)."""
     if torch.compiler.is_compiling():
         return F.relu(x_btf).square()
     return SquaredReluFunction.apply(x_btf)
 
 
 def turn(x_bhtk: Tensor, cosines_b1tk: Tensor, sines_b1tk: Tensor) -> Tensor:
-    """Rotary positions: turns each pair (i, i + k/2) by an angle, given as cosines and sines (b or 1, 1, t, k) that are
+    """Apply rotary positions: rotate each pair (i, i + k/2) by an angle. The cosines and sines (b or 1, 1, t, k) are
     the same in both halves of k."""
     if torch.compiler.is_compiling():
         first, second = x_bhtk.chunk(2, -1)
@@ -48,7 +48,7 @@ def turn(x_bhtk: Tensor, cosines_b1tk: Tensor, sines_b1tk: Tensor) -> Tensor:
 
 
 def split_turn(qkv_btd: Tensor, cosines_b1tk: Tensor, sines_b1tk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries and keys turned, values as they are, from one product (b, t, 3·h·k): three (b, h, t, k)."""
+    """Return rotated queries and keys, and values, from one product (b, t, 3·h·k): three (b, h, t, k)."""
     if torch.compiler.is_compiling():
         q_bhtk, k_bhtk, v_bhtk = qkv_btd.unflatten(-1, (-1, cosines_b1tk.shape[-1])).transpose(1, 2).chunk(3, 1)
         return turn(q_bhtk, cosines_b1tk, sines_b1tk), turn(k_bhtk, cosines_b1tk, sines_b1tk), v_bhtk
@@ -67,7 +67,7 @@ class NormFunction(torch.autograd.Function):
     def backward(ctx: Any, gradient_btd: Tensor) -> tuple[Tensor, Tensor, None]:
         x_btd, scale_bt1, weight_d = ctx.saved_tensors
         width = x_btd.shape[-1]
-        # torch's fused gradient of a layer norm whose mean is 0 differs from this norm's only by being centred.
+        # torch's fused gradient of a layer norm with mean 0 equals this norm's gradient after centring.
         x_gradient_btd, weight_gradient_d, _ = torch.ops.aten.native_layer_norm_backward(
             gradient_btd,
             x_btd,
@@ -150,7 +150,7 @@ class SplitTurnFunction(torch.autograd.Function):
 
 
 def empty_heads(like_bhtk: Tensor, heads: int) -> Tensor:
-    """(b, heads, t, k) that lies in memory as (b, t, heads, k), which attention kernels and products like."""
+    """Return (b, heads, t, k) with the memory layout (b, t, heads, k), which attention kernels and products prefer."""
     batch, _, length, width = like_bhtk.shape
     return like_bhtk.new_empty(batch, length, heads, width).transpose(1, 2)
 

@@ -2,7 +2,7 @@
 
 Letters: b batch, t query position, s key position, d model width, f feed-forward width, v vocabulary.
 
-By default it is Llama's architecture (RMSNorm, rotary positions, SwiGLU) with the attention picked by the config, as a
+By default it has Llama's architecture (RMSNorm, rotary positions, SwiGLU) with the attention of the config. It is a
 transformers model: `save_pretrained`, `from_pretrained`, `generate` and the Auto classes all work.
 """
 
@@ -25,7 +25,7 @@ from voicechat_platform.models.metrics import Metric
 
 
 class GatedMLP(nn.Module):
-    """SwiGLU (arXiv 2002.05202): down(silu(gate x) * up x), gate and up fused in one matrix."""
+    """SwiGLU (arXiv 2002.05202): down(silu(gate x) * up x), with gate and up in one matrix."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -90,10 +90,10 @@ class GPTForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """GPT-2's initialisation: normal(0.02), projections into the residual stream smaller by sqrt(2l).
+        """Initialise as GPT-2: normal(0.02), divided by sqrt(2l) for projections into the residual stream.
 
-        `init` leaves alone what a checkpoint has filled, and `from_pretrained` counts on this method to fill the
-        buffers that no checkpoint holds.
+        `init` does not change weights from a checkpoint. `from_pretrained` relies on this method to fill the buffers
+        that no checkpoint holds.
         """
         std = self.config.initializer_range
         if isinstance(module, nn.Embedding | nn.Linear):
@@ -131,19 +131,19 @@ class GPTForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """Logits of the next token.
+        """Return the logits of the next token.
 
         Args:
             input_ids: (b, t) tokens.
-            attention_mask: (b, s) with 0 where a token is padding, or a ready (b, 1, t, s) mask.
-            position_ids: (b, t); counted from the mask or the cache when not given.
-            cache: earlier positions' state; extended in place.
-            labels: (b, t) the token that should follow each position (already shifted), -100 to leave one out.
-            use_cache: make a cache when none is given.
-            logits_to_keep: only the last so many positions' logits (0: all).
+            attention_mask: (b, s) with 0 where a token is padding, or a complete (b, 1, t, s) mask.
+            position_ids: (b, t); by default counted from the mask or the cache.
+            cache: the state of earlier positions; extended in place.
+            labels: (b, t) the token that should follow each position (already shifted), -100 to ignore one.
+            use_cache: make a cache if the caller gives none.
+            logits_to_keep: return the logits of only this number of last positions (0: all).
 
         Returns:
-            logits (b, t, v), the mean loss in nats per token when `labels` are given, and the cache.
+            logits (b, t, v), the mean loss in nats per token if `labels` are given, and the cache.
         """
         x_btd = self.embedding(input_ids)
         length = x_btd.shape[1]
@@ -152,7 +152,7 @@ class GPTForCausalLM(PreTrainedModel, GenerationMixin):
         past = cache.get_seq_length() if cache is not None else 0
 
         if attention_mask is None and past == 0 and (cache is None or not cache.is_compileable):
-            mask = None  # the kernels' own causal mask
+            mask = None  # the kernels have their own causal mask
         else:
             mask = create_causal_mask(self.config, x_btd, attention_mask, cache, position_ids)
 
@@ -178,11 +178,11 @@ class GPTForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 def key_positions(mask: Tensor | None, length: int, device: torch.device) -> Tensor:
-    """(b or 1, s) position of every key that the last query sees: padding on the left does not count.
+    """Return the position (b or 1, s) of every key that the last query sees; padding on the left does not count.
 
     Args:
-        mask: (b, 1, t, s), boolean or added to the scores, or (b, s); None where nothing is padding.
-        length: s, where there is no mask.
+        mask: (b, 1, t, s), boolean or added to the scores, or (b, s); None if there is no padding.
+        length: s, if there is no mask.
     """
     if mask is None:
         return torch.arange(length, device=device)[None]

@@ -2,8 +2,8 @@
 
 Letters: b batch, h head, t position, k head width, p packed entry of a triangle, r rank.
 
-Each module, called on a projection p_bhtk (or p_b1tk, shared by the heads), gives p M as (b, h, t, k); `matrix()` is M
-itself. Matrices are built in float32 from parameters that take no weight decay.
+Each module maps a projection p_bhtk (or p_b1tk, shared by the heads) to p M as (b, h, t, k). `matrix()` returns M
+itself. Matrices are computed in float32 from parameters without weight decay.
 """
 
 import torch
@@ -13,21 +13,21 @@ from transformers import initialization as init
 
 
 class Metric(nn.Module):
-    """Base: how a metric is applied, and where the packed entries of a triangle stand."""
+    """The base class: it applies a metric, and maps packed entries to a triangle."""
 
     def __init__(self, heads: int, width: int):
         super().__init__()
         self.heads, self.width = heads, width
 
     def matrix(self) -> Tensor:
-        """M (h, k, k), float32."""
+        """Return M (h, k, k), float32."""
         raise NotImplementedError
 
     def forward(self, p_bhtk: Tensor) -> Tensor:
         return p_bhtk @ self.matrix().to(p_bhtk.dtype)
 
     def initialise(self) -> None:
-        """Fill parameters, and buffers that no checkpoint holds; called through transformers' `_init_weights`."""
+        """Fill parameters, and buffers that no checkpoint holds; transformers' `_init_weights` calls this."""
         raise NotImplementedError
 
 
@@ -45,10 +45,10 @@ class IdentityMetric(Metric):
 
 
 class SymmetricMetric(Metric):
-    """Any symmetric M, indefinite ones included: k(k+1)/2 entries a head.
+    """Any symmetric M, also indefinite: k(k+1)/2 parameters per head.
 
-    Symmetric by construction, because both triangles read the same entry. It begins with entries of about 1/sqrt(k)
-    and mixed signs, so that no token starts out attending to itself.
+    M is symmetric by construction, because both triangles read the same entry. The entries start at about 1/sqrt(k)
+    with mixed signs, so that no token attends to itself at the start.
     """
 
     def __init__(self, heads: int, width: int):
@@ -65,10 +65,10 @@ class SymmetricMetric(Metric):
 
 
 class SignedDiagonalMetric(Metric):
-    """M = diag(m), m of either sign: k entries a head.
+    """M = diag(m), m of either sign: k parameters per head.
 
-    With a projection of its own in each head and tied values it can express what any symmetric M can: the eigenvectors
-    and the eigenvalues' sizes go into P and O, the signs stay. It begins as a balanced ±1.
+    With one projection per head and tied values, it can express any symmetric M: the eigenvectors and the sizes of the
+    eigenvalues move into P and O, and the signs remain. It starts as a balanced ±1.
     """
 
     def __init__(self, heads: int, width: int):
@@ -86,7 +86,7 @@ class SignedDiagonalMetric(Metric):
 
 
 class PositiveDefiniteMetric(Metric):
-    """M = L Lᵀ with a positive diagonal in L: a true inner product, k(k+1)/2 entries a head. It begins as I."""
+    """M = L Lᵀ with a positive diagonal in L: a true inner product, k(k+1)/2 parameters per head. It starts as I."""
 
     LEAST_DIAGONAL = 1e-3
 
@@ -110,7 +110,7 @@ class PositiveDefiniteMetric(Metric):
 
 
 class GeneralMetric(Metric):
-    """M = S + A, a symmetric and an antisymmetric part: any matrix, k² entries a head."""
+    """M = S + A, a symmetric and an antisymmetric part: any matrix, k² parameters per head."""
 
     def __init__(self, heads: int, width: int):
         super().__init__(heads, width)
@@ -128,7 +128,7 @@ class GeneralMetric(Metric):
 
 
 class LowRankMetric(Metric):
-    """M = diag(m) + U diag(s) Uᵀ, m and s of either sign: k + (k + 1) r entries a head."""
+    """M = diag(m) + U diag(s) Uᵀ, m and s of either sign: k + (k + 1) r parameters per head."""
 
     RANK = 4
 
@@ -150,7 +150,7 @@ class LowRankMetric(Metric):
 
 
 def triangle_entries(width: int) -> Tensor:
-    """(k, k): which packed entry stands at each place of a symmetric matrix."""
+    """Return (k, k): the index of the packed entry at each place of a symmetric matrix."""
     rows, columns = torch.tril_indices(width, width)
     entry_kk = torch.empty(width, width, dtype=torch.long)
     entry_kk[rows, columns] = entry_kk[columns, rows] = torch.arange(len(rows))

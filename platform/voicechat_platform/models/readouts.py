@@ -1,7 +1,7 @@
-"""What a head has learned, read out so that it does not depend on how its weights happen to be written.
+"""Readouts of a head that do not depend on how its weights are written.
 
-A metric M alone means nothing: with P -> G P and M -> G⁻ᵀ M G⁻¹ it changes while every score stays. What stays too is
-the bilinear form B = Pᵀ M P on the model's space (Qᵀ K for a standard head), so everything here is read from B.
+A metric M alone has no meaning: the change P -> G P and M -> G⁻ᵀ M G⁻¹ changes M and keeps every score. It also keeps
+the bilinear form B = Pᵀ M P on the model's space (Qᵀ K for a standard head), so all readouts here come from B.
 
 Letters: b batch, t query position, s key position, d model width, h head, k head width, n chosen tokens.
 """
@@ -18,42 +18,42 @@ from voicechat_platform.models.attention import MetricAttention
 from voicechat_platform.models.gpt import GPTForCausalLM
 
 RECORDING = "voicechat_recording"
-"""Name of an attention function that keeps the weights which it computes."""
+"""The name of an attention function that records the weights that it computes."""
 
 
 @dataclass(frozen=True)
 class HeadReadout:
-    """One head. Scores are means of attention weights, 0 to 1."""
+    """The readouts of one head. Weights are means of attention weights, 0 to 1."""
 
     layer: int
     head: int
     eigenvalues_k: Tensor
-    """The k largest in size of B's symmetric part, the largest first."""
+    """The k largest eigenvalues by size of B's symmetric part, the largest first."""
     eigenvectors_dk: Tensor
     """Their directions in the model's space."""
     positive: int
-    """n+, eigenvalues above a thousandth of the largest size."""
+    """n+, the number of eigenvalues above a thousandth of the largest size."""
     negative: int
     """n-."""
     effective_rank: float
     """exp(entropy of |eigenvalues|, as shares of their sum)."""
     symmetry: float
-    """‖symmetric part of B‖² of ‖B‖²: 1 for a symmetric metric, about 0.5 for random Q and K."""
+    """The share of ‖symmetric part of B‖² in ‖B‖²: 1 for a symmetric metric, about 0.5 for random Q and K."""
     self_weight: float
-    """Attention to the token itself."""
+    """The attention to the token itself."""
     previous_token: float
-    """Attention to the token before."""
+    """The attention to the previous token."""
     induction: float
-    """On text said twice: attention to what followed the token the first time."""
+    """On a repeated text: the attention to the token that followed this token the first time."""
 
 
 @torch.no_grad()
 def read_heads(model: GPTForCausalLM, tokens_bt: Tensor) -> list[HeadReadout]:
-    """Every head of the model.
+    """Return the readouts of every head of the model.
 
     Args:
         model: standard or metric attention.
-        tokens_bt: text to attend over, for self weight and previous token.
+        tokens_bt: the text for self weight and previous token.
     """
     weights_lbhts = attention_weights(model, tokens_bt)
     half = model.config.max_position_embeddings // 2
@@ -64,7 +64,7 @@ def read_heads(model: GPTForCausalLM, tokens_bt: Tensor) -> list[HeadReadout]:
     for layer, block in enumerate(model.blocks):
         self_h = weights_lbhts[layer].diagonal(dim1=-2, dim2=-1).mean((0, 2))
         previous_h = weights_lbhts[layer].diagonal(-1, dim1=-2, dim2=-1).mean((0, 2))
-        # Position t of the second saying sees what followed its token's first saying at t - half + 1.
+        # Position t of the repetition sees the token that followed its first occurrence at t - half + 1.
         induction_h = repeated_lbhts[layer].diagonal(1 - half, dim1=-2, dim2=-1)[..., 1:].mean((0, 2))
         for head in range(model.config.num_attention_heads):
             values_k, vectors_dk, symmetry = spectrum(*bilinear_form(block.attention, model, head))
@@ -89,7 +89,7 @@ def read_heads(model: GPTForCausalLM, tokens_bt: Tensor) -> list[HeadReadout]:
 
 
 def bilinear_form(attention, model: GPTForCausalLM, head: int) -> tuple[Tensor, Tensor]:
-    """Two factors (k, d) of B = leftᵀ right, float64: the head's score of x and y without positions is xᵀ B y."""
+    """Return factors (k, d) of B = leftᵀ right, float64: the head's score of x and y without positions is xᵀ B y."""
     rows = slice(head * attention.head_width, (head + 1) * attention.head_width)
     if not isinstance(attention, MetricAttention):
         q, k, *_ = attention.qkv_proj.weight.double().split(attention.qkv_proj.sizes)
@@ -103,8 +103,8 @@ def bilinear_form(attention, model: GPTForCausalLM, head: int) -> tuple[Tensor, 
 
 
 def spectrum(left_kd: Tensor, right_kd: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Eigenvalues and directions of B's symmetric part, the largest size first, and its share of ‖B‖²."""
-    # Both factors lie in a space of at most 2k dimensions: work there, not in d x d.
+    """Return eigenvalues and directions of B's symmetric part, the largest size first, and its share of ‖B‖²."""
+    # Both factors lie in a space of at most 2k dimensions: compute there, not in d x d.
     basis_dr, _ = torch.linalg.qr(torch.cat([left_kd, right_kd]).mT)
     form_rr = (left_kd @ basis_dr).mT @ (right_kd @ basis_dr)
     symmetric_rr = (form_rr + form_rr.mT) / 2
@@ -115,7 +115,8 @@ def spectrum(left_kd: Tensor, right_kd: Tensor) -> tuple[Tensor, Tensor, float]:
 
 
 def token_distances(model: GPTForCausalLM, readout: HeadReadout, tokens_n: Tensor) -> Tensor:
-    """(n, n) squared distances of the tokens' embeddings under the head's form; negative where it is indefinite."""
+    """Return (n, n) squared distances of the tokens' embeddings under the head's form; negative if the form is
+    indefinite."""
     coordinates_nk = model.embedding.weight[tokens_n].detach().double() @ readout.eigenvectors_dk
     differences_nnk = coordinates_nk[:, None] - coordinates_nk[None]
     return differences_nnk.square() @ readout.eigenvalues_k
@@ -123,11 +124,11 @@ def token_distances(model: GPTForCausalLM, readout: HeadReadout, tokens_n: Tenso
 
 @torch.no_grad()
 def attention_weights(model: GPTForCausalLM, tokens_bt: Tensor) -> list[Tensor]:
-    """The attention weights (b, h, t, s) of each layer."""
+    """Return the attention weights (b, h, t, s) of each layer."""
     recorded: list[Tensor] = []
 
     def record(module, query, key, value, attention_mask, **kwargs):
-        # Recording needs the weights, and so an explicit mask in place of the kernels' own.
+        # This needs the weights, and so an explicit mask instead of the kernels' own.
         length = query.shape[2]
         mask = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1)[None, None]
         output, weights_bhts = eager_attention_forward(module, query, key, value, mask, **kwargs)

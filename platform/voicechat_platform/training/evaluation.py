@@ -1,4 +1,4 @@
-"""How well a model predicts: the mean loss over fixed batches.
+"""The mean loss of a model over fixed batches.
 
 Letters: b batch, t position, n = b·t, v vocabulary.
 """
@@ -13,11 +13,11 @@ from voicechat_platform.corpora.batches import IGNORED, Batch
 from voicechat_platform.errors import InputError
 
 LARGEST_LOGITS = 2**25
-"""Most logits computed at once: 128 MiB in float32."""
+"""The most logits to compute at once: 128 MiB in float32."""
 
 
 def loss_sum(model: nn.Module, inputs_bt: Tensor, labels_bt: Tensor) -> Tensor:
-    """Sum of the losses of all labels that count, in nats."""
+    """Return the sum of the losses of all labels except IGNORED, in nats."""
     logits_nv = model(input_ids=inputs_bt, use_cache=False).logits.flatten(0, 1)
     precise_nv = logits_nv.to(torch.promote_types(logits_nv.dtype, torch.float32))
     return F.cross_entropy(precise_nv, labels_bt.flatten(), ignore_index=IGNORED, reduction="sum")
@@ -25,13 +25,13 @@ def loss_sum(model: nn.Module, inputs_bt: Tensor, labels_bt: Tensor) -> Tensor:
 
 @torch.no_grad()
 def mean_loss(model: nn.Module, batches: Iterable[Batch]) -> float:
-    """Mean loss in nats per token; dropout is off.
+    """Return the mean loss in nats per token, without dropout.
 
     Args:
         batches: of any size; large ones are computed in parts.
 
     Raises:
-        InputError: no label counts: the context ends before any reply.
+        InputError: all labels are IGNORED: the context ends before any reply.
     """
     device = next(model.parameters()).device
     was_training = model.training

@@ -1,4 +1,4 @@
-"""What is known of a run while it trains. Plain numbers: whoever reads them needs no torch."""
+"""The evaluations of a run, as plain numbers: a reader needs no torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,36 +9,36 @@ from voicechat_platform.errors import InputError
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is known of a run after a number of steps."""
+    """The measurements of a run after a number of steps."""
 
     step: int
     train_loss: float
-    """Mean over the steps since the last evaluation, nats per token."""
+    """The mean over the steps since the last evaluation, in nats per token."""
     validation_loss: float
-    """Nats per token: of the run's last evaluation over the whole validation part, of those before over the sequences
-    of `selection_loss`."""
+    """In nats per token: of the run's last evaluation over the whole validation part, of earlier ones over the
+    sequences of `selection_loss`."""
     selection_loss: float
-    """The validation loss over the same sequences at every evaluation: what the best checkpoint is chosen by."""
+    """The validation loss over the same sequences at every evaluation; it selects the best checkpoint."""
     nats_per_character: float
-    """The validation loss per character: comparable between tokenizers."""
+    """The validation loss per character, which is comparable between tokenizers."""
     learning_rate: float
-    """Of the last step."""
+    """The rate of the last step."""
     tokens_per_second: float
-    """Training throughput since the last evaluation, over all workers."""
+    """The training throughput since the last evaluation, over all workers."""
     flops_utilization: float | None
-    """Model FLOPs a second, as a share of what the device reaches in large products; None where others load it."""
+    """Model FLOPs per second as a share of the device's rate in large products; None if other runs load the device."""
     peak_memory_mib: float
     seconds: float
-    """Spent in this process, evaluations included."""
+    """The time in this process, including evaluations."""
     exact_match: float | None = None
-    """Of the sorter: share of held-out lists put wholly in order."""
+    """For the sorter: the share of held-out lists that the model sorts completely."""
 
 
 def read_history(checkpoint: Path) -> list[Evaluation]:
-    """The evaluations of the run that wrote a checkpoint, the first one first.
+    """Return the evaluations of the run that wrote a checkpoint, the first one first.
 
     Raises:
-        InputError: its run.json is missing or damaged, or another version wrote there what this one does not know.
+        InputError: its run.json is missing or damaged, or another version wrote unknown fields there.
     """
     history = read_run(checkpoint)["history"]
     try:

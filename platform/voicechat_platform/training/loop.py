@@ -1,4 +1,4 @@
-"""The training loop: deterministic for a seed, resumable from any of its checkpoints, the same on one worker or many.
+"""The training loop: deterministic for a seed, resumable from each checkpoint, equal on one worker and on many.
 
 Letters: b batch, t position.
 """
@@ -38,14 +38,15 @@ from voicechat_platform.training.starting_point import (
 )
 from voicechat_platform.training.throughput import peak_flops, peak_memory, training_flops
 
-STEPS_BETWEEN_LOOKS = 10
-"""After so many steps workers tell each other whether one of them is to stop."""
+STEPS_BETWEEN_STOP_CHECKS = 10
+"""The number of steps after which the workers exchange whether one of them must stop."""
 
 
 def check_shares(recipe: Recipe, workers: int) -> None:
-    """
+    """Check that the workers can share a batch.
+
     Raises:
-        InputError: a batch cannot be shared evenly by so many workers.
+        InputError: the batch size is not a multiple of the workers and parts.
     """
     settings = recipe.training
     if settings.batch_size % (settings.accumulate * workers):
@@ -56,22 +57,22 @@ def check_shares(recipe: Recipe, workers: int) -> None:
 
 
 class Training:
-    """A run in progress. Iterate `evaluations()`, and `save()` at any of them.
+    """A run in progress. Iterate `evaluations()`, and call `save()` at any of them.
 
-    Under torch.distributed each worker makes one of these, takes its share of every batch, and all end up with the
+    Under torch.distributed each worker makes one instance and takes its share of every batch. All workers end with the
     weights that one worker alone would have.
 
     Args:
-        recipe: what to train and how.
-        data: the recipe's, loaded.
-        resume_from: a checkpoint of the same run to go on from, bit for bit on a CPU.
-        start: the folder of the recipe's `init_from`, where it has been found before.
-        parent: what the run belongs to (a sweep and a trial), for the checkpoint's run.json.
-        device: by default a GPU where there is one.
-        shares_machine: others compute on the device at the same time, so that its peak cannot be measured.
+        recipe: what to train, and how.
+        data: the loaded data of the recipe.
+        resume_from: a checkpoint of the same run to continue from, bit for bit on a CPU.
+        start: the folder of the recipe's `init_from`, if the caller has found it already.
+        parent: the sweep and trial of the run, for the checkpoint's run.json.
+        device: by default a GPU if there is one.
+        shares_machine: other runs load the device at the same time, so its peak cannot be measured.
 
     Raises:
-        InputError: the checkpoint is damaged or of another text, or the batch cannot be shared evenly.
+        InputError: the checkpoint is damaged or has another text, or the workers cannot share the batch evenly.
     """
 
     def __init__(
@@ -97,9 +98,9 @@ class Training:
         """Called after every step, for a progress bar."""
         self.history: list[Evaluation] = []
         self.losses: list[Tensor] = []
-        """Of the steps since the last evaluation."""
+        """Losses of the steps since the last evaluation."""
         self.tokens = 0
-        """Trained on since the last evaluation, by all workers."""
+        """Training tokens of all workers since the last evaluation."""
         self.flops_per_token = 0.0
         self.start = start or find_start(recipe)
         self.start_sha256 = weights_sha256(self.start)
@@ -110,18 +111,18 @@ class Training:
         self.model = self.make_model(resume_from, state).to(self.device)
         self.optimizers = make_optimizers(self.model, settings)
         self.runner = self.make_runner()
-        torch.manual_seed(recipe.seed + self.rank)  # dropout: each worker has rows of its own
+        torch.manual_seed(recipe.seed + self.rank)  # for dropout: each worker has its own rows
         if resume_from is not None and state is not None:
             self.history = read_history(resume_from)
             self.restore(state)
 
     def make_model(self, resume_from: Path | None, state: dict[str, Any] | None) -> Any:
-        """A PreTrainedModel, or a PeftModel around one."""
+        """Return a PreTrainedModel, or a PeftModel around one."""
         if self.recipe.lora is not None:
             if resume_from is not None and read_run(resume_from).get("start_sha256") != self.start_sha256:
                 raise InputError(
                     f"{self.recipe.init_from} is not the model any more that the adapters in {resume_from} were "
-                    f"trained on: bring that one back, or start a new run"
+                    "trained on: restore that model, or start a new run"
                 )
             model = make_model(self.recipe, self.data.tokenizer, self.data.reply_stops, self.start)
             adapted = with_adapters(model, self.recipe.lora)
@@ -135,7 +136,7 @@ class Training:
         return make_model(self.recipe, self.data.tokenizer, self.data.reply_stops, self.start)
 
     def make_runner(self) -> torch.nn.Module:
-        """The model as it is called in a step: compiled, and averaging gradients over the workers."""
+        """Return the model for a training step: compiled, with gradients averaged over the workers."""
         runner: Any = self.model
         if self.recipe.training.compile:
             runner = torch.compile(runner)
@@ -144,15 +145,15 @@ class Training:
         return runner
 
     def evaluations(self) -> Iterator[Evaluation]:
-        """Train to the last step, yielding at each evaluation. After `stop()` it ends early, between two steps.
+        """Train to the last step and yield each evaluation. After `stop()` the iterator ends early, between two steps.
 
         Raises:
-            InputError: the loss is not a number any more; earlier checkpoints are untouched.
+            InputError: the loss became infinite or NaN; earlier checkpoints stay unchanged.
         """
         settings = self.recipe.training
         started = mark = time.perf_counter()
         self.model.train()
-        while self.step < settings.steps and not self.has_lost_patience():
+        while self.step < settings.steps and not self.must_stop_early():
             if self.is_to_stop():
                 return
             self.losses.append(self.take_step())
@@ -168,32 +169,32 @@ class Training:
         self.stopping = True
 
     def is_to_stop(self) -> bool:
-        """Whether `stop()` was called, in any of the workers: they must end with the same step."""
+        """Return whether any worker called `stop()`: all workers must end after the same step."""
         if self.workers == 1:
             return self.stopping
-        if self.step % STEPS_BETWEEN_LOOKS:
+        if self.step % STEPS_BETWEEN_STOP_CHECKS:
             return False
         stopping = torch.tensor(float(self.stopping), device=self.device)
         dist.all_reduce(stopping, dist.ReduceOp.MAX)
         self.stopping = bool(stopping)
         return self.stopping
 
-    def has_lost_patience(self) -> bool:
-        return loses_patience(self.selection_losses(), self.recipe.training.patience)
+    def must_stop_early(self) -> bool:
+        return must_stop_early(self.selection_losses(), self.recipe.training.patience)
 
     def selection_losses(self) -> list[float]:
         return [evaluation.selection_loss for evaluation in self.history]
 
     def best_index(self) -> int:
-        """Which evaluation was the best, the first of equals."""
+        """Return the index of the best evaluation, the first of equals."""
         return index_of_least(self.selection_losses())
 
     def is_best(self) -> bool:
-        """Whether the last evaluation is better than all before."""
+        """Return whether the last evaluation is better than all before."""
         return self.best_index() == len(self.history) - 1
 
     def take_step(self) -> Tensor:
-        """One step; its loss in nats per token, still on the device (this worker's share of it)."""
+        """Take one step; return this worker's share of its loss in nats per token, still on the device."""
         settings = self.recipe.training
         inputs_bt, labels_bt = self.batches.draw()
         count = max(1, int((labels_bt != IGNORED).sum()))
@@ -224,7 +225,7 @@ class Training:
         return nullcontext()
 
     def gradients_shared(self, is_last_part: bool) -> Any:
-        """Gradients travel between workers once a step, with its last part."""
+        """Exchange the gradients between workers once per step, with its last part."""
         if isinstance(self.runner, DistributedDataParallel) and not is_last_part:
             return self.runner.no_sync()
         return nullcontext()
@@ -236,15 +237,16 @@ class Training:
         self.losses = []
         bad = (~losses.isfinite()).nonzero()
         if len(bad):
-            self.give_up(losses[bad[0]].item(), self.step - len(losses) + int(bad[0]) + 1)
+            self.raise_diverged(losses[bad[0]].item(), self.step - len(losses) + int(bad[0]) + 1)
         return losses.mean().item()
 
-    def give_up(self, loss: float, step: int) -> None:
+    def raise_diverged(self, loss: float, step: int) -> None:
         settings = self.recipe.training
         raise InputError(
-            f"the loss became {loss} at step {step}, at a learning rate of {learning_rate_at(step - 1, settings):g}; "
-            f"the last checkpoint is untouched: lower training.learning_rate ({settings.learning_rate:g}) or lengthen "
-            f"training.warmup_steps ({settings.warmup_steps})"
+            f"the loss became {loss} at step {step}, at a learning rate of "
+            f"{learning_rate_at(step - 1, settings):g}; the last checkpoint is untouched: lower "
+            f"training.learning_rate ({settings.learning_rate:g}) or lengthen training.warmup_steps "
+            f"({settings.warmup_steps})"
         )
 
     def evaluate(self, train_loss: float, seconds: float, started: float) -> Evaluation:
@@ -252,11 +254,11 @@ class Training:
         windows = settings.evaluation_windows
         selection_loss = loss = self.of_first_worker(mean_loss(self.model, self.data.validation(context, windows)))
         losses = [*self.selection_losses(), selection_loss]
-        is_last = self.step == settings.steps or loses_patience(losses, settings.patience)
+        is_last = self.step == settings.steps or must_stop_early(losses, settings.patience)
         if is_last and windows is not None:
             loss = self.of_first_worker(mean_loss(self.model, self.data.validation(context, None)))
         if not math.isfinite(loss):
-            self.give_up(loss, self.step)
+            self.raise_diverged(loss, self.step)
         exact_match = None
         if isinstance(self.data, Sorting):
             exact_match = self.data.exact_match(self.model, None if is_last else windows)
@@ -284,7 +286,7 @@ class Training:
         return tokens_per_second * self.flops_per_token / self.workers / peak_flops(self.device, dtype)
 
     def of_first_worker(self, loss: float) -> float:
-        """One rounding for all workers, or one of them might stop early and the others wait for it."""
+        """Return the first worker's loss: with different rounding, one worker might stop while the others wait."""
         if self.workers == 1:
             return loss
         shared = torch.tensor(loss, dtype=torch.float64, device=self.device)
@@ -292,7 +294,7 @@ class Training:
         return shared.item()
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint that `resume_from` accepts and `AutoModelForCausalLM` reads; adapters are merged in it."""
+        """Write a checkpoint that `resume_from` accepts and `AutoModelForCausalLM` reads. It holds merged adapters."""
         state = {
             "step": self.step,
             "losses": self.losses,
@@ -326,8 +328,8 @@ class Training:
             chosen = [{name: group[name] for name in ("peak", "weight_decay")} for group in optimizer.param_groups]
             optimizer.load_state_dict(optimizer_state)
             for group, choices in zip(optimizer.param_groups, chosen, strict=True):
-                group.update(choices)  # a population goes on with other ones than the checkpoint was trained with
-        if self.rank:  # what is saved is the first worker's
+                group.update(choices)  # a population continues with other values than the checkpoint's
+        if self.rank:  # the checkpoint has the first worker's state
             self.losses = [torch.zeros_like(loss, device=self.device) for loss in state["losses"]]
             torch.manual_seed(self.recipe.seed + self.rank + self.workers * self.step)
             return
@@ -337,11 +339,11 @@ class Training:
             torch.cuda.set_rng_state(state["cuda_generator"])
 
 
-def loses_patience(losses: list[float], patience: int | None) -> bool:
-    """Whether so many evaluations in a row brought nothing better than an earlier one."""
+def must_stop_early(losses: list[float], patience: int | None) -> bool:
+    """Return whether the last `patience` evaluations are all no better than an earlier one."""
     return bool(patience and losses and len(losses) - 1 - index_of_least(losses) >= patience)
 
 
 def index_of_least(losses: list[float]) -> int:
-    """The first of equals."""
+    """Return the index of the least loss, the first of equals."""
     return losses.index(min(losses))

@@ -1,4 +1,4 @@
-"""Optimizers: Muon or NorMuon for the blocks' matrices, AdamW for everything else, and the learning-rate schedule.
+"""Optimizers: Muon or NorMuon for the blocks' matrices, AdamW for all other parameters, and the learning-rate schedule.
 
 Letters: n matrices of one shape, i rows, j columns.
 """
@@ -17,16 +17,16 @@ from voicechat_platform.training.recipe import TrainingRecipe
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised (Jordan et al. 2024), with the update scaled to AdamW's size (arXiv 2502.16982).
+    """Orthogonalised momentum (Jordan et al. 2024), with the update scaled to AdamW's size (arXiv 2502.16982).
 
-    torch.optim.Muon takes a matrix at a time, a fused projection as one, and iterates in bfloat16, which is tens of
-    times slower than float32 on a CPU without bfloat16 units. This one takes all matrices of one shape in a batched
-    product, in float32 on a CPU. A test holds the two together.
+    torch.optim.Muon takes one matrix at a time, and a fused projection as one matrix. It iterates in bfloat16, which is
+    tens of times slower than float32 on a CPU without bfloat16 units. This class takes all matrices of one shape in a
+    batched product, in float32 on a CPU. A test compares the two.
 
     Args:
-        groups: each with its "rows": the heights of the matrices that its weights consist of, () for one.
-        row_decay: with NorMuon (arXiv 2510.05491), of the running mean of each row's squared update, by whose root the
-            row is divided, so that all neurons learn at one pace; None for plain Muon.
+        groups: each with its "rows": the heights of the matrices that its weights consist of, () for one matrix.
+        row_decay: for NorMuon (arXiv 2510.05491): the decay of the running mean of each row's squared update. NorMuon
+            divides the row by the root of that mean, so that all neurons learn equally fast. None for plain Muon.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Muon(torch.optim.Optimizer):
                 momentum = state["momentum"]
                 momentum.lerp_(weight.grad, 1 - group["momentum"])
                 nesterov = weight.grad.lerp(momentum, group["momentum"])
-                # Each of several matrices in one is orthogonalised alone.
+                # A weight may hold several matrices; each is orthogonalised separately.
                 sizes = group["rows"] or weight.shape[0]
                 parts = zip(weight.split(sizes), nesterov.split(sizes), state["row_squares"].split(sizes), strict=True)
                 for part, update, row_squares in parts:
@@ -63,22 +63,22 @@ class Muon(torch.optim.Optimizer):
             updates_nij = orthogonalise(torch.stack([update for _, update, _, _ in entries]))
             if self.row_decay is not None:
                 row_squares = [squares for _, _, squares, _ in entries]
-                updates_nij = even_out(updates_nij, row_squares, self.row_decay)
+                updates_nij = normalise_rows(updates_nij, row_squares, self.row_decay)
             scale = 0.2 * math.sqrt(max(shape))
             for (part, _, _, group), update_ij in zip(entries, updates_nij, strict=True):
                 part.mul_(1 - group["lr"] * group["weight_decay"])
                 part.add_(update_ij, alpha=-group["lr"] * scale)
 
 
-def even_out(updates_nij: Tensor, row_squares: list[Tensor], decay: float) -> Tensor:
-    """Each row over the root of its mean square, each matrix as large as before.
+def normalise_rows(updates_nij: Tensor, row_squares: list[Tensor], decay: float) -> Tensor:
+    """Divide each row by the root of its mean square, and keep the norm of each matrix.
 
     Args:
-        row_squares: the running means of each matrix, (i, 1); brought up to date.
+        row_squares: the running means of each matrix, (i, 1); updated in place.
     """
     means_ni1 = updates_nij.square().mean(-1, keepdim=True)
-    for kept_i1, mean_i1 in zip(row_squares, means_ni1, strict=True):
-        kept_i1.lerp_(mean_i1, 1 - decay)
+    for running_i1, mean_i1 in zip(row_squares, means_ni1, strict=True):
+        running_i1.lerp_(mean_i1, 1 - decay)
     even_nij = updates_nij / (torch.stack(row_squares).sqrt() + 1e-8)
     return even_nij * (matrix_norm(updates_nij) / matrix_norm(even_nij))
 
@@ -88,9 +88,9 @@ def matrix_norm(x_nij: Tensor) -> Tensor:
 
 
 def orthogonalise(matrices_nij: Tensor) -> Tensor:
-    """Each matrix's nearest orthogonal one, roughly: five Newton–Schulz steps with Muon's coefficients.
+    """Return the approximate nearest orthogonal matrix of each: five Newton–Schulz steps with Muon's coefficients.
 
-    Singular values end between about 0.7 and 1.2, which is as good as 1 for an update and much cheaper.
+    The singular values end between about 0.7 and 1.2. For an update this is as good as 1, and much cheaper.
     """
     x_nij = matrices_nij.bfloat16() if matrices_nij.is_cuda else matrices_nij
     tall = x_nij.shape[-2] > x_nij.shape[-1]
@@ -105,7 +105,8 @@ def orthogonalise(matrices_nij: Tensor) -> Tensor:
 
 
 def make_optimizers(model: PreTrainedModel, recipe: TrainingRecipe) -> list[torch.optim.Optimizer]:
-    """One AdamW, and before it, unless it takes all, a Muon for the blocks' matrices; frozen weights are left out.
+    """Return Muon for the blocks' matrices (unless the recipe says adamw) and AdamW for the rest, without frozen
+    weights.
 
     Each group has its "peak" rate; `set_rates` sets the rate of a step.
     """
@@ -138,7 +139,7 @@ def make_optimizers(model: PreTrainedModel, recipe: TrainingRecipe) -> list[torc
 
 
 def set_rates(optimizers: list[torch.optim.Optimizer], step: int, recipe: TrainingRecipe) -> None:
-    """For the step counted from 0."""
+    """Set the learning rates of the step, counted from 0."""
     share = schedule_at(step, recipe)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -150,7 +151,7 @@ def learning_rate_at(step: int, recipe: TrainingRecipe) -> float:
 
 
 def schedule_at(step: int, recipe: TrainingRecipe) -> float:
-    """Share of the peak for the step counted from 0: a linear warm-up, then the recipe's schedule down to zero."""
+    """Return the rate's share of the peak for the step, counted from 0: a linear warm-up, then the schedule."""
     warmup, steps = recipe.warmup_steps, recipe.steps
     if step < warmup:
         return (step + 1) / (warmup + 1)

@@ -1,4 +1,4 @@
-"""A recipe: everything that determines a training run, read from YAML, checked before any work starts."""
+"""A recipe: all settings that determine a training run, read from YAML and validated before any work starts."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -17,17 +17,19 @@ MOST_PARAMETERS = 10**11
 
 class CorpusRecipe(Strict):
     source: PathText = PLAYS
-    """shakespeare-plays (packaged), tiny-shakespeare (fetched), or the path of a text file."""
+    """shakespeare-plays (packaged), tiny-shakespeare (downloaded), or the path of a text file."""
     validation_fraction: float = Field(default=0.1, gt=0, lt=1)
-    """The part of the text, at its end, that is never trained on."""
+    """The share of the text for validation, at its end. The model never trains on it."""
     test_fraction: float = Field(default=0.0, ge=0, lt=1)
-    """Of form text: a part behind the validation part that nothing is chosen by; its loss is told at the end."""
+    """For form text: the share of a test part behind the validation part. It selects nothing; the end of the run
+    reports its loss."""
     form: Literal["text", "dialogue"] = "text"
-    """text: as it stands. dialogue: a play's speeches as conversations in the chat template of `init_from`."""
+    """text: the text as it is. dialogue: a play's speeches as conversations in the chat template of `init_from`."""
     tokenizer: TokenizerKind = "characters"
-    """characters, byte_pairs (trained on the text) or gpt2; with `init_from` it is the checkpoint's own instead."""
+    """characters, byte_pairs (trained on the text) or gpt2. With `init_from`, the checkpoint's own tokenizer applies.
+    """
     vocabulary_size: int = Field(default=512, ge=256, le=65536)
-    """Of byte_pairs only."""
+    """For byte_pairs only."""
 
     @model_validator(mode="after")
     def must_leave_a_text_to_train_on(self) -> "CorpusRecipe":
@@ -39,47 +41,49 @@ class CorpusRecipe(Strict):
 
 
 class SortingRecipe(Strict):
-    """Lists of digits to be sorted, in place of a text: a task on which a model can be perfect."""
+    """Lists of digits to sort, instead of a text: a task that a model can solve perfectly."""
 
     length: int = Field(default=6, ge=2, le=30)
     digits: int = Field(default=3, ge=2, le=10)
     form: Literal["sequence", "positionwise"] = "sequence"
-    """sequence: the list, then the sorted list. positionwise: each position's label is the sorted digit there, which
-    a causal model cannot know: a loss below the Bayes loss proves a leak from the future."""
+    """sequence: the list, then the sorted list. positionwise: the label of each position is the sorted digit there. A
+    causal model cannot know it, so a loss below the Bayes loss proves a leak from the future."""
 
 
 class LoraRecipe(Strict):
-    """Low-rank adapters (arXiv 2106.09685) on every linear layer of the blocks; all else stays as it is."""
+    """Low-rank adapters (arXiv 2106.09685) on every linear layer of the blocks. All other weights are frozen."""
 
     rank: int = Field(default=8, ge=1, le=1024)
     alpha: int = Field(default=16, ge=1, le=65536)
-    """The adapters' output is scaled by alpha / rank."""
+    """The factor of the adapters' output is alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
 class ModelRecipe(Strict):
-    """The fields of GPTConfig (models/configuration.py) under shorter names; docs/models.md explains the family."""
+    """The fields of GPTConfig (models/configuration.py) under shorter names. docs/models.md explains the family."""
 
     attention: Literal["standard", "metric"] = "standard"
     """standard, or metric: scores from a learned metric of one projection."""
     metric: MetricKind | None = None
-    """Of metric attention: what matrix M is; symmetric by default."""
+    """For metric attention: the kind of matrix M; symmetric by default."""
     projection: Literal["per_head", "shared"] | None = None
-    """Of metric attention: each head has its own projection (the default), or all share one."""
+    """For metric attention: each head has its own projection (the default), or all heads share one."""
     metric_sharing: Literal["layer", "model"] | None = None
-    """Of metric attention: each layer has its metrics (the default), or the whole model shares them."""
+    """For metric attention: each layer has its own metrics (the default), or the whole model shares one set."""
     qk_norm: bool | None = None
-    """Of metric attention: normalise what is scored."""
+    """For metric attention: normalise the projection before the scores."""
     values: Literal["tied", "separate"] | None = None
-    """Whether values are what is scored (metric attention's default) or a projection of their own (the standard's)."""
+    """Whether the values are the scored projection (the default of metric attention) or a separate projection (the
+    default of standard attention)."""
     positions: Literal["rotary", "learned"] = "rotary"
     rope_theta: float = Field(default=10000.0, gt=1, le=1e12)
-    """Of rotary positions: the slowest pair turns once in 2 pi times so many positions; short contexts want less."""
+    """For rotary positions: the slowest pair turns once in 2 pi times this number of positions. Use less for short
+    contexts."""
     norm: Literal["rms", "layer"] = "rms"
-    """rms, or layer: LayerNorm, with which a model with learned positions and relu_squared folds to GPT-2."""
+    """rms, or layer: LayerNorm. A model with layer, learned positions and relu_squared folds to GPT-2."""
     mlp: Literal["swiglu", "relu_squared"] = "swiglu"
     mlp_width: int | None = Field(default=None, ge=1, le=262_144)
-    """8/3 of the width for swiglu and 4 times the width for relu_squared by default."""
+    """By default 8/3 of the width for swiglu and 4 times the width for relu_squared."""
     layers: int = Field(default=4, ge=1, le=256)
     heads: int = Field(default=4, ge=1, le=1024)
     width: int = Field(default=128, ge=2, le=65536)
@@ -106,14 +110,14 @@ class ModelRecipe(Strict):
         return self
 
     def parameters(self) -> int:
-        """At least so many, whatever the attention is: the projections of each layer, and learned positions."""
+        """Return a lower bound for any attention: the projections of each layer, and learned positions."""
         mlp_width = self.mlp_width or (8 * self.width // 3 if self.mlp == "swiglu" else 4 * self.width)
         matrices = 3 if self.mlp == "swiglu" else 2
         positions = self.context * self.width if self.positions == "learned" else 0
         return self.layers * self.width * (self.width + matrices * mlp_width) + positions
 
     def shape(self) -> dict[str, Any]:
-        """The arguments of GPTConfig that are given; its own defaults stand for the others."""
+        """Return the arguments of GPTConfig that the recipe sets. The defaults of GPTConfig apply to the others."""
         names = {
             "layers": "num_hidden_layers",
             "heads": "num_attention_heads",
@@ -127,35 +131,38 @@ class ModelRecipe(Strict):
 class TrainingRecipe(Strict):
     steps: int = Field(default=2000, ge=1, le=10**9)
     batch_size: int = Field(default=12, ge=1, le=2**20)
-    """Sequences a step, over all workers and all parts of an accumulated step."""
+    """Sequences per step, over all workers and all parts of an accumulated step."""
     accumulate: int = Field(default=1, ge=1, le=10**9)
-    """In how many parts, one after the other, a step's gradient is computed: saves memory, changes nothing else."""
+    """The number of parts in which a step computes its gradient, one after the other. This saves memory and changes
+    nothing else."""
     optimizer: Literal["normuon", "muon", "adamw"] = "normuon"
-    """muon: orthogonalised momentum for the blocks' matrices, AdamW for the rest. normuon: the same, all neurons at
-    one pace. adamw: AdamW for all."""
+    """muon: orthogonalised momentum for the blocks' matrices, AdamW for the rest. normuon: the same with normalised
+    rows. adamw: AdamW for all parameters."""
     learning_rate: float = Field(default=3e-3, gt=0, lt=1)
-    """The peak, reached after the warm-up."""
+    """The peak of the schedule, after the warm-up."""
     adamw_learning_rate: float | None = Field(default=None, gt=0, lt=1)
-    """Of normuon and muon: the peak for what AdamW takes, embeddings, norms and metrics; the same by default."""
+    """For normuon and muon: the peak for AdamW's parameters (embeddings, norms and metrics); the same by default."""
     schedule: Literal["linear", "cosine", "warmup_stable_decay"] = "linear"
-    """After the warm-up a straight line to zero, half a cosine to zero, or the peak until a straight line begins."""
+    """After the warm-up: a linear decay to zero, a half cosine to zero, or the peak until a linear decay begins."""
     decay_fraction: float = Field(default=0.2, gt=0, le=1)
-    """Of warmup_stable_decay: the last part of the steps, in which the rate falls."""
+    """For warmup_stable_decay: the share of the steps, at the end, in which the rate decays."""
     warmup_steps: int = Field(default=100, ge=0, le=10**9)
     weight_decay: float = Field(default=0.1, ge=0)
-    """Of matrices alone, never of norms, embeddings or metrics."""
+    """For matrices only, never for norms, embeddings or metrics."""
     gradient_clip: float = Field(default=1.0, gt=0)
-    """Largest norm of the whole gradient."""
+    """The largest norm of the whole gradient."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: products in bfloat16 under autocast, weights and optimizer in float32; for GPUs and newer CPUs."""
     compile: bool = False
-    """torch.compile: the first step compiles, which a short run may never earn back; needs a C++ compiler on a CPU."""
+    """torch.compile: the first step compiles, which may take longer than a short run saves; needs a C++ compiler on a
+    CPU."""
     evaluate_every: int = Field(default=200, ge=1, le=10**9)
-    """Steps between evaluations; each is a report, and a checkpoint."""
+    """Steps between evaluations. Each evaluation writes a checkpoint."""
     evaluation_windows: int | None = Field(default=200, ge=1, le=10**9)
-    """Sequences that an evaluation in mid-run reads; null for all. The last one reads the whole validation part."""
+    """Sequences of an evaluation during the run; null for all. The last evaluation reads the whole validation part."""
     patience: int | None = Field(default=None, ge=1, le=10**9)
-    """Early stopping: end after so many evaluations without a better one. The best checkpoint is kept in any case."""
+    """Early stopping: the number of evaluations without improvement after which the run ends. The best checkpoint
+    stays."""
 
     @model_validator(mode="after")
     def must_be_possible(self) -> "TrainingRecipe":
@@ -170,17 +177,17 @@ class TrainingRecipe(Strict):
 
 class Recipe(Strict):
     name: Name = "shakespeare"
-    """What the model is called in the registry and in the API: lower case, digits, hyphens."""
+    """The name of the model in the registry and in the API: lower case, digits, hyphens."""
     seed: Seed = 1
     init_from: PathText | None = None
     """A pretrained checkpoint to fine-tune: a folder, NAME@NUMBER or NAME of the registry, a packaged model such as
-    smollm2-135m-instruct, or a model of the Hugging Face hub such as openai-community/gpt2. Its shape and tokenizer
-    are kept."""
+    smollm2-135m-instruct, or a model of the Hugging Face hub such as openai-community/gpt2. The run keeps its shape and
+    tokenizer."""
     lora: LoraRecipe | None = None
-    """Of fine-tuning: train low-rank adapters instead of all weights; {} for the defaults."""
+    """For fine-tuning: train low-rank adapters instead of all weights; {} for the defaults."""
     corpus: CorpusRecipe = CorpusRecipe()
     sorting: SortingRecipe | None = None
-    """In place of a corpus."""
+    """Instead of a corpus."""
     model: ModelRecipe = ModelRecipe()
     training: TrainingRecipe = TrainingRecipe()
 
@@ -210,9 +217,10 @@ class Recipe(Strict):
 
 
 def refuse_changes(part: Strict, allowed: tuple[str, ...], where: str, why: str) -> None:
-    """
+    """Refuse fields that another setting determines.
+
     Raises:
-        ValueError: a field that has no say has another value than its default.
+        ValueError: such a field has another value than its default.
     """
     for field, info in type(part).model_fields.items():
         if field not in allowed and getattr(part, field) != info.default:
@@ -220,15 +228,15 @@ def refuse_changes(part: Strict, allowed: tuple[str, ...], where: str, why: str)
 
 
 class Trained(Strict):
-    """The part of a checkpoint's run.json that is a recipe, so that messages name its fields as they stand there."""
+    """The part of a checkpoint's run.json that is a recipe, so that messages have the names of its fields."""
 
     recipe: Recipe
 
 
 def read_recipe(checkpoint: Path) -> Recipe:
-    """The recipe that a checkpoint was trained by.
+    """Return the recipe with which a checkpoint was trained.
 
     Raises:
-        InputError: its run.json is missing or damaged, or an older version wrote there what this one refuses.
+        InputError: its run.json is missing or damaged, or an older version wrote fields that this version refuses.
     """
     return validate({"recipe": read_run(checkpoint)["recipe"]}, Trained, str(checkpoint / "run.json")).recipe

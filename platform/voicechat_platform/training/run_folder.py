@@ -1,6 +1,6 @@
-"""A run's folder: the last checkpoint, the one before it, and the best one.
+"""The folder of a run: the last checkpoint, the one before it, and the best one.
 
-The one before is what a run goes on from when the last is found damaged.
+If the last checkpoint is damaged, the run continues from the one before it.
 """
 
 import json
@@ -34,20 +34,20 @@ class RunFolder:
         return self.last.exists() or self.previous.exists()
 
     def resume_from(self, recipe: Recipe) -> Path:
-        """The newest checkpoint that is whole.
+        """Return the newest complete checkpoint.
 
         Raises:
-            InputError: there is none, or it is of another recipe.
+            InputError: there is none, or it has another recipe.
         """
         checkpoint = self.newest_whole()
         if checkpoint is None:
-            raise InputError(f"{self.folder} holds no checkpoint to resume from that is whole; leave --resume away")
+            raise InputError(f"{self.folder} holds no complete checkpoint to resume from; leave --resume away")
         if read_recipe(checkpoint) != recipe:
             raise InputError(f"the recipe differs from that of the run in {self.folder}: choose another --out")
         return checkpoint
 
     def newest_whole(self) -> Path | None:
-        """The newest checkpoint that is whole; those that are not are set aside."""
+        """Return the newest complete checkpoint, and set damaged ones aside."""
         for checkpoint in (self.last, self.previous):
             recover(checkpoint)
             if not checkpoint.exists():
@@ -56,25 +56,25 @@ class RunFolder:
                 check_is_whole(checkpoint)
                 read_history(checkpoint)
             except InputError as error:
-                log.warning("%s; it is set aside, and the run goes on from the checkpoint before it", error)
+                log.warning("%s; it is set aside, and the run continues from the checkpoint before it", error)
                 self.set_aside(checkpoint)
                 continue
             return checkpoint
         return None
 
     def of_recipe(self, recipe: Recipe) -> Path | None:
-        """As a sweep resumes: the newest checkpoint that is whole, or None for a run that begins.
+        """Return the newest complete checkpoint for a sweep that resumes, or None for a new run.
 
-        Where a run of another recipe lies in its place, that is set aside: after a loss of the sweep's journal another
-        trial may be drawn under its number.
+        If the folder holds a run of another recipe, set it aside: after a loss of the sweep's journal, the sweep may
+        draw another trial with this number.
         """
         checkpoint = self.newest_whole() if self.holds_a_run() else None
         try:
             if checkpoint is None or read_recipe(checkpoint) == recipe:
                 return checkpoint
-            log.warning("%s is of another recipe; it is set aside, and the run begins anew", checkpoint)
+            log.warning("%s is of another recipe; it is set aside, and the run starts again", checkpoint)
         except InputError as error:
-            log.warning("%s; it is set aside, and the run begins anew", error)
+            log.warning("%s; it is set aside, and the run starts again", error)
         for other in (self.last, self.previous, self.best):
             if other.exists():
                 self.set_aside(other)
@@ -84,18 +84,18 @@ class RunFolder:
         checkpoint.rename(self.folder / f"damaged-{time.time_ns()}")
 
     def train(self, training: Training) -> Iterator[Evaluation]:
-        """Train to the end, or to `training.stop()`, keeping checkpoints; one worker writes them."""
+        """Train to the end, or to `training.stop()`, and save checkpoints; one worker writes them."""
         for evaluation in training.evaluations():
             if training.rank == 0:
-                # The best first: were the run killed between the two, it would not find that out again.
+                # Write the best one first: after a kill between the two, the run could not reconstruct it.
                 if training.is_best():
                     training.save(self.best)
-                self.keep(training)
+                self.save_checkpoints(training)
             yield evaluation
         if training.stopping and training.rank == 0:
-            self.keep(training)
+            self.save_checkpoints(training)
 
-    def keep(self, training: Training) -> None:
+    def save_checkpoints(self, training: Training) -> None:
         recover(self.last)
         if self.last.exists():
             shutil.rmtree(self.previous, ignore_errors=True)
@@ -103,10 +103,10 @@ class RunFolder:
         training.save(self.last)
 
     def finish(self, data: TrainingData) -> Path:
-        """The best checkpoint, its loss measured over the whole validation part."""
+        """Return the best checkpoint with its loss over the whole validation part."""
         run = read_run(self.best)
         metrics, recipe = run["metrics"], read_recipe(self.best)
-        if metrics["step"] < recipe.training.steps:  # only the last evaluation is over all of it
+        if metrics["step"] < recipe.training.steps:  # only the last evaluation reads the whole part
             model, _ = load_checkpoint(self.best)
             loss = mean_loss(model, data.validation(recipe.model.context, None))
             metrics |= {"validation_loss": loss, "nats_per_character": loss / data.characters_per_token}

@@ -1,4 +1,4 @@
-"""What a run begins with: its data, and a fresh model or a pretrained one, whole or with adapters (LoRA)."""
+"""The start of a run: its data, and a fresh or a pretrained model, optionally with adapters (LoRA)."""
 
 import copy
 from pathlib import Path
@@ -22,10 +22,10 @@ from voicechat_platform.training.recipe import LoraRecipe, Recipe
 
 
 def load_data(recipe: Recipe) -> TrainingData:
-    """The recipe's text, dialogue or lists, tokenised: by the pretrained model's tokenizer if there is one.
+    """Return the recipe's text, dialogue or lists as tokens, with the pretrained model's tokenizer if there is one.
 
     Raises:
-        InputError: the text cannot be read or is too short, or `init_from` names nothing.
+        InputError: the text cannot be read or is too short, or `init_from` names no model.
     """
     if recipe.sorting is not None:
         digits = "".join(str(digit) for digit in range(recipe.sorting.digits))
@@ -36,8 +36,8 @@ def load_data(recipe: Recipe) -> TrainingData:
     if recipe.init_from is not None:
         tokenizer = load_tokenizer(find_checkpoint(recipe.init_from))
     else:
-        # Characters are collected from all of the text, so that none in the validation part lacks a token; byte pairs
-        # can spell anything and learn from the training part alone.
+        # The characters of the whole text become tokens, so that every character of the validation part has one. Byte
+        # pairs can represent any text, so they are trained on the training part only.
         parts = text.split(part.validation_fraction, part.test_fraction)
         learned_from = text.characters if part.tokenizer == "characters" else parts[0]
         tokenizer = make_tokenizer(part.tokenizer, part.vocabulary_size, learned_from)
@@ -49,10 +49,10 @@ def load_data(recipe: Recipe) -> TrainingData:
 def make_model(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, reply_stops: list[str] | None, start: Path | None = None
 ) -> PreTrainedModel:
-    """A fresh model initialised by the recipe's seed, or the pretrained one.
+    """Return a fresh model that the recipe's seed initialises, or the pretrained one.
 
     Args:
-        start: where the pretrained one lies (`find_start`); None for a fresh one.
+        start: the folder of the pretrained model (`find_start`); None for a fresh one.
 
     Raises:
         InputError: the recipe's context is longer than the pretrained model's.
@@ -70,29 +70,29 @@ def make_model(
             model.config.reply_stops = reply_stops
         return model.float()
     model = GPTForCausalLM(GPTConfig(**recipe.model.shape(), vocab_size=len(tokenizer), reply_stops=reply_stops))
-    # What the service samples with when a client does not say; sorted lists are not sampled.
+    # The service's defaults for sampling. Sorted lists need no sampling.
     if recipe.sorting is None:
         model.generation_config = GenerationConfig(do_sample=True, temperature=0.7, top_p=0.95)
     return model
 
 
 def find_start(recipe: Recipe) -> Path | None:
-    """The absolute folder of the pretrained model that the recipe begins with, if any.
+    """Return the absolute folder of the recipe's pretrained model, or None.
 
     Raises:
-        InputError: `init_from` names nothing.
+        InputError: `init_from` names no model.
     """
     return None if recipe.init_from is None else find_checkpoint(recipe.init_from).absolute()
 
 
 def weights_sha256(folder: Path | None) -> str | None:
-    """Of a pretrained model's weights, where they are in one file."""
+    """Return the checksum of a pretrained model's weights if they are in one file."""
     path = folder and folder / "model.safetensors"
     return sha256(path) if path and path.exists() else None
 
 
 def with_adapters(model: PreTrainedModel, recipe: LoraRecipe) -> torch.nn.Module:
-    """The model with low-rank adapters to train, everything else frozen (a peft.PeftModel)."""
+    """Return the model with trainable low-rank adapters, everything else frozen (a peft.PeftModel)."""
     from peft import LoraConfig, get_peft_model
 
     return get_peft_model(
@@ -108,18 +108,19 @@ def with_adapters(model: PreTrainedModel, recipe: LoraRecipe) -> torch.nn.Module
 
 
 def merged(model: torch.nn.Module) -> PreTrainedModel:
-    """A copy whose adapters are added into the weights: a model as any other."""
+    """Return a copy with the adapters added into the weights: a normal model."""
     return copy.deepcopy(model).merge_and_unload()
 
 
 def check_same_data(checkpoint: Path, data: TrainingData) -> None:
-    """
+    """Check that a checkpoint belongs to the data.
+
     Raises:
-        InputError: the data or its tokenizer is not what the checkpoint was trained on.
+        InputError: the data or its tokenizer differs from that of the checkpoint.
     """
     run = read_run(checkpoint)
     if run["corpus"]["sha256"] != data.sha256 or run["tokenizer_sha256"] != tokenizer_sha256(data.tokenizer):
         raise InputError(
-            f"the text of {data.source} is not the one that {checkpoint} was trained on: bring that text back, "
-            f"or start a new run"
+            f"the text of {data.source} is not the one that {checkpoint} was trained on: restore that text, or "
+            "start a new run"
         )

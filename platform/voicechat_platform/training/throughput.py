@@ -1,4 +1,4 @@
-"""How well a run uses its device: model FLOPs, the device's own peak, memory."""
+"""The use of the device by a run: model FLOPs, the device's peak rate, memory."""
 
 import re
 import resource
@@ -16,10 +16,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 @torch.no_grad()
 def training_flops(model: nn.Module, context: int) -> float:
-    """Floating-point operations that one training token needs (as in arXiv 2204.02311, but counted, not estimated).
+    """Return the floating-point operations per training token (as in arXiv 2204.02311, but counted, not estimated).
 
-    A forward pass's products over one context, attention over all positions, as often as training needs them: once
-    forward, once for the gradients of activations, once for those of the weights that learn.
+    This counts the products of a forward pass over one context, with attention over all positions, as often as training
+    needs them: once forward, once for the gradients of activations, once for those of the trainable weights.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -34,13 +34,13 @@ def training_flops(model: nn.Module, context: int) -> float:
 
 
 def non_embedding_parameters(model: PreTrainedModel) -> int:
-    """All but the tables that are looked up: of tokens, and of learned positions."""
+    """Return the number of parameters without the lookup tables of tokens and of learned positions."""
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     return model.num_parameters() - sum(table.weight.numel() for table in tables)
 
 
 def cache_bytes_per_token(config: PreTrainedConfig) -> int:
-    """What a decoding cache in float32 keeps of one token, over all layers."""
+    """Return the bytes per token of a decoding cache in float32, over all layers."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     tensors = 1 if getattr(config, "values", "") == "tied" else 2
@@ -49,12 +49,13 @@ def cache_bytes_per_token(config: PreTrainedConfig) -> int:
 
 @cache
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """What this device reaches in large products, in operations a second: measured, so that it is its own.
+    """Measure the rate of this device in large products, in operations per second.
 
-    Of a device that nobody else loads: what is left beside other runs is no peak.
+    No other run may load the device during the measurement.
     """
     size = 1024 if device.type == "cpu" else 8192
-    left, right = (torch.full((size, size), 0.5, device=device, dtype=dtype) for _ in range(2))  # draws nothing
+    # Constant matrices: they draw no random numbers.
+    left, right = (torch.full((size, size), 0.5, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(6):
         started = time.perf_counter()
@@ -65,10 +66,10 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def peak_memory(device: torch.device) -> float:
-    """MiB: on a GPU of tensors since the start, on a CPU the whole process's resident memory at its highest."""
+    """Return MiB: on a GPU the peak of tensors since the start, on a CPU the peak resident memory of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    try:  # getrusage would count what the process was forked from, too
+    try:  # getrusage would also count the memory of the parent process before the fork
         status = Path("/proc/self/status").read_text()
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10  # type: ignore[index]
     except (OSError, TypeError):

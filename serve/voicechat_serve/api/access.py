@@ -1,8 +1,8 @@
-"""What stands before every route, of the API and of the front: who may ask, with which key, and how much.
+"""The access check before every route of the API and the front: keys and their limits.
 
-A key comes as `Authorization: Bearer KEY`; from a browser as HTTP Basic, the key for its password; or, where a script
-in a browser opens a WebSocket and can set no header, as OpenAI's subprotocol `openai-insecure-api-key.KEY`. Where keys
-are needed, every route needs one: a probe of /health or a scraper of /metrics sends a key like anybody else.
+A client sends its key as `Authorization: Bearer KEY`. A browser sends it in HTTP Basic as the password. A script in a
+browser that opens a WebSocket cannot set a header, and sends OpenAI's subprotocol `openai-insecure-api-key.KEY`. If
+keys are needed, every route needs one: also a probe of /health or a scraper of /metrics.
 """
 
 import asyncio
@@ -41,26 +41,26 @@ from voicechat_serve.operations.keys import (
 SUBPROTOCOL = "openai-insecure-api-key."
 
 Challenge = Literal["Bearer", "Basic"]
-"""What a 401 asks for: the API's clients a token, a person's browser a password. Both are taken in both places."""
+"""The scheme of a 401: a token for the API's clients, a password for a browser. Both are accepted in both places."""
 
 RATE_HEADERS = [f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AccessRules:
-    """Where the service listens and whom it lets in; goes to the replicas.
+    """The address of the service and its rules for keys, for the replicas.
 
     Raises:
-        InputError: it would listen beyond this machine without asking for keys.
+        InputError: the service would listen beyond this machine without keys.
     """
 
     host: str = "127.0.0.1"
     keys_file: Path | None = None
     """Absolute, and on a cluster in a folder that its machines share."""
     keys_required: bool = False
-    """False: a key is needed only from when there is a keys file."""
+    """False: requests need a key only after a keys file exists."""
     page_key_sha256: str = ""
-    """The fingerprint of the page's own key, which has no limits: a person's key is counted where the page is asked."""
+    """The hash of the page's own key, which has no limits: the page counts its user's key."""
     allowed_origins: tuple[str, ...] = ()
     requests_per_minute: int = 600
     concurrent_requests: int = 16
@@ -70,16 +70,17 @@ class AccessRules:
             raise ValueError("keys are required, and no file of them is named")
         if self.host not in LOOPBACK_NAMES and not self.keys_required:
             raise InputError(
-                f"{self.host} can be reached from other machines, and there is no key: create one with "
-                f"`voicechat keys create NAME`, or listen on 127.0.0.1"
+                f"{self.host} can be reached from other machines, and there is no key: create one with `voicechat "
+                "keys create NAME`, or listen on 127.0.0.1"
             )
 
 
 def access_rules(settings: Settings, page_key: str = "") -> AccessRules:
-    """
+    """Return the rules for these settings.
+
     Args:
-        settings: say where to listen, where the keys are and what they may.
-        page_key: a new secret that the page is given; "" where there is no page.
+        settings: the address, the keys file and the limits.
+        page_key: a new secret for the page; "" if there is no page.
 
     Raises:
         InputError: the keys file cannot be read, or the service would listen beyond this machine without a key.
@@ -90,7 +91,7 @@ def access_rules(settings: Settings, page_key: str = "") -> AccessRules:
     except FileNotFoundError:
         keys = None
     if settings.host not in LOOPBACK_NAMES and not any(not key.is_expired() for key in keys or ()):
-        keys = None  # nobody could get in
+        keys = None  # nobody could get access
     return AccessRules(
         host=settings.host,
         keys_file=path,
@@ -103,11 +104,12 @@ def access_rules(settings: Settings, page_key: str = "") -> AccessRules:
 
 
 def guard(app: FastAPI, rules: AccessRules, challenge: Challenge) -> None:
-    """Puts all of it before `app`'s routes."""
+    """Add all access checks before `app`'s routes."""
     app.add_middleware(RequestLimits)
     app.add_middleware(KeyCheck, rules=rules, challenge=challenge)
     if rules.allowed_origins and challenge == "Bearer":
-        # Outside of the key check: a browser asks for leave without a key, and shows a refusal to allowed pages only.
+        # Outside of the key check: a browser sends its preflight without a key, and shows a refusal only to allowed
+        # pages.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=rules.allowed_origins,
@@ -120,10 +122,10 @@ def guard(app: FastAPI, rules: AccessRules, challenge: Challenge) -> None:
 
 
 class KeyCheck:
-    """ASGI middleware: lets a request on only with a key, where keys are needed, and within the key's limits.
+    """ASGI middleware: admits a request only with a key, if keys are needed, and within the key's limits.
 
-    On the front what a browser only reads is not counted: a page is made of a hundred files, and of streams that stay
-    open. Without keys nothing is counted: the queues of the models bound the work.
+    On the front, reads of a browser do not count: a page consists of a hundred files, and of open streams. Without
+    keys, nothing counts: the queues of the models limit the work.
     """
 
     def __init__(self, app: ASGIApp, rules: AccessRules, challenge: Challenge, clock: Callable[[], float] = monotonic):
@@ -139,7 +141,7 @@ class KeyCheck:
         is_counted = not (self.challenge == "Basic" and scope.get("method") in ("GET", "HEAD"))
         try:
             key, is_operator = self._admitted(scope)
-            scope.setdefault("state", {})["is_operator"] = is_operator  # for the page, which is not told the key
+            scope.setdefault("state", {})["is_operator"] = is_operator  # for the page, which does not receive the key
             if key and is_counted:
                 headers = self.limits.begin(key)
                 scope["state"]["key_id"] = key.id  # for the log
@@ -157,7 +159,8 @@ class KeyCheck:
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 MutableHeaders(scope=message).update(headers)
             elif message["type"] == "websocket.accept" and "realtime" in scope.get("subprotocols", ()):
-                # A browser that has offered subprotocols, if only to bring a key, gives up unless one is taken.
+                # A browser that offers subprotocols, if only to send a key, closes the connection unless one is
+                # accepted.
                 message = {**message, "subprotocol": message.get("subprotocol") or "realtime"}
             await send(message)
 
@@ -180,11 +183,11 @@ class KeyCheck:
                 self.limits.end(key)
 
     def _admitted(self, scope: Scope) -> tuple[Key | None, bool]:
-        """The key that the request brings, None where none is needed and for the page's own; and whether whoever asks
-        may change what is served: with an operator's key, and at this machine where no key is needed.
+        """Return the request's key (None if none is needed, and for the page's own) and whether the client may promote
+        models: with an operator's key, or on this machine if no key is needed.
 
         Raises:
-            APIError: 401, there is none or a wrong one; 503, nobody can be known.
+            APIError: 401, the key is missing or wrong; 503, the keys cannot be read.
         """
         try:
             keys = self.followed.keys() if self.followed else None
@@ -206,17 +209,17 @@ class KeyCheck:
         raise APIError(401, f"{message}: {hint}", code="invalid_api_key", headers={"WWW-Authenticate": self.asks_for})
 
     async def _watch(self, key: Key, admission: asyncio.Timeout) -> None:
-        """Ends what a key began, an answer that is being written or a conversation of an hour, soon after the key."""
-        assert self.followed is not None  # it gave the key
+        """End a key's running work, such as a stream or a conversation of an hour, soon after the key is revoked."""
+        assert self.followed is not None  # the key came from there
         await self.followed.until_gone(key)
         admission.reschedule(asyncio.get_running_loop().time())
 
 
 async def end_revoked(scope: Scope, receive: Receive, send: Send, begun: Message | None) -> None:
-    """Tells the client why its answer ends here, as far as it still can be told.
+    """Send the client the reason for the early end, if that is still possible.
 
     Args:
-        begun: the message that began the answer, if one did. A file that has begun just breaks off.
+        begun: the message that began the response, if one did. A file that has begun only breaks off.
     """
     current_request().error = "invalid_api_key"
     revoked = APIError(401, "the API key was revoked, or has expired", code="invalid_api_key")
@@ -229,7 +232,7 @@ async def end_revoked(scope: Scope, receive: Receive, send: Send, begun: Message
 
 
 def offered_keys(scope: Scope) -> Iterator[str]:
-    """Whatever a request brings that could be a key."""
+    """Yield everything in a request that could be a key."""
     for value in Headers(scope=scope).getlist("authorization"):
         kind, _, credentials = value.strip().partition(" ")
         if kind.lower() == "bearer":
@@ -237,7 +240,7 @@ def offered_keys(scope: Scope) -> Iterator[str]:
         elif kind.lower() == "basic":
             try:
                 yield base64.b64decode(credentials.strip(), validate=True).decode().partition(":")[2]
-            except ValueError:  # no base64, or no UTF-8 in it
+            except ValueError:  # invalid base64, or invalid UTF-8 in it
                 continue
     for protocol in scope.get("subprotocols", ()):
         if protocol.startswith(SUBPROTOCOL):
@@ -245,9 +248,9 @@ def offered_keys(scope: Scope) -> Iterator[str]:
 
 
 def hide_keys(scope: Scope) -> None:
-    """Takes the keys out of what the routes see, who cannot log what they are not told.
+    """Remove the keys from the scope, so that the routes cannot log them.
 
-    In place: the log, outside of here, reads in the same scope which route was taken.
+    This changes the scope in place, because the log, outside of this middleware, reads the route from the same scope.
     """
     hidden = (b"authorization", b"sec-websocket-protocol")
     scope["headers"] = [(name, value) for name, value in scope["headers"] if name not in hidden]

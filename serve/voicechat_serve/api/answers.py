@@ -23,15 +23,15 @@ from voicechat_serve.realtime.conversation import stop
 log = logging.getLogger(__name__)
 
 STREAM_DOCUMENTED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
-"""Besides JSON, in the OpenAPI document."""
+"""The second content type in the OpenAPI document, beside JSON."""
 
 MOST_ATTEMPTS = 3
-"""At a whole answer, when replicas die under it."""
+"""Attempts at a whole answer if replicas die."""
 
 PAUSE_S = 1.0
-"""Before the next attempt: until then Serve may still send requests to the replica that died."""
+"""The time before the next attempt: until then Serve may still send requests to the dead replica."""
 CANCELLATION_S = 1.0
-"""In which Serve ends a request whose calls it has ended."""
+"""The time in which Serve ends a request after it has ended its calls."""
 
 
 class BrokenOffError(RuntimeError):
@@ -40,7 +40,7 @@ class BrokenOffError(RuntimeError):
 
 @dataclass(frozen=True)
 class ChoiceRequest:
-    """What one choice of an answer asks a `LanguageModel` for."""
+    """The call of a `LanguageModel` for one choice of an answer."""
 
     method: str
     """"chat" or "complete"."""
@@ -50,7 +50,7 @@ class ChoiceRequest:
 
 @dataclass
 class Choice:
-    """One choice of an answer, whole."""
+    """One complete choice of an answer."""
 
     text: str = ""
     scores: list[ScoredToken] = field(default_factory=list)
@@ -60,11 +60,11 @@ class Choice:
 
 @dataclass
 class Tally:
-    """Counts the tokens of an answer: a prompt's once, however many choices it has."""
+    """Counts the tokens of an answer: those of a prompt once, for any number of choices."""
 
     choices_per_prompt: int
     is_silent: bool = False
-    """Whether the client asked for no tokens at all: the one that the model writes is not told."""
+    """Whether the client asked for no tokens: the response omits the one that the model generates."""
     prompts: dict[int, int] = field(default_factory=dict)
     completions: dict[int, int] = field(default_factory=dict)
     fingerprint: str = ""
@@ -82,19 +82,19 @@ class Tally:
 
 
 def heading(prefix: str, kind: str, model: str) -> dict[str, Any]:
-    """The fields that begin every object of one answer."""
+    """Return the fields at the beginning of every object of one answer."""
     return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
 
 
 async def whole_answer(
     handle: DeploymentHandle, choice_requests: Sequence[ChoiceRequest], tally: Tally
 ) -> list[Choice]:
-    """All choices, whole; begun anew when a replica dies, since the client has seen nothing yet."""
+    """Return all choices, complete; start again if a replica dies, because the client has received nothing yet."""
     for attempt in range(1, MOST_ATTEMPTS + 1):
         choices = [Choice() for _ in choice_requests]
         try:
-            async with pieces(handle, choice_requests) as told:
-                async for index, delta in told:
+            async with pieces(handle, choice_requests) as numbered_pieces:
+                async for index, delta in numbered_pieces:
                     tally.count(index, delta)
                     choice = choices[index]
                     choice.text += delta.text
@@ -114,7 +114,7 @@ async def whole_answer(
 async def pieces(
     handle: DeploymentHandle, choice_requests: Sequence[ChoiceRequest]
 ) -> AsyncIterator[AsyncIterator[tuple[int, Delta]]]:
-    """(choice, piece) of all choices as they come; leaving the block early cancels what is still being written."""
+    """Yield (choice, piece) of all choices as they arrive; if the caller leaves the block, the rest is cancelled."""
     async with AsyncExitStack() as stack:
         streams = [
             await stack.enter_async_context(
@@ -132,9 +132,10 @@ async def numbered(stream: AsyncIterator[Delta]) -> AsyncGenerator[tuple[int, De
 
 
 async def to_its_end(stream: AsyncIterator[Delta]) -> AsyncGenerator[Delta, None]:
-    """
+    """Pass a stream on, and check its end.
+
     Raises:
-        BrokenOffError: the stream ends without its last piece, as one does that Serve cancels.
+        BrokenOffError: the stream ends without its last piece, as a stream does that Serve cancels.
     """
     finish_reason = None
     async for delta in stream:
@@ -145,7 +146,7 @@ async def to_its_end(stream: AsyncIterator[Delta]) -> AsyncGenerator[Delta, None
 
 
 async def interleaved(streams: Sequence[AsyncIterator[Delta]]) -> AsyncGenerator[tuple[int, Delta], None]:
-    """What any of the streams gives, as it comes; the first error ends all."""
+    """Yield the items of all streams as they arrive; the first error ends all."""
     queue: asyncio.Queue[tuple[int, Delta | Exception | None]] = asyncio.Queue(maxsize=64)
 
     async def pass_on(index: int, stream: AsyncIterator[Delta]) -> None:
@@ -155,7 +156,7 @@ async def interleaved(streams: Sequence[AsyncIterator[Delta]]) -> AsyncGenerator
             await queue.put((index, None))
         except Exception as error:
             await queue.put((index, error))
-        except asyncio.CancelledError:  # by Serve, or by this function's own end, when nobody listens any more
+        except asyncio.CancelledError:  # by Serve, or by this function's own end, when the client has left
             with contextlib.suppress(asyncio.QueueFull):
                 queue.put_nowait((index, BrokenOffError("an answer was cancelled inside the server")))
             raise
@@ -182,18 +183,18 @@ async def event_stream(
     tell: Callable[[int, Delta], Iterable[dict[str, Any]]],
     last: dict[str, Any] | None,
 ) -> ClosedStream:
-    """Server-sent events, one JSON object each; an error before the first piece is an error of the request.
+    """Return server-sent events, one JSON object each; an error before the first piece is an error of the request.
 
     Args:
         handle: the language model.
         choice_requests: one for each choice.
         tally: counts the tokens.
-        tell: (choice, a piece of it) -> the objects that tell it.
-        last: an object that is completed with the usage and sent at the end, where the client wants it.
+        tell: (choice, a piece of it) -> its objects.
+        last: an object to complete with the usage and send at the end, if the client wants it.
     """
     async with AsyncExitStack() as opening:
-        told = await opening.enter_async_context(pieces(handle, choice_requests))
-        first = await anext(told)
+        numbered_pieces = await opening.enter_async_context(pieces(handle, choice_requests))
+        first = await anext(numbered_pieces)
         stack = opening.pop_all()
 
     def events_of(index: int, delta: Delta) -> str:
@@ -203,10 +204,10 @@ async def event_stream(
     async def events() -> AsyncGenerator[str, None]:
         try:
             yield events_of(*first)
-            async for index, delta in told:
+            async for index, delta in numbered_pieces:
                 yield events_of(index, delta)
         except BrokenOffError as error:
-            # Serve cancels the calls of a request whose client has left, and then the request: it waits for that here.
+            # If the client has left, Serve cancels the calls of the request, and then the request: wait for that here.
             await asyncio.sleep(CANCELLATION_S)
             yield error_event(error)
             return

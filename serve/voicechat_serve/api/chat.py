@@ -23,7 +23,7 @@ class ContentPart(Part):
     @model_validator(mode="before")
     @classmethod
     def type_alone_of_others(cls, part: Any) -> Any:
-        """What is no text is refused as a whole, by its type, whatever its fields are."""
+        """Refuse every part except text by its type, with any fields."""
         return part if not isinstance(part, dict) or part.get("type") == "text" else {"type": part.get("type")}
 
 
@@ -34,17 +34,18 @@ Content = Annotated[
 
 
 class ChatMessage(Part):
-    neutral: ClassVar = {"tool_calls": ([],), "annotations": ([],), "refusal": ("",)}  # as answers are sent back
+    neutral: ClassVar = {"tool_calls": ([],), "annotations": ([],), "refusal": ("",)}  # as in OpenAI's responses
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content | None = None
     name: Text | None = None
-    """Who speaks, of several in one role: chat templates have no place for it."""
+    """The speaker, if several share one role: chat templates have no place for it."""
 
     def as_prompt(self, position: int) -> Message:
-        """
+        """Return the message for the chat template.
+
         Raises:
-            APIError: 400, content that is not text, or none where it is needed.
+            APIError: 400, the content is not text, or is missing.
         """
         content = self.content
         if content is None:
@@ -55,7 +56,7 @@ class ChatMessage(Part):
             if any(part.type != "text" or part.text is None for part in content):
                 raise APIError(400, "only text content is supported", param=f"messages.{position}.content")
             content = "".join(part.text or "" for part in content)
-        # The same thing under OpenAI's newer name.
+        # The same field under OpenAI's newer name.
         return {"role": "system" if self.role == "developer" else self.role, "content": content}
 
 
@@ -65,10 +66,10 @@ class ChatRequest(TextRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     truncation: Truncation = "disabled"
-    """As in OpenAI's responses: "auto" lets a conversation that outgrows the context lose its oldest messages."""
+    """As in OpenAI's responses: "auto" omits the oldest messages of a conversation that is longer than the context."""
 
     def choice_requests(self, version: int | None) -> list[ChoiceRequest]:
-        """One for each choice.
+        """Return one request for each choice.
 
         Raises:
             APIError: 400, a field has a value that is not supported.
@@ -110,7 +111,7 @@ def router(services: Services) -> APIRouter:
                     "index": index,
                     "message": {"role": "assistant", "content": choice.text, "refusal": None},
                     "finish_reason": choice.finish_reason,
-                    "logprobs": told_scores(choice.scores),
+                    "logprobs": openai_logprobs(choice.scores),
                 }
                 for index, choice in enumerate(choices)
             ],
@@ -122,7 +123,8 @@ def router(services: Services) -> APIRouter:
 
 
 class ChunkWriter:
-    """Tells pieces of an answer as OpenAI does: of each choice the role, the text, and the reason it ended."""
+    """Converts pieces of an answer to OpenAI's chunks: for each choice the role, the text, and the reason for its
+    end."""
 
     def __init__(self, head: dict[str, Any], usage_wanted: bool):
         self.head = head | {"usage": None} if usage_wanted else head
@@ -133,7 +135,7 @@ class ChunkWriter:
             self.begun.add(index)
             yield self.chunk(index, delta, {"role": "assistant", "content": ""})
         if delta.text or delta.scores:
-            yield self.chunk(index, delta, {"content": delta.text}, logprobs=told_scores(delta.scores))
+            yield self.chunk(index, delta, {"content": delta.text}, logprobs=openai_logprobs(delta.scores))
         if delta.finish_reason:
             yield self.chunk(index, delta, {}, delta.finish_reason)
 
@@ -149,8 +151,8 @@ class ChunkWriter:
         return self.head | {"choices": [choice], "system_fingerprint": delta.fingerprint}
 
 
-def told_scores(scores: Sequence[ScoredToken]) -> dict[str, Any] | None:
-    """As chat completions tell them; None where there are none."""
+def openai_logprobs(scores: Sequence[ScoredToken]) -> dict[str, Any] | None:
+    """Return the scores in the form of chat completions; None if there are none."""
     if not scores:
         return None
     content = [told_score(score) | {"top_logprobs": [told_score(top) for top in score.top]} for score in scores]

@@ -1,4 +1,4 @@
-"""/completions: text that follows a prompt, whole or as server-sent events."""
+"""/completions: the continuation of a prompt, whole or as server-sent events."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -23,7 +23,7 @@ from voicechat_serve.api.text_request import MOST_CHOICES, TextRequest, choice_s
 from voicechat_serve.generation.loaded_model import Delta, GenerationOptions, ScoredToken
 
 DEFAULT_MAX_TOKENS = 16
-"""OpenAI's own."""
+"""OpenAI's own default."""
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Prompt = str | list[int]
@@ -36,9 +36,10 @@ class CompletionRequest(TextRequest):
     logprobs: int | None = Field(None, ge=0, le=5)
 
     def prompts(self) -> list[Prompt]:
-        """
+        """Return the prompts.
+
         Raises:
-            APIError: 400, no prompt, an empty one, or more than can be answered at once.
+            APIError: 400, there is no prompt, an empty one, or too many choices.
         """
         if isinstance(self.prompt, str):
             prompts: list[Any] = [self.prompt]
@@ -56,7 +57,7 @@ class CompletionRequest(TextRequest):
         return prompts
 
     def choice_requests(self, version: int | None) -> list[ChoiceRequest]:
-        """One for each choice, prompt by prompt.
+        """Return one request for each choice, prompt by prompt.
 
         Raises:
             APIError: 400, a field has a value that is not supported.
@@ -64,7 +65,7 @@ class CompletionRequest(TextRequest):
         if self.max_tokens == 0 and not self.echo:
             raise APIError(400, "max_tokens of 0 needs echo", param="max_tokens", code="invalid_value")
         sampling = self.sampling()
-        if self.max_tokens == 0:  # the model writes one token, and nobody is told
+        if self.max_tokens == 0:  # the model generates one token, and the response omits it
             sampling["max_tokens"] = 1
         options = GenerationOptions(
             sampling=sampling,
@@ -110,10 +111,10 @@ def router(services: Services) -> APIRouter:
 
 
 class CompletionWriter:
-    """Tells choices, or pieces of them, as OpenAI does.
+    """Converts choices, or pieces of them, to OpenAI's form.
 
     Args:
-        choice_requests: what they answer.
+        choice_requests: their requests.
         echo: whether the text begins with the prompt.
         silent: whether it ends there.
     """
@@ -128,24 +129,24 @@ class CompletionWriter:
         text = prompt if self.silent else prompt + given.text
         scores = [*given.prompt_scores, *(() if self.silent else given.scores)]
         finish_reason = "length" if self.silent and given.finish_reason else given.finish_reason
-        return {"index": index, "text": text, "finish_reason": finish_reason, "logprobs": self.told(index, scores)}
+        return {"index": index, "text": text, "finish_reason": finish_reason, "logprobs": self.logprobs(index, scores)}
 
-    def told(self, index: int, scores: Iterable[ScoredToken]) -> dict[str, Any] | None:
+    def logprobs(self, index: int, scores: Iterable[ScoredToken]) -> dict[str, Any] | None:
         if self.choice_requests[index].options.top_scores is None:
             return None
-        told: dict[str, list] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        columns: dict[str, list] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for score in scores:
-            told["tokens"].append(name(score))
-            told["token_logprobs"].append(score.logprob)
-            # The token itself is told even where it is not among the likeliest.
+            columns["tokens"].append(name(score))
+            columns["token_logprobs"].append(score.logprob)
+            # The list has the token itself, even if it is not among the likeliest.
             top = None if score.logprob is None else {name(each): each.logprob for each in (*score.top, score)}
-            told["top_logprobs"].append(top)
-            told["text_offset"].append(score.offset)
-        return told
+            columns["top_logprobs"].append(top)
+            columns["text_offset"].append(score.offset)
+        return columns
 
 
 def name(score: ScoredToken) -> str:
-    """The token's text; of a part of a character its bytes, as OpenAI writes them, so that no two read the same."""
+    """Return the token's text; for a part of a character its bytes in OpenAI's notation, so that no two are equal."""
     try:
         bytes(score.bytes).decode()
     except UnicodeDecodeError:

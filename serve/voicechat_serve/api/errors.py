@@ -1,4 +1,4 @@
-"""Errors in OpenAI's form, whatever went wrong: {"error": {"message", "type", "param", "code"}}."""
+"""All errors in OpenAI's form: {"error": {"message", "type", "param", "code"}}."""
 
 import logging
 from collections.abc import Mapping
@@ -28,11 +28,11 @@ log = logging.getLogger(__name__)
 RETRY_AFTER_S = 1
 
 API_PATHS = ("/chat/", "/completions", "/models", "/audio/", "/realtime")
-"""With which a path begins that was asked for without /v1; inside the API, the path that is told has it."""
+"""The beginnings of paths that a client requests without /v1; inside the API, the path in the message has it."""
 
 LONGEST_MESSAGE = 1000
 LONGEST_PARAM = 100
-"""Characters: an error may quote the request, but does not send megabytes of it back."""
+"""In characters: an error may quote the request, but does not return megabytes of it."""
 
 
 class ErrorDetails(BaseModel):
@@ -52,18 +52,18 @@ DOCUMENTED: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorAnswer, "description": "The request is wrong, or may not be made now"},
     "5XX": {"model": ErrorAnswer, "description": "The server is busy, or failed"},
 }
-"""Every route's errors in the OpenAPI document, in place of FastAPI's own 422."""
+"""Every route's errors in the OpenAPI document, instead of FastAPI's own 422."""
 
 
 class APIError(HTTPException):
-    """An error that says all that OpenAI's form holds.
+    """An error with all fields of OpenAI's form.
 
     Args:
         status: the HTTP status.
         message: for a person: what is wrong, and what would be right.
-        param: the request's field at fault.
+        param: the wrong field of the request.
         code: for a program.
-        headers: of the answer; a 503 always has Retry-After.
+        headers: of the response; a 503 always has Retry-After.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class APIError(HTTPException):
     @property
     def kind(self) -> str:
         if self.status_code == 429:
-            return "requests"  # OpenAI's name for the limit that was reached
+            return "requests"  # OpenAI's name for the reached limit
         return "invalid_request_error" if self.status_code < 500 else "server_error"
 
     def body(self) -> dict[str, Any]:
@@ -92,13 +92,13 @@ class APIError(HTTPException):
 
 
 def shortened(text: str, longest: int) -> str:
-    """What an answer may quote of a request: no more than so many characters, and no half of a surrogate pair."""
+    """Return a quotation from a request: limited in length, without half of a surrogate pair."""
     text = text[: longest + 1].encode(errors="replace").decode()
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def api_error(error: Exception) -> APIError:
-    """Any exception as the error that the client is told."""
+    """Convert any exception to the error for the client."""
     if isinstance(error, RayTaskError):  # raised in a replica; str() of it would be a stack trace
         error = error.cause
     if isinstance(error, APIError):
@@ -127,7 +127,7 @@ def api_error(error: Exception) -> APIError:
 
 
 def unread_body(cause: BaseException | None) -> APIError | None:
-    """Why a body cannot be read as JSON, of which FastAPI says no more than that; None where it is about no JSON."""
+    """Return why a body cannot be read as JSON, which FastAPI does not say; None if the error is not about JSON."""
     if isinstance(cause, UnicodeDecodeError):
         reason = f"it is not UTF-8 at byte {cause.start}"
     elif isinstance(cause, RecursionError):
@@ -143,11 +143,11 @@ def validation_error(error: RequestValidationError) -> APIError:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return APIError(400, f"the body is not valid JSON: {first['ctx']['error']}", code="invalid_json")
-    if first["loc"] == ("body",):  # all of it, and no field
+    if first["loc"] == ("body",):  # the whole body, not a field
         wrong = "the body is empty" if first["type"] == "missing" else "the body is no JSON object"
         return APIError(400, f"{wrong}: send an object of the endpoint's fields", code="invalid_value")
-    # The first part only says where FastAPI looked: body, query, path; those with brackets are pydantic's own,
-    # but for the names of lists in forms, which end in a pair of them.
+    # The first part only says where FastAPI looked: body, query, path. Parts in brackets are pydantic's own, except
+    # names of lists in forms, which end in a pair of brackets.
     parts = [str(part) for part in first["loc"][1:]]
     param = ".".join(part for part in parts if "[" not in part or part.endswith("[]")) or None
     where = shortened(param, LONGEST_PARAM) if param else "the request is wrong"
@@ -158,19 +158,19 @@ def validation_error(error: RequestValidationError) -> APIError:
 
 
 async def refuse(scope: Scope, receive: Receive, send: Send, error: APIError) -> None:
-    """A middleware's answer to a request, or to a WebSocket's opening, that goes no further."""
+    """Answer a request, or a WebSocket's opening, with an error from a middleware."""
     await JSONResponse(error.body(), error.status_code, headers=error.headers)(scope, receive, send)
 
 
 def websocket_only() -> APIError:
-    """For a request to /v1/realtime that opens no WebSocket."""
+    """Return the error for a request to /v1/realtime that opens no WebSocket."""
     message = "/v1/realtime is a WebSocket, and this request does not open one"
     headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
     return APIError(426, message, code="websocket_required", headers=headers)
 
 
 async def no_route(scope: Scope, receive: Receive, send: Send) -> None:
-    """What a router does with a path that it does not know. Starlette's own tells a WebSocket nothing."""
+    """Answer an unknown path. Starlette's own answer gives a WebSocket no reason."""
     if scope["type"] == "websocket":
         path = shortened(scope["path"], LONGEST_PARAM)
         error = APIError(404, f"invalid URL: there is no WebSocket at {path}, only at /v1/realtime", code="not_found")
@@ -179,7 +179,7 @@ async def no_route(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def unrouted(request: Request, error: HTTPException) -> APIError:
-    """For a request of which no route knows the path, or the method."""
+    """Return the error for a request with an unknown path or method."""
     path = request.url.path
     hint = f"; the API is at /v1: ask for /v1{path.rstrip('/')}" if path.startswith(API_PATHS) else ""
     if error.status_code == 404:
@@ -190,17 +190,17 @@ def unrouted(request: Request, error: HTTPException) -> APIError:
 
 
 async def answer(request: Request, error: Exception) -> JSONResponse:
-    told = api_error(error)
-    if isinstance(error, HTTPException) and error.status_code in (404, 405) and error is not told:
-        told = unrouted(request, error)
-    current_request().error = told.code or told.kind
-    return JSONResponse(told.body(), told.status_code, headers=told.headers)
+    reported = api_error(error)
+    if isinstance(error, HTTPException) and error.status_code in (404, 405) and error is not reported:
+        reported = unrouted(request, error)
+    current_request().error = reported.code or reported.kind
+    return JSONResponse(reported.body(), reported.status_code, headers=reported.headers)
 
 
 def answer_unknown_paths_in_openai_form(app: FastAPI) -> None:
-    """Those that `app` has no route for, and methods that its routes do not know.
+    """Answer unknown paths and methods of `app` in OpenAI's form.
 
-    Never with a redirect to the path with or without a slash: behind a proxy it would name another host, or http.
+    Never redirect to the path with or without a slash: behind a proxy the redirect would name another host, or http.
     """
     app.router.redirect_slashes = False
     app.router.default = no_route

@@ -1,4 +1,4 @@
-"""What every request's fields share: valid text, null as "not given", and no field that is silently ignored."""
+"""The common rules for all requests' fields: valid text, null as "not given", and no field that is silently ignored."""
 
 import difflib
 import json
@@ -18,7 +18,7 @@ WITHOUT_EFFECT = frozenset(
         *("parallel_tool_calls", "prediction"),
     }
 )
-"""Fields that change nothing in an answer, whatever their value."""
+"""Fields that change nothing in a response, with any value."""
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
@@ -47,11 +47,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logits_processors": ([],),
     "vad_filter": (False, "false", "0"),
 }
-"""Fields that are not supported -> the values with which they mean nothing, as null always does."""
+"""Unsupported fields -> their values without an effect; null never has one."""
 
 
 def valid_unicode(text: str) -> str:
-    """JSON can spell half a surrogate pair, which no tokenizer and no response can encode."""
+    """Refuse half a surrogate pair, which JSON can express and no tokenizer and no response can encode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -70,9 +70,10 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def only_what_is_known(cls, body: Any) -> Any:
-        """
+        """Refuse unknown and unsupported fields.
+
         Raises:
-            APIError: 400, the body is not told to be JSON, or a field is not supported.
+            APIError: 400, the content type is not JSON, or a field is not supported.
         """
         if isinstance(body, bytes):
             raise APIError(400, "the body is not read as JSON: send Content-Type: application/json")
@@ -84,7 +85,7 @@ class Body(BaseModel):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """Tells that every field that may be left out may also be null."""
+        """Declare that every optional field may also be null."""
         schema = handler.resolve_ref_schema(handler(core_schema))
         optional = schema["properties"].keys() - set(schema.get("required", ()))
         schema["properties"] |= {name: {"anyOf": [schema["properties"][name], {"type": "null"}]} for name in optional}
@@ -98,7 +99,7 @@ class Part(BaseModel):
         strict=True, extra="forbid", json_schema_extra=lambda schema: schema.pop("additionalProperties")
     )
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    """As `NEUTRAL`, of this object."""
+    """As `NEUTRAL`, for this object."""
 
     @model_validator(mode="before")
     @classmethod
@@ -111,14 +112,14 @@ class Part(BaseModel):
 
 
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
-"""Content types; the second one holds no file, which is then missed by its name."""
+"""Content types. The second one holds no file, so the error then names the missing file."""
 
 
 async def require_known_form(request: Request) -> None:
-    """A dependency of the routes that take forms; an empty value means "not given".
+    """Check a form; a dependency of the routes with forms. An empty value means "not given".
 
     Raises:
-        APIError: 400, there is no form, or a field is not supported, or given twice where it is no list.
+        APIError: 400, there is no form, or a field is not supported, or occurs twice and is not a list.
     """
     if not request.headers.get("content-type", "").lower().startswith(FORMS):
         raise APIError(400, "the body is not read as a form: send Content-Type: multipart/form-data")
@@ -132,7 +133,8 @@ async def require_known_form(request: Request) -> None:
 
 
 def require_known(given: Mapping[str, Any], known: Iterable[str]) -> None:
-    """
+    """Check that all given fields are known.
+
     Raises:
         APIError: 400, a field is not supported with its value.
     """

@@ -1,4 +1,4 @@
-"""What answers at the root of the port: /health, /ready, /metrics, and the page where the caller brings one."""
+"""The routes at the root of the port: /health, /ready, /metrics, and the page, if there is one."""
 
 import asyncio
 import logging
@@ -21,24 +21,25 @@ from voicechat_serve.operations.loopback import listen_where_ray_listens
 log = logging.getLogger("ray.serve.voicechat.front")
 
 Page = Callable[[FastAPI], FastAPI]
-"""Mounts a page on the front's application and returns what is to be served; called inside the replica."""
+"""Mounts a page on the front's application and returns the application to serve; called inside the replica."""
 
 CONTROLLER_TIMEOUT_S = 5
 
 
 class Controller:
-    """Serve's controller, asked once at a time however many ask.
+    """Serve's controller, with one call at a time for any number of requests.
 
-    Asking blocks a thread, for as long as a controller that died needs to come back.
+    A call blocks a thread as long as a dead controller needs to restart.
     """
 
     def __init__(self) -> None:
         self.asked: asyncio.Task[ServeStatus] | None = None
 
     async def status(self) -> ServeStatus:
-        """
+        """Return the status.
+
         Raises:
-            TimeoutError: it does not answer.
+            TimeoutError: the controller does not answer.
         """
         if self.asked is None or self.asked.done():
             self.asked = asyncio.create_task(asyncio.to_thread(serve.status))
@@ -50,10 +51,10 @@ class Controller:
 
 
 def not_ready(status: ServeStatus) -> dict[str, str]:
-    """Deployments of which no replica is loaded and warmed up -> what Serve says of them.
+    """Return the deployments without a loaded and warm replica -> Serve's message for each.
 
-    One replica is enough: while more are started, or are replaced one by one, requests are answered. Applications of
-    others on the same Serve do not count.
+    One replica is enough: while Serve starts more, or replaces them one by one, the service answers requests.
+    Applications of others on the same Serve do not count.
     """
     applications = {name: status.applications[name] for name in APPLICATIONS if name in status.applications}
     missing = {} if API in applications else {API: "not deployed"}
@@ -64,11 +65,11 @@ def not_ready(status: ServeStatus) -> dict[str, str]:
             for application in applications.values()
             for name, deployment in application.deployments.items()
             if not deployment.replica_states.get(ReplicaState.RUNNING)
-            # Healthy with none at all: it is gone because nobody asks, and comes back for the next request.
+            # Healthy without a replica: there are no requests, and one starts for the next request.
             and (deployment.replica_states or deployment.status != DeploymentStatus.HEALTHY)
         }
         | {
-            # Of one that is deployed from a file, Serve learns later which deployments it has.
+            # For an application from a file, Serve learns its deployments later.
             name: application.status.value.lower()
             for name, application in applications.items()
             if not application.deployments

@@ -1,4 +1,4 @@
-"""The API's deployment: builds the FastAPI application inside its replica, around the handles it is given."""
+"""The API's deployment: it builds the FastAPI application inside its replica, with the given handles."""
 
 from fastapi import FastAPI
 from ray import serve
@@ -13,7 +13,7 @@ from voicechat_serve.operations.loopback import listen_where_ray_listens
 
 
 def build(services: Services, access: AccessRules = AccessRules()) -> FastAPI:
-    """The API without its /v1: Serve's route prefix, or whoever mounts it, gives that."""
+    """Build the API without its /v1, which Serve's route prefix or the mounting application adds."""
     app = FastAPI(title="llm-voice-chat", docs_url=None, redoc_url=None, responses=DOCUMENTED)
     guard(app, access, "Bearer")
     app.add_middleware(RequestLog)

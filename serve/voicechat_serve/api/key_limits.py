@@ -1,4 +1,4 @@
-"""How much one key may ask: requests per minute, and requests at one time."""
+"""The limits of one key: requests per minute, and concurrent requests."""
 
 import math
 import time
@@ -9,16 +9,16 @@ from voicechat_serve.api.errors import APIError
 from voicechat_serve.operations.keys import Key
 
 RETRY_CONCURRENT_S = 1
-"""When to try again for a place among those that run: nobody knows when one of them ends."""
+"""The delay before a retry at the concurrent limit: nobody knows when a request ends."""
 
 ROUNDING = 1e-9
-"""Of a token: after exactly the time that a refusal named, the clock's last digits must not refuse again."""
+"""Part of a token: after exactly the delay of a refusal, the clock's last digits must not refuse again."""
 
 
 @dataclass
 class Use:
     tokens: float
-    """Requests that may be made at once; a new one comes every 60 / requests per minute seconds."""
+    """Requests that are possible at once; a new one comes every 60 / requests per minute seconds."""
     counted_at: float
     running: int = 0
 
@@ -27,9 +27,9 @@ class KeyLimits:
     """Counts in this process only: with several replicas of an ingress, each grants a key its whole limit.
 
     Args:
-        requests_per_minute: of a key that has no limit of its own.
+        requests_per_minute: for a key without a limit of its own.
         concurrent_requests: likewise. A stream counts until it ends, a WebSocket until it closes.
-        clock: seconds, from anywhere.
+        clock: seconds, from any origin.
     """
 
     def __init__(self, requests_per_minute: int, concurrent_requests: int, clock: Callable[[], float] = time.monotonic):
@@ -38,10 +38,10 @@ class KeyLimits:
         self._uses: dict[str, Use] = {}
 
     def begin(self, key: Key) -> dict[str, str]:
-        """Counts a request of `key` in; `end` must follow. Returns OpenAI's headers for the answer.
+        """Count a request of `key`; `end` must follow. Return OpenAI's headers for the response.
 
         Raises:
-            APIError: 429, one of the limits is reached; nothing was counted.
+            APIError: 429, a limit is reached; nothing was counted.
         """
         per_minute = key.requests_per_minute or self.requests_per_minute
         concurrent = key.concurrent_requests or self.concurrent_requests
@@ -81,7 +81,7 @@ def headers(per_minute: int, tokens: float) -> dict[str, str]:
 
 
 def duration(seconds: float) -> str:
-    """As OpenAI writes it: 1m0s, 12s, 250ms."""
+    """Return a duration in OpenAI's notation: 1m0s, 12s, 250ms."""
     if seconds < 1:
         return f"{math.ceil(seconds * 1000)}ms"
     minutes, rest = divmod(math.ceil(seconds), 60)

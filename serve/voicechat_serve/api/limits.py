@@ -1,5 +1,5 @@
-"""Limits on what a request may bring: the size of its address, its headers and its body, which is not compressed, and
-the time that the body takes."""
+"""Limits of a request: the size of its address, its headers and its uncompressed body, and the time of the body's
+arrival."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ from voicechat_serve.api.errors import APIError, refuse, shortened
 from voicechat_serve.audio import DecodingLimits
 
 FORM_BYTES = 64 * 1024
-"""What a multipart body may have besides its file."""
+"""Bytes of a multipart body in addition to its file."""
 
 JSON_BYTES = 2 * 1024 * 1024
 HEADER_BYTES = 64 * 1024
@@ -21,11 +21,11 @@ class RequestLimits:
     """ASGI middleware.
 
     Args:
-        app: what it stands before.
-        upload_bytes: most bytes of a multipart body, which holds a file.
-        json_bytes: most bytes of any other.
-        header_bytes: most bytes of all headers, and of the address.
-        body_seconds: how long a body may take to arrive: a client that dribbles holds a place that others want.
+        app: the application behind it.
+        upload_bytes: the most bytes of a multipart body, which holds a file.
+        json_bytes: the most bytes of any other body.
+        header_bytes: the most bytes of all headers, and of the address.
+        body_seconds: the longest arrival of a body: a slow client holds a place that others need.
     """
 
     def __init__(
@@ -60,7 +60,8 @@ class RequestLimits:
         declared = headers.get(b"content-length", b"0")
         if not declared.isdigit():
             return await refuse(scope, receive, send, APIError(400, "content-length must be a number of bytes"))
-        if len(declared) > 18 or int(declared) > limit:  # by its length first: Python reads no endless numbers
+        # The length first: Python refuses to parse very long numbers.
+        if len(declared) > 18 or int(declared) > limit:
             return await refuse(scope, receive, send, too_large)
         too_slow = APIError(
             408, f"the body took more than {self.body_seconds:g} s to arrive", headers={"Connection": "close"}
@@ -70,7 +71,7 @@ class RequestLimits:
 
         async def receive_limited() -> Message:
             nonlocal deadline, received, is_whole
-            if is_whole:  # what comes now is word that the client has left
+            if is_whole:  # the next message says that the client has left
                 return await receive()
             if deadline is None:
                 deadline = asyncio.get_running_loop().time() + self.body_seconds
@@ -89,7 +90,7 @@ class RequestLimits:
 
 
 def foreign_encoding(headers: dict[bytes, bytes]) -> APIError | None:
-    """What to tell a client whose body is compressed, or whose JSON is said to be of another character set."""
+    """Return the error for a compressed body, or for JSON with another declared character set."""
     encoding = headers.get(b"content-encoding", b"").strip().lower()
     if encoding not in (b"identity", b""):
         message = f"Content-Encoding: {quoted(encoding)} is not supported: send the body uncompressed"

@@ -1,4 +1,4 @@
-"""/models: what can be asked for."""
+"""/models: the available models."""
 
 from typing import Any
 
@@ -23,10 +23,11 @@ def router(services: Services) -> APIRouter:
     names = [*created, services.transcription_model, SYNTHESIS_MODEL]
 
     def card(name: str, model: str | None = None) -> dict[str, Any]:
-        """
+        """Return OpenAI's description of a model.
+
         Args:
-            name: what the client calls it.
-            model: whose name it is, where that is another: "shakespeare@3" is one of shakespeare's.
+            name: the name in requests.
+            model: the model's name if it differs: "shakespeare@3" is a version of shakespeare.
         """
         model = model or name
         is_synthesis = model in (SYNTHESIS_MODEL, *SYNTHESIS_ALIASES)
@@ -39,7 +40,7 @@ def router(services: Services) -> APIRouter:
     async def list_models() -> dict[str, Any]:
         return {"object": "list", "data": [card(name) for name in names]}
 
-    # A path, because a model's name may hold a slash.
+    # A path, because a model's name may contain a slash.
     @routes.get("/models/{name:path}")
     async def retrieve_model(name: str) -> dict[str, Any]:
         if name in (*names, *TRANSCRIPTION_ALIASES, *SYNTHESIS_ALIASES):
@@ -55,7 +56,7 @@ def router(services: Services) -> APIRouter:
 
 
 def origin(model: ServedModel) -> str:
-    """Where a language model comes from: "packaged" with this project, "tuned" by it, or "elsewhere"."""
+    """Return the origin of a language model: "packaged" with this project, "tuned" by it, or "elsewhere"."""
     if model.version is not None:
         return "tuned"
     return "packaged" if model.folder.name.removesuffix("-int8") in LANGUAGE_MODELS else "elsewhere"

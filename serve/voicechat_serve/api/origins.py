@@ -1,8 +1,8 @@
-"""Who may ask from a browser: the service's own page, and pages that the settings name; not those of other sites.
+"""Allowed browser pages: the service's own page, and pages that the settings name; not those of other sites.
 
-A service is within reach of every web page that a person's browser has open, even where nothing else reaches it: by a
-name that is made to resolve to its address (DNS rebinding), or by a plain cross-origin request, which carries the
-password that the browser remembers. The first gives itself away by its Host header, the second by its Origin.
+Every web page in a person's browser can reach a service, even if no other machine can. It can use a name that resolves
+to the service's address (DNS rebinding), or a plain cross-origin request, which carries the password that the browser
+remembers. The Host header reveals the first, the Origin header the second.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ LOOPBACK_NAMES = {"127.0.0.1", "localhost", "::1"}
 
 
 class LoopbackOnly:
-    """ASGI middleware of a service on loopback: refuses requests that name another host, or come from one's page.
+    """ASGI middleware of a service on loopback: refuses requests that name another host, or come from such a page.
 
     Args:
-        app: what it stands before.
-        allowed_origins: others that may ask, and under whose names a proxy on this machine may publish the service.
+        app: the application behind it.
+        allowed_origins: other allowed pages, and names under which a proxy on this machine may publish the service.
     """
 
     def __init__(self, app: ASGIApp, allowed_origins: Sequence[str] = ()):
@@ -42,14 +42,13 @@ class LoopbackOnly:
 
 
 class SameOriginOnly:
-    """ASGI middleware of a service that listens elsewhere, where any name may be its own: it relies on keys.
+    """ASGI middleware of a service on other addresses, where any name may be its own: it relies on keys.
 
-    A page under a name that was made to resolve here looks like the service's own, but no browser remembers a key
-    for that name.
+    A page under a rebound name looks like the service's own, but no browser remembers a key for that name.
 
     Args:
-        app: what it stands before.
-        allowed_origins: others that may ask.
+        app: the application behind it.
+        allowed_origins: other allowed pages.
     """
 
     def __init__(self, app: ASGIApp, allowed_origins: Sequence[str] = ()):

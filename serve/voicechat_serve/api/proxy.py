@@ -1,7 +1,7 @@
-"""What Serve's proxy, which answers before any application, must not leave open to everybody.
+"""Protection of Serve's proxy, which answers before any application.
 
-Serve has no settings for this, but calls the function that an environment variable names (voicechat_serve/__init__.py)
-before its proxy listens. On a cluster that was started without that variable none of this holds.
+Serve has no settings for this, but before its proxy listens it calls the function that an environment variable names
+(voicechat_serve/__init__.py). A cluster that started without that variable has none of this.
 """
 
 import asyncio
@@ -21,19 +21,19 @@ from voicechat_serve.api.request_log import CleanRequestId
 from voicechat_serve.operations.flow_control import Acknowledgements
 
 TIMEOUT_HEADER = SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER.encode()
-"""Of one request; 0: none."""
+"""For one request; 0: none."""
 
 UNTAKEN_MS = 30_000
-"""How long a client's machine may take nothing of what waits for it in this one's network buffers."""
+"""How long a client's machine may accept nothing from this machine's network buffers."""
 
 THIS_MACHINE = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 
 
 class ProxyRoutesForThisMachine:
-    """ASGI middleware: the proxy's own two routes, which need no key, answer to this machine only.
+    """ASGI middleware: the proxy's own two routes, which need no key, answer only this machine.
 
-    /-/healthz is what Kubernetes' probes ask from inside the pod, /-/routes lists the applications. A client that comes
-    through another proxy on this machine counts by its own address, where that proxy tells it.
+    Kubernetes' probes request /-/healthz from inside the pod; /-/routes lists the applications. A client of another
+    proxy on this machine counts by its own address, if that proxy forwards it.
     """
 
     def __init__(self, app: ASGIApp):
@@ -49,7 +49,7 @@ class ProxyRoutesForThisMachine:
 
 
 class WebSocketsWithoutTimeout:
-    """ASGI middleware: a conversation may take longer than Serve's limit for a request; its own ends it."""
+    """ASGI middleware: a conversation may take longer than Serve's limit for a request; it has its own limit."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -62,10 +62,10 @@ class WebSocketsWithoutTimeout:
 
 
 class BoundedConnection(H11Protocol):
-    """A connection that the kernel breaks off when its client takes nothing: a closed one would wait for it for ever.
-    Its errors are in OpenAI's form.
+    """A connection that the kernel closes when its client reads nothing; otherwise a closed one would wait for it for
+    ever. Its errors are in OpenAI's form.
 
-    Uvicorn's other parser, httptools, gathers headers without end in memory, before any key is asked for.
+    Uvicorn's other parser, httptools, collects headers without a limit in memory, before any key check.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -75,7 +75,7 @@ class BoundedConnection(H11Protocol):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNTAKEN_MS)
 
     def send_400_response(self, msg: str) -> None:
-        """Uvicorn's, of what it cannot parse as HTTP, in OpenAI's form."""
+        """Answer a request that Uvicorn cannot parse as HTTP, in OpenAI's form."""
         body = json.dumps(APIError(400, f"{msg} Look at its first line and its headers.").body()).encode()
         headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
         for event in (
@@ -87,13 +87,13 @@ class BoundedConnection(H11Protocol):
         self.transport.close()
 
     def _should_upgrade(self) -> bool:
-        """What is no whole handshake stays a plain request, whose errors are OpenAI's."""
+        """Treat an incomplete handshake as a plain request, whose errors are OpenAI's."""
         names = {name for name, _ in self.headers}
         return self.scope["method"] == "GET" and b"sec-websocket-key" in names and super()._should_upgrade()
 
 
 def middlewares() -> list[Middleware]:
-    """Called in the proxy's process, before it listens."""
+    """Return the middlewares; Serve calls this in the proxy's process, before it listens."""
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{BoundedConnection.__name__}"
     return [
         Middleware(Acknowledgements),

@@ -36,7 +36,7 @@ def router(services: Services) -> APIRouter:
     async def realtime(websocket: WebSocket, model: str = "", intent: str = "") -> None:
         is_transcription = intent == "transcription"
         model = model or next(iter(services.language_models))
-        await websocket.accept()  # before any refusal: a browser's script is not told the status of one
+        await websocket.accept()  # before any refusal: a browser's script cannot read the status of one
 
         async def refuse(error: dict[str, Any], code: int) -> None:
             await websocket.send_text(as_frame({"type": "error", "error": error}))
@@ -82,7 +82,7 @@ def router(services: Services) -> APIRouter:
 
 
 class ServiceStages:
-    """The deployments, as a session works with them."""
+    """The deployments behind the interface of a session."""
 
     def __init__(self, services: Services):
         self.services = services

@@ -1,7 +1,7 @@
-"""One JSON line and one count for every request, when it ends; and the id by which client and log mean the same one.
+"""One JSON line and one count for every request when it ends, and the request id for client and log.
 
-The line goes to the replica's log, which is JSON (application.py), and holds no text of the client's: no body, no
-query string, no path but the route's template, no name but those of models that are served.
+The line goes to the replica's log, which is JSON (application.py). It holds no text of the client: no body, no query
+string, only the route's template as the path, and only names of served models.
 """
 
 import logging
@@ -24,7 +24,7 @@ log = logging.getLogger("ray.serve.voicechat.requests")
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 CLIENT_LEFT = 499
-"""The status that is logged when a client leaves before there is one; nobody is told it (nginx's convention)."""
+"""The logged status if a client disconnects before there is one; no client receives it (nginx's convention)."""
 
 
 STREAM_END = b"data: [DONE]\n\n"
@@ -32,29 +32,29 @@ STREAM_END = b"data: [DONE]\n\n"
 
 @dataclass
 class RequestRecord:
-    """What is known about a request. The routers fill in what only they learn."""
+    """The facts about a request. The routers fill in what only they know."""
 
     id: str = ""
     began: float = field(default_factory=time.monotonic)
     model: str | None = None
-    """One that is served; never what the client wrote."""
+    """A served model; never the client's own text."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     audio_seconds: float | None = None
-    """Length of the sound that was heard or spoken."""
+    """Length of the transcribed or synthesized audio."""
     error: str | None = None
-    """The code of the error that the client was told, or its type; also where it came after the status."""
+    """The code of the error that the client received, or its type; also for an error after the status."""
     status: int | None = None
     first_byte: float | None = None
     complete: bool = False
-    """Whether all of the answer was sent."""
+    """Whether the whole response was sent."""
 
     def count(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Called for each piece of a text, with the counts so far."""
+        """Record the counts so far, for each piece of a text."""
         self.prompt_tokens, self.completion_tokens = prompt_tokens, completion_tokens
 
     def observe(self, message: Message) -> None:
-        """Takes note of a message to the client."""
+        """Record a message to the client."""
         kind = message["type"]
         if kind in ("http.response.start", "websocket.http.response.start"):
             self.status = message["status"]
@@ -65,7 +65,7 @@ class RequestRecord:
         if kind == "websocket.send" or message.get("body"):
             self.first_byte = self.first_byte or time.monotonic()
         if kind in ("http.response.body", "websocket.http.response.body"):
-            # Clients leave when they have read [DONE], most often before the stream itself ends.
+            # Clients disconnect after [DONE], usually before the stream itself ends.
             self.complete = not message.get("more_body", False) or message.get("body", b"").endswith(STREAM_END)
 
 
@@ -73,12 +73,12 @@ current: ContextVar[RequestRecord] = ContextVar("current")
 
 
 def current_request() -> RequestRecord:
-    """The record of the request that is being answered; outside of one, a record that nobody reads."""
+    """Return the record of the current request; outside of a request, a record that nobody reads."""
     return current.get(None) or RequestRecord()
 
 
 class RequestLog:
-    """ASGI middleware; the outermost, so that it sees what the others refuse."""
+    """ASGI middleware; the outermost, so that it also logs refusals of the others."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -89,11 +89,11 @@ class RequestLog:
         headers = Headers(scope=scope)
         given = valid_id(headers.get("x-request-id"))
         record = RequestRecord(id=given or uuid.uuid4().hex)
-        scope.setdefault("state", {})  # for whoever stands inside and learns whose request it is
+        scope.setdefault("state", {})  # for inner middlewares, which find the key of the request
 
         async def send_observed(message: Message) -> None:
             record.observe(message)
-            # An id that came with the request is already on the answer: Serve's proxy gave it, or passed it on.
+            # If the request has an id, the response already has it: Serve's proxy set it, or passed it on.
             if given is None and message["type"] in ("http.response.start", "websocket.accept"):
                 MutableHeaders(scope=message)["x-request-id"] = record.id
             await send(message)
@@ -102,7 +102,7 @@ class RequestLog:
         try:
             await self.app(scope, receive, send_observed)
         except Exception:
-            record.status, record.complete = record.status or 500, True  # the server's end, not the client's
+            record.status, record.complete = record.status or 500, True  # the server ended it, not the client
             raise
         finally:
             current.reset(token)
@@ -110,7 +110,7 @@ class RequestLog:
 
 
 def finish(record: RequestRecord, scope: Scope, client_request_id: str | None) -> None:
-    """Writes the line and counts."""
+    """Write the line and the counts."""
     cancelled = scope["type"] == "http" and not record.complete
     status = record.status or CLIENT_LEFT
     seconds = time.monotonic() - record.began
@@ -136,7 +136,7 @@ def finish(record: RequestRecord, scope: Scope, client_request_id: str | None) -
         "cancelled": cancelled,
     }
     known = {name: value for name, value in facts.items() if value is not None}
-    # Serve would put its own fields here, among them the request's id as the client sent it.
+    # Serve would put its own fields here, among them the client's request id without a check.
     log.info("%s %s %d", known["method"], endpoint, status, extra=known | {"skip_context_filter": True})
 
 
@@ -145,7 +145,8 @@ def valid_id(text: str | None) -> str | None:
 
 
 class CleanRequestId:
-    """ASGI middleware of Serve's proxy, which answers with whatever X-Request-Id it is sent: a bad one stops here."""
+    """ASGI middleware of Serve's proxy, which returns every X-Request-Id that it receives: this removes invalid
+    ones."""
 
     def __init__(self, app: ASGIApp):
         self.app = app

@@ -1,4 +1,4 @@
-"""What the routers work with: handles of the deployments, and which of them a model's name means."""
+"""The deployments' handles for the routers, and the deployment of each model name."""
 
 import asyncio
 import contextlib
@@ -20,19 +20,19 @@ SYNTHESIS_MODEL = "hibari"
 SYNTHESIS_ALIASES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
 
 FIRST_PIECE_S = 180.0
-"""For the first piece of an answer: until then it waits for its turn, a version is loaded, a prompt is read."""
+"""For the first piece of a response: before it, the request waits in the queue, a version loads, the prompt is read."""
 
 NEXT_PIECE_S = 120.0
-"""Between two pieces: of a transcript, a window of half a minute, and those of the other sounds in between."""
+"""Between two pieces: for a transcript, a window of half a minute, and those of the other sounds in between."""
 
 WHOLE_S = 840.0
-"""For a whole answer: less than Serve's own limit (REQUEST_TIMEOUT_S), which knows no OpenAI form."""
+"""For a whole response: less than Serve's own limit (REQUEST_TIMEOUT_S), whose error is not in OpenAI's form."""
 
 BRIEF_S = 60.0
-"""For what is asked while somebody waits to speak on: an utterance written down, a version looked up."""
+"""For calls during a turn: the transcription of an utterance, the lookup of a version."""
 
 JUDGED_S = 5.0
-"""For the judgement whether somebody has finished, which is worth nothing later."""
+"""For the end-of-turn classifier, whose result is useless later."""
 
 RESERVED_NAMES = {*TRANSCRIPTION_ALIASES, SYNTHESIS_MODEL, *SYNTHESIS_ALIASES}
 """Names that mean an audio model."""
@@ -49,10 +49,10 @@ class Services:
     synthesis: DeploymentHandle
     """A `Synthesis`."""
     realtime_sessions: int = 16
-    """Most spoken conversations at once, in each replica of the ingress."""
+    """The most concurrent spoken conversations in each replica of the ingress."""
 
     def language_model(self, name: str) -> tuple[DeploymentHandle, int | None]:
-        """A language model, and the version of it that a name such as "shakespeare@3" asks for.
+        """Return a language model, and the version of a name such as "shakespeare@3".
 
         Raises:
             APIError: 404, there is no such language model.
@@ -71,10 +71,10 @@ class Services:
         current_request().model = self.transcription_model
 
     def language_code(self, tag: str, param: str) -> str:
-        """The transcription model's code for a language that a client names in the field `param`.
+        """Return the transcription model's code for the language in the field `param`.
 
         Raises:
-            APIError: 400, it is no language, or none that the model knows.
+            APIError: 400, it is no language, or the model does not know it.
         """
         try:
             return whisper_language(tag, self.transcription_model)
@@ -93,9 +93,9 @@ def unknown_model(name: str, available) -> APIError:
 
 
 async def answered(response: DeploymentResponse, within_s: float) -> Any:
-    """What a replica's method returns; leaving early cancels what the replica is doing.
+    """Return the result of a replica's method; a cancellation also cancels the replica's work.
 
-    Raises: what the method raises; APIError: 504, it took longer than `within_s`.
+    Raises: the errors of the method; APIError: 504, it took longer than `within_s`.
     """
     try:
         return await answer_in_time(response, within_s)
@@ -105,9 +105,9 @@ async def answered(response: DeploymentResponse, within_s: float) -> Any:
 
 @contextlib.asynccontextmanager
 async def streamed(handle: DeploymentHandle, method: str, *arguments: Any) -> AsyncIterator[AsyncIterator[Any]]:
-    """The stream of a replica's method; leaving the block early cancels what the replica is doing.
+    """Yield the stream of a replica's method; if the caller leaves the block, the replica's work is cancelled.
 
-    The stream raises APIError, 504, where a piece or the whole does not come in time.
+    The stream raises APIError, 504, if a piece or the whole is late.
     """
     stream = getattr(handle.options(stream=True), method).remote(*arguments)
     try:
@@ -118,7 +118,7 @@ async def streamed(handle: DeploymentHandle, method: str, *arguments: Any) -> As
 
 
 async def in_time(stream: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
-    """The pieces of a stream, whose waiting has bounds; the time that its reader takes counts for the whole only."""
+    """Yield the pieces of a stream with time limits; the reader's own time counts only for the whole."""
     loop, pieces = asyncio.get_running_loop(), aiter(stream)
     end, patience_s = loop.time() + WHOLE_S, FIRST_PIECE_S
     while True:
@@ -136,5 +136,5 @@ async def in_time(stream: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
 
 
 def late(seconds: float) -> APIError:
-    message = f"a model gave no answer within {seconds:g} s, and was told to give up: try again later"
+    message = f"a model gave no answer within {seconds:g} s, and its work was ended: try again later"
     return APIError(504, message, code="timeout")

@@ -1,4 +1,4 @@
-"""/audio/speech: text spoken, sent sentence by sentence as it is made; /audio/voices: who can speak it."""
+"""/audio/speech: a text as speech, streamed sentence by sentence; /audio/voices: the voices."""
 
 import asyncio
 import base64
@@ -20,11 +20,12 @@ from voicechat_serve.synthesis.spoken_text import read_all
 from voicechat_serve.synthesis.voices import HEART, SPEECH_RATE, find_voice, installed_voices
 
 TOKEN_S = 0.02
-"""Usage is told in tokens, which voices have none of: the input counts characters, the output stretches of this."""
+"""Usage is in tokens, which voices do not have: the input counts characters, the output counts stretches of this
+length."""
 
 
 LONGEST_QUOTE, MOST_QUOTES = 100, 5
-"""Characters of each part that cannot be spoken, and how many such parts, that an error quotes."""
+"""The quoted characters of each unspeakable part, and the number of quoted parts, in an error."""
 
 
 class VoiceId(Part):
@@ -107,21 +108,21 @@ def nothing_to_speak(text: str) -> APIError:
 
 
 async def speech_events(sound: AsyncGenerator[bytes], characters: int) -> AsyncGenerator[str]:
-    """The bytes of a sound file as server-sent events.
+    """Yield the bytes of a sound file as server-sent events.
 
     Args:
-        sound: the file, as it is made; closed with this stream.
-        characters: of the text that is spoken.
+        sound: the streamed file; closed with this stream.
+        characters: the length of the spoken text.
     """
     async with aclosing(sound):
         try:
             async for part in sound:
-                if part:  # the codec may have kept all of it back
+                if part:  # the codec may have held all of it back
                     yield event({"type": "speech.audio.delta", "audio": base64.b64encode(part).decode()})
         except Exception as error:
-            told = api_error(error)
-            current_request().error = told.code or told.kind
-            yield event(told.body())
+            reported = api_error(error)
+            current_request().error = reported.code or reported.kind
+            yield event(reported.body())
             return
         spoken = round((current_request().audio_seconds or 0) / TOKEN_S)
         usage = {"input_tokens": characters, "output_tokens": spoken, "total_tokens": characters + spoken}

@@ -1,4 +1,4 @@
-"""A streamed answer that ends its work when its client leaves."""
+"""A streamed response that ends its work when its client disconnects."""
 
 import json
 from collections.abc import AsyncGenerator
@@ -13,10 +13,10 @@ from voicechat_serve.api.request_log import current_request
 
 
 class ClosedStream(StreamingResponse):
-    """Closes what it streams, and then the stack that this stands on, however it ends: begun or not.
+    """Closes its content, and then its stack, at any end: before or after its start.
 
-    Starlette leaves that to the garbage collector. A cancelled stream is most often held by the traceback of its own
-    cancellation, and is found when the collector next runs; until then the deployment goes on working for nobody.
+    Starlette leaves this to the garbage collector. The traceback of a cancellation usually holds the cancelled stream
+    until the collector runs; until then the deployment continues work that nobody needs.
     """
 
     def __init__(self, content: AsyncGenerator[Any], media_type: str, stack: AsyncExitStack):
@@ -33,12 +33,12 @@ class ClosedStream(StreamingResponse):
 
 
 def event(content: dict[str, Any]) -> str:
-    """One server-sent event."""
+    """Return one server-sent event."""
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 
 def error_event(error: Exception) -> str:
-    """How a stream ends that fails after its status was sent."""
-    told = api_error(error)
-    current_request().error = told.code or told.kind
-    return event(told.body())
+    """Return the last event of a stream that fails after its status was sent."""
+    reported = api_error(error)
+    current_request().error = reported.code or reported.kind
+    return event(reported.body())

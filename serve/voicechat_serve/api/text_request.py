@@ -1,4 +1,4 @@
-"""What chat completions and completions share: the fields of a request, and what is not supported."""
+"""The common part of chat completions and completions: the request's fields, and the unsupported ones."""
 
 from typing import Annotated, Any, ClassVar, Self
 
@@ -8,12 +8,12 @@ from voicechat_serve.api.errors import APIError
 from voicechat_serve.api.fields import Body, Part, Text
 
 MOST_CHOICES = 16
-"""Answers to one request, over all of its prompts."""
+"""The most answers to one request, over all of its prompts."""
 
 MOST_STOPS = 256
 MOST_STOP_CHARACTERS = 4096
-"""In all stop strings together: each may have to be compared with the end of the text at every token, for everybody's
-answers on one thread."""
+"""The most characters of all stop strings together. One thread may compare each with the end of the text at every
+token, for all answers."""
 
 SAMPLING_FIELDS = (
     *("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed"),
@@ -28,7 +28,7 @@ class StreamOptions(Part):
 
 
 class TextRequest(Body):
-    """Fields of both endpoints; top_k, min_p and repetition_penalty are not OpenAI's."""
+    """The fields of both endpoints; top_k, min_p and repetition_penalty are not OpenAI's."""
 
     model: Text
     stream: bool | None = None
@@ -49,9 +49,10 @@ class TextRequest(Body):
 
     @model_validator(mode="after")
     def stream_options_have_a_stream(self) -> Self:
-        """
+        """Check the options of a stream.
+
         Raises:
-            APIError: 400, there are options of a stream, and none is asked for.
+            APIError: 400, there are options of a stream, but the response is not streamed.
         """
         if self.stream_options is not None and not self.stream:
             message = "stream_options need stream to be true"
@@ -59,11 +60,10 @@ class TextRequest(Body):
         return self
 
     def sampling(self) -> dict[str, Any]:
-        """The fields of `Sampling` that the client has set.
+        """Return the fields of `Sampling` that the client has set.
 
         Raises:
-            APIError: 400, best_of differs from n, the stop strings are too long, or a
-                token id is no number.
+            APIError: 400, best_of differs from n, the stop strings are too long, or a token id is no number.
         """
         if self.best_of not in (None, self.choices):
             raise APIError(400, "best_of must be the same as n", param="best_of", code="unsupported_parameter")
@@ -87,9 +87,10 @@ class TextRequest(Body):
 
 
 def token_id_of(key: str) -> int:
-    """
+    """Return the token id.
+
     Raises:
-        APIError: 400, not a token's number.
+        APIError: 400, the key is not a token's number.
     """
     if not (key.isascii() and key.isdigit() and len(key) < 10):
         message = f"logit_bias: {key[:20]!r} is not a token id"
@@ -98,5 +99,5 @@ def token_id_of(key: str) -> int:
 
 
 def choice_sampling(sampling: dict[str, Any], choice: int) -> dict[str, Any]:
-    """The sampling of one of several choices: with a seed each has another, or all would be the same."""
+    """Return the sampling of one of several choices: each gets its own seed, or all would be equal."""
     return sampling | {"seed": sampling["seed"] + choice} if "seed" in sampling and choice else sampling

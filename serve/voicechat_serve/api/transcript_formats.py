@@ -11,7 +11,7 @@ TranscriptFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
 Granularity = Literal["segment", "word"]
 
 ENCODER_RATE = 50
-"""What Whisper's encoder makes of a second of sound, told as its audio tokens."""
+"""States of Whisper's encoder per second of audio, reported as its audio tokens."""
 
 
 def as_text(transcript: Transcript) -> str:
@@ -37,14 +37,14 @@ def times(segment: Segment, point: str) -> str:
 
 
 def clock(seconds: float, point: str) -> str:
-    """Hours, minutes, seconds and, after the point, milliseconds."""
+    """Return hours, minutes, seconds and, after the point, milliseconds."""
     milliseconds = round(seconds * 1000)
     hours, minutes = milliseconds // 3_600_000, milliseconds // 60_000 % 60
     return f"{hours:02}:{minutes:02}:{milliseconds // 1000 % 60:02}{point}{milliseconds % 1000:03}"
 
 
 def cue_text(segment: Segment) -> str:
-    """An arrow or an empty line would end the cue."""
+    """Remove arrows and empty lines, which would end the cue."""
     return " ".join(segment.text.split()).replace("-->", "->")
 
 
@@ -53,7 +53,7 @@ def escaped(text: str) -> str:
 
 
 def as_verbose_json(transcript: Transcript, granularities: Iterable[Granularity]) -> dict[str, Any]:
-    """Of a transcription; a translation's differs in `task` and `language`, and has no usage."""
+    """Return the JSON of a transcription; that of a translation differs in `task` and `language`, and has no usage."""
     verbose: dict[str, Any] = {
         "task": "transcribe",
         "language": LANGUAGES.get(transcript.language, transcript.language),
@@ -88,7 +88,8 @@ def duration_usage(transcript: Transcript) -> dict[str, Any]:
 
 
 def token_usage(transcript: Transcript) -> dict[str, Any]:
-    """A stream's: OpenAI counts tokens there. A prompt's own are left out, because Whisper alone could count them."""
+    """Return the usage of a stream, for which OpenAI counts tokens. It omits the prompt, whose tokens only Whisper
+    knows."""
     audio = round(transcript.seconds * ENCODER_RATE)
     written = sum(len(segment.tokens) for segment in transcript.segments)
     return {

@@ -1,4 +1,4 @@
-"""/audio/transcriptions and /audio/translations: what is said in a sound file, in its language or in English."""
+"""/audio/transcriptions and /audio/translations: the transcript of a sound file, in its language or in English."""
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
@@ -23,7 +23,7 @@ from voicechat_serve.api.transcript_formats import (
 from voicechat_serve.api.uploads import Uploads
 from voicechat_serve.transcription.transcriber import Transcript
 
-# What both endpoints are asked. The file's name is never looked at.
+# The parameters of both endpoints. The file's name is never used.
 Sound = Annotated[UploadFile, File()]
 ModelName = Annotated[Text, Form()]
 Prompt = Annotated[Text | None, Form(max_length=4096)]
@@ -49,7 +49,7 @@ def router(services: Services) -> APIRouter:
     ) -> Any:
         services.require_transcription(model)
         if include:
-            message = "include is not supported: log probabilities of tokens are not told"
+            message = "include is not supported: log probabilities of tokens are not available"
             raise APIError(400, message, param="include", code="unsupported_parameter")
         if granularities and response_format != "verbose_json":
             message = "timestamp_granularities need the response_format verbose_json"
@@ -78,9 +78,7 @@ def router(services: Services) -> APIRouter:
         temperature: Temperature = 0,
     ) -> Any:
         services.require_transcription(model)
-        if services.transcription_model.endswith(
-            ".en"
-        ):  # all of Whisper's names that end so; the model refuses as well
+        if services.transcription_model.endswith(".en"):  # all of Whisper's names with this end; the model also refuses
             message = f"{services.transcription_model} knows only English: serve whisper-base for translations"
             raise APIError(400, message, param="model", code="unsupported_value")
         transcript = await whole_transcript(services, uploads, file, None, prompt, temperature, "translate")
@@ -96,9 +94,10 @@ def router(services: Services) -> APIRouter:
 
 
 async def whole_transcript(services: Services, uploads: Uploads, file: UploadFile, *options: Any) -> Transcript:
-    """
+    """Return the transcript of an uploaded file.
+
     Args:
-        options: the arguments of `Transcription.listen` after the sound.
+        options: the arguments of `Transcription.listen` after the audio.
     """
     async with uploads.sound(file) as samples_n:
         transcript = await answered(services.transcription.transcribe.remote(samples_n, *options), WHOLE_S)
@@ -107,10 +106,11 @@ async def whole_transcript(services: Services, uploads: Uploads, file: UploadFil
 
 
 async def transcript_stream(services: Services, uploads: Uploads, file: UploadFile, *options: Any) -> ClosedStream:
-    """Server-sent events: the text of each segment when it is known, then the whole. Errors before are the request's.
+    """Return server-sent events: the text of each segment as soon as it is known, then the whole. Earlier errors are
+    the request's.
 
     Args:
-        options: as of `whole_transcript`.
+        options: as in `whole_transcript`.
     """
     async with AsyncExitStack() as opening:
         samples_n = await opening.enter_async_context(uploads.sound(file))

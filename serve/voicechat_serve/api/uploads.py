@@ -1,4 +1,4 @@
-"""Sound that clients upload, decoded a few files at a time and held only up to a limit."""
+"""Uploaded audio: a few files are decoded at a time, and the decoded audio in memory is limited."""
 
 import asyncio
 import contextlib
@@ -14,40 +14,40 @@ from voicechat_serve.audio import HEARING_RATE, AudioError, Samples, decode
 
 @dataclass(frozen=True, kw_only=True)
 class UploadLimits:
-    """Beside those of each file (audio.DecodingLimits)."""
+    """Limits in addition to those of each file (audio.DecodingLimits)."""
 
     simultaneous: int = 2
-    """Files that are decoded at the same time. One takes less than 200 MB while it is: the file and half an hour
-    of sound."""
+    """Files that are decoded at the same time. Each takes less than 200 MB during that: the file and half an hour of
+    audio."""
     waiting: int = 32
-    """Files that may wait to be decoded; they wait on disk, where the form's parser puts what is larger than 1 MB."""
+    """Files that may wait; they wait on disk, where the form's parser puts files larger than 1 MB."""
     held_seconds: float = 2 * 60 * 60
-    """Of decoded sound in all, until it is transcribed: 460 MB."""
+    """Decoded audio in total before its transcription: 460 MB."""
 
 
 class Uploads:
-    """One for a process: what it counts is the process's memory."""
+    """The uploads of one process, because the limits are for the process's memory."""
 
     def __init__(self, limits: UploadLimits = UploadLimits()):
         self.limits = limits
-        # Its threads are the limit: a decoding whose client leaves goes on to its end, and keeps its place until then.
+        # Its threads are the limit: after a disconnect, a decoding continues to its end and keeps its place until then.
         self.decoders = ThreadPoolExecutor(limits.simultaneous, thread_name_prefix="decoding")
         self.pending = 0
         self.held_samples = 0
 
     @contextlib.asynccontextmanager
     async def sound(self, file: UploadFile) -> AsyncIterator[Samples]:
-        """The sound of a file, at 16 kHz; it counts as held until the block ends.
+        """Yield the audio of a file at 16 kHz; it counts towards the limit until the block ends.
 
         Raises:
-            APIError: 400, the file holds no sound or more than is allowed; 503, too many others are at it.
+            APIError: 400, the file holds no audio or more than is allowed; 503, too many other uploads.
         """
         if self.pending >= self.limits.simultaneous + self.limits.waiting:
             raise busy()
         self.pending += 1
         decoding = self.decoders.submit(lambda: decode(file.file.read()))
         loop = asyncio.get_running_loop()
-        # Not where the await ends, which for a client that leaves is before the thread does.
+        # Not at the end of the await: after a disconnect the thread runs on.
         decoding.add_done_callback(lambda _: loop.call_soon_threadsafe(self.decoded))
         try:
             samples_n = await asyncio.wrap_future(decoding)

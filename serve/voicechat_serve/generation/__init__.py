@@ -1,1 +1,1 @@
-"""Language models: prompts, engines, versions, and the deployment that serves one."""
+"""Language models: prompts, engines, versions, and the deployment of one model."""

@@ -1,6 +1,6 @@
-"""The deployment that follows the registry, so that a promoted version is served without a restart.
+"""The deployment that follows the registry, so that the service applies a promotion without a restart.
 
-One replica asks the registry for all models; each language model's replica waits here for its next champion.
+One replica polls the registry for all models. The replica of each language model waits here for its next champion.
 """
 
 import asyncio
@@ -12,10 +12,10 @@ from voicechat_serve.operations.loopback import listen_where_ray_listens
 log = logging.getLogger("ray.serve.voicechat.champions")
 
 POLL_S = 2.0
-"""Between two questions to the registry."""
+"""The time between two polls of the registry."""
 
-PATIENCE_S = 30.0
-"""How long a replica waits here before it asks again."""
+LONGEST_WAIT_S = 30.0
+"""The longest wait of a replica here before it calls again."""
 
 
 class Champions:
@@ -30,7 +30,7 @@ class Champions:
             try:
                 champions = await asyncio.to_thread(lambda: Registry().champions())
             except Exception:
-                log.exception("the registry does not answer; what is served stays as it is")
+                log.exception("the registry does not answer; the service keeps its current versions")
             else:
                 async with self.changed:
                     self.numbers = {version.name: version.number for version in champions}
@@ -38,19 +38,19 @@ class Champions:
             await asyncio.sleep(POLL_S)
 
     async def next(self, name: str, known: int | None) -> int | None:
-        """The number of a model's champion, as soon as it is not `known`; `known` itself after PATIENCE_S."""
+        """Return the number of a model's champion as soon as it differs from `known`, or `known` after the wait."""
 
         def is_new() -> bool:
             return self.numbers.get(name, known) != known
 
         async with self.changed:
             try:
-                await asyncio.wait_for(self.changed.wait_for(is_new), PATIENCE_S)
+                await asyncio.wait_for(self.changed.wait_for(is_new), LONGEST_WAIT_S)
             except TimeoutError:
                 return known
             return self.numbers[name]
 
     def check_health(self) -> None:
-        """Called by Serve, which replaces the replica when this raises."""
+        """Check the replica; Serve calls this, and replaces the replica when it raises."""
         if self.following.done():
             raise RuntimeError("the registry is not followed any more")

@@ -1,7 +1,7 @@
-"""A model directory's tokenizer and chat template, without transformers: importing it would cost two seconds.
+"""A model directory's tokenizer and chat template, without transformers, whose import takes two seconds.
 
-Reads what `save_pretrained` writes: tokenizer.json, chat_template.jinja (or `chat_template` in tokenizer_config.json),
-config.json and generation_config.json.
+This reads the files of `save_pretrained`: tokenizer.json, chat_template.jinja (or `chat_template` in
+tokenizer_config.json), config.json and generation_config.json.
 """
 
 import json
@@ -34,14 +34,14 @@ UNKNOWN_SAMPLING = {
     "eta_cutoff": 0,
     "bad_words_ids": [],
 }
-"""What a generation_config.json may ask for and no engine does, with the values that ask for nothing."""
+"""Fields of generation_config.json that no engine supports, with the values that have no effect."""
 
 WORD_JOINER = "\u2060"
-"""Invisible, and not a part of any special token."""
+"""Invisible, and part of no special token."""
 
 
 class GenerationConfig(BaseModel):
-    """How tokens are chosen, as generation_config.json says it; null is not given."""
+    """The sampling fields of generation_config.json; null means not given."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -53,7 +53,8 @@ class GenerationConfig(BaseModel):
 
 
 class ChatTokenizer:
-    """
+    """The tokenizer of a model directory.
+
     Args:
         folder: the model directory.
 
@@ -66,9 +67,9 @@ class ChatTokenizer:
             raise InputError(f"{folder} has no tokenizer.json: it is not a whole model directory")
         try:
             self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # tokenizers raises nothing more exact
+        except Exception as error:  # tokenizers has no more specific error
             raise InputError(f"{folder / 'tokenizer.json'} is damaged: {error}") from error
-        # A saved tokenizer may still pad or cut as it did in training.
+        # A saved tokenizer may still pad or truncate as in training.
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         self.config = described_in(folder / "tokenizer_config.json")
@@ -93,11 +94,11 @@ class ChatTokenizer:
 
     @property
     def chat_stop(self) -> tuple[str, ...]:
-        """Strings that end the model's turn in a chat, besides the end tokens."""
+        """Strings that end the model's turn in a chat, in addition to the end tokens."""
         return tuple(self.model_config.get("reply_stops") or ())
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt after which the model writes the next turn.
+        """Return the prompt for the model's next turn.
 
         Raises:
             InputError: the model has no chat template, or the template refuses these messages.
@@ -110,17 +111,18 @@ class ChatTokenizer:
             text = self.template.render(messages=messages, add_generation_prompt=True, **special)
         except TemplateError as error:
             raise InputError(f"the model's chat template refuses these messages: {error}") from error
-        # The template has written the special tokens itself.
+        # The template has already written the special tokens.
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def without_markers(self, text: str) -> str:
-        """A message in which what spells a special token is text: nobody ends their turn and begins the system's."""
+        """Return a message in which the text of a special token stays text, so that a message cannot end its turn and
+        begin the system's."""
         return self.markers.sub(lambda found: found[0][0] + WORD_JOINER + found[0][1:], text) if self.markers else text
 
     @cached_property
     def markers(self) -> re.Pattern[str] | None:
         tokens = [token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special]
-        # A special token of one character could not be taken apart; no tokenizer has one.
+        # A special token of one character could not be split; no tokenizer has one.
         longest_first = sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
@@ -128,10 +130,10 @@ class ChatTokenizer:
         return self.tokenizer.encode(text).ids
 
     def places(self, text: str) -> list[int]:
-        """Where each token of `encode` begins in the text, in characters."""
+        """Return the position of each token of `encode` in the text, in characters."""
         places, end = [], 0
         for begin, next_end in self.tokenizer.encode(text).offsets:
-            # Some tokenizers tell a token's place without the spaces that it begins with.
+            # Some tokenizers give a token's position without its leading spaces.
             places.append(end if end < begin and text[end:begin].isspace() else begin)
             end = max(end, next_end)
         return places
@@ -141,7 +143,7 @@ class ChatTokenizer:
 
     @cached_property
     def size(self) -> int:
-        """How many tokens there are."""
+        """The number of tokens."""
         return self.tokenizer.get_vocab_size()
 
     @cached_property
@@ -149,7 +151,8 @@ class ChatTokenizer:
         return isinstance(self.tokenizer.decoder, ByteLevel)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What a token adds to the text, perhaps a part of a character: nothing where it is a special token."""
+        """Return the bytes that a token adds to the text, perhaps a part of a character; nothing for a special
+        token."""
         if token_id in self.special_ids:
             return b""
         token = self.name(token_id)
@@ -158,7 +161,7 @@ class ChatTokenizer:
         return (self.tokenizer.decode([token_id]) or token).encode()
 
     def name(self, token_id: int) -> str:
-        """A token as the vocabulary writes it."""
+        """Return a token in the vocabulary's spelling."""
         return self.tokenizer.id_to_token(token_id) or ""
 
     @cached_property
@@ -168,7 +171,7 @@ class ChatTokenizer:
 
 
 def byte_alphabet() -> dict[str, int]:
-    """What stands for each byte in the tokens of byte-level byte pairs: GPT-2's printable alphabet."""
+    """Return the byte for each character of byte-level byte pairs: GPT-2's printable alphabet."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
@@ -178,23 +181,23 @@ BYTE_OF = byte_alphabet()
 
 
 def described_in(path: Path) -> dict[str, Any]:
-    """What a file says that need not be there."""
+    """Return the content of an optional file."""
     return read_object(path) if path.exists() else {}
 
 
 def sampling_of(generation: dict[str, Any], path: Path) -> Sampling:
-    """The model's own sampling.
+    """Return the model's own sampling defaults.
 
     Args:
-        generation: what the file holds.
+        generation: the content of the file.
         path: the file.
 
     Raises:
-        InputError: a value is impossible, or asks for what no engine does.
+        InputError: a value is invalid, or no engine supports a field.
     """
     for name, nothing in UNKNOWN_SAMPLING.items():
         if generation.get(name) not in (None, nothing):
-            raise InputError(f"{path} asks for {name}, which no engine here does: remove it")
+            raise InputError(f"{path} sets {name}, which no engine here supports: remove it")
     try:
         given = GenerationConfig.model_validate(generation)
     except ValidationError as error:
@@ -204,12 +207,12 @@ def sampling_of(generation: dict[str, Any], path: Path) -> Sampling:
 
 
 def special_token(entry: str | dict | None) -> str | None:
-    """Saved either as text or with its flags."""
+    """Return a special token, saved as text or with its flags."""
     return entry["content"] if isinstance(entry, dict) else entry
 
 
 def chat_environment() -> ImmutableSandboxedEnvironment:
-    """The environment that chat templates are written for: the same as in transformers."""
+    """Return the environment for chat templates, equal to that of transformers."""
 
     def raise_exception(message: str):
         raise TemplateError(message)

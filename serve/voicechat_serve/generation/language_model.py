@@ -1,4 +1,4 @@
-"""The language-model deployment: one model under its name, its champion and, on demand, other versions of it."""
+"""The language-model deployment: one model under its name, its champion and, on demand, other versions."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from pathlib import Path
 from ray.serve.handle import DeploymentHandle
 
 from voicechat_platform.registry import NoSuchVersionError, Registry, Version
-from voicechat_serve.generation.champions import PATIENCE_S
+from voicechat_serve.generation.champions import LONGEST_WAIT_S
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer, Message
 from voicechat_serve.generation.engines.choice import make_engine
 from voicechat_serve.generation.engines.interface import Load, OverloadedError, UnavailableError, UnknownVersionError
@@ -24,47 +24,48 @@ from voicechat_serve.operations.metrics import ModelMetrics
 log = logging.getLogger("ray.serve.voicechat.language_model")
 
 MOST_VERSIONS = 3
-"""In memory at once, those included that are being loaded: the champion, the one before it for a rollback, and one that
-a client asks for by its number."""
+"""The most versions in memory, with those that are loading: the champion, the one before it for a rollback, and one
+that a client requests by its number."""
 
 IDLE_POLL_S = 1.0
 
 RETRY_S = 5.0
 
-CHAMPION_S = 2 * PATIENCE_S
-"""How long the deployment that follows the registry may take to answer, new champion or not."""
+CHAMPION_S = 2 * LONGEST_WAIT_S
+"""The longest wait for an answer of the deployment that follows the registry, with or without a new champion."""
 
 
 class LanguageModel:
-    """
+    """The deployment of one model.
+
     Args:
-        served: what it begins with.
-        champions: a `Champions`, whose champion of the model's name is served from when it is promoted.
+        served: the first version.
+        champions: a `Champions`; after a promotion, this deployment serves the new champion.
     """
 
     def __init__(self, served: ServedModel, champions: DeploymentHandle | None = None):
         listen_where_ray_listens()
         self.served, self.champions = served, champions
-        # Serve calls this inside a running event loop, where no second one can be run: hence the thread.
+        # Serve calls this inside a running event loop, which allows no second one: hence the thread.
         with ThreadPoolExecutor(1) as thread:
             self.current = thread.submit(self.load, served.version, Path(served.folder)).result()
         self.versions = {served.version: self.current}
-        """By number, the one used last at the end."""
+        """By number, the last used one at the end."""
         self.previous: int | None = None
-        """The champion before the champion: kept for a rollback."""
+        """The previous champion, for a rollback."""
         self.loading: dict[int, asyncio.Task[None]] = {}
         self.places = 0
-        """Taken by versions that are being loaded."""
+        """Places of versions that are loading."""
         self.asking: Counter[int | None] = Counter()
-        """By number, the requests that wait for a version to be loaded."""
+        """By number, the requests that wait for a version."""
         self.metrics = ModelMetrics(served.id, self.engine_load)
         if champions is not None:
             self.following = asyncio.get_running_loop().create_task(self.follow())
 
     async def chat(self, messages: Sequence[Message], options: GenerationOptions) -> AsyncGenerator[Delta, None]:
-        """The assistant's next turn.
+        """Yield the assistant's next turn.
 
-        Raises (at the first piece): what `LoadedModel.chat` raises; UnknownVersionError.
+        Raises (at the first piece): the errors of `LoadedModel.chat`; UnknownVersionError.
         """
         model = await self.version(options.version)
         async with aclosing(self.measured(model, model.chat(messages, options))) as deltas:
@@ -72,14 +73,14 @@ class LanguageModel:
                 yield delta
 
     async def complete(self, prompt: str | list[int], options: GenerationOptions) -> AsyncGenerator[Delta, None]:
-        """What follows the prompt; errors as in `chat`."""
+        """Yield the continuation of the prompt; errors as in `chat`."""
         model = await self.version(options.version)
         async with aclosing(self.measured(model, model.complete(prompt, options))) as deltas:
             async for delta in deltas:
                 yield delta
 
     async def measured(self, model: LoadedModel, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
-        """Passes an answer on, counted as one of the model's users until it ends."""
+        """Pass a response on, and count it as a user of the model until it ends."""
         measured = self.metrics.answer()
         model.users += 1
         try:
@@ -91,16 +92,17 @@ class LanguageModel:
             model.users -= 1
 
     async def require_version(self, number: int | None) -> None:
-        """
+        """Check that a version exists.
+
         Raises:
-            UnknownVersionError: there is none of that number.
+            UnknownVersionError: no version has that number.
             UnavailableError: the registry does not answer.
         """
         if number not in self.versions:
             await asyncio.to_thread(self.find_version, number)
 
     def find_version(self, number: int | None) -> Version:
-        """What the registry knows of a version; blocks. Errors as in `require_version`."""
+        """Return a version's entry in the registry; blocks. Errors as in `require_version`."""
         if number is None or self.served.version is None:
             raise UnknownVersionError(f"{self.served.id} has no versions: it is not a model of the registry")
         try:
@@ -112,15 +114,15 @@ class LanguageModel:
             raise UnavailableError(f"versions of {self.served.id} cannot be looked up now; try again later") from error
 
     async def version(self, number: int | None, urgent: bool = False) -> LoadedModel:
-        """A version of the model, loaded if it is not yet; the champion for None.
+        """Return a version of the model, and load it if necessary; None means the champion.
 
         Args:
-            urgent: a version that answers may go for it, once it has ended what it has begun.
+            urgent: whether a version with running requests may leave memory for this one, after those requests.
 
         Raises:
-            UnknownVersionError: there is none of that number.
-            OverloadedError: every version in memory is needed or answers, so there is no room for another.
-            UnavailableError: the registry does not answer, or its files cannot be loaded.
+            UnknownVersionError: no version has that number.
+            OverloadedError: every version in memory is needed or has running requests, so there is no room.
+            UnavailableError: the registry does not answer, or the files cannot be loaded.
         """
         if number is None:
             return self.current
@@ -130,20 +132,20 @@ class LanguageModel:
                 if number not in self.loading:
                     self.loading[number] = asyncio.create_task(self.fetch(number, urgent))
                     self.loading[number].add_done_callback(lambda _: self.loading.pop(number))
-                await asyncio.shield(self.loading[number])  # whoever leaves meanwhile, the others still want it
+                await asyncio.shield(self.loading[number])  # if one caller leaves, the others still need it
         finally:
             self.asking[number] -= 1
         self.versions[number] = self.versions.pop(number)
         return self.versions[number]
 
     async def fetch(self, number: int, urgent: bool) -> None:
-        version = await asyncio.to_thread(self.find_version, number)  # before another one leaves for nothing
+        version = await asyncio.to_thread(self.find_version, number)  # before another version is removed
         leaving = self.make_room(urgent)
         self.places += 1
         try:
             if leaving is not None:
                 await close_when_idle(leaving)
-                del leaving  # with it goes its memory
+                del leaving  # this frees its memory
             self.versions[number] = await asyncio.to_thread(lambda: self.load(number, version.checkpoint()))
         except Exception as error:  # its files are gone or damaged, no engine runs it, memory is full
             log.exception("%s cannot be loaded", version)
@@ -152,14 +154,14 @@ class LanguageModel:
             self.places -= 1
 
     def make_room(self, urgent: bool) -> LoadedModel | None:
-        """The version that is to leave memory before another one comes; None while there is a place.
+        """Return the version that must leave memory before another one is loaded, or None if there is room.
 
         Raises:
             OverloadedError: none can leave now.
         """
         if len(self.versions) + self.places < MOST_VERSIONS:
             return None
-        # The one used longest ago first, but the one for a rollback last.
+        # The least recently used one first, but the one for a rollback last.
         for number in sorted(self.versions, key=lambda number: number == self.previous):
             model = self.versions[number]
             is_needed = model is self.current or number == self.previous or model.users or self.asking[number]
@@ -168,7 +170,7 @@ class LanguageModel:
         raise OverloadedError(f"{MOST_VERSIONS} versions of {self.served.id} are in memory and needed; try again later")
 
     def load(self, number: int | None, folder: Path) -> LoadedModel:
-        """Loads and warms up; blocks, on a thread without an event loop."""
+        """Load and warm up a version; blocks, on a thread without an event loop."""
         tokenizer = ChatTokenizer(folder)
         engine = make_engine(folder, tokenizer, self.served.engine, self.served.precision, self.served.threads)
         fingerprint = self.served.id if number is None else f"{self.served.id}@{number}"
@@ -181,7 +183,7 @@ class LanguageModel:
         return model
 
     async def follow(self) -> None:
-        """Serves each new champion from when it is warm; requests under way end with the model they began with."""
+        """Serve each new champion when it is warm; running requests end with the version with which they started."""
         number = self.served.version
         while True:
             try:
@@ -192,14 +194,16 @@ class LanguageModel:
                     number, self.previous = promoted, number
                     log.info("%s is served from now on", self.current.fingerprint)
             except Exception:
-                log.exception("cannot follow the champion of %s; %s goes on", self.served.id, self.current.fingerprint)
+                log.exception(
+                    "cannot follow the champion of %s; %s stays in service", self.served.id, self.current.fingerprint
+                )
                 await asyncio.sleep(RETRY_S)
 
     def engine_load(self) -> Load:
         return self.current.engine.load()
 
     def check_health(self) -> None:
-        """Called by Serve, which replaces the replica when this raises."""
+        """Check the replica; Serve calls this, and replaces the replica when it raises."""
         for model in list(self.versions.values()):
             model.engine.check()
         if self.champions is not None and self.following.done():
@@ -207,7 +211,7 @@ class LanguageModel:
 
 
 async def close_when_idle(model: LoadedModel) -> None:
-    """Ends a model's engine once nobody is answered by it any more."""
+    """Close a model's engine when its last request has ended."""
     while model.users:
         await asyncio.sleep(IDLE_POLL_S)
     await asyncio.to_thread(model.engine.close)

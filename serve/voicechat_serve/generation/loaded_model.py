@@ -1,4 +1,4 @@
-"""One model in memory, its engine and its tokenizer: messages in, text out as it is written."""
+"""One model in memory with its engine and its tokenizer: messages in, streamed text out."""
 
 import asyncio
 import re
@@ -14,13 +14,13 @@ from voicechat_serve.generation.chat_tokenizer import ChatTokenizer, Message
 from voicechat_serve.generation.engines.interface import Engine, FinishReason, GenerationRequest, Score
 
 Truncation = Literal["disabled", "auto"]
-"""Whether a conversation that outgrows the context is refused, or loses its oldest messages."""
+"""Whether a conversation longer than the context is refused, or loses its oldest messages."""
 
 ANSWER_SHARE = 0.25
-"""How much of the context `truncation="auto"` keeps free for the answer."""
+"""The share of the context that `truncation="auto"` reserves for the answer."""
 
 ANSWER_TOKENS = 128
-"""How many it keeps free at least, of a short context half: of a model of characters that is a sentence or two."""
+"""The fewest tokens that it reserves; half of a short context. For a model of characters this is a sentence or two."""
 
 SENTENCE_ENDS = ".?!"
 CLAUSE_END = re.compile(r"[.?!,;:]|(?=\n)")
@@ -28,29 +28,29 @@ CLAUSE_END = re.compile(r"[.?!,;:]|(?=\n)")
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationOptions:
-    """What a client asks for besides its prompt."""
+    """The options of a request, in addition to its prompt."""
 
     sampling: dict[str, Any] = field(default_factory=dict)
-    """Fields of `Sampling` that the client has set; the model's own defaults stand for the others."""
+    """Fields of `Sampling` that the client has set; the model's defaults apply to the others."""
     top_scores: int | None = None
-    """Score every token, and so many of the likeliest beside it."""
+    """Score every token, and this number of the likeliest tokens at its place."""
     score_prompt: bool = False
     truncation: Truncation = "disabled"
     version: int | None = None
-    """A version of the model in the registry; the champion when not given."""
+    """A version of the model in the registry; None means the champion."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredToken:
-    """A token as OpenAI's logprobs tell it."""
+    """A token in the form of OpenAI's logprobs."""
 
     text: str
     bytes: list[int]
-    """What it adds to the text: perhaps a part of a character; nothing where it is a special token."""
+    """The bytes that it adds to the text, perhaps a part of a character; empty for a special token."""
     logprob: float | None
     top: tuple["ScoredToken", ...] = ()
     offset: int = 0
-    """Characters between the prompt's beginning and where its text begins."""
+    """Characters between the beginning of the prompt and the beginning of its text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,50 +60,52 @@ class Delta:
     text: str
     prompt_tokens: int
     completion_tokens: int
-    """Generated so far."""
+    """The number of tokens generated so far."""
     finish_reason: FinishReason | None
     """Set on the last piece."""
     scores: tuple[ScoredToken, ...] = ()
-    """Of the piece's tokens, where they were asked for."""
+    """Scores of the piece's tokens, if the request asks for them."""
     prompt_scores: tuple[ScoredToken, ...] = ()
-    """On the first piece, where they were asked for."""
+    """On the first piece, if the request asks for them."""
     fingerprint: str = ""
-    """Which version of the model writes, such as "shakespeare@3"."""
+    """The version that generates, such as "shakespeare@3"."""
 
 
 class LoadedModel:
-    """
+    """A model in memory.
+
     Args:
-        tokenizer: the model's.
-        engine: runs it.
+        tokenizer: the model's tokenizer.
+        engine: runs the model.
         fingerprint: names the version.
     """
 
     def __init__(self, tokenizer: ChatTokenizer, engine: Engine, fingerprint: str):
         self.tokenizer, self.engine, self.fingerprint = tokenizer, engine, fingerprint
         self.users = 0
-        """Answers under way; counted by whoever may close the engine."""
+        """The number of running answers; the owner that may close the engine counts them."""
         self.encoding: dict[tuple[str, str], asyncio.Task[list[int]]] = {}
-        """Prompts that are being encoded."""
+        """Prompts in encoding."""
         self.defaults = tokenizer.sampling
-        """What stands for the fields of `Sampling` that a client does not set."""
+        """The defaults for the fields of `Sampling` that a client does not set."""
 
     async def warm_up(self) -> None:
-        """Raises UnsupportedError where the engine cannot do what the model's own sampling asks for."""
-        # A token, not a text: a model of characters may know none of the text's.
+        """Generate one token. Raises UnsupportedError if the engine does not support the model's own sampling
+        defaults."""
+        # A token, not a text: a model of characters may have no token for the text's characters.
         request = GenerationRequest(prompt_ids=[0], sampling=replace(self.defaults, max_tokens=2))
         async for _ in self.engine.generate(request):
             pass
 
     async def chat(self, messages: Sequence[Message], options: GenerationOptions) -> AsyncGenerator[Delta, None]:
-        """The assistant's next turn.
+        """Yield the assistant's next turn.
 
         Args:
             messages: the conversation so far.
-            options: how.
+            options: the options of the request.
 
-        Raises (at the first piece): what `Engine.generate` raises, and InputError where the messages do not fit
-        the model's template or a token id is not one of the model's.
+        Raises (at the first piece): the errors of `Engine.generate`, and InputError if the messages do not fit the
+        model's template or the model has no such token id.
         """
         prompt_ids = await self.encoded(self.chat_prompt, messages, options.truncation)
         async with aclosing(self.write(prompt_ids, options, self.tokenizer.chat_stop)) as deltas:
@@ -117,27 +119,28 @@ class LoadedModel:
                     return
 
     async def encoded(self, encode: Callable[..., list[int]], *prompt: Any) -> list[int]:
-        """Token ids of a prompt: encoded once for all the choices that wait for it, as they may be many.
+        """Return the token ids of a prompt, encoded once for all the choices that wait for it.
 
-        Not on the event loop: a long conversation takes seconds, and the others' answers would wait.
+        This runs outside of the event loop, because a long conversation takes seconds and would delay all other
+        answers.
         """
         key = (encode.__name__, repr(prompt))
         if key not in self.encoding:
             self.encoding[key] = asyncio.create_task(asyncio.to_thread(encode, *prompt))
             self.encoding[key].add_done_callback(lambda _: self.encoding.pop(key))
-        return await asyncio.shield(self.encoding[key])  # the others still wait when one leaves
+        return await asyncio.shield(self.encoding[key])  # if one choice is cancelled, the others still wait
 
     def chat_prompt(self, messages: Sequence[Message], truncation: Truncation) -> list[int]:
-        """The conversation's, within the context where `truncation` allows it."""
+        """Return the prompt of a conversation, within the context if `truncation` allows it."""
         prompt_ids = self.tokenizer.encode_chat(messages)
         context = self.engine.context
         limit = context - max(int(context * ANSWER_SHARE), min(context // 2, ANSWER_TOKENS))
         return self.shortened(messages, limit) if truncation == "auto" and len(prompt_ids) > limit else prompt_ids
 
     def shortened(self, messages: Sequence[Message], limit: int) -> list[int]:
-        """The longest prompt within the limit that leaves out the oldest messages, but never the system's.
+        """Return the longest prompt within the limit that omits the oldest messages, but never the system's.
 
-        Where the last message alone is too long, its first words are left out too.
+        If the last message alone is too long, omit its first words, too.
         """
         system = [message for message in messages[:1] if message["role"] == "system"]
         rest = messages[len(system) :]
@@ -158,7 +161,7 @@ class LoadedModel:
         return prompt_without(num_words)[-limit:]
 
     async def complete(self, prompt: str | list[int], options: GenerationOptions) -> AsyncGenerator[Delta, None]:
-        """What follows the prompt, a text or token ids; errors as in `chat`."""
+        """Yield the continuation of the prompt, a text or token ids; errors as in `chat`."""
         prompt_ids = await self.encoded(self.tokenizer.encode, prompt) if isinstance(prompt, str) else prompt
         async with aclosing(self.write(prompt_ids, options, prompt=prompt)) as deltas:
             async for delta in deltas:
@@ -188,14 +191,14 @@ class LoadedModel:
             async for tokens in batches:
                 count += len(tokens)
                 text = "".join(token.text for token in tokens)
-                told = [self.told(token.score) for token in tokens if token.score]
+                scored = [self.scored(token.score) for token in tokens if token.score]
                 yield Delta(
                     text=text,
                     prompt_tokens=len(prompt_ids),
                     completion_tokens=count,
                     finish_reason=tokens[-1].finish_reason,
-                    scores=scores.settled(text, told, tokens[-1].finish_reason) if scores else (),
-                    prompt_scores=self.told_prompt(prompt, tokens[0].prompt_scores),
+                    scores=scores.settled(text, scored, tokens[-1].finish_reason) if scores else (),
+                    prompt_scores=self.scored_prompt(prompt, tokens[0].prompt_scores),
                     fingerprint=self.fingerprint,
                 )
 
@@ -204,16 +207,17 @@ class LoadedModel:
         if token_ids and not 0 <= min(token_ids) <= max(token_ids) < size:
             raise InputError(f"a token id is not one of the model's, which are 0 to {size - 1}")
 
-    def told(self, score: Score) -> ScoredToken:
+    def scored(self, score: Score) -> ScoredToken:
         top = tuple(self.named(token_id, logprob) for token_id, logprob in score.top)
         return replace(self.named(score.id, score.logprob), top=top)
 
-    def told_prompt(self, prompt: str | list[int], scores: Sequence[Score]) -> tuple[ScoredToken, ...]:
-        """Scores of a prompt's tokens where they stand in it, which holds perhaps what the model has no token for."""
+    def scored_prompt(self, prompt: str | list[int], scores: Sequence[Score]) -> tuple[ScoredToken, ...]:
+        """Return scores of a prompt's tokens with their positions; the prompt may contain characters without a
+        token."""
         if not scores or not isinstance(prompt, str):
-            return tuple(self.told(score) for score in scores)
+            return tuple(self.scored(score) for score in scores)
         places = self.tokenizer.places(prompt)
-        return tuple(replace(self.told(score), offset=place) for score, place in zip(scores, places, strict=True))
+        return tuple(replace(self.scored(score), offset=place) for score, place in zip(scores, places, strict=True))
 
     def named(self, token_id: int, logprob: float | None) -> ScoredToken:
         data = self.tokenizer.token_bytes(token_id)
@@ -222,7 +226,7 @@ class LoadedModel:
 
 
 class AnswerScores:
-    """Gives the scores of an answer's tokens their places, and gives them out together with their text.
+    """Computes the positions of an answer's tokens, and releases their scores together with their text.
 
     Args:
         prompt: the text before the answer.
@@ -231,18 +235,18 @@ class AnswerScores:
     def __init__(self, prompt: str):
         self.decoder = getincrementaldecoder("utf-8")("replace")
         self.written = self.given = len(prompt)
-        """Characters that the tokens so far make, and that were given out."""
+        """Numbers of characters: generated so far, and released."""
         self.held: list[ScoredToken] = []
 
     def settled(
         self, text: str, scores: Sequence[ScoredToken], finish_reason: FinishReason | None
     ) -> tuple[ScoredToken, ...]:
-        """Scores of the tokens whose text, or the beginning of it, is given out by now.
+        """Return the scores of tokens whose text, or its beginning, is released.
 
         Args:
-            text: what is given out.
-            scores: of the tokens that were made, whose text may have to wait.
-            finish_reason: where the answer ends here: a stop string is no part of it, and neither are its tokens.
+            text: the released text.
+            scores: scores of the generated tokens; their text may have to wait.
+            finish_reason: set if the answer ends here: a stop string and its tokens are not part of the answer.
         """
         for score in scores:
             # The character that holds the token's first byte may have begun in the token before.
@@ -257,9 +261,10 @@ class AnswerScores:
 
 
 def ended_in_time(delta: Delta, num_before: int, room: int) -> Delta:
-    """The same piece, or the last one of its answer: a speech of a play may go on for longer than anybody listens. One
-    that has used half of its room ends with its sentence, one that has used three quarters with its clause or its
-    line, and not in the middle of a word, where the context happens to end.
+    """Return the same piece, or the last one of its answer, because a speech of a play may be too long for a listener.
+
+    An answer that has used half of its room ends with its sentence, and one that has used three quarters with its
+    clause or its line. Otherwise it would end in the middle of a word, at the end of the context.
 
     Args:
         num_before: tokens of the answer's earlier pieces.

@@ -1,1 +1,1 @@
-"""What an operator looks after: keys, metrics, health, deadlines and flow control."""
+"""Operation of the service: keys, metrics, health, deadlines and flow control."""

@@ -7,20 +7,20 @@ from ray.serve.handle import DeploymentResponse
 
 
 class LateError(TimeoutError):
-    """A replica did not answer in time."""
+    """A replica did not respond in time."""
 
 
 async def answer_in_time(response: DeploymentResponse, within_s: float) -> Any:
-    """What a replica's method returns; leaving early cancels what the replica is doing.
+    """Return the result of a replica's method; a cancellation also cancels the replica's work.
 
-    Raises: what the method raises; LateError: it took longer than `within_s`.
+    Raises: the errors of the method; LateError: it took longer than `within_s`.
     """
     try:
         async with asyncio.timeout(within_s) as patience:
             try:
                 return await response
             except asyncio.CancelledError:
-                response.cancel()  # otherwise the replica goes on with what nobody waits for
+                response.cancel()  # otherwise the replica continues work that nobody needs
                 raise
     except TimeoutError:
         if patience.expired():

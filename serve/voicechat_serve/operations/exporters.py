@@ -1,8 +1,8 @@
-"""The metrics of the whole cluster on one page: what Ray's exporters hold of this service, merged.
+"""The metrics of the whole cluster on one page: this service's part of all of Ray's exporters, merged.
 
-Every node of Ray has an exporter, which answers with some hundred kilobytes about Ray itself. Here each is asked, and
-what is about this service is kept: the metrics of metrics.py under their own names (Ray puts `ray_` before them), and
-those of Serve that say what happens before and around our code, under Ray's.
+Every node of Ray has an exporter, which answers with several hundred kilobytes about Ray itself. This module reads each
+one and selects the metrics of this service: those of metrics.py under their own names (Ray adds `ray_` to them), and
+those of Serve about the steps before and around our code, under Ray's names.
 """
 
 import asyncio
@@ -35,12 +35,12 @@ SERVES = (
 """The beginnings of names. Requests that Serve's proxy refuses itself never reach the API's own counts."""
 
 CONSTANT_LABELS = {"Component", "SessionName", "Version"}
-"""The same on every series; and all that begin with otel_ (from the library that Ray exports with)."""
+"""Labels that are the same on every series; and all that begin with otel_ (from Ray's exporting library)."""
 
 
 @dataclass
 class Exposition:
-    """What `generate_latest` writes."""
+    """The interface of `generate_latest`."""
 
     families: Iterable[Metric]
 
@@ -49,7 +49,7 @@ class Exposition:
 
 
 async def cluster_metrics() -> bytes:
-    """Prometheus' text format. A node whose exporter is silent is left out, logged, and counted."""
+    """Return Prometheus' text format. A node without an answer is omitted, logged and counted."""
     nodes = await asyncio.to_thread(ray.nodes)
     addresses = [
         f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
@@ -58,8 +58,8 @@ async def cluster_metrics() -> bytes:
     ]
     async with httpx.AsyncClient(timeout=EXPORTER_TIMEOUT_S, trust_env=False) as client:
         answers = await asyncio.gather(*(exported(client, address) for address in addresses))
-    told = [answer for answer in answers if answer is not None]
-    return await asyncio.to_thread(merged, told, len(answers) - len(told))
+    texts = [answer for answer in answers if answer is not None]
+    return await asyncio.to_thread(merged, texts, len(answers) - len(texts))
 
 
 async def exported(client: httpx.AsyncClient, address: str) -> str | None:
@@ -73,14 +73,14 @@ async def exported(client: httpx.AsyncClient, address: str) -> str | None:
 
 
 def merged(expositions: Iterable[str], silent: int = 0) -> bytes:
-    """One exposition of what the given ones hold about this service; each family stands once, as it must."""
+    """Merge the service's part of several expositions into one, with each family once, as the format requires."""
     families: dict[str, Metric] = {}
     for exposition in expositions:
         for family in text_string_to_metric_families("\n".join(relevant(exposition))):
             kept = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
             for sample in family.samples:
                 if sample.labels.get("application") not in (None, "", *APPLICATIONS):
-                    continue  # of somebody else on the same Serve
+                    continue  # of another application on the same Serve
                 labels = {
                     name: value
                     for name, value in sample.labels.items()
@@ -93,7 +93,7 @@ def merged(expositions: Iterable[str], silent: int = 0) -> bytes:
 
 
 def relevant(exposition: str) -> Iterable[str]:
-    """The lines about this service, ours renamed; Ray's own are ten times as many, and need not be parsed."""
+    """Yield the lines about this service, with our names. Ray's own are ten times as many, and need no parsing."""
     for line in exposition.splitlines():
         name = line.split(maxsplit=3)[2] if line.startswith(("# HELP ", "# TYPE ")) else line
         if name.startswith(OURS):

@@ -1,12 +1,12 @@
 """Flow control between an application and its client across Serve, where `send` never waits for the client.
 
-Serve passes an application's messages to its proxy through queues without bounds: a client that does not read would
-make them grow without end. Only the proxy knows what has gone out, so it tells: the application marks a message about
-every MARK_BYTES, and the proxy acknowledges a mark, among the client's own messages, when `send` has taken that
-message. Until then the application's next `send` waits, and with it whatever makes the answer.
+Serve passes an application's messages to its proxy through unbounded queues. With a client that does not read, they
+would grow without limit. Only the proxy knows what it has sent. So the application marks a message about every
+MARK_BYTES. When `send` has accepted that message, the proxy acknowledges the mark among the client's own messages.
+Until then, the next `send` of the application waits, and with it the producer of the response.
 
-A proxy without `Acknowledgements` (proxy.py says when) acknowledges nothing, and nothing waits; nor does it without
-Serve, where `send` itself waits for the client.
+A proxy without `Acknowledgements` (see proxy.py) acknowledges nothing, and nothing waits. Nothing waits without Serve
+either, where `send` itself waits for the client.
 """
 
 import asyncio
@@ -19,25 +19,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 log = logging.getLogger("ray.serve.voicechat.flow_control")
 
 MOST_UNSENT_BYTES = 256 * 1024
-"""Of one answer, on their way to the proxy and in it: four seconds of a conversation's sound."""
+"""The most bytes of one response on their way to the proxy and in it: four seconds of a conversation's audio."""
 
 MARK_BYTES = 64 * 1024
 
 UNSENT_S = 20.0
-"""How long a client may take nothing while so much waits for it; then its connection is closed and its work ends."""
+"""The longest time without progress while this much waits; then the connection is closed and the work ends."""
 
 EXTENSION = "voicechat.acknowledgements"
-"""In the scope's extensions, where the proxy acknowledges."""
+"""The key in the scope's extensions if the proxy acknowledges."""
 
 MARK = "voicechat.mark"
-"""Field of a message that is to be acknowledged: the bytes of the answer up to its end."""
+"""The field of a message that needs an acknowledgement: the bytes of the response up to its end."""
 
 ACKNOWLEDGED = "voicechat.acknowledged"
 """Type of the acknowledgement."""
 
 
 class Acknowledgements:
-    """ASGI middleware of the proxy: tells the application which of its messages have gone out."""
+    """ASGI middleware of the proxy: acknowledges the application's messages when they are sent."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -49,7 +49,7 @@ class Acknowledgements:
         incoming: asyncio.Future[Message] | None = None
 
         async def receive_either() -> Message:
-            """The client's next message, or an acknowledgement."""
+            """Return the client's next message, or an acknowledgement."""
             nonlocal incoming
             incoming = incoming or asyncio.ensure_future(receive())
             mark = asyncio.ensure_future(marks.get())
@@ -80,7 +80,7 @@ class Acknowledgements:
 class FlowControl:
     """ASGI middleware of an application, outside of all others: `send` waits while too much is unsent.
 
-    A client that takes nothing for UNSENT_S is left: the request is cancelled, as when the client itself leaves.
+    If a client reads nothing for UNSENT_S, the request is cancelled, as when the client disconnects.
     """
 
     def __init__(self, app: ASGIApp):
@@ -96,7 +96,7 @@ class FlowControl:
         has_room.set()
 
         def expect_progress() -> None:
-            """Called when a message was sent or acknowledged."""
+            """Extend the deadline after a message was sent or acknowledged."""
             if patience.expired():
                 return
             if has_left or sent - gone_out <= MOST_UNSENT_BYTES:
@@ -107,7 +107,7 @@ class FlowControl:
                 patience.reschedule(loop.time() + UNSENT_S)
 
         async def listen() -> None:
-            """Takes in what comes, for good: an application that only sends would see no acknowledgement."""
+            """Receive messages continuously: an application that only sends would see no acknowledgement."""
             nonlocal gone_out, has_left
             try:
                 while not has_left:
@@ -119,13 +119,13 @@ class FlowControl:
                         inbox.put_nowait(message)
                     if has_left or not has_room.is_set():
                         expect_progress()
-            except Exception as error:  # whoever receives is told
+            except Exception as error:  # the receiver gets the error
                 inbox.put_nowait(error)
 
         async def receive_on() -> Message:
             message = await inbox.get()
             if isinstance(message, Exception) or (has_left and inbox.empty()):
-                inbox.put_nowait(message)  # the last one, which is told to everybody who asks
+                inbox.put_nowait(message)  # the last one, which every later call returns
             if isinstance(message, Exception):
                 raise message
             return message
@@ -153,6 +153,6 @@ class FlowControl:
         except TimeoutError:
             if not patience.expired():
                 raise
-            log.warning("a client took nothing for %g s: its connection is closed", UNSENT_S)
+            log.warning("a client read nothing for %g s: its connection is closed", UNSENT_S)
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": WS_1008_POLICY_VIOLATION, "reason": "too_slow"})

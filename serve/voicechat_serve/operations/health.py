@@ -1,4 +1,4 @@
-"""Whether a replica's models still work: one whose every step fails must not stay in service."""
+"""The health of a replica's models: a replica with only failures must not stay in service."""
 
 import time
 from collections import Counter
@@ -9,10 +9,10 @@ from voicechat_platform.errors import InputError
 from voicechat_serve.generation.engines.interface import OverloadedError
 
 MOST_FAILURES = 5
-"""In a row, of one kind of step."""
+"""Failures in a row, of one kind of step."""
 
 STUCK_S = 300.0
-"""Longer than anybody waits for a step."""
+"""Longer than any client waits for a step."""
 
 
 class UnhealthyError(RuntimeError):
@@ -20,12 +20,12 @@ class UnhealthyError(RuntimeError):
 
 
 class Health:
-    """Counts failures in a row, of each kind of step by itself: where prompts can be read, decoding may still fail.
+    """Counts failures in a row, separately for each kind of step: decoding may fail while prompts can be read.
 
-    May be used from several threads.
+    Several threads may use it.
 
     Args:
-        harmless: errors that are no failures, besides those of a request that cannot be fulfilled.
+        harmless: errors that are no failures, in addition to those of invalid requests.
     """
 
     def __init__(self, *harmless: type[Exception]) -> None:
@@ -33,11 +33,12 @@ class Health:
         self.failures: Counter[str] = Counter()
         self.last_error: Exception | None = None
         self.under_way: dict[object, float] = {}
-        """When each step that is not over began, or last got on."""
+        """For each running step, the time of its start or its last progress."""
 
     @contextmanager
     def step(self, kind: str) -> Iterator[Callable[[], None]]:
-        """One step of the work, failed if the block raises; a long one calls what it is given as it gets on."""
+        """Run one step of the work, which fails if the block raises; a long step calls the yielded function on
+        progress."""
         step = object()
 
         def gets_on() -> None:
@@ -57,9 +58,10 @@ class Health:
             del self.under_way[step]
 
     def check(self) -> None:
-        """
+        """Check the replica.
+
         Raises:
-            UnhealthyError: MOST_FAILURES steps of a kind have failed in a row, or one does not get on.
+            UnhealthyError: MOST_FAILURES steps of a kind have failed in a row, or one makes no progress.
         """
         for kind, count in list(self.failures.items()):
             if count >= MOST_FAILURES:

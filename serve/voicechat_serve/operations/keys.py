@@ -1,7 +1,7 @@
-"""Keys: who may use the service, kept in a file that a running service follows.
+"""API keys in a file that a running service follows.
 
-The file holds a hash of each key, never the key itself, which is shown once when it is made. No file means that nobody
-has asked for keys; a file, even one without a key left in it, means that every request needs one.
+The file holds a hash of each key, never the key itself, which is shown once, at its creation. Without a file, no
+request needs a key. With a file, even without a key in it, every request needs one.
 """
 
 import asyncio
@@ -30,30 +30,30 @@ log = logging.getLogger(__name__)
 NAME = re.compile(r"\w[\w .@-]{0,63}")
 
 REREAD_S = 1.0
-"""How old what a service knows of the file may be."""
+"""The largest age of the service's copy of the file."""
 
 
 class Key(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
-    """Short, for lists and for revoking."""
+    """Short, for lists and for revocation."""
     name: str
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     created: AwareDatetime
     expires: AwareDatetime | None = None
     requests_per_minute: Annotated[int, Field(ge=1)] | None = None
-    """None: as many as the settings say; so below."""
+    """None: the limit of the settings; the same below."""
     concurrent_requests: Annotated[int, Field(ge=1)] | None = None
     operator: bool = False
-    """Whether it may change what is served, on the page."""
+    """Whether it may promote models, on the page."""
 
     def is_expired(self) -> bool:
         return self.expires is not None and self.expires <= datetime.now(UTC)
 
 
 class KeysUnreadableError(InputError):
-    """The keys file is there but cannot be used, or is not there although there must be one."""
+    """The keys file cannot be used, or does not exist although it must."""
 
 
 class Content(BaseModel):
@@ -63,30 +63,31 @@ class Content(BaseModel):
 
 
 def keys_path() -> Path:
-    """The keys file of the settings, which need not be there."""
+    """Return the path of the keys file from the settings; the file need not exist."""
     chosen = settings().keys
     return chosen or settings().folder() / "keys.json"
 
 
 def make_secret() -> str:
-    """A new key: 256 random bits."""
+    """Return a new key of 256 random bits."""
     return f"vc-{secrets.token_urlsafe(32)}"
 
 
 def fingerprint(secret: str) -> str:
-    """What is kept of a key.
+    """Return the stored hash of a key.
 
-    Plain SHA-256: slow, salted hashes protect passwords, which can be guessed; 256 random bits cannot, and this is
-    computed at every request.
+    Plain SHA-256: slow, salted hashes protect passwords, which can be guessed. 256 random bits cannot be guessed, and
+    every request computes this.
     """
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def read_keys(path: Path) -> tuple[Key, ...]:
-    """
+    """Read the keys.
+
     Raises:
         FileNotFoundError: there is no file.
-        KeysUnreadableError: it cannot be read, or is not what `create_key` writes.
+        KeysUnreadableError: the file cannot be read, or `create_key` did not write it.
     """
     try:
         return Content.model_validate_json(path.read_bytes()).keys
@@ -109,13 +110,13 @@ def create_key(
     expires: datetime | None = None,
     operator: bool = False,
 ) -> tuple[Key, str]:
-    """Adds a key to the file.
+    """Add a key to the file.
 
     Returns:
-        What is kept of it, and the key itself, which is nowhere else.
+        The stored entry, and the key itself, which is stored nowhere.
 
     Raises:
-        InputError: the name is taken or impossible.
+        InputError: the name is taken or invalid.
         KeysUnreadableError: as `read_keys`.
     """
     if not NAME.fullmatch(name):
@@ -142,7 +143,7 @@ def create_key(
 
 
 def revoke_key(path: Path, id_or_name: str) -> Key:
-    """Takes a key out of the file: services that follow it refuse it within a second.
+    """Remove a key from the file: running services refuse it within a second.
 
     Raises:
         InputError: there is no such key.
@@ -158,10 +159,10 @@ def revoke_key(path: Path, id_or_name: str) -> Key:
 
 @contextmanager
 def changing(path: Path) -> Iterator[list[Key]]:
-    """The file's keys, to be changed in place; written when the block ends well.
+    """Yield the file's keys for changes in place; write them when the block ends without an error.
 
-    The new file takes the old one's place in one step, so that a reader sees one or the other. The lock is another
-    file's, because this one is replaced.
+    The new file replaces the old one atomically, so that a reader sees one or the other. The lock is a separate file,
+    because this one is replaced.
 
     Raises:
         InputError: the file cannot be written.
@@ -182,8 +183,9 @@ def changing(path: Path) -> Iterator[list[Key]]:
         yield keys
         content = json.loads(Content(keys=tuple(keys)).model_dump_json(exclude_defaults=True))
         new = path.with_name(f".{path.name}.new")
-        new.unlink(missing_ok=True)  # a killed process's
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # its owner's alone
+        new.unlink(missing_ok=True)  # left by a killed process
+        # Only its owner may read it.
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(json.dumps(content, indent=2) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -191,9 +193,9 @@ def changing(path: Path) -> Iterator[list[Key]]:
 
 
 def find_key(keys: Sequence[Key], secret: str) -> Key | None:
-    """The key that `secret` is, unless it has expired.
+    """Return the key with this secret, unless it has expired.
 
-    Every hash is compared, each in constant time: how long it takes says nothing about which is nearly right.
+    Every hash is compared in constant time, so the duration reveals nothing about similar keys.
     """
     offered = fingerprint(secret)
     found = None
@@ -204,12 +206,12 @@ def find_key(keys: Sequence[Key], secret: str) -> Key | None:
 
 
 class KeysFollowed:
-    """A keys file as a running service sees it: looked at once a second at most, and read again when it has changed.
+    """The keys file for a running service: checked at most once a second, and read again after a change.
 
     Args:
         path: the file.
-        required: whether it must be there. From when it has been there once it must, lest losing it open the door.
-        clock: seconds, from anywhere.
+        required: whether it must exist. After it has existed once it must exist, so that its loss admits nobody.
+        clock: seconds, from any origin.
     """
 
     def __init__(self, path: Path, required: bool, clock: Callable[[], float] = time.monotonic):
@@ -220,10 +222,10 @@ class KeysFollowed:
         self._error: KeysUnreadableError | None = None
 
     def keys(self) -> tuple[Key, ...] | None:
-        """The keys, or None where none are asked for.
+        """Return the keys, or None if no keys are needed.
 
         Raises:
-            KeysUnreadableError: the file cannot be used, so nobody can be known.
+            KeysUnreadableError: the file cannot be used, so no key can be recognised.
         """
         if self.clock() - self._looked_at >= REREAD_S:
             self._looked_at = self.clock()
@@ -233,7 +235,7 @@ class KeysFollowed:
         return self._keys
 
     async def until_gone(self, key: Key) -> None:
-        """Returns once a key that was admitted is revoked or has expired; while that cannot be known it stands."""
+        """Return when an accepted key is revoked or has expired; while the file cannot be read, the key stays valid."""
         while not self._is_gone(key):
             await asyncio.sleep(REREAD_S / 2)
 

@@ -1,9 +1,9 @@
-"""What is measured while the service runs, under the names that Prometheus reads (docs/operations.md explains each).
+"""The metrics of the running service, under their names for Prometheus (docs/operations.md explains each).
 
-A metric is recorded in the process where the thing happens; Ray carries it to its node's exporter every ten seconds.
-A record costs 1.5 µs here, but Ray's exporter puts every observation of a histogram into its bucket again, one by one
-for 7 µs each, so what happens at every token is recorded once for each message. No label holds what a client wrote:
-names of models and endpoints are those that exist, all others are "unknown".
+Each metric is recorded in the process of its event. Ray sends it to its node's exporter every ten seconds. A record
+costs 1.5 µs here, but Ray's exporter adds every observation of a histogram to its bucket again, for 7 µs each. So the
+events of every token are recorded once per message. No label holds text from a client: models and endpoints have their
+own names, and all others are "unknown".
 """
 
 import threading
@@ -18,12 +18,12 @@ UNKNOWN = "unknown"
 """The model or endpoint of a request that names none of ours."""
 
 LOAD_INTERVAL_S = 0.25
-"""Between two samples of an engine's load."""
+"""The time between two samples of an engine's load."""
 
 SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0]
 TOKEN_SECONDS = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0]
 
-# Recorded in the API's process.
+# The API's process records these.
 REQUESTS = Counter("voicechat_requests_total", "Requests answered, or ended.", ("endpoint", "model", "status"))
 CANCELLED_REQUESTS = Counter(
     "voicechat_cancelled_requests_total", "Requests whose client left before the end.", ("endpoint", "model")
@@ -42,7 +42,7 @@ REALTIME_FIRST_SOUND_SECONDS = Histogram(
     SECONDS,
 )
 
-# Recorded in each language model's process.
+# Each language model's process records these.
 FIRST_TOKEN_SECONDS = Histogram(
     "voicechat_first_token_seconds", "From a prompt to its first token, the queue included.", SECONDS, ("model",)
 )
@@ -61,7 +61,7 @@ DECODE_BATCH = Histogram(
     "voicechat_decode_batch_requests", "Requests decoded together, sampled.", [1, 2, 4, 8, 16, 32, 64, 128], ("model",)
 )
 
-# Recorded in the audio models' processes.
+# The audio models' processes record these.
 TRANSCRIPTION_SECONDS = Histogram(
     "voicechat_transcription_seconds", "To write down one sound, the queue included.", SECONDS
 )
@@ -75,15 +75,15 @@ AUDIO_SPOKEN_SECONDS = Counter("voicechat_audio_spoken_seconds_total", "Length o
 def observe_request(
     endpoint: str, model: str, status: int, seconds: float, first_byte_seconds: float | None, cancelled: bool
 ) -> None:
-    """Called once for each request, when it ends.
+    """Record one request when it ends.
 
     Args:
         endpoint: a path template, or UNKNOWN.
-        model: the name of a model that is served, or UNKNOWN.
-        status: HTTP's.
+        model: the name of a served model, or UNKNOWN.
+        status: the HTTP status.
         seconds: from its arrival to its end.
-        first_byte_seconds: from its arrival to the answer's first byte; None when there was none.
-        cancelled: whether the client left before the end.
+        first_byte_seconds: from its arrival to the first byte of the response; None if there was none.
+        cancelled: whether the client disconnected before the end.
     """
     tags = {"endpoint": endpoint, "model": model}
     REQUESTS.inc(1, tags | {"status": str(status)})
@@ -95,11 +95,11 @@ def observe_request(
 
 
 class ModelMetrics:
-    """The metrics of one language model, recorded where it runs.
+    """The metrics of one language model, recorded in its process.
 
     Args:
         model: its name.
-        load: its engine's; sampled every LOAD_INTERVAL_S on a thread of its own.
+        load: the engine's load; sampled every LOAD_INTERVAL_S in a separate thread.
     """
 
     def __init__(self, model: str, load: Callable[[], Load]):
@@ -108,7 +108,7 @@ class ModelMetrics:
         threading.Thread(target=self.watch, name="load-samples", daemon=True).start()
 
     def answer(self) -> "AnswerMetrics":
-        """Begins the clock of one answer."""
+        """Start the clock of one answer."""
         return AnswerMetrics(self.tags)
 
     def watch(self) -> None:
@@ -133,11 +133,11 @@ class AnswerMetrics:
         self.observed = time.monotonic()
 
     def observe(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Called for each message to the API.
+        """Record each message to the API.
 
         Args:
-            prompt_tokens: read before the first.
-            completion_tokens: written so far, those of earlier messages included.
+            prompt_tokens: tokens read before the first message.
+            completion_tokens: tokens generated so far, with those of earlier messages.
         """
         now = time.monotonic()
         new = completion_tokens - self.completion_tokens

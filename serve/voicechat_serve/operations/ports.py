@@ -1,4 +1,4 @@
-"""Whether a port is free to listen on, asked before anything heavy is started."""
+"""Check that a port is free, before anything heavy starts."""
 
 import errno
 import socket
@@ -7,9 +7,10 @@ from voicechat_platform.errors import InputError
 
 
 def require_free(port: int, host: str = "127.0.0.1") -> None:
-    """
+    """Check that the service can listen on a port.
+
     Raises:
-        InputError: another process listens there, or the address is not this machine's.
+        InputError: another process listens there, or this machine does not have the address.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:

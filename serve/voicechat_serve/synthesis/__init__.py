@@ -1,1 +1,1 @@
-"""From text to speech: what is read aloud of a text, sentence by sentence, and the voices."""
+"""Text to speech: the spoken form of a text, sentence by sentence, and the voices."""

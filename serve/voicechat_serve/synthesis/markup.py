@@ -1,4 +1,5 @@
-"""What a person reads aloud of Markdown, HTML and LaTeX, one sentence at a time, while the text is still written."""
+"""Remove the markup of Markdown, HTML and LaTeX as a person does who reads aloud, one sentence at a time, while the
+model still generates."""
 
 import re
 
@@ -17,7 +18,7 @@ TASK = re.compile(r"\[([ xX])\](?:\s+|$)")
 CLOSING_HASHES = re.compile(r"\s+#+$")
 CELL_EDGE = re.compile(r"(?:^|(?<=\s))\|+(?=\s|$)|^\|+|\|+$|(?<=\w)\|(?=\s)|(?<=\s)\|(?=\w)")
 HIDDEN = {"<!--": "-->", "<script": "</script>", "<style": "</style>", "$$": "$$", "\\[": "\\]"}
-"""What begins a stretch that can go on over lines -> what ends it. Of these, mathematics alone is read."""
+"""The start of a stretch that may span lines -> its end. Only mathematics among these is read."""
 MATHEMATICS = ("$$", "\\[")
 BREAKING_TAG = re.compile(r"</?(?:br|p|div|li|ul|ol|td|th|tr|table|h[1-6]|hr|blockquote)\b", re.IGNORECASE)
 REFERENCE_LINK = re.compile(r"!?\[([^\]]+)\]\[[^\]]*\]")
@@ -28,28 +29,28 @@ INLINE = MarkdownIt("commonmark").enable("strikethrough")
 
 
 class Markup:
-    """Takes the markup out of a text's sentences, in their order.
+    """Removes the markup from a text's sentences, in their order.
 
-    It remembers what spans them: a block of code, a comment, displayed mathematics. A block of code is named and not
-    read. Of a table the cells are read, a line at a time.
+    It keeps the state that spans sentences: a block of code, a comment, displayed mathematics. It names a block of code
+    and does not read it. It reads the cells of a table, one line at a time.
 
     Args:
-        is_english: whether words may be added, such as "Footnote".
+        is_english: whether it may add words, such as "Footnote".
     """
 
     def __init__(self, is_english: bool) -> None:
         self.is_english = is_english
         self._fence = ""
-        """What ends the block of code that we are in; empty outside of one."""
+        """The end of the current block of code; empty outside of one."""
         self._hidden = ""
-        """The same for the other stretches of HIDDEN: what began it."""
+        """The same for the other stretches of HIDDEN: the start of the current one."""
 
     def without(self, sentence: str, begins_line: bool) -> str:
-        """The sentence as a person reads it; empty where nothing of it is read.
+        """Return the sentence as a person reads it; empty if nothing of it is read.
 
         Args:
-            sentence: as SentenceSplitter cuts it, without line breaks.
-            begins_line: whether it stands at the beginning of a line, where the marks of blocks are.
+            sentence: from SentenceSplitter, without line breaks.
+            begins_line: whether it is at the start of a line, where the marks of blocks are.
         """
         if self._fence:
             if begins_line and sentence.startswith(self._fence) and not sentence.strip(self._fence[0]):
@@ -68,7 +69,7 @@ class Markup:
         return f"Code: {name}." if name else "Code."
 
     def _visible(self, text: str) -> str:
-        """The text without comments and the like, and with displayed mathematics in words."""
+        """Return the text without comments and the like, and with displayed mathematics in words."""
         read = ""
         while text:
             if self._hidden:
@@ -89,10 +90,10 @@ class Markup:
     @staticmethod
     def _start(mark: str, text: str, is_first: bool) -> int | None:
         place = text.lower().find(mark)
-        if place < 0 or text.count("`", 0, place) % 2:  # not there, or between code marks
+        if place < 0 or text.count("`", 0, place) % 2:  # absent, or between code marks
             return None
         is_alone = is_first and not text[:place].strip()
-        # "$$" in prose is money, and "\\[" a bracket, unless they are closed at once.
+        # "$$" in prose is money, and "\\[" is a bracket, unless the same text closes them.
         is_open = mark not in MATHEMATICS or is_alone or text.find(HIDDEN[mark], place + len(mark)) > 0
         return place if is_open else None
 
@@ -119,7 +120,7 @@ class Markup:
 
 
 def cells(line: str) -> str:
-    """A table's row with commas between its cells."""
+    """Return a table's row with commas between its cells."""
     if "|" not in line:
         return line
     parts = [part.strip() for part in CELL_EDGE.split(line)]
@@ -127,13 +128,13 @@ def cells(line: str) -> str:
 
 
 def inline(text: str, is_english: bool) -> str:
-    """A sentence without its emphasis, links, code marks, tags, escapes, entities and inline mathematics."""
+    """Return a sentence without its emphasis, links, code marks, tags, escapes, entities and inline mathematics."""
     if not any(mark in text for mark in "*_~`[]<>&\\$!|^"):
         return text
     text = INLINE_MATH.sub(lambda found: latex(found[1] or found[2], is_english), text)
     text = FOOTNOTE_MARK.sub("", text)
     text = REFERENCE_LINK.sub(r"\1", text)
-    text = re.sub(r"(?<=\d)\s?\*\s?(?=\d)", " × ", text)  # and no emphasis
+    text = re.sub(r"(?<=\d)\s?\*\s?(?=\d)", " × ", text)  # not emphasis
     (parsed,) = INLINE.parseInline(text)
     read = "".join(read_token(token, is_english) for token in parsed.children or [])
     parts = [part for part in (STRAY_MARK.sub("", part).strip() for part in read.split("\n")) if part]
@@ -180,7 +181,7 @@ COMMANDS = {
         "propto": "is proportional to",
     },
 }
-"""LaTeX's commands in words; the name of any other is read, as of \\alpha."""
+"""LaTeX's commands in words; for other commands the name is read, as for \alpha."""
 SILENT_COMMAND = re.compile(
     r"\\(?:left|right|big|Big|displaystyle|limits|quad|qquad|,|;|:|!|\s)(?![a-z])"
     r"|\\(?:begin|end)\s*\{[^}]*\}|\\(?:text|mathrm|mathbf|mathit|mathbb|mathcal|operatorname|boxed|textbf)\b|[&~]"
@@ -190,7 +191,8 @@ POWERS = {"2": " squared", "3": " cubed"}
 
 
 def latex(source: str, is_english: bool) -> str:
-    """A formula in words: "x^2 + \\frac{a}{b}" -> "x squared + a over b"; without its marks in other languages."""
+    """Return a formula in words: "x^2 + \frac{a}{b}" -> "x squared + a over b"; in other languages without its
+    marks."""
     text = SILENT_COMMAND.sub(" ", source.replace("\\\\", ", "))
     if not is_english:
         return " ".join(re.sub(r"[\\{}$]", " ", text).split())

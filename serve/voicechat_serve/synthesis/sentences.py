@@ -1,4 +1,4 @@
-"""Cuts a text that is still being written into sentences to speak."""
+"""Cut a text into sentences to speak, while the model still generates it."""
 
 import re
 from dataclasses import dataclass
@@ -9,27 +9,27 @@ class Sentence:
     """A part of a text that is spoken at once."""
 
     text: str
-    """As it is written, without the white space around it."""
+    """The original text, without surrounding white space."""
     start: int
-    """Where it stands in the whole text, in characters."""
+    """The position in the whole text, in characters."""
     begins_line: bool
 
 
 class SentenceSplitter:
-    """Cuts a streamed text into what is worth speaking at once, as early as that is certain.
+    """Cuts a streamed text into sentences, each as early as its end is certain.
 
-    Sentences end at `. ! ? …` before a space, and at line ends, so verse is spoken line by line. The first cut may fall
-    after a clause instead (`, ; :`), because the first sound should not wait for a long sentence. No sentence is longer
-    than MAX_CHARACTERS. A link, a span of code, a tag and a formula are not cut. The cuts depend on the text alone,
-    never on how it was chopped into pieces, and all of the text comes back in order, but for white space around the
-    cuts.
+    A sentence ends at `. ! ? …` before a space, and at a line end, so verse is spoken line by line. The first cut may
+    come after a clause (`, ; :`), because the first sound should not wait for a long sentence. No sentence is longer
+    than MAX_CHARACTERS. A link, a span of code, a tag and a formula are never cut. The cuts depend only on the text,
+    not on the pieces in which it arrives. The sentences contain the whole text in order, except for white space around
+    the cuts.
     """
 
     MAX_CHARACTERS = 240
-    # A shorter clause is spoken sooner than the next one can be written, and then there is a gap.
+    # A shorter clause would be spoken before the next one is generated, which makes a gap.
     MIN_FIRST_CLAUSE_CHARACTERS = 18
 
-    # Every end is certain only when the white space after it is seen: "3.14" and "10:30" are not ends.
+    # An end is certain only when the white space after it has arrived: "3.14" and "10:30" contain no end.
     _SENTENCE_END = re.compile(r"[.!?…]+[*_~`]*[\"'”’)\]]*[*_~`]*(?=\s)|\n")
     _CLAUSE_END = re.compile(r"[,;:—–]+[*_~`]*[\"'”’)\]]*[*_~`]*(?=\s)")
     _ABBREVIATION = re.compile(
@@ -44,9 +44,9 @@ class SentenceSplitter:
         r"\b(?:no|nos|nr|p|pp|fig|figs|vol|ch|sec|art|eq|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec)\.$",
         re.IGNORECASE,
     )
-    # "Well... I see" is said in one breath.
+    # A voice reads "Well... I see" without a break.
     _ELLIPSIS = re.compile(r"(?:\.{2,}|…)[\"'”’)\]]*$")
-    # What is not cut: code, link or image, tag, formula. Then what begins one and has not ended yet.
+    # Stretches that are never cut: code, link or image, tag, formula. Then their starts without an end so far.
     _WHOLE = re.compile(
         r"(?<!`)(`+)(?!`)[^\n]*?(?<!`)\1(?!`)|!?\[[^\]\n]*\](?:\([^)\n]*\)|(?!\())|</?[A-Za-z][^>\n]*>"
         r"|\\\([^\n]*?\\\)|(?<![\\$\w])\$(?=[^\s\d$])[^$\n]*\$"
@@ -57,11 +57,11 @@ class SentenceSplitter:
         self._rest = ""
         self._first = True
         self._start = 0
-        """Of the rest, in the whole text."""
+        """The position of the rest in the whole text."""
         self._begins_line = True
 
     def feed(self, piece: str) -> list[Sentence]:
-        """The sentences that are complete now that `piece` follows; often none."""
+        """Return the sentences that `piece` completes; often none."""
         self._rest += piece
         sentences = []
         while (cut := self._cut()) is not None:
@@ -69,7 +69,7 @@ class SentenceSplitter:
         return sentences
 
     def flush(self) -> list[Sentence]:
-        """What is left when the text is over: one sentence or none."""
+        """Return the rest at the end of the text: one sentence or none."""
         return self._take(len(self._rest))
 
     def _take(self, cut: int) -> list[Sentence]:
@@ -86,7 +86,7 @@ class SentenceSplitter:
         return [sentence]
 
     def _cut(self) -> int | None:
-        """Where the next sentence ends in the text at hand; None if that cannot be known yet."""
+        """Return the end of the next sentence in the text so far, or None if it is not known yet."""
         # Blank text at the start is no part of the sentence, so it does not count towards the cap.
         start = len(self._rest) - len(self._rest.lstrip())
         window = self._rest[: start + self.MAX_CHARACTERS + 1]
@@ -110,7 +110,7 @@ class SentenceSplitter:
         return max(clause_ends, default=0) or (space if space > start else len(capped))
 
     def _is_end(self, window: str, end: int, wholes: list[tuple[int, int]], is_full: bool) -> bool | None:
-        """Whether a sentence or a clause ends there; None if what follows must be seen first."""
+        """Return whether a sentence or a clause ends there, or None if that depends on text that has not arrived."""
         if window[end - 1] == "\n":
             return True
         if any(begin < end < after for begin, after in wholes):

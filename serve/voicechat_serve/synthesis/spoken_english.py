@@ -1,7 +1,7 @@
-"""English text as a person reads it aloud, where hibari's own normalization leaves it as it is written.
+"""English text as a person reads it aloud, for the cases that hibari's own normalization does not cover.
 
 hibari reads plain numbers, ordinals, years, clock times, most dates, the common units, titles and Roman numerals, for
-its own voice and, by `normalize`, for the others. What stands here comes before that, in the order of RULES.
+its own voice and, by `normalize`, for the others. The rules of this file apply before that, in the order of RULES.
 """
 
 import re
@@ -37,7 +37,8 @@ UNITS = {
     "KB": "kilobyte", "MB": "megabyte", "GB": "gigabyte", "TB": "terabyte", "PB": "petabyte", "KiB": "kibibyte",
     "MiB": "mebibyte", "GiB": "gibibyte", "TiB": "tebibyte",
 }  # fmt: skip
-"""After a number, with a square or a cube, and one after another's slash; "mph" and its like are hibari's."""
+"""Units after a number, with a square or a cube, and after the slash of another unit; hibari reads "mph" and its
+like."""
 PLURALS = {"ft": ("foot", "feet")} | {unit: (name, f"{name}s") for unit, name in UNITS.items()}
 UNIT = "|".join(re.escape(unit) for unit in sorted(PLURALS, key=len, reverse=True))
 QUANTITY = re.compile(
@@ -78,7 +79,7 @@ NUMBERED = {
     "Mar": "March", "Apr": "April", "Jun": "June", "Jul": "July", "Aug": "August", "Sep": "September",
     "Sept": "September", "Oct": "October", "Nov": "November", "Dec": "December",
 }  # fmt: skip
-"""Abbreviations only where a number follows: "No." can be a sentence."""
+"""Abbreviations before a number only: "No." can be a sentence."""
 BEFORE_NUMBER = "|".join(NUMBERED)
 ABBREVIATION = "|".join(re.escape(short) for short in sorted(ABBREVIATIONS, key=len, reverse=True))
 SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ"
@@ -112,13 +113,13 @@ def quantity(found: Found) -> str:
 
 
 def digits(text: str) -> str:
-    """A telephone number by its digits, a pause where it is written apart."""
+    """Return a telephone number digit by digit, with a pause at each gap."""
     groups = [" ".join(group) for group in re.findall(r"\d+", text)]
     return ("plus " if text.startswith("+") else "") + ", ".join(groups)
 
 
 def point(found: Found) -> str:
-    """A version or an address by its parts, and a decimal that ends in 0, which a number would lose."""
+    """Return a version or an address part by part, and a decimal that ends in 0 with that 0."""
     parts = found[0].split(".")
     if len(parts) > 2:
         return f" {'dot' if len(parts) > 3 else 'point'} ".join(parts)
@@ -126,7 +127,7 @@ def point(found: Found) -> str:
 
 
 def web(found: Found) -> str:
-    """An address as it is dictated; of a long one, where it leads to."""
+    """Return an address as a person dictates it; for a long one only its host."""
     scheme, host, path = found["scheme"], found["host"].removeprefix("www."), (found["path"] or "").rstrip("/")
     if scheme == "mailto:":
         return dictated(host + path)
@@ -142,7 +143,7 @@ def dictated(address: str) -> str:
 
 
 def superscript(found: Found) -> str:
-    if found[0] in "²³":  # known to hibari
+    if found[0] in "²³":  # hibari reads these
         return found[0]
     return f" to the power of {unicode_form('NFKC', found[0]).replace('−', 'minus ')}"
 
@@ -173,17 +174,17 @@ RULES: list[Rule] = [
     (EMAIL, lambda found: dictated(found[0])),
     (re.compile(r"[‘’‚‛]"), "'"),
     (re.compile(r"[“”„‟«»]"), '"'),
-    (re.compile(r"(?<![Ͱ-Ͽ])μ(?=[A-Za-z])"), "µ"),  # the letter for the sign of micro
+    (re.compile(r"(?<![Ͱ-Ͽ])μ(?=[A-Za-z])"), "µ"),  # a Greek letter instead of the micro sign
     (re.compile(rf"\b({BEFORE_NUMBER})\.\s?(?=\d)"), lambda found: f"{NUMBERED[found[1]]} "),
     (re.compile(rf"(?<![\w.])({ABBREVIATION})(?!\w)"), lambda found: ABBREVIATIONS[found[1]]),
-    # A dotted initialism keeps its last dot only at the end of the text, where it ends a sentence too.
+    # A dotted initialism keeps its last dot only at the end of the text, where it also ends a sentence.
     (re.compile(r"\b((?:[A-Z]\.){2,})(?=[\s,;:]+\S)"), lambda found: found[1][:-1]),
     (re.compile(rf"\b{DAY}\s?[-–]\s?{DAY}(?!\w)"), lambda found: f"{DAYS[found[1]]} to {DAYS[found[2]]}"),
     (re.compile(r"\bC#"), "C sharp"),
     (re.compile(r"\bF#"), "F sharp"),
     (re.compile(r"−(?=\s?\d)(?<![\w)]−)(?<![\w)] −)\s?"), "-"),
     (re.compile(r"\s?−\s?"), " minus "),
-    # Thousands set apart by spaces, and telephone numbers.
+    # Thousands with spaces between them, and telephone numbers.
     (re.compile(r"(?<=\d)[\u2009\u202f\u00a0](?=\d{3}(?!\d))"), ","),
     (re.compile(r"(?<![\d,.])(\d{1,3})((?: 000)+)(?![\d,.]\d)"), lambda found: found[0].replace(" ", ",")),
     (re.compile(r"(?<![\w.])\+\d[\d ()./-]{6,}\d\b"), lambda found: digits(found[0])),
@@ -191,7 +192,7 @@ RULES: list[Rule] = [
     (re.compile(r"(?<![\w.,-])(?:1[-.])?(?:\d{3}[-.])?\d{3}[-.]\d{4}(?![\w-])"), lambda found: digits(found[0])),
     (re.compile(r"(?<![\w.,-])0\d{2,4}(?:[ -]\d{2,4}){1,3}(?![\w-])"), lambda found: digits(found[0])),
     (re.compile(r"(?<![\w.,:/-])0\d+(?![\w.,:/-])"), lambda found: " ".join(found[0])),
-    # Dates and times that hibari does not know.
+    # Dates and times that hibari does not read.
     (re.compile(r"(?<![\w-])(\d\d)-(\d\d)-((?:19|20)\d\d)(?![\w-])"), r"\1/\2/\3"),
     (re.compile(r"(?<![\d.])(\d{1,2})\.(\d{1,2})\.((?:19|20)\d\d)(?!\d)"), day_first),
     (re.compile(r"(?<![\w/])((?:19|20)\d\d)/(\d{2})/(\d{2})(?![\w/])"), r"\1-\2-\3"),
@@ -199,8 +200,7 @@ RULES: list[Rule] = [
     (re.compile(r"(?<![\d:])(\d{1,2}:\d{2})\s?[-–]\s?(?=\d{1,2}:\d{2})"), r"\1 to "),
     (re.compile(r"(?<=\d)\s?([ap])\.?m\.?\s?[-–]\s?(?=\d)", re.IGNORECASE), r"\1m to "),
     (re.compile(r"(?<![\w:.])(\d+):(\d)(?![\d:.]|\s?[ap]m)"), r"\1 to \2"),
-    # Money.
-    # A decimal comma, and thousands with points before it.
+    # Money. A decimal comma, and thousands with points before it.
     (re.compile(r"(?<![\w,.])(\d{1,3})((?:\.\d{3})+),(\d\d)(?![\w,])"), continental),
     (re.compile(r"(?<![\w,.])(\d+),(\d{1,2})(?![\d,])"), r"\1.\2"),
     (
@@ -239,7 +239,7 @@ RULES: list[Rule] = [
     (re.compile(r"[~≈]\s?(?=\d)"), "about "),
     (re.compile(r"\b[vV](?=\d+\.\d)"), "version "),
     (re.compile(r"(?<![\w.])\d+(?:\.\d+){2,}(?!\w)|(?<![\w.,])\d+\.\d*0(?!\w|\.\d|\s?%)"), point),
-    # What stands between words.
+    # Signs between words.
     (re.compile(r"(?<!\S)<3(?!\S)"), "heart"),
     (re.compile(r"[-=]>|<=|>=|!=|==|&&"), lambda found: f" {OPERATORS.get(found[0], 'to')} "),
     (re.compile(r"(?<=[A-Za-z]{2})\.(?=[a-z]{2,}\b)"), " dot "),
@@ -253,7 +253,7 @@ RULES: list[Rule] = [
 
 
 def in_english(text: str) -> str:
-    """The text with addresses, money, units, symbols, abbreviations and the like in words.
+    """Return the text with addresses, money, units, symbols, abbreviations and the like in words.
 
     Args:
         text: without markup (`markup.Markup`), of one line.

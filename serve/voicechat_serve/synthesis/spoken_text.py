@@ -1,8 +1,8 @@
-"""From a text as it is written to what a voice says of it, a sentence at a time.
+"""Convert a written text to the text that a voice speaks, one sentence at a time.
 
     sentence -> without markup (markup.py) -> in letters that the voice reads -> in words (spoken_english.py)
 
-The voices of other languages read numbers and symbols by themselves, as they do in English where no rule is given.
+The voices of other languages read numbers and symbols by themselves. So do English voices where there is no rule.
 """
 
 import unicodedata
@@ -26,33 +26,33 @@ SCRIPTS = {
     **{"te": "Telugu", "si": "Sinhala", "th": "Thai", "my": "Myanmar", "am": "Ethiopic", "ko": "Hangul"},
     **{"zh": "Han", "cmn": "Han", "yue": "Han", "ja": "Han}\\p{Hiragana}\\p{Katakana"},
 }
-"""A language -> the script that it is written in, beside Latin letters, which every voice reads."""
+"""A language -> its script, beside Latin letters, which every voice reads."""
 
 READABLE_LATIN = set("ÀÁÂÃÄÅÆÇÉÊÌÍÎÏÑÒÓÔÕÖØÚÜÞßàáâãäåæçèéêëìíîïðñòóôõöøùúûüýþÿ")
 """Letters with accents that hibari reads; it is silent at some others."""
 COMPATIBLE = ("<font>", "<wide>", "<narrow>", "<circle>", "<square>", "<compat>", "<fraction>", "<noBreak>")
-"""Kinds of characters that only look different from plain ones."""
+"""Kinds of characters that differ from plain ones only in their look."""
 SKIN_TONES = dict.fromkeys(range(0x1F3FB, 0x1F400))
 DECORATION = regex.compile(r"[\u2500-\u25ff\u2800-\u28ff\u2022\u2023\u2043\ufffc\u00a6\u00b7\u00a8\u00af\u00b4\u00b8`]")
-"""Frames, bullets and the like: nobody reads them."""
+"""Frames, bullets and the like, which are not read."""
 SYMBOL = regex.compile(r"([[\p{So}\p{Sm}\p{Sc}]--[\x00-\xff]])\1*", regex.V1)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a voice says of a sentence."""
+    """The spoken form of a sentence."""
 
     aloud: str
-    """Empty where it has no word."""
+    """Empty if the sentence has no word."""
     unspoken: tuple[str, ...] = ()
-    """What of it is in letters that the voice cannot read, and is left out."""
+    """The parts in letters that the voice cannot read; they are omitted."""
 
 
 class Reader:
-    """Reads a text's sentences in their order.
+    """Converts a text's sentences in their order.
 
     Args:
-        language: ISO-639-1 code of what the voice speaks.
+        language: ISO-639-1 code of the voice's language.
     """
 
     def __init__(self, language: str) -> None:
@@ -60,10 +60,11 @@ class Reader:
         self._markup = Markup(is_english=language == "en")
 
     def read(self, sentence: str, begins_line: bool) -> Reading:
-        """
+        """Convert one sentence.
+
         Args:
-            sentence: as it is written, without line breaks.
-            begins_line: whether it stands at the beginning of a line.
+            sentence: the original text, without line breaks.
+            begins_line: whether it is at the start of a line.
         """
         text = self._markup.without(sentence, begins_line)
         if not text:
@@ -77,7 +78,7 @@ class Reader:
 
 
 def read_all(text: str, language: str) -> Reading:
-    """A whole text at once, a line of speech for each line of it that is read."""
+    """Convert a whole text, one line of speech for each line that is read."""
     reader, splitter = Reader(language), SentenceSplitter()
     aloud = ""
     unspoken: list[str] = []
@@ -90,7 +91,7 @@ def read_all(text: str, language: str) -> Reading:
 
 
 def plain(text: str, language: str) -> str:
-    """The text in ordinary characters: emoji by their names, letters of special shapes as the usual ones."""
+    """Return the text in ordinary characters: emoji by their names, letters of special forms as normal ones."""
     text = unicodedata.normalize("NFC", named_emoji(text.translate(SKIN_TONES), language))
     is_latin = language not in SCRIPTS
     plain = ""
@@ -101,7 +102,7 @@ def plain(text: str, language: str) -> str:
         elif (
             kind == "Cc" or (kind == "Cf" and is_latin) or (kind in ("Mn", "Me") and is_latin and not is_foreign(plain))
         ):
-            pass  # invisible, or an accent of no letter that has one
+            pass  # invisible, or an accent that combines with no letter
         elif one.isdecimal() and is_latin:
             plain += str(unicodedata.decimal(one))
         elif kind == "No" and not unicodedata.decomposition(one) and is_latin:
@@ -120,7 +121,7 @@ def plain(text: str, language: str) -> str:
 
 
 def with_named_symbols(text: str) -> str:
-    """The text with what symbols are left called by their Unicode names, as of ♪."""
+    """Return the text with the remaining symbols replaced by their Unicode names, as for ♪."""
 
     def name(found: regex.Match[str]) -> str:
         words = unicodedata.name(found[1], "").lower()
@@ -134,12 +135,12 @@ def is_latin_letter(one: str) -> bool:
 
 
 def is_foreign(text: str) -> bool:
-    """Whether it ends in a letter that is none of Latin's, whose marks are more than accents."""
+    """Return whether the text ends in a letter outside of Latin, whose marks are more than accents."""
     return text[-1:].isalpha() and not is_latin_letter(text[-1])
 
 
 def named_emoji(text: str, language: str) -> str:
-    """Each emoji in words; the same one again and again only once."""
+    """Return the text with each emoji in words; equal emoji in a row only once."""
     known = language if language in emoji.LANGUAGES else "en"
     if known != "en":
         emoji.config.load_language(known)
@@ -159,11 +160,11 @@ def named_emoji(text: str, language: str) -> str:
 
 @cache
 def foreign(language: str) -> regex.Pattern[str]:
-    """Finds words in letters that the language's voices cannot read, neighbours together."""
+    """Return a pattern for words in letters that the language's voices cannot read, with neighbours joined."""
     own = f"\\p{{{SCRIPTS[language]}}}" if language in SCRIPTS else ""
-    # Of Greek an English voice names single letters, as in mathematics.
+    # An English voice names single Greek letters, as in mathematics.
     greek = r"(?!(?<!\p{Greek})\p{Greek}(?!\p{Greek}))" if language == "en" else ""
-    # Of Latin letters only these are left in English, but for a few that have no likeness.
+    # In English only these Latin letters remain, and a few without a plain form.
     latin = r"[\p{Latin}&&[\x00-\xff]]" if language == "en" else r"\p{Latin}"
     known = rf"{latin}{own}µªº\u02b9-\u02df[\p{{N}}&&\p{{Common}}]"
     letter = rf"{greek}[[\p{{L}}\p{{N}}\p{{Co}}\p{{Cn}}]--[{known}]]\p{{M}}*[\u200c\u200d]*"
@@ -171,7 +172,7 @@ def foreign(language: str) -> regex.Pattern[str]:
 
 
 def with_short_addresses(text: str) -> str:
-    """Web addresses as somebody would name them; the voice knows how its language reads the signs in them."""
+    """Return the text with short names for web addresses; the voice reads the signs in them in its language."""
 
     def short(found: regex.Match[str]) -> str:
         host, path = found["host"].removeprefix("www."), (found["path"] or "").rstrip("/")

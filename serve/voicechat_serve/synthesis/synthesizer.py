@@ -1,4 +1,4 @@
-"""The synthesis deployment: speaks each sentence as soon as it is ready, in any installed voice."""
+"""The synthesis deployment: it speaks each sentence as soon as it is ready, in any installed voice."""
 
 import asyncio
 import time
@@ -14,7 +14,8 @@ from voicechat_serve.synthesis.voices import HEART, SPEECH_RATE, find_voice, ins
 class Synthesis:
     """All installed voices, loaded and warm before the first request.
 
-    That takes hibari 1.5 s, each voice of Piper another 1 s and 115 MB, all of Kokoro's together 3 s and 280 MB.
+    Loading takes 1.5 s for hibari, 1 s and 115 MB for each voice of Piper, and 3 s and 280 MB for all of Kokoro's
+    together.
     """
 
     def __init__(self) -> None:
@@ -23,10 +24,10 @@ class Synthesis:
         self.speakers = {voice: load() for voice, load in installed().items()}
 
     async def speak(self, text: str, speed: float = 1.0, voice: str = HEART.id) -> AsyncIterator[Samples]:
-        """One chunk (n,) per sentence, 24 kHz mono; nothing when the text has no pronounceable word.
+        """Yield one chunk (n,) per sentence, 24 kHz mono; nothing if the text has no pronounceable word.
 
-        The text is as `spoken_text` gives it: without markup, in letters that the voice reads. Closing it early ends
-        the work within one sentence.
+        The text must come from `spoken_text`: without markup, in letters that the voice reads. If the caller closes the
+        iterator early, the work ends within one sentence.
 
         Raises:
             InputError: there is no such voice.
@@ -48,5 +49,5 @@ class Synthesis:
         SYNTHESIS_SECONDS.observe(time.monotonic() - began - listened)
 
     def check_health(self) -> None:
-        """Called by Serve, which replaces the replica when this raises."""
+        """Check the replica; Serve calls this, and replaces the replica when it raises."""
         self.health.check()

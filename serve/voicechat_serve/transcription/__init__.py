@@ -1,1 +1,1 @@
-"""From speech to text: Whisper, voice activity, and whether a sentence has ended."""
+"""Speech to text: Whisper, voice activity detection, and the end-of-turn classifier."""

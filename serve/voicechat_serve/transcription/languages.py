@@ -1,4 +1,4 @@
-"""Languages as clients name them, and as Whisper does."""
+"""Convert clients' names of languages to Whisper's."""
 
 from langcodes import standardize_tag
 from langcodes.tag_parser import LanguageTagError
@@ -7,27 +7,27 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGU
 from voicechat_platform.errors import InputError
 
 LONGEST_TAG = 35
-"""Characters that RFC 5646 wants software to have room for."""
+"""The number of characters that RFC 5646 requires software to support."""
 
 KNOWN = LANGUAGES.keys() - {"yue"}
-"""Whisper's codes; Cantonese has a token of its own in the large models alone."""
+"""Whisper's codes; only the large models have a token for Cantonese."""
 
 OTHER_CODES = {"jv": "jw", "nb": "no", "fil": "tl"}
-"""Where Whisper's own code is not the one of today -> Whisper's."""
+"""Codes that differ from Whisper's own -> Whisper's."""
 
 ENGLISH_ONLY = ".en"
-"""How the names of Whisper's models that know no other language end."""
+"""The end of the names of Whisper's models that know only English."""
 
 
 def whisper_language(tag: str, model: str) -> str:
-    """Whisper's code for a language.
+    """Return Whisper's code for a language.
 
     Args:
         tag: a BCP 47 tag ("en", "en-US", "pt_BR", "deu", in upper or lower case) or the language's English name.
         model: the Whisper model's name, such as "whisper-tiny.en".
 
     Raises:
-        InputError: it is no language's name, or not one that the model knows.
+        InputError: the tag names no language, or one that the model does not know.
     """
     code = known_code(tag)
     if code is None:
@@ -36,8 +36,8 @@ def whisper_language(tag: str, model: str) -> str:
         raise InputError(f"the language {shown!r} is none that Whisper knows: give one of {codes}, or leave it out")
     if model.endswith(ENGLISH_ONLY) and code != "en":
         raise InputError(
-            f"the model {model} knows only English, not {LANGUAGES[code]} ({code}): leave the language out, or serve "
-            "a model for many languages, such as whisper-base"
+            f"the model {model} knows only English, not {LANGUAGES[code]} ({code}): leave the language out, or "
+            "serve a model for many languages, such as whisper-base"
         )
     return code
 
@@ -47,7 +47,7 @@ def known_code(tag: str) -> str | None:
     if tag.lower() in TO_LANGUAGE_CODE:
         codes = [TO_LANGUAGE_CODE[tag.lower()]]
     else:
-        try:  # with the language that it belongs to: Mandarin (cmn) is Whisper's Chinese (zh)
+        try:  # with its macrolanguage: Mandarin (cmn) is Whisper's Chinese (zh)
             languages = [standardize_tag(tag, macro=macro).split("-")[0] for macro in (False, True)]
         except LanguageTagError:
             return None

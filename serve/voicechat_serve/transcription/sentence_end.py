@@ -1,8 +1,8 @@
-"""Whether somebody has finished, by what they have said: a chat model's guess of what follows in their place.
+"""The end-of-turn classifier: a chat model predicts from the words whether a person has finished.
 
 A language model knows from the words alone where a turn can end (TurnGPT: Ekstedt & Skantze 2020, "TurnGPT: a
-Transformer-based Language Model for Predicting Turn-taking in Spoken Dialog", arXiv:2010.10874). The recogniser's own
-full stop says little: Whisper puts one after most of what it is given, finished or not.
+Transformer-based Language Model for Predicting Turn-taking in Spoken Dialog", arXiv:2010.10874). The transcript's full
+stop says little: Whisper writes one after most inputs, finished or not.
 """
 
 import re
@@ -13,38 +13,40 @@ import numpy as np
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
 
 SENTENCE_END_MODEL = "smollm2-135m-instruct-int8"
-"""The asset that judges in a service."""
+"""The asset that classifies in a service."""
 
 MOST_CHARACTERS = 300
-"""That are read: what was said long before does not matter."""
+"""The most characters to read: earlier words do not matter."""
 
 FULL_STOP = re.compile(r"[.?!](?!\.)")
 PUNCTUATION = " .?!,;:…-"
 
 
 class SentenceEnd:
-    """
+    """The classifier.
+
     Args:
-        folder: a chat model in CTranslate2's form, with its tokenizer.
+        folder: a chat model in CTranslate2's format, with its tokenizer.
     """
 
     def __init__(self, folder: Path):
-        import ctranslate2  # here, because the driver and the API import this module for its name alone
+        import ctranslate2  # imported here, because the driver and the API import this module only for its name
 
         self.tokenizer = ChatTokenizer(folder)
         # One thread: with two, which wait for each other beside Whisper's, a sentence takes 69 ms instead of 32.
         self.model = ctranslate2.Generator(str(folder), device="cpu", compute_type="int8", intra_threads=1)
         self.before = self.begun_message("")
-        """What stands before every message: read once."""
+        """The tokens before every message; computed once."""
         tokens = ((id, self.tokenizer.decode([id])) for id in range(self.tokenizer.size))
         end_ids = self.tokenizer.end_ids
         self.final_ids = np.array([id for id, text in tokens if id in end_ids or FULL_STOP.match(text)])
 
     def probability(self, words: str) -> float:
-        """That a sentence, or the whole message, ends after the words, 0 to 1. Takes 32 ms for a sentence.
+        """Return the probability, 0 to 1, that a sentence or the whole message ends after the words. Takes 32 ms per
+        sentence.
 
         Args:
-            words: what somebody has said so far; the punctuation at its end is passed over.
+            words: a person's words so far; the punctuation at their end is ignored.
         """
         prompt = self.begun_message(words.rstrip(PUNCTUATION)[-MOST_CHARACTERS:])
         rest = prompt[len(self.before) :]
@@ -62,7 +64,7 @@ class SentenceEnd:
         return float(weights_v[self.final_ids].sum() / weights_v.sum())
 
     def begun_message(self, words: str) -> list[str]:
-        """The tokens of a conversation's first message up to its words, as if more followed."""
+        """Return the tokens of a conversation's first message up to its words, as if more words followed."""
         ids = self.tokenizer.encode_chat([{"role": "user", "content": words}])
         end = max(place for place, id in enumerate(ids) if id in self.tokenizer.end_ids)
         return [self.tokenizer.tokenizer.id_to_token(id) or "" for id in ids[:end]]

@@ -1,21 +1,21 @@
-"""Short utterances through Whisper at a third of the time: its encoder is given the utterance, not a window of 30 s.
+"""Short utterances through Whisper in a third of the time: the encoder reads the utterance, not a window of 30 s.
 
-    utterance -> voice activity -> features of the stretch that holds speech, and PADDING_FRAMES of nothing
-              -> encoder -> [language] -> decoder -> words, and by the gate of `is_sure` whether to believe them
+    utterance -> voice activity -> features of the stretch with speech, and PADDING_FRAMES of padding
+    -> encoder -> [language] -> decoder -> words, and `is_sure` accepts or rejects them
 
-What does not pass the gate is nobody's words yet: the caller asks the full window. Measured with tiny.en (int8) on 83
-clips of 1.5 to 7 s: five of LibriVox, questions spoken by hibari at seven speeds, two thirds of them in noise of 5 to
-30 dB; the full window with its five beams has 1.3% wrong words.
+If `is_sure` rejects the words, the caller transcribes the full window. Measured with tiny.en (int8) on 83 clips of 1.5
+to 7 s: five of LibriVox, and questions that hibari spoke at seven speeds, two thirds of them in noise of 5 to 30 dB.
+The full window with its five beams has 1.3% wrong words.
 
-                                    greedy               3 beams, no length penalty
+                                      greedy               3 beams, no length penalty
     padding                       2 s    3 s    4 s       2 s    3 s    4 s
-    said again, so not believed     9      6      4         1      1      1
-    wrong words of those believed  1.6%   1.5%   1.2%      .9%   1.2%    .7%
+    repeated, so rejected           9      6      4         1      1      1
+    wrong words of accepted ones  1.6%   1.5%   1.2%      0.9%   1.2%   0.7%
 
-With less padding the decoder does not see the end and says the sentence again (greedy: 14% of clips at half a second),
-and so it does with Whisper's usual length penalty, whose average over the tokens is better for a sentence said twice
-(5 beams, 4 s: 3 of 29 clips), and where it writes timestamps. Padding with the features of silence, not with zeros as
-Whisper's own window is padded here: 9.5% wrong words at 3 s, greedy, zeros 2.8%.
+With less padding the decoder does not see the end and repeats the sentence (greedy: 14% of clips at half a second). It
+also repeats with Whisper's usual length penalty, because the average over the tokens is better for a repeated sentence
+(5 beams, 4 s: 3 of 29 clips), and when it writes timestamps. The padding is zeros, as in Whisper's own window. With the
+features of silence instead, 9.5% of the words are wrong at 3 s, greedy; with zeros 2.8%.
 
 Letters: n samples, m mel bands, w frames of 10 ms.
 """
@@ -32,48 +32,48 @@ if TYPE_CHECKING:
     from voicechat_serve.transcription.whisper import Whisper
 
 MOST_SECONDS = 25
-"""Of an utterance: beyond it, with the padding, there is next to nothing to gain over the full window."""
+"""The longest utterance: beyond it, with the padding, there is almost nothing to gain over the full window."""
 
 PADDING_FRAMES = 300
 """Frames of 10 ms after the utterance; see above."""
 
 BEAM_SIZE = 3
-"""Five are not better here."""
+"""Five beams are not better here."""
 
 TOKENS_PER_SECOND = 12
-"""No language is spoken faster, by Whisper's tokens (English has 4, digits read out have 8); a loop is cut off here."""
+"""No speech has more of Whisper's tokens (English has 4, digits read out have 8); this cuts off a loop."""
 
 SURE_LOG_PROBABILITY = -0.6
-"""Average over the tokens. Clips stood at -0.43 or more, noise at -0.6 or less unless in a loop."""
+"""The least average over the tokens. Clips had -0.43 or more, noise -0.6 or less, except in a loop."""
 
 SURE_SPEECH = 0.5
-"""Most that "no speech" may have. The clips stood at 0.44 (base) and 0.16 (tiny.en) or less, all that is none at 0.43
-and 0.56 or more."""
+"""The largest probability of "no speech". The clips had 0.44 (base) and 0.16 (tiny.en) or less. Audio without speech
+had 0.43 and 0.56 or more."""
 
 SURE_COMPRESSION = 2.4
-"""Whisper's own threshold for text that repeats itself."""
+"""Whisper's own threshold for repetitive text."""
 
 SURE_LANGUAGE = 0.5
-"""Least probability of the language that is detected; base gave English clips 0.74 or more."""
+"""The least probability of the detected language; base gave English clips 0.74 or more."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What was decoded, and how sure Whisper is of it."""
+    """A decoded text, and how sure Whisper is of it."""
 
     text: str
     language: str
     language_probability: float
-    """1 where the language was given."""
+    """1 if the caller gave the language."""
     avg_logprob: float
     no_speech_prob: float
     compression_ratio: float
     is_ended: bool
-    """Whether the decoder came to an end by itself."""
+    """Whether the decoder reached an end by itself."""
 
 
 def speech_in(samples_n: Samples) -> Samples:
-    """The stretch from the first speech to the last, with a little around it; empty where there is none.
+    """Return the stretch from the first speech to the last, with a small margin; empty if there is no speech.
 
     Takes 3 ms for a sentence.
     """
@@ -84,10 +84,11 @@ def speech_in(samples_n: Samples) -> Samples:
 
 
 def decode_utterance(model: "Whisper", samples_n: Samples, language: str | None, prompt: str | None) -> Decoded:
-    """
+    """Decode one utterance.
+
     Args:
         samples_n: (n,) 16 kHz mono, at most MOST_SECONDS.
-        language: code of a language that the model knows; detected when not given.
+        language: code of a language that the model knows; None detects it.
         prompt: text that the utterance continues.
     """
     from faster_whisper.tokenizer import Tokenizer
@@ -114,7 +115,7 @@ def decode_utterance(model: "Whisper", samples_n: Samples, language: str | None,
         [prompt_ids],
         beam_size=BEAM_SIZE,
         length_penalty=0,  # see above
-        # CTranslate2 takes half of it for the answer, unless the prompt leaves less.
+        # CTranslate2 reserves half of it for the answer, unless the prompt leaves less.
         max_length=max(2 * most, len(prompt_ids) + most),
         return_scores=True,
         return_no_speech_prob=True,
@@ -134,7 +135,7 @@ def decode_utterance(model: "Whisper", samples_n: Samples, language: str | None,
 
 
 def is_sure(heard: Decoded) -> bool:
-    """Whether the words are to be believed without a look at the full window."""
+    """Return whether the words need no transcription of the full window."""
     return (
         any(character.isalnum() for character in heard.text)
         and heard.is_ended
@@ -147,9 +148,9 @@ def is_sure(heard: Decoded) -> bool:
 
 
 def says_it_again(text: str) -> bool:
-    """Whether the text starts over, at least half of it, as a decoder does that has not seen the end.
+    """Return whether at least half of the text repeats its beginning, as from a decoder that has not seen the end.
 
-    A person may: then the full window has the same words.
+    A person may repeat, too: then the full window has the same words.
     """
     words = re.findall(r"\w+", text.lower())
     return any(words[period:] == words[:-period] for period in range(1, len(words) * 2 // 3 + 1))

@@ -1,4 +1,4 @@
-"""The transcription deployment: faster-whisper, which hears nothing where nothing is said."""
+"""The transcription deployment: faster-whisper, which writes nothing for audio without speech."""
 
 import asyncio
 import threading
@@ -24,26 +24,27 @@ if TYPE_CHECKING:
     import faster_whisper.transcribe as faster_whisper
 
 BEAM_SIZE = 5
-"""Fewer wrong words than greedy on our clips (tiny.en: 4.3% against 7.5%). Most of an utterance's time goes into
-encoding Whisper's 30 s window, whatever the beam."""
+"""Five beams give fewer wrong words than greedy decoding on our clips (tiny.en: 4.3% against 7.5%). The encoder takes
+most of an utterance's time for Whisper's 30 s window, with any number of beams."""
 
 SILENT_NO_SPEECH = 0.6
 SILENT_LOG_PROBABILITY = -0.7
-"""A window is taken for silence where Whisper gives "no speech" more than the one, and its own words on average less
-than the other. Without the voice activity detector, tiny.en's inventions on silence, noise, hum, music and clicks stood
-at 0.83 to 0.95 and -0.86 to -1.40, clips of speech at 0.10 or less and -0.40 or more; speech that noise half drowns at
-0.29 and -1.00, so neither alone is a sign. Whisper's own gate, at -1, lets "You" pass where nothing is said."""
+"""A window is silence if Whisper's probability of "no speech" is above the one threshold, and the average
+log-probability of its words is below the other. Without the voice activity detector, tiny.en's invented words on
+silence, noise, hum, music and clicks had 0.83 to 0.95 and -0.86 to -1.40. Clips of speech had 0.10 or less and -0.40 or
+more. Speech that noise half covers had 0.29 and -1.00, so one value alone is not enough. Whisper's own threshold, -1,
+accepts "You" in audio without speech."""
 
 REPEATING_COMPRESSION = 12
-"""Text that zlib makes more than this many times shorter is a loop: one of Whisper's stood at 32, a sentence that a
-person really said seven times at 5.5. From 2.4 on Whisper decodes a window again, up to five times and ever more at
-random; what still repeats without end is dropped."""
+"""A text that zlib compresses by more than this factor is a loop: one of Whisper's had 32, a sentence that a person
+really repeated seven times had 5.5. From 2.4 on Whisper decodes a window again, up to five times and with rising
+temperature. Text that still repeats is dropped."""
 
 FRAME_RATE = 100
-"""Whisper's frames a second, the unit of `Segment.seek`."""
+"""Whisper's frames per second, the unit of `Segment.seek`."""
 
 Task = Literal["transcribe", "translate"]
-"""Write what is said in its own language, or in English."""
+"""The language of the transcript: that of the speech, or English."""
 
 
 @dataclass(frozen=True)
@@ -51,29 +52,29 @@ class Word:
     text: str
     """With its punctuation, without spaces around."""
     start: float
-    """Seconds from the beginning of the sound, as all times here."""
+    """Seconds from the start of the audio, as all times here."""
     end: float
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A phrase, and how sure Whisper is of it; the sureness is that of the window of up to 30 s that holds it."""
+    """A phrase, and Whisper's confidence; the confidence belongs to the window of up to 30 s around the phrase."""
 
     id: int
     """Counts from 0."""
     seek: int
-    """Where the speech of the segment's window begins, in frames of 10 ms."""
+    """The start of the speech in the segment's window, in frames of 10 ms."""
     start: float
     end: float
     text: str
-    """Begins with the space that separates it from the segment before; joined, segments are the transcript."""
+    """Begins with the space that separates it from the segment before it; the joined segments are the transcript."""
     tokens: tuple[int, ...]
     temperature: float
     avg_logprob: float
     compression_ratio: float
     no_speech_prob: float
     words: tuple[Word, ...] = ()
-    """Empty unless they were asked for."""
+    """Empty unless the caller asks for them."""
 
 
 @dataclass(frozen=True)
@@ -81,31 +82,32 @@ class Transcript:
     text: str
     """Empty when no speech was found."""
     language: str
-    """ISO-639-1 code of what is spoken."""
+    """ISO-639-1 code of the spoken language."""
     seconds: float
-    """Length of the sound."""
+    """The length of the audio."""
     segments: tuple[Segment, ...] = ()
 
 
 class Transcription:
-    """
+    """The deployment.
+
     Args:
         folder: a faster-whisper model directory.
         threads: CPU threads for Whisper.
-        chat_model: judges whether somebody has finished; nobody does when not given.
+        chat_model: the end-of-turn classifier's model; None for no classifier.
     """
 
     def __init__(self, folder: Path, threads: int = 2, chat_model: Path | None = None):
         listen_where_ray_listens()
-        # Imported here, because the driver and the API import this module for its types alone.
+        # Imported here, because the driver and the API import this module only for its types.
         from voicechat_serve.transcription.whisper import AbandonedError, Whisper
 
         self.model = Whisper(str(folder), device="cpu", compute_type="int8", cpu_threads=threads)
-        # One at a time: a second would only take the first one's cores. Several sounds take turns by segments, so that
+        # One worker: a second one would only take the first one's cores. Several sounds take turns by segments, so that
         # a word need not wait for a lecture.
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="transcription")
         self.at_work = 0
-        """Sounds that are being transcribed, or wait for it."""
+        """The number of sounds in transcription or waiting for it."""
         self.health = Health(AbandonedError)
         self.sentence_end = SentenceEnd(chat_model) if chat_model else None
         silence_n = np.zeros(HEARING_RATE, np.float32)
@@ -116,7 +118,8 @@ class Transcription:
             self.sentence_end.probability("I am ready")
 
     async def end_probability(self, words: str) -> float | None:
-        """That what is said ends after these words, 0 to 1; None where nobody judges. Does not wait for the worker."""
+        """Return the probability, 0 to 1, that the turn ends after these words; None without a classifier. Does not
+        wait for the worker."""
         if self.sentence_end is None:
             return None
         with self.health.step("judging"):
@@ -125,15 +128,14 @@ class Transcription:
     async def hear(
         self, samples_n: Samples, language: str | None = None, prompt: str | None = None, only_if_idle: bool = False
     ) -> Transcript | None:
-        """What is said in one utterance of a conversation, in a third of `transcribe`'s time where Whisper is sure.
+        """Transcribe one utterance of a conversation, in a third of `transcribe`'s time if Whisper is sure.
 
-        Where it is not, or the sound is longer than MOST_SECONDS, it is what `transcribe` hears. Leaving early ends the
-        work within one window. Arguments and errors are those of `listen`.
+        If it is not sure, or the audio is longer than MOST_SECONDS, the result is that of `transcribe`. A cancellation
+        ends the work within one window. Arguments and errors are those of `listen`.
 
         Returns:
-            A transcript without segments; of no text, and the language that was given or English, where nothing is
-            said. None with `only_if_idle`, where another sound is at work: what is only shown early must not hold up
-            what is waited for.
+            A transcript without segments. Without speech it has no text, and the given language or English. None with
+            `only_if_idle` if another sound is in transcription: partial transcripts must not delay final ones.
         """
         if only_if_idle and self.at_work:
             return None
@@ -160,8 +162,8 @@ class Transcription:
         return replace(await self.transcribe(samples_n, language, prompt), segments=())
 
     def hear_briefly(self, samples_n: Samples, language: str | None, prompt: str | None) -> Decoded | None:
-        """On the worker: what is decoded from the stretch that holds speech; None where there is none."""
-        self.model.abandoned = threading.Event()  # whoever leaves takes this one step out of the queue, or lets it end
+        """Decode the stretch with speech, on the worker; return None if there is none."""
+        self.model.abandoned = threading.Event()  # a cancellation removes this step from the queue, or lets it end
         with self.health.step("hearing an utterance"):
             speech_n = speech_in(samples_n)
             return decode_utterance(self.model, speech_n, language, prompt) if len(speech_n) else None
@@ -175,7 +177,7 @@ class Transcription:
         task: Task = "transcribe",
         with_words: bool = False,
     ) -> Transcript:
-        """What is said, when all of it is known; arguments and errors are those of `listen`."""
+        """Return the complete transcript; arguments and errors are those of `listen`."""
         async for heard in self.listen(samples_n, language, prompt, temperature, task, with_words):
             if isinstance(heard, Transcript):
                 transcript = heard
@@ -190,18 +192,18 @@ class Transcription:
         task: Task = "transcribe",
         with_words: bool = False,
     ) -> AsyncIterator[Segment | Transcript]:
-        """Each segment as soon as it is known, and at last the whole.
+        """Yield each segment as soon as it is known, and at last the whole transcript.
 
         Args:
             samples_n: (n,) 16 kHz mono.
-            language: ISO-639-1 code of what is spoken; detected when not given.
-            prompt: text that the sound continues, for names and spelling.
-            temperature: 0 starts greedy and rises only where the result is implausible.
-            task: what to write.
+            language: ISO-639-1 code of the spoken language; None detects it.
+            prompt: text that the audio continues, for names and spelling.
+            temperature: 0 starts greedy and rises only if the result is implausible.
+            task: the language to write.
             with_words: whether to find each word's times, which takes longer.
 
         Raises:
-            InputError: a language that the model does not know, or a translation by a model that knows only English.
+            InputError: the model does not know the language, or cannot translate.
         """
         self.require(language, task)
         self.at_work += 1
@@ -236,7 +238,7 @@ class Transcription:
             kept: list[Segment] = []
             window, seek = -1, 0
             while (found := await loop.run_in_executor(self.worker, following)) is not None:
-                if found.seek != window:  # counted without the silence that the detector took out
+                if found.seek != window:  # counted without the silence that the detector removed
                     window, seek = found.seek, round(found.start * FRAME_RATE)
                 if not is_invented(found):
                     begins = kept[-1].start if kept else 0.0
@@ -253,9 +255,10 @@ class Transcription:
             abandoned.set()
 
     def require(self, language: str | None, task: Task) -> None:
-        """
+        """Check that this model supports the request.
+
         Raises:
-            InputError: this model cannot do it.
+            InputError: it does not.
         """
         if not self.model.model.is_multilingual:
             if task == "translate":
@@ -264,21 +267,22 @@ class Transcription:
                 raise InputError("this model knows only English: leave language out, or serve a multilingual one")
         if language is not None:
             known = [code for code in self.model.supported_languages if self.knows(code)]
-            if language not in known:  # told without the client's own word, which Serve would log
+            if language not in known:  # the message omits the client's word, because Serve would log it
                 raise InputError(f"unknown language; known are {', '.join(known)}")
 
     def check_health(self) -> None:
-        """Called by Serve, which replaces the replica when this raises."""
+        """Check the replica; Serve calls this, and replaces the replica when it raises."""
         self.health.check()
 
     def knows(self, language: str) -> bool:
-        """Codes that only larger models have, such as yue, have no token here; an English model has none at all."""
+        """Return whether the model has a token for the language: codes such as yue exist only in larger models, and an
+        English model has none."""
         is_multilingual = self.model.model.is_multilingual
         return not is_multilingual or self.model.hf_tokenizer.token_to_id(f"<|{language}|>") is not None
 
 
 def is_invented(segment: "faster_whisper.Segment") -> bool:
-    """Whether Whisper wrote words that nobody said, by its own account."""
+    """Return whether Whisper invented words, by its own measures."""
     return is_silent(segment.no_speech_prob, segment.avg_logprob) or segment.compression_ratio > REPEATING_COMPRESSION
 
 
@@ -303,11 +307,11 @@ def as_segment(found: "faster_whisper.Segment", id: int, seek: int) -> Segment:
 
 
 def within(segment: Segment, begins: float, seconds: float) -> Segment:
-    """The segment with its times inside the sound: Whisper's window is longer, and so its times may be.
+    """Return the segment with its times inside the audio: Whisper's window is longer, and so its times may be.
 
     Args:
         begins: seconds; no time is before it.
-        seconds: length of the sound; no time is after it.
+        seconds: length of the audio; no time is after it.
     """
     start, end = ordered((segment.start, segment.end), begins, seconds)
     times = ordered([time for word in segment.words for time in (word.start, word.end)], start, seconds)
@@ -317,5 +321,5 @@ def within(segment: Segment, begins: float, seconds: float) -> Segment:
 
 
 def ordered(times: Sequence[float], least: float, most: float) -> list[float]:
-    """Times that never go back, none outside of the bounds."""
+    """Return times in ascending order within the bounds."""
     return list(accumulate((min(max(time, least), most) for time in times), max))

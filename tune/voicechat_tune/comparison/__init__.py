@@ -1,1 +1,1 @@
-"""Comparisons of variants: the file, and the two sweeps that do the work."""
+"""Comparisons of variants: the file, and the two sweeps that run them."""

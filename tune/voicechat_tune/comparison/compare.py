@@ -1,7 +1,7 @@
-"""Comparing variants fairly: the same tuning for each, then fresh seeds, at equal width, parameters and FLOPs.
+"""Compare variants fairly: equal tuning for each, then fresh seeds, at equal width, parameters and FLOPs.
 
-Two sweeps do the work and can be broken off and gone on with: NAME-tuning tries every combination of choices for every
-variant; NAME-seeds trains each variant with its best ones, from seeds that the tuning never saw.
+Two sweeps do the work, and both can be interrupted and continued. NAME-tuning tries every combination of choices for
+every variant. NAME-seeds trains each variant with its best choices, on seeds that the tuning did not use.
 """
 
 import logging
@@ -31,26 +31,26 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run belongs in the report."""
+    """The place of a run in the report."""
 
     table: Table
     variant: str
 
 
 def run_comparison(comparison: ComparisonFile, salvaging: bool = False) -> Outcome:
-    """Tune, then train the fresh seeds; what is done already is not done again.
+    """Tune, then train the fresh seeds; finished work is not repeated.
 
     Args:
-        salvaging: go on with what is sound where a sweep's journal or notes are damaged.
+        salvaging: continue with the undamaged part of a sweep's journal or index.
 
     Returns:
-        The outcome of the sweep that ended last; an incomplete one of the tuning, if that is broken off.
+        The outcome of the sweep that ended last; an incomplete one of the tuning, if that is interrupted.
 
     Raises:
-        InputError: a variant cannot be brought to the baseline's size, or the file has changed since the comparison
-            began, in more than the number of seeds.
+        InputError: a variant cannot get the baseline's size, or the file has changed since the comparison began, in
+            more than the number of seeds.
     """
-    sizes(comparison)  # so that an impossible one is said before anything is trained
+    sizes(comparison)  # so that an impossible one gives its error before any training
     tuning, _ = tuning_sweep(comparison)
     outcome = run_points(tuning, may_grow=False, salvaging=salvaging)
     if not outcome.complete:
@@ -60,10 +60,10 @@ def run_comparison(comparison: ComparisonFile, salvaging: bool = False) -> Outco
 
 
 def run_points(sweep: SweepFile, may_grow: bool, salvaging: bool) -> Outcome:
-    """Run one of the two sweeps, or go on with it.
+    """Run one of the two sweeps, or continue it.
 
     Args:
-        may_grow: whether there may be more points than it began with, after those: other seeds.
+        may_grow: whether there may be additional points after those of its start, for other seeds.
     """
     folder = sweep_folder(sweep.name, sweep.storage)
     if salvaging:
@@ -90,10 +90,10 @@ def tuning_sweep(comparison: ComparisonFile) -> tuple[SweepFile, list[Place]]:
 
 
 def seeds_sweep(comparison: ComparisonFile) -> tuple[SweepFile, list[Place]]:
-    """The runs that are compared, seed by seed, so that a part of them is a smaller comparison.
+    """Return the runs to compare, seed by seed, so that a part of them is a smaller comparison.
 
     Raises:
-        InputError: the tuning is not done.
+        InputError: the tuning is incomplete.
     """
     best, mlp_widths = best_choices(comparison), sizes(comparison)
     points, places = [], []
@@ -101,7 +101,7 @@ def seeds_sweep(comparison: ComparisonFile) -> tuple[SweepFile, list[Place]]:
         for table in comparison.tables:
             for variant, change in comparison.variants.items():
                 if variant == comparison.baseline and table != "equal width":
-                    continue  # it is what the others are brought to: its runs are the same in every table
+                    continue  # the others get its size, so its runs are the same in every table
                 seed = {"seed": comparison.recipe.seed + number}
                 points.append({**change, **mlp_widths[table, variant], **best[variant], **seed})
                 places.append(Place(table, variant))
@@ -109,10 +109,10 @@ def seeds_sweep(comparison: ComparisonFile) -> tuple[SweepFile, list[Place]]:
 
 
 def study_of_points(sweep: SweepFile) -> Study:
-    """The memory of a sweep, whose trials are its points in their order.
+    """Return the study of a sweep whose trials are its points in order.
 
     Raises:
-        InputError: it has not begun, or ran another recipe or other points: the comparison's file has changed since.
+        InputError: the sweep has not begun, or ran another recipe or other points: the comparison's file has changed.
     """
     study = open_study(sweep.name)
     if study.trials() and (
@@ -132,7 +132,7 @@ def study_of_points(sweep: SweepFile) -> Study:
 
 
 def best_choices(comparison: ComparisonFile) -> dict[str, dict[str, Any]]:
-    """What each variant did best with in the tuning."""
+    """Return each variant's best choices in the tuning."""
     sweep, places = tuning_sweep(comparison)
     trials = study_of_points(sweep).trials()
     best: dict[str, dict[str, Any]] = {}
@@ -146,7 +146,7 @@ def best_choices(comparison: ComparisonFile) -> dict[str, dict[str, Any]]:
 
 
 def sizes(comparison: ComparisonFile) -> dict[tuple[Table, str], dict[str, int]]:
-    """By table and variant the change that brings the variant to the table's size."""
+    """Return, for each table and variant, the change that gives the variant the table's size."""
     tokenizer = load_data(comparison.recipe).tokenizer
     return {
         (table, variant): sized(comparison, table, variant, tokenizer)
@@ -156,7 +156,7 @@ def sizes(comparison: ComparisonFile) -> dict[tuple[Table, str], dict[str, int]]
 
 
 def sized(comparison: ComparisonFile, table: Table, variant: str, tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
-    """The MLP's width that brings a variant to the baseline's parameters or FLOPs, both straight lines in it."""
+    """Return the MLP's width that gives a variant the baseline's parameters or FLOPs, which are both linear in it."""
     if table == "equal width" or variant == comparison.baseline:
         return {}
 
@@ -176,10 +176,10 @@ def sized(comparison: ComparisonFile, table: Table, variant: str, tokenizer: Pre
 
 
 def findings(comparison: ComparisonFile) -> Findings:
-    """What is known so far; a comparison that is not whole yet is a smaller one.
+    """Return the results so far; an incomplete comparison gives a smaller one.
 
     Raises:
-        InputError: the tuning is not done.
+        InputError: the tuning is incomplete.
     """
     tuning, tuning_places = tuning_sweep(comparison)
     seeds, seeds_places = seeds_sweep(comparison)

@@ -1,4 +1,4 @@
-"""The comparison file: which variants are compared, at which sizes, what is tuned for each, and with how many seeds."""
+"""The comparison file: the variants, the sizes, the tuning of each variant, and the number of seeds."""
 
 import itertools
 import math
@@ -19,26 +19,26 @@ VariantName = Annotated[str, Field(min_length=1, max_length=60)]
 
 class ComparisonFile(Strict):
     name: Name
-    """Lower case, digits, hyphens; what its two sweeps are called by."""
+    """Lower case, digits, hyphens; the names of its two sweeps begin with it."""
     title: str = Field(default="", max_length=200)
-    """Of the report."""
+    """The title of the report."""
     recipe: Recipe = Recipe()
-    """What all variants share; its seed is the tuning's, the seeds after it are the comparison's."""
+    """The common recipe of all variants; its seed is the tuning's, and the seeds after it are the comparison's."""
     variants: dict[VariantName, dict[str, Value]] = Field(min_length=2, max_length=100)
-    """By name, what each changes: dotted fields of the recipe's model, {} for nothing."""
+    """For each name, the changes: dotted fields of the recipe's model, {} for none."""
     baseline: str
-    """The variant that the others are compared with, and whose size they are brought to."""
+    """The variant with which the others are compared, and whose size they get."""
     tables: list[Table] = Field(default=["equal width", "equal parameters", "equal FLOPs"], min_length=1)
-    """equal width: the variants as they are. The others widen or narrow a variant's MLP until it has the baseline's
-    parameters, or needs its training FLOPs."""
+    """equal width: the variants as they are. For the other tables, the MLP of a variant becomes wider or narrower,
+    until the variant has the baseline's parameters or training FLOPs."""
     tuning: dict[str, Annotated[list[Value], Field(min_length=1)]] = Field(min_length=1)
-    """Dotted fields of the recipe's training and the values that each variant tries, all combinations of them."""
+    """Dotted fields of the recipe's training, and the values to try for each variant, in all combinations."""
     seeds: int = Field(default=8, ge=2, le=MOST_SEEDS)
-    """Fresh ones for each variant: with n seeds and m variants beside the baseline the least p is 2m / 2ⁿ."""
+    """Fresh seeds for each variant: with n seeds and m variants beside the baseline the least p is 2m / 2ⁿ."""
     margin: float = Field(default=0.01, gt=0, le=100)
-    """In nats per token: differences within it count as none."""
+    """In nats per token: smaller differences count as none."""
     prompt: str = Field(default="The meaning of life is", min_length=1, max_length=10_000)
-    """What every variant goes on from, for the report."""
+    """The beginning of each variant's sample in the report."""
     cpus_per_trial: float = Field(default=1, gt=0, le=10_000)
     gpus_per_trial: float = Field(default=0, ge=0, le=10_000)
     storage: PathText | None = None
@@ -107,7 +107,7 @@ class ComparisonFile(Strict):
 
 
 def read_comparison(path: Path) -> ComparisonFile:
-    """The comparison file, checked.
+    """Read and validate a comparison file.
 
     Raises:
         InputError: with file, line and field of each fault.

@@ -1,4 +1,4 @@
-"""What weakens a comparison: missing runs, verdicts that the test part does not bear out, settings at the edge."""
+"""The weaknesses of a comparison: missing runs, verdicts that the test part does not support, settings at the edge."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from voicechat_tune.report.statistics import estimate
 
 
 def comparison_caveats(findings: Findings, results: list[TableResult]) -> list[str]:
-    """What weakens the comparison, as far as the runs themselves show it."""
+    """Return the weaknesses that the runs themselves show."""
     compared = [run for run in findings.runs if run.table in COMPARED]
     caveats = [f"Not compared, since it did not finish: {lost}." for lost in lost_runs(compared)]
     reused = {run.seed for run in compared} & {run.seed for run in findings.runs if run.table == "tuning"}
@@ -31,7 +31,7 @@ def comparison_caveats(findings: Findings, results: list[TableResult]) -> list[s
 
 
 def untested(findings: Findings, results: list[TableResult]) -> list[str]:
-    """Verdicts that the test part, which nothing was chosen by, does not bear out by itself."""
+    """Return the verdicts that the test part alone does not support; nothing was selected by it."""
     caveats = []
     for table in results:
         losses: dict[str, dict[int, float]] = {}
@@ -58,7 +58,7 @@ def untested(findings: Findings, results: list[TableResult]) -> list[str]:
 
 
 def twins(findings: Findings) -> list[str]:
-    """Tables in which a variant is the very same model: two results of one set of runs."""
+    """Return the tables in which a variant is the same model: two results of one set of runs."""
     choices: dict[tuple[str, str], dict[str, Any]] = {}
     caveats = []
     for run in findings.runs:
@@ -75,7 +75,7 @@ def twins(findings: Findings) -> list[str]:
 
 
 def edges(findings: Findings) -> list[str]:
-    """Variants that did best with the least or the greatest value tried: a better one may lie beyond."""
+    """Return variants that did best with the least or the greatest value tried: a better one may be beyond it."""
     caveats = []
     tuning = finished([run for run in findings.runs if run.table == "tuning"])
     for variant in dict.fromkeys(run.variant for run in tuning):
@@ -94,7 +94,7 @@ def edges(findings: Findings) -> list[str]:
 
 
 def lost_runs(runs: list[Run]) -> list[str]:
-    """Runs without a final loss, those of one table, variant and status together."""
+    """Return the runs without a final loss, grouped by table, variant and status."""
     seeds: dict[tuple[str, str, str], list[int]] = {}
     for run in runs:
         if run not in finished([run]):

@@ -1,4 +1,4 @@
-"""What a report concludes, in sentences that are made from the tests and say no more than they do."""
+"""The conclusion of a report, in sentences that follow from the tests and claim no more than they show."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -36,19 +36,20 @@ TRIAL_STATES = {
 
 @dataclass(frozen=True)
 class Conclusion:
-    """Of a sweep or a comparison."""
+    """The summary of a sweep or a comparison."""
 
     summary: str
     sentences: dict[str, list[str]]
-    """By table: one sentence for each variant that was compared."""
+    """For each table, one sentence per compared variant."""
     caveats: list[str]
 
 
 def conclude(findings: Findings, results: list[TableResult]) -> Conclusion:
-    """
+    """Return the conclusion.
+
     Args:
-        findings: what is known.
-        results: its `table_results`.
+        findings: the facts.
+        results: their `table_results`.
     """
     if findings.kind == "sweep":
         return Conclusion(sweep_summary(findings), {}, sweep_caveats(findings))
@@ -68,7 +69,7 @@ def conclude(findings: Findings, results: list[TableResult]) -> Conclusion:
 
 
 def method(findings: Findings) -> str:
-    """How the variants were compared, or what the sweep sought."""
+    """Return how the variants were compared, or the goal of the sweep."""
     if findings.kind == "sweep":
         others = [objective.replace("_", " ") for objective in findings.objectives[1:]]
         sought = "a low validation loss" + (f" and good {listed(others)}" if others else "")
@@ -89,7 +90,7 @@ def method(findings: Findings) -> str:
 
 
 def sentence(variant: str, difference: Difference, baseline: str, margin: float) -> str:
-    """One variant's effect, interval, p, n and verdict."""
+    """Return one variant's effect, interval, p, n and verdict."""
     mean, seeds = difference.estimate, len(difference.seeds)
     interval = "no interval" if mean.low is None else f"95% interval {interval_words(difference)}"
     tests = f"{equals_p(difference.p)}, {equals_p(difference.corrected_p)} after Holm's correction"
@@ -100,12 +101,12 @@ def sentence(variant: str, difference: Difference, baseline: str, margin: float)
 
 
 def interval_words(difference: Difference) -> str:
-    """The interval without its mean."""
+    """Return the interval without its mean."""
     return signed_with_interval(difference.estimate).split(" ", 1)[1]
 
 
 def reading(difference: Difference, margin: float) -> str:
-    """The verdict, and what stands behind it."""
+    """Return the verdict with its reason."""
     seeds, mean = len(difference.seeds), difference.estimate
     if difference.verdict == "equivalent":
         measurable = is_measurable(mean, difference.corrected_p)
@@ -139,7 +140,7 @@ def comparison_summary(findings: Findings, results: list[TableResult]) -> str:
 
 
 def groups(table: TableResult) -> str:
-    """The variants of a table by their verdicts."""
+    """Return the variants of a table, grouped by verdict."""
     said = []
     for verdict in ("better", "equivalent", "worse", "undecided"):
         names = [
@@ -153,7 +154,7 @@ def groups(table: TableResult) -> str:
 
 
 def powerless(results: list[TableResult]) -> list[str]:
-    """Says of which tables the tests could not have shown a difference, and why."""
+    """Name the tables whose tests could not have shown a difference, with the reason."""
     tables: dict[str, list[str]] = {}
     for table in results:
         seeds = [len(difference.seeds) for difference in table.differences.values()]

@@ -1,6 +1,6 @@
-"""A report as files: HTML that stands alone, Markdown with its figures beside it, and the raw numbers.
+"""A report as files: self-contained HTML, Markdown with its figures beside it, and the raw numbers.
 
-What models wrote and what people named is not trusted: both documents escape whatever is put into them.
+The text of models and the names of people are not trusted: both documents escape all values.
 """
 
 import json
@@ -33,8 +33,8 @@ def write_report(findings: Findings, folder: Path) -> None:
     """Write report.html, report.md with figures/, and findings.json.
 
     Args:
-        findings: what is known.
-        folder: made if it is not there; files of an earlier report are overwritten.
+        findings: the facts.
+        folder: created if it does not exist; files of an earlier report are overwritten.
 
     Raises:
         ValueError: a figure of the heads is not base64.
@@ -64,7 +64,7 @@ def write_report(findings: Findings, folder: Path) -> None:
 
 
 def run_grids(findings: Findings) -> list[Grid]:
-    """A sweep's trials; of a comparison the runs that chose its settings."""
+    """Return a sweep's trials; for a comparison, the runs that selected its settings."""
     if findings.kind == "sweep":
         return [trials_grid(findings)] if findings.trials else []
     tuning = [run for run in findings.runs if run.table == "tuning"]

@@ -1,4 +1,4 @@
-"""The figures of a report. Each function returns a figure of its own; nothing is shared through pyplot."""
+"""The figures of a report. Each function returns its own figure; nothing is shared through pyplot."""
 
 import math
 from typing import Any, Literal
@@ -18,8 +18,8 @@ from voicechat_tune.report.formats import field_words, setting
 from voicechat_tune.report.results import COMPARED, Point, TableResult, finished, pareto_front, variants_of
 from voicechat_tune.report.statistics import Verdict, mean_interval
 
-# Okabe and Ito's colours, which the colour-blind tell apart, without the yellow that paper swallows. The numbers of
-# colours, dashes and markers have no common factor, so 7 x 4 variants look different in print without colour too.
+# Okabe and Ito's colours, which colour-blind readers can distinguish, without the yellow, which is invisible on paper.
+# The numbers of colours, dashes and markers have no common factor, so 7 x 4 variants look different in print, too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
@@ -43,8 +43,11 @@ COST_LABELS = {
 
 
 def learning_curves(findings: Findings) -> Figure:
-    """Validation loss over steps: of a comparison each variant's mean and 95% interval in a panel for each table, of
-    a sweep a line for each trial, the best seven coloured and the stopped ones faded."""
+    """Draw the validation loss over steps.
+
+    For a comparison: each variant's mean and 95% interval, in a panel for each table. For a sweep: a line for each
+    trial, with the best seven coloured and the stopped ones faded.
+    """
     if findings.kind == "sweep":
         figure, (axis,) = panels(1, width=7, height=4.2)
         sweep_curves(axis, findings)
@@ -65,7 +68,7 @@ def learning_curves(findings: Findings) -> Figure:
 
 
 def variant_curve(axis: Axes, runs: list[Run], index: int) -> None:
-    """Mean over seeds and its interval, at the steps that all of them were evaluated at."""
+    """Draw the mean over seeds and its interval, at the steps of all runs' evaluations."""
     losses = [{entry["step"]: entry["validation_loss"] for entry in run.history} for run in runs]
     if not losses:
         return
@@ -77,7 +80,7 @@ def variant_curve(axis: Axes, runs: list[Run], index: int) -> None:
 
 
 def sweep_curves(axis: Axes, findings: Findings) -> None:
-    """A line for each run; those of one trial look alike."""
+    """Draw a line for each run; those of one trial look alike."""
     lines = []
     ranks = {trial.number: rank for rank, trial in enumerate(findings.trials) if trial.is_ranked}
     runs = [run for run in findings.runs if run.history]
@@ -90,7 +93,7 @@ def sweep_curves(axis: Axes, findings: Findings) -> None:
         steps, losses = curve_of(run)
         axis.plot(steps, losses, color=GREY, linewidth=1.2, alpha=0.35)
         axis.plot(steps[-1], losses[-1], color=GREY, marker="x", markersize=5, alpha=0.7)
-    for run in sorted(done, key=lambda run: -ranks.get(run.number, len(ranks))):  # the best is drawn last, on top
+    for run in sorted(done, key=lambda run: -ranks.get(run.number, len(ranks))):  # the best comes last, on top
         rank = ranks.get(run.number, len(ranks))
         if rank < len(COLOURS) and run.number in ranks:
             axis.plot(*curve_of(run), color=colour(rank), linestyle=dashes(rank), linewidth=2.6 if rank == 0 else 1.5)
@@ -108,13 +111,13 @@ def sweep_curves(axis: Axes, findings: Findings) -> None:
 
 
 def curve_of(run: Run) -> tuple[list[int], list[float]]:
-    """Steps and losses."""
+    """Return steps and losses."""
     return [entry["step"] for entry in run.history], [entry["validation_loss"] for entry in run.history]
 
 
 def finish_curves(axes: list[Axes], runs: list[Run]) -> None:
-    """One range for all panels. The first quarter of the steps may run off the top: it would press the rest together,
-    and so would a trial that diverged."""
+    """Set one range for all panels. The first quarter of the steps and a diverged trial may exceed it: they would
+    compress the rest."""
     losses = [curve_of(run) for run in runs if run.history]
     last = max(steps[-1] for steps, _ in losses)
     late = [[loss for step, loss in zip(*curve, strict=True) if step >= last / 4] for curve in losses]
@@ -128,12 +131,12 @@ def finish_curves(axes: list[Axes], runs: list[Run]) -> None:
 
 
 def forest(results: list[TableResult], baseline: str, margin: float) -> Figure:
-    """Each variant's difference from the baseline with its 95% interval, in a panel for each table.
+    """Draw each variant's difference from the baseline with its 95% interval, in a panel for each table.
 
     Args:
         results: tables of a comparison, each with at least one difference.
-        baseline: what they differ from.
-        margin: shown as a band around 0.
+        baseline: the name of the baseline.
+        margin: drawn as a band around 0.
     """
     heights = [len(table.differences) for table in results]
     figure = Figure(figsize=(7.5, 1.1 + sum(0.34 * rows + 0.4 for rows in heights)), layout="constrained")
@@ -167,13 +170,13 @@ def forest(results: list[TableResult], baseline: str, margin: float) -> Figure:
 
 
 def pareto(points: list[Point], cost: str, larger_is_better: bool = False) -> Figure:
-    """Cost against loss with the Pareto front marked, in a panel for each group of points.
+    """Draw cost against loss with the Pareto front marked, in a panel for each group of points.
 
     Args:
-        points: one or more. Variants of a comparison get a legend; trials of a sweep, which may be many, are alike,
-            and those of the front bear their names.
-        cost: name of the fact that the points' costs are.
-        larger_is_better: of the cost.
+        points: one or more. Variants of a comparison get a legend. Trials of a sweep, which may be many, look alike,
+            and those of the front have their names.
+        cost: the name of the fact on the cost axis.
+        larger_is_better: for the cost.
     """
     groups = list(dict.fromkeys(point.group for point in points))
     labels = list(dict.fromkeys(point.label for point in points))
@@ -210,7 +213,7 @@ def pareto(points: list[Point], cost: str, larger_is_better: bool = False) -> Fi
 
 
 def importances(shares: dict[str, float]) -> Figure:
-    """How much each searched field mattered, the most important on top."""
+    """Draw the importance of each searched field, the most important on top."""
     fields = sorted(shares, key=lambda field: shares[field])
     figure, (axis,) = panels(1, width=7, height=1 + 0.35 * len(fields))
     axis.barh(fields, [shares[field] for field in fields], color=COLOURS[0], height=0.6)
@@ -223,22 +226,22 @@ def importances(shares: dict[str, float]) -> Figure:
 
 
 def searched_fields(trials: list[Trial]) -> list[str]:
-    """The fields whose choices differ between trials."""
+    """Return the fields whose choices differ between trials."""
     fields = dict.fromkeys(field for trial in trials for field in trial.choices)
     return [field for field in fields if len({repr(trial.choices.get(field)) for trial in trials}) > 1]
 
 
 def parallel_coordinates(trials: list[Trial]) -> Figure:
-    """Each ranked trial as a line through its choices and its loss, coloured by the loss; other trials are grey.
+    """Draw each ranked trial as a line through its choices and its loss, coloured by the loss; other trials are grey.
 
     Args:
         trials: at least one ranked, with at least one of `searched_fields`; the best first.
     """
     fields = searched_fields(trials)
-    ended = [trial for trial in reversed(trials) if trial.is_ranked]  # the best is drawn last, on top
+    ended = [trial for trial in reversed(trials) if trial.is_ranked]  # the best comes last, on top
     others = [trial for trial in trials if not trial.is_ranked]
     losses = [trial.loss for trial in ended if trial.loss is not None]
-    # A diverged trial must not press all others together.
+    # A diverged trial must not compress all others.
     top = min(max(losses), 3 * float(np.median(losses)) - 2 * min(losses))
     names = [field.replace(".", ".\n") for field in fields]
     names.append("validation loss" + (f"\n(at most {top:.3f} shown)" if top < max(losses) else ""))
@@ -246,7 +249,7 @@ def parallel_coordinates(trials: list[Trial]) -> Figure:
     columns: list[list[Any]] = [[trial.choices.get(field) for trial in [*ended, *others]] for field in fields]
     columns.append([*np.minimum(losses, top).tolist(), *(None for _ in others)])
     heights = np.array([scale(host, index / len(fields), column) for index, column in enumerate(columns)])
-    # The palest of the colours would be lost on paper.
+    # The palest of the colours would be invisible on paper.
     colours = ListedColormap(colormaps["viridis"](np.linspace(0, 0.85, 256)))
     shade = ScalarMappable(Normalize(min(losses), top), colours)
     for line in heights.T[len(ended) :]:
@@ -269,7 +272,7 @@ def scale(host: Axes, place: float, values: list[Any]) -> list[float]:
     Args:
         host: the axes of the figure.
         place: of the new axis, 0 at the left to 1 at the right.
-        values: numbers, or choices that become labelled positions; None where there is none.
+        values: numbers, or choices that become labelled positions; None for a missing value.
 
     Returns:
         The values' heights on it, 0 to 1, NaN for None.
@@ -310,7 +313,7 @@ def spans_decades(values: list[float]) -> bool:
 
 
 def panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A row of panels with one vertical axis, each width x height inches."""
+    """Return a row of panels with one vertical axis, each width x height inches."""
     figure = Figure(figsize=(width * count, height), layout="constrained")
     axes = list(figure.subplots(1, count, squeeze=False, sharey=True)[0])
     for axis in axes:
@@ -326,7 +329,7 @@ def tidy(axis: Axes) -> None:
 
 
 def add_legend(figure: Figure, lines: list[Line2D]) -> None:
-    """Below the panels."""
+    """Add the legend below the panels."""
     figure.legend(handles=lines, loc="outside lower center", ncols=min(4, len(lines)), fontsize=9, frameon=False)
 
 

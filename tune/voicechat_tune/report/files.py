@@ -1,4 +1,4 @@
-"""What a report and a checkpoint's heads are written as: known before anything is computed that is to go there."""
+"""The file names of a report and of a checkpoint's heads, so that a command can check them before any computation."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ HEADS_FILES = ("spectra.png", "scores.png", "eigenbasis.png", "distances.png", "
 
 
 def report_folder(given: Path) -> Path:
-    """A report's folder, absolute.
+    """Return a report's folder, absolute.
 
     Raises:
         InputError: a report cannot be written there.

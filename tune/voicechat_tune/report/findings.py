@@ -1,10 +1,10 @@
-"""What a report is written from: plain facts about runs, which JSON can hold, with nothing of Ray or Optuna in them."""
+"""The facts of a report about its runs: plain values for JSON, without objects of Ray or Optuna."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Table = Literal["equal width", "equal parameters", "equal FLOPs", "tuning"]
-"""What was held equal between the variants; tuning runs chose the learning rate and are never compared."""
+"""The quantity that was equal between the variants; tuning runs select the learning rate and are never compared."""
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,7 @@ class Run:
     """One training run."""
 
     number: int
-    """Of the trial, from 1."""
+    """The number of the trial, from 1."""
     variant: str
     """Such as "standard" or "symmetric, tied"."""
     table: Table
@@ -20,16 +20,16 @@ class Run:
     choices: dict[str, Any]
     """Dotted recipe fields and their values, such as {"training.learning_rate": 0.004}."""
     status: Literal["finished", "stopped", "failed", "unfinished"]
-    """stopped: by the scheduler, before its last step. unfinished: only where a sweep is looked at while it runs."""
+    """stopped: by the scheduler, before its last step. unfinished: only in a report of a running sweep."""
     history: list[dict[str, Any]]
     """`Evaluation`s as dicts, in order of their steps; empty if it failed before the first."""
     facts: dict[str, float] = field(default_factory=dict)
-    """What is known of its model: parameters, non_embedding_parameters, flops_per_token (of training),
-    cache_bytes_per_token; and of the run: test_loss (nats per token of the held-out slice), seconds, tokens_per_second,
-    peak_memory_mib. A fact that was not measured is missing."""
+    """For its model: parameters, non_embedding_parameters, flops_per_token (of training), cache_bytes_per_token. For
+    the run: test_loss (nats per token of the test part), seconds, tokens_per_second, peak_memory_mib. A fact that was
+    not measured is missing."""
 
     def final_loss(self) -> float | None:
-        """Validation loss of the last step, nats per token."""
+        """Return the validation loss of the last step, in nats per token."""
         return self.history[-1]["validation_loss"] if self.history else None
 
     def best_loss(self) -> float | None:
@@ -45,16 +45,16 @@ class Trial:
     variant: str
     choices: dict[str, Any]
     status: Literal["finished", "stopped", "failed", "unfinished", "interval"]
-    """interval: of a population, before its last generation."""
+    """interval: in a population, before its last generation."""
     losses: list[float]
-    """Of each seed's run that ended, nats per token: of a finished one its best checkpoint's over the whole validation
-    part, by which trials are ranked; of others the last one seen, over the selection windows."""
+    """For each seed's run that ended, in nats per token: for a finished run its best checkpoint's loss over the whole
+    validation part, which ranks the trials; for other runs the last loss, over the selection windows."""
     facts: dict[str, float]
-    """Means over its runs, of what each of them has."""
+    """Means over its runs, for facts that each run has."""
     is_ranked: bool
     """Whether it can be compared with others (`ranking.ranked`)."""
     is_best: bool
-    """Whether no other one beats it; of several objectives there may be several."""
+    """Whether no other trial beats it; with several objectives there may be several such trials."""
 
     @property
     def loss(self) -> float | None:
@@ -64,47 +64,47 @@ class Trial:
 
 @dataclass(frozen=True)
 class Heads:
-    """The read-outs of one variant's heads (`voicechat heads`)."""
+    """The readouts of one variant's heads (`voicechat heads`)."""
 
     rows: list[dict[str, Any]]
     """A row for each head: layer, head, symmetry, self_weight, previous_token, induction, effective_rank, …"""
     figures: dict[str, str]
-    """PNG images, base64, by what they show: "spectra", "scores", "attention"."""
+    """PNG images, base64, by their content: "spectra", "scores", "attention"."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that a report says."""
+    """All facts of a report."""
 
     title: str
     kind: Literal["sweep", "comparison"]
     description: str
-    """What was asked and how it was gone about, a paragraph of plain text."""
+    """The question and the method, a paragraph of plain text."""
     runs: list[Run]
     baseline: str | None = None
-    """Of a comparison: the variant that the others are compared with."""
+    """For a comparison: the variant with which the others are compared."""
     margin: float = 0.01
-    """Of a comparison: two variants whose difference is within ± this, in nats per token, are equivalent."""
+    """For a comparison: two variants whose difference is within ± this, in nats per token, are equivalent."""
     heads: dict[str, Heads] = field(default_factory=dict)
     """By variant."""
     prompt: str = ""
     samples: dict[str, str] = field(default_factory=dict)
-    """By variant: what a model writes after the prompt, the prompt included."""
+    """For each variant: the prompt and the text that a model generates after it."""
     environment: dict[str, str] = field(default_factory=dict)
-    """What was run and on what: machine, versions, commit, seconds of training, cost, in the order to be shown."""
+    """The conditions of the runs: machine, versions, commit, seconds of training, cost, in the order of the report."""
     importances: dict[str, float] = field(default_factory=dict)
-    """Of a sweep: how much each searched field mattered (sums to 1)."""
+    """For a sweep: the importance of each searched field (the sum is 1)."""
     trials: list[Trial] = field(default_factory=list)
-    """Of a sweep: the ranked ones, the best first, then the others by their numbers."""
+    """For a sweep: the ranked trials, the best first, then the others by their numbers."""
     objectives: list[str] = field(default_factory=lambda: ["validation_loss"])
-    """Of a sweep: what it sought; the first is validation_loss."""
+    """For a sweep: its objectives; the first is validation_loss."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def findings_from(values: dict[str, Any]) -> Findings:
-    """Back from `as_dict`, or from the JSON of it."""
+    """Convert the result of `as_dict`, or its JSON, back."""
     runs = [Run(**run) for run in values["runs"]]
     trials = [Trial(**trial) for trial in values["trials"]]
     heads = {variant: Heads(**rows) for variant, rows in values["heads"].items()}

@@ -1,4 +1,4 @@
-"""Gathering what a report is written from: a sweep's memory, its checkpoints, and the machine.
+"""Gather the facts of a report: a sweep's study, its checkpoints, and the machine.
 
 Letters: b batch, t position.
 """
@@ -37,7 +37,7 @@ FIGURES = ("spectra", "scores", "attention")
 
 
 def sweep_findings(study: Study, prompt: str) -> Findings:
-    """A sweep as it stands; the heads and the sample are those of its best trial."""
+    """Return the facts of a sweep in its current state; the heads and the sample are those of its best trial."""
     sweep, trials = study.sweep, study.trials()
     runs = [run for trial in trials for run in runs_of(study, trial, "equal width", variant_of(trial, sweep))]
     best = next(iter(winners(trials, sweep)), None)
@@ -60,7 +60,7 @@ def sweep_findings(study: Study, prompt: str) -> Findings:
 
 
 def trials_of(study: Study, trials: list[Trial]) -> list[report.Trial]:
-    """What a sweep's report says of each trial, in the order in which it says it."""
+    """Return the report's facts about each trial, in the report's order."""
     ranking = ranked(trials, study.sweep)
     compared, best = ({trial.number for trial in found} for found in (ranking, winners(trials, study.sweep)))
     described = []
@@ -91,11 +91,11 @@ def comparison_findings(
     prompt: str,
     repeated: list[Table],
 ) -> Findings:
-    """A comparison's runs, put in their places.
+    """Return the facts of a comparison's runs.
 
     Args:
         placed: each trial with its study, table and variant.
-        repeated: tables in which the baseline's runs of "equal width" stand, too.
+        repeated: tables that also contain the baseline's runs of "equal width".
     """
     runs: list[Run] = []
     chosen: dict[str, Path] = {}
@@ -132,7 +132,7 @@ def comparison_findings(
 
 
 def runs_of(study: Study, trial: Trial, table: Table, variant: str) -> list[Run]:
-    """A trial's runs that have ended."""
+    """Return a trial's runs that have ended."""
     return [
         Run(
             number=trial.number,
@@ -150,10 +150,10 @@ def runs_of(study: Study, trial: Trial, table: Table, variant: str) -> list[Run]
 
 
 def variant_of(trial: Trial, sweep: SweepFile) -> str:
-    """The attention of a trial's model, as people call it."""
+    """Return the attention of a trial's model in words."""
     try:
         model = sweep.recipe_for(trial.point).model
-    except InputError:  # which is why the trial failed
+    except InputError:  # this is why the trial failed
         return "impossible"
     if sweep.recipe.init_from is not None:
         return sweep.recipe.init_from
@@ -161,7 +161,7 @@ def variant_of(trial: Trial, sweep: SweepFile) -> str:
 
 
 def heads_of(chosen: dict[str, Path]) -> dict[str, Heads]:
-    """By variant the read-outs of a checkpoint's heads; of this project's own models alone."""
+    """Return for each variant the readouts of a checkpoint's heads, only for this project's own models."""
     found = {}
     for variant, checkpoint in chosen.items():
         if not isinstance(load_checkpoint(checkpoint)[0], GPTForCausalLM):
@@ -175,7 +175,7 @@ def heads_of(chosen: dict[str, Path]) -> dict[str, Heads]:
 
 
 def sample(checkpoint: Path, prompt: str) -> str:
-    """The prompt and what the checkpoint adds to it, the same every time; it sees half a context at most."""
+    """Return the prompt and the checkpoint's continuation, always the same; the model sees at most half a context."""
     model, tokenizer = load_checkpoint(checkpoint)
     written_t = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids[0]
     if not len(written_t):
@@ -192,12 +192,12 @@ def sample(checkpoint: Path, prompt: str) -> str:
 
 
 def importances(study: Study) -> dict[str, float]:
-    """How much each searched field mattered (PED-ANOVA, arXiv 2304.10255); empty for too few finished trials."""
+    """Return the importance of each searched field (PED-ANOVA, arXiv 2304.10255); empty for too few finished trials."""
     if not study.sweep.search or len(study.sweep.objectives) > 1:
         return {}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of few trials; the report says how many there are
+            warnings.simplefilter("ignore")  # it warns of few trials; the report gives their number
             return optuna.importance.get_param_importances(
                 study.optuna, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
             )
@@ -207,7 +207,7 @@ def importances(study: Study) -> dict[str, float]:
 
 
 def environment(studies: list[Study], trials: list[Trial]) -> dict[str, str]:
-    """What was run, and by what: as the runs' checkpoints note it, which may be several machines and commits."""
+    """Return the conditions of the runs from their checkpoints, possibly several machines and commits."""
     checkpoints = [
         files.run_folder(run.key) / "best"
         for study in studies
@@ -231,6 +231,6 @@ def environment(studies: list[Study], trials: list[Trial]) -> dict[str, str]:
 
 
 def each(found: Iterable[str]) -> str:
-    """Every different one, in the order in which they come; of several, each with its number of runs."""
+    """Return every different value in order; if there are several, each with its number of runs."""
     counts = Counter(found)
     return "; ".join(counts) if len(counts) == 1 else "; ".join(f"{one} ({runs} runs)" for one, runs in counts.items())

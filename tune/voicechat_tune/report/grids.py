@@ -1,4 +1,4 @@
-"""The tables of a report as text: rows of cells that a template only has to set."""
+"""The tables of a report as text: rows of cells for a template."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Grid:
 
 
 def grid(caption: str, header: list[str], rows: list[list[str]]) -> Grid:
-    """Columns that are empty in every row are left out."""
+    """Return a table without columns that are empty in every row."""
     kept = [column for column in range(len(header)) if any(row[column] != NOTHING for row in rows)]
     return Grid(caption, [header[column] for column in kept], [[row[column] for column in kept] for row in rows])
 
@@ -61,7 +61,7 @@ COST_COLUMNS: dict[str, Callable[[VariantResult], str]] = {
 
 
 def comparison_grids(result: TableResult, baseline: str | None) -> list[Grid]:
-    """What the variants of one table reached, and what they cost."""
+    """Return the results and the costs of the variants of one table."""
     caption = f"Losses at {result.table}, means over seeds, nats per token"
     if result.differences:
         caption += f"; differences and verdicts are against {quoted(baseline or '')}"
@@ -79,7 +79,7 @@ def comparison_grids(result: TableResult, baseline: str | None) -> list[Grid]:
 
 
 def runs_grid(caption: str, runs: list[Run]) -> Grid:
-    """Every run with its choices."""
+    """Return every run with its choices."""
     fields = list(dict.fromkeys(field for run in runs for field in run.choices))
     header = ["trial", "variant", *short_names(fields), "status", "seed", "steps", "final loss", "best loss"]
     rows = [
@@ -99,13 +99,13 @@ def runs_grid(caption: str, runs: list[Run]) -> Grid:
 
 
 def short_names(fields: list[str]) -> list[str]:
-    """The fields without their sections where that tells them apart: six of them must fit on a page."""
+    """Return the fields without their sections if that is unique: six of them must fit on a page."""
     ends = [field.rsplit(".", 1)[-1] for field in fields]
     return [end if ends.count(end) == 1 else field for field, end in zip(fields, ends, strict=True)]
 
 
 def trials_grid(findings: Findings) -> Grid:
-    """The trials of a sweep, the best first; those that cannot be compared come last."""
+    """Return the trials of a sweep, the best first; those that cannot be compared come last."""
     caption = (
         "Trials, the best first. The loss (nats per token) is the best checkpoint's over the whole validation part, "
         "the mean over seeds"
@@ -132,7 +132,7 @@ def trials_grid(findings: Findings) -> Grid:
 
 
 def heads_grid(variant: str, heads: Heads) -> Grid:
-    """A row for each head."""
+    """Return a row for each head."""
     columns = list(dict.fromkeys(name for row in heads.rows for name in row))
     rows = [[read_out(row.get(column)) for column in columns] for row in heads.rows]
     return grid(f"Heads of {variant}.", [column.replace("_", " ") for column in columns], rows)

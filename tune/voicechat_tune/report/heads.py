@@ -34,7 +34,7 @@ def show_heads(folder: Path, out: Path) -> list[dict[str, Any]]:
         out: folder for the figures and heads.json.
 
     Returns:
-        A row of read-outs for each head.
+        A row of readouts for each head.
 
     Raises:
         InputError: the checkpoint is not of our family.
@@ -82,12 +82,12 @@ def show_heads(folder: Path, out: Path) -> list[dict[str, Any]]:
 
 
 def row(readout: HeadReadout) -> dict[str, Any]:
-    """The scalars of a head."""
+    """Return the scalars of a head."""
     return {name: value for name, value in asdict(readout).items() if not isinstance(value, torch.Tensor)}
 
 
 def loadings(model: GPTForCausalLM, readout: HeadReadout, tokens_n: torch.Tensor) -> torch.Tensor:
-    """(n, k): each token's embedding along the head's directions, stretched by what each direction counts."""
+    """Return (n, k): each token's embedding along the head's directions, scaled by the weight of each direction."""
     coordinates_nk = model.embedding.weight[tokens_n].detach().double() @ readout.eigenvectors_dk
     return coordinates_nk * readout.eigenvalues_k.abs().sqrt() * readout.eigenvalues_k.sign()
 
@@ -135,7 +135,7 @@ def score_maps(readouts: list[HeadReadout]) -> Figure:
 def maps(
     readouts: list[HeadReadout], tables: list[torch.Tensor], rows: list[str] | None, columns: list[str] | None
 ) -> Figure:
-    """A heat map for each head, zero in the middle of the colours where there are negative values."""
+    """Draw a heat map for each head, with zero in the middle of the colours if there are negative values."""
     figure, axes = grid(readouts, 3)
     for readout, table in zip(readouts, tables, strict=True):
         axis = axes[readout.layer, readout.head]

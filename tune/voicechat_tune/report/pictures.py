@@ -1,4 +1,4 @@
-"""Which figures a report shows, with their captions, as PNG images."""
+"""The figures of a report with their captions, as PNG images."""
 
 import base64
 from collections.abc import Iterator
@@ -13,17 +13,17 @@ from voicechat_tune.report.formats import field_words
 from voicechat_tune.report.results import TableResult, trial_points, variant_points
 
 COSTS = ("non_embedding_parameters", "cache_bytes_per_token")
-"""What the losses of a comparison are set against."""
+"""The costs to draw against the losses of a comparison."""
 LARGER_IS_BETTER = ("tokens_per_second",)
 DOTS_PER_INCH = 150
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure that is drawn."""
+    """A figure as an image."""
 
     name: str
-    """Of its file, without the ending."""
+    """The name of its file, without the extension."""
     caption: str
     png: bytes
 
@@ -33,11 +33,11 @@ class Picture:
 
 
 def draw_figures(findings: Findings, results: list[TableResult]) -> list[Picture]:
-    """The figures for which there is something to show.
+    """Return the figures for which there is data.
 
     Args:
-        findings: what is known.
-        results: its `table_results`, empty for a sweep.
+        findings: the facts.
+        results: their `table_results`, empty for a sweep.
     """
     return list(draw_sweep(findings) if findings.kind == "sweep" else draw_comparison(findings, results))
 
@@ -102,7 +102,7 @@ def draw_sweep(findings: Findings) -> Iterator[Picture]:
 
 
 def head_pictures(findings: Findings, variant: str) -> list[Picture]:
-    """The figures of a variant's heads. Their files are numbered, since names are not safe as files' names."""
+    """Return the figures of a variant's heads. Their files have numbers, because names are not safe as file names."""
     index = list(findings.heads).index(variant) + 1
     return [
         Picture(f"heads-{index}-{number}", f"Heads of {variant}: {shows}.", base64.b64decode(image, validate=True))

@@ -1,4 +1,4 @@
-"""The numbers of a comparison: what each variant reached in each table, and how it differs from the baseline."""
+"""The numbers of a comparison: each variant's results in each table, and its difference from the baseline."""
 
 from dataclasses import dataclass
 
@@ -19,15 +19,15 @@ class VariantResult:
     """Final validation loss by seed; of several runs with one seed the last counts."""
     final: Estimate
     best_loss: float
-    """Mean over seeds of each run's lowest validation loss."""
+    """The mean over seeds of each run's lowest validation loss."""
     nats_per_character: float | None
-    """Mean over seeds at the last step; None where a token is a character."""
+    """The mean over seeds at the last step; None if a token is a character."""
     facts: dict[str, float]
     """Means over the seeds that have the fact."""
     difference: Difference | None
-    """None for the baseline, and where there is no seed in common with it."""
+    """None for the baseline, and for a variant without a common seed."""
     unpaired: list[int]
-    """Seeds that only one of variant and baseline has."""
+    """Seeds that only the variant or only the baseline has."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,18 @@ class TableResult:
 
 
 def finished(runs: list[Run]) -> list[Run]:
-    """The runs that went to their last step. Only their losses may be compared."""
+    """Return the runs that reached their last step. Only their losses may be compared."""
     return [run for run in runs if run.status == "finished" and run.history]
 
 
 def variants_of(findings: Findings) -> list[str]:
-    """Every variant once, in the order of the runs, the baseline first."""
+    """Return every variant once, in the order of the runs, the baseline first."""
     variants = dict.fromkeys(run.variant for run in findings.runs)
     return sorted(variants, key=lambda variant: variant != findings.baseline)
 
 
 def table_results(findings: Findings) -> list[TableResult]:
-    """The tables of a comparison that have finished runs."""
+    """Return the tables of a comparison that have finished runs."""
     results = []
     for table in COMPARED:
         runs = finished([run for run in findings.runs if run.table == table])
@@ -108,17 +108,17 @@ def mean_facts(runs: list[Run]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Point:
-    """What something costs, and the loss that it reaches."""
+    """A cost and the loss that it reaches."""
 
     label: str
     group: str
-    """The table that it is from; "" in a sweep."""
+    """The name of its table; "" in a sweep."""
     cost: float
     loss: float
 
 
 def variant_points(table: TableResult, fact: str) -> list[Point]:
-    """Each variant of a table, with its mean loss."""
+    """Return each variant of a table with its mean loss."""
     return [
         Point(result.variant, table.table, result.facts[fact], result.final.mean)
         for result in table.variants
@@ -127,7 +127,7 @@ def variant_points(table: TableResult, fact: str) -> list[Point]:
 
 
 def trial_points(trials: list[Trial], fact: str) -> list[Point]:
-    """Each ranked trial of a sweep."""
+    """Return each ranked trial of a sweep."""
     return [
         Point(f"trial {trial.number}", "", trial.facts[fact], trial.loss)
         for trial in trials
@@ -136,11 +136,11 @@ def trial_points(trials: list[Trial], fact: str) -> list[Point]:
 
 
 def pareto_front(points: list[Point], larger_is_better: bool = False) -> list[Point]:
-    """The points of which no other is at least as good in both and better in one, in order of their costs.
+    """Return the points that no other point dominates (as good in both, better in one), in order of their costs.
 
     Args:
         points: any.
-        larger_is_better: of the cost; of the loss it never is.
+        larger_is_better: for the cost; a smaller loss is always better.
     """
     sign = -1 if larger_is_better else 1
     places = [(sign * point.cost, point.loss) for point in points]

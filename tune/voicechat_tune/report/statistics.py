@@ -1,7 +1,7 @@
 """Statistics of losses that are paired by seed: intervals, tests, verdicts.
 
-Losses are nats per token, and lower is better. The seeds are what is sampled: two variants with the same seed saw the
-same data in the same order, so only the differences within a seed say something about the variants.
+Losses are nats per token, and lower is better. The seeds are the sample. Two variants with the same seed saw the same
+data in the same order, so only the differences within a seed say something about the variants.
 """
 
 import math
@@ -17,15 +17,15 @@ Verdict = Literal["better", "worse", "equivalent", "undecided"]
 ALPHA = 0.05
 RESAMPLES = 10_000
 ENUMERATED_SEEDS = 14
-"""Up to so many seeds every assignment of signs is tried."""
+"""The most seeds for which the test tries every assignment of signs."""
 FEWEST_SEEDS = 6
-"""With n seeds the sign-flip test's least p is 2/2ⁿ, and the sample's whole range, which a bootstrap interval of the
-mean cannot leave, covers a symmetric distribution's centre with probability 1 - 2/2ⁿ: below 6 neither gets to 5%."""
+"""With n seeds the sign-flip test's least p is 2/2ⁿ. A bootstrap interval of the mean cannot exceed the sample's range,
+which covers a symmetric distribution's centre with probability 1 - 2/2ⁿ. Below 6 seeds neither reaches 5%."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with its 95% interval, which one seed does not give."""
+    """A mean over seeds with its 95% interval; one seed gives no interval."""
 
     mean: float
     low: float | None
@@ -34,12 +34,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """A variant's loss less the baseline's over the seeds that both have: below 0 the variant is better."""
+    """A variant's loss minus the baseline's over the common seeds: below 0 the variant is better."""
 
     seeds: list[int]
     estimate: Estimate
     p: float
-    """Of the sign-flip test, two-sided."""
+    """From the two-sided sign-flip test."""
     corrected_p: float
     """After Holm's correction over all variants that were compared with the same baseline."""
     verdict: Verdict
@@ -52,7 +52,7 @@ def compare_with(
 
     Args:
         baseline: loss by seed.
-        variants: loss by seed of each; one that shares no seed with the baseline is left out.
+        variants: loss by seed of each; one without a common seed with the baseline is omitted.
         margin: differences within ± this, in nats per token, are equivalent.
     """
     # In the order of the seeds, so that the resampling does not depend on the order of the runs.
@@ -70,13 +70,13 @@ def compare_with(
             estimate=mean,
             p=p_values[name],
             corrected_p=corrected[name],
-            verdict=judge(mean, corrected[name], len(values), margin),
+            verdict=verdict_of(mean, corrected[name], len(values), margin),
         )
     return compared
 
 
 def estimate(samples: Sequence[float]) -> Estimate:
-    """Mean and 95% interval of one or more samples.
+    """Return the mean and the 95% interval of one or more samples.
 
     Raises:
         ValueError: there are none.
@@ -90,11 +90,11 @@ def estimate(samples: Sequence[float]) -> Estimate:
 
 
 def mean_interval(samples: np.ndarray) -> tuple[Any, Any]:
-    """95% bootstrap interval of the mean over the first dimension.
+    """Return the 95% bootstrap interval of the mean over the first dimension.
 
     It is the percentile interval, expanded for small samples (Hesterberg 2015, "What Teachers Should Know About the
-    Bootstrap", section 3): the plain one is too narrow by sqrt((n - 1) / n) and by the normal's quantile in place of
-    Student's, and covers the mean of 6 normal samples in 84% of cases, the expanded one in 92%.
+    Bootstrap", section 3). The plain interval is too narrow by sqrt((n - 1) / n) and by the normal's quantile instead
+    of Student's. It covers the mean of 6 normal samples in 84% of cases, the expanded one in 92%.
 
     Args:
         samples: (n, …), a row for each seed; the rest of a row is resampled with it.
@@ -123,10 +123,10 @@ def mean_interval(samples: np.ndarray) -> tuple[Any, Any]:
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
-    """Two-sided p of the hypothesis that each paired difference is as likely to have had the other sign.
+    """Return the two-sided p of the hypothesis that each paired difference is equally likely to have the other sign.
 
-    The statistic is their mean. Up to 14 differences all 2ⁿ assignments of signs are tried and p is exact; above, it is
-    estimated from 2¹⁴ random ones.
+    The statistic is their mean. Up to 14 differences the test tries all 2ⁿ assignments of signs, and p is exact. Above
+    14, it estimates p from 2¹⁴ random ones.
 
     Raises:
         ValueError: there are no differences.
@@ -148,12 +148,12 @@ def sign_flip_p(differences: Sequence[float]) -> float:
 
 
 def least_p(seeds: int) -> float:
-    """The least p that the sign-flip test can give."""
+    """Return the least p of the sign-flip test."""
     return 2 / 2**seeds if seeds <= ENUMERATED_SEEDS else 2 / (2**ENUMERATED_SEEDS + 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: the p values for which the family's error rate is held (Holm 1979), in order."""
+    """Return Holm's corrected p values, which hold the family's error rate (Holm 1979), in order."""
     order = np.argsort(p_values, kind="stable")
     corrected = [0.0] * len(p_values)
     largest = 0.0
@@ -163,10 +163,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def judge(difference: Estimate, corrected_p: float, seeds: int, margin: float) -> Verdict:
-    """What may be said of a variant.
+def verdict_of(difference: Estimate, corrected_p: float, seeds: int, margin: float) -> Verdict:
+    """Return the verdict on a variant.
 
-    A difference that lies wholly within the margin is "equivalent" even where it is not chance.
+    A difference whose interval is within the margin is "equivalent", even if it is more than chance.
     """
     if seeds < FEWEST_SEEDS or difference.low is None or difference.high is None:
         return "undecided"
@@ -178,7 +178,7 @@ def judge(difference: Estimate, corrected_p: float, seeds: int, margin: float) -
 
 
 def is_measurable(difference: Estimate, corrected_p: float) -> bool:
-    """Whether a difference is more than chance: p < 0.05, and an interval without 0."""
+    """Return whether a difference is more than chance: p < 0.05, and an interval without 0."""
     if difference.low is None or difference.high is None:
         return False
     return corrected_p < ALPHA and (difference.high < 0 or difference.low > 0)

@@ -1,4 +1,4 @@
-"""Which engine a model gets, and how its files are made ready for it."""
+"""Select a model's engine, and prepare its files for it."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -15,13 +15,13 @@ from voicechat_serve.generation.served_model import EngineName, Precision
 def make_engine(
     folder: Path, tokenizer: ChatTokenizer, engine: EngineName = "auto", precision: Precision = "auto", threads: int = 1
 ) -> Engine:
-    """Loads a model into an engine.
+    """Load a model into an engine.
 
     Args:
-        folder: a Hugging Face model directory, or one that CTranslate2's converter wrote (with model.bin).
-        tokenizer: the model's.
-        engine: which one.
-        precision: what torch and vLLM compute in.
+        folder: a Hugging Face model directory, or one of CTranslate2's converter (with model.bin).
+        tokenizer: the model's tokenizer.
+        engine: the engine's name.
+        precision: the type in which torch and vLLM compute.
         threads: CPU threads of one step.
 
     Raises:
@@ -34,14 +34,14 @@ def make_engine(
         raise InputError(
             "the engine vllm is not installed in the environment of this replica; docs/serving.md says how"
         )
-    # Imported here, so that a replica loads its own engine's library only, and the driver none.
+    # Imported here, so that a replica loads only its own engine's library, and the driver none.
     if is_converted or engine == "ctranslate2":
         from voicechat_serve.generation.engines.ctranslate2_engine import CTranslate2Engine
 
         converted = folder if is_converted else converted_folder(folder)
         try:
             return CTranslate2Engine(converted, tokenizer.tokenizer, tokenizer.end_ids)
-        except (RuntimeError, OSError, ValueError, KeyError) as error:  # CTranslate2's, and of its config.json
+        except (RuntimeError, OSError, ValueError, KeyError) as error:  # from CTranslate2, and for its config.json
             raise InputError(f"the CTranslate2 model in {converted} cannot be read: {error!r}") from error
 
     import torch
@@ -64,13 +64,14 @@ def make_engine(
     torch.set_num_threads(threads)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     model = load_model(folder, torch.float32)
-    if not isinstance(model, GPTForCausalLM):  # one of ours is rounded after its weights are laid out
+    if not isinstance(model, GPTForCausalLM):  # our own model is rounded after its weights are prepared
         model = model.to(dtype)
     return TorchEngine(model.to(device), tokenizer.decode, tokenizer.end_ids, dtype=dtype)
 
 
 def converted_folder(folder: Path) -> Path:
-    """A checkpoint folded into a Llama and converted, once; beside it, where the registry's files are never touched.
+    """Return a checkpoint folded into a Llama and converted, once, in a separate folder: the registry's files never
+    change.
 
     Raises:
         InputError: the model has no stock equivalent.
@@ -82,14 +83,14 @@ def converted_folder(folder: Path) -> Path:
 
     def make(whole: Path) -> None:
         if stock == folder:
-            load_model(folder)  # the converter would unpickle, and does not say what is missing
+            load_model(folder)  # the converter would unpickle, and does not name missing files
         convert_to_ctranslate2(stock, whole, quantization="int8")
 
     return prepared("converted", folder, make)
 
 
 def folded_folder(folder: Path) -> Path:
-    """A checkpoint of ours folded into a stock model, once; the folder itself where it is no model of ours.
+    """Return our checkpoint folded into a stock model, once; other models' folders are returned as they are.
 
     Raises:
         InputError: the model has no stock equivalent, or a file of it is missing or damaged.
@@ -110,9 +111,10 @@ def folded_folder(folder: Path) -> Path:
 
 
 def prepared(kind: str, folder: Path, make: Callable[[Path], None]) -> Path:
-    """What is made from a checkpoint, once; and anew when a file of the checkpoint is another one."""
+    """Return the folder of files derived from a checkpoint, made once, and again when a file of the checkpoint
+    changes."""
     folder = folder.resolve()
     files = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
-    # The time of a change besides the one of the contents, which copying tools set as they like.
+    # The status change time, in addition to the modification time, which copying tools may set to any value.
     identity = [folder, *((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in files)]
     return made_once(settings().folder(kind) / folder_name(folder.name, identity), make)

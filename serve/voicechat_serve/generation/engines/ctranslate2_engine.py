@@ -1,4 +1,4 @@
-"""CTranslate2 on the CPU: int8 weights, several requests at once, one core each.
+"""CTranslate2 on the CPU: int8 weights, several concurrent requests, one core each.
 
 Measured once on two shared cores (SmolLM2-135M, int8, four requests): two workers of one thread 172 tokens/s, one
 worker of one thread 82, one worker of two threads 30.
@@ -27,38 +27,38 @@ from voicechat_serve.generation.engines.text_stream import TextStream
 from voicechat_serve.operations.health import Health
 
 LONGEST_CONTEXT = 2048
-"""A prompt is read in one go that cannot be cancelled: SmolLM2 reads about 100 tokens a second on two busy cores, and
-its own 8,192 would hold one of the workers for over a minute."""
+"""CTranslate2 reads a prompt in one step that cannot be cancelled. SmolLM2 reads about 100 tokens per second on two
+busy cores, so a prompt of its own 8,192 would block a worker for over a minute."""
 
 
 @dataclass(eq=False)
 class Decoding:
-    """One request's way out of CTranslate2's thread."""
+    """The link between one request and CTranslate2's thread."""
 
     loop: asyncio.AbstractEventLoop
     token_ids: asyncio.Queue[int | None] = field(default_factory=asyncio.Queue)
-    """None comes after the last token."""
+    """None follows the last token."""
     cancelled: bool = False
 
     def receive(self, step: ctranslate2.GenerationStepResult) -> bool:
-        """Called on CTranslate2's thread for every token; returning True ends the request."""
+        """Receive a token on CTranslate2's thread; return True to end the request."""
         self.send(step.token_id)
         return self.cancelled
 
     def send(self, token_id: int | None) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: no client waits any more
             self.loop.call_soon_threadsafe(self.token_ids.put_nowait, token_id)
 
 
 class CTranslate2Engine:
-    """An `Engine` over a directory that CTranslate2's converter wrote. Seeds are refused.
+    """An `Engine` over a directory of CTranslate2's converter. It refuses seeds.
 
     Args:
         folder: model.bin with its config.json.
-        tokenizer: the model's.
+        tokenizer: the model's tokenizer.
         end_ids: tokens that end an answer.
-        parallel: requests decoded at once, one thread each.
-        max_waiting: most requests that wait; more are refused.
+        parallel: concurrent requests, one thread each.
+        max_waiting: the most waiting requests; further ones are refused.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class CTranslate2Engine:
         self.generator = ctranslate2.Generator(
             str(folder), device="cpu", compute_type="int8", inter_threads=parallel, intra_threads=1
         )
-        # As many threads as CTranslate2 has workers: who waits, waits here, where a cancelled request costs nothing.
+        # As many threads as CTranslate2 has workers: requests wait here, where a cancellation costs nothing.
         self.workers = ThreadPoolExecutor(parallel, thread_name_prefix="ctranslate2-engine")
         self.tokenizer = tokenizer
         self.end_ids = list(end_ids)
@@ -91,7 +91,7 @@ class CTranslate2Engine:
             for count in range(1, room + 1):
                 token_id = await decoding.token_ids.get()
                 if token_id is None:
-                    await asyncio.wrap_future(running)  # raises what went wrong
+                    await asyncio.wrap_future(running)  # raises the request's error
                     raise RuntimeError("CTranslate2 ended without an end token")
                 if token_id in self.end_ids:
                     yield [Token(text.finish(), token_id, "stop")]
@@ -105,10 +105,10 @@ class CTranslate2Engine:
                 yield [Token(new, token_id, "length" if count == room else None)]
         finally:
             decoding.cancelled = True
-            running.cancel()  # where it still waits for a worker, it leaves its place to others at once
+            running.cancel()  # if it still waits for a worker, this frees its place at once
 
     def decode(self, request: GenerationRequest, room: int, decoding: Decoding) -> None:
-        """Runs one request to its end; blocks."""
+        """Run one request to its end; blocks."""
         sampling = request.sampling
         try:
             if decoding.cancelled:
@@ -148,9 +148,10 @@ class CTranslate2Engine:
 
 
 def require_supported(request: GenerationRequest) -> None:
-    """
+    """Check that CTranslate2 supports the request.
+
     Raises:
-        UnsupportedError: the request asks for what CTranslate2 cannot do.
+        UnsupportedError: it does not.
     """
     sampling = request.sampling
     asked_for = {
@@ -158,7 +159,7 @@ def require_supported(request: GenerationRequest) -> None:
         "frequency_penalty": sampling.frequency_penalty != 0,
         "presence_penalty": sampling.presence_penalty != 0,
         "logit_bias": bool(sampling.logit_bias),
-        "seed": sampling.seed is not None,  # its sampling draws from one generator for all requests
+        "seed": sampling.seed is not None,  # its sampling uses one generator for all requests
         "logprobs": request.top_scores is not None,
     }
     for feature, is_wanted in asked_for.items():

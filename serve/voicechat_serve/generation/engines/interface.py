@@ -1,4 +1,4 @@
-"""What an engine is: requests in, streams of tokens out, many at once, each one cancellable."""
+"""The interface of all engines: requests in, streams of tokens out, many at once, each one cancellable."""
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
@@ -12,25 +12,25 @@ LONGEST_CONTEXT = 4096
 """Some models claim a hundred thousand positions, for which a cache has no room."""
 
 CACHE_BYTES = 2**30
-"""What one model's cache may take: other replicas and other versions want theirs on the same machine."""
+"""The size of one model's cache: other replicas and other versions use the same machine."""
 
 MOST_RUNNING, MOST_WAITING = 32, 64
-"""Requests that are decoded together, and that wait to be; more are refused."""
+"""The most requests that decode together, and that wait; further ones are refused."""
 
 LEAST_TEMPERATURE = 1e-3
-"""Dividing by less would overflow, and the likeliest token is certain anyway."""
+"""A division by less would overflow, and the likeliest token is certain anyway."""
 
 
 class OverloadedError(RuntimeError):
-    """The engine's queue is full: the request was not taken, and may be tried again later."""
+    """The engine's queue is full. It did not accept the request; the client may try again later."""
 
 
 class UnavailableError(RuntimeError):
-    """What was asked for is there, but cannot be had now; the replica's log says why, the message does not."""
+    """A resource exists, but is not available now. The replica's log has the reason, the message does not."""
 
 
 class EmptyPromptError(InputError):
-    """The prompt has no token: a model needs one to go on from."""
+    """The prompt has no token: a model needs one to continue from."""
 
 
 class PromptTooLongError(InputError):
@@ -42,7 +42,7 @@ class UnknownVersionError(InputError):
 
 
 class UnsupportedError(InputError):
-    """The request asks for what this model's engine cannot do.
+    """This model's engine does not support a field of the request.
 
     Args:
         feature: the request's field.
@@ -50,7 +50,7 @@ class UnsupportedError(InputError):
     """
 
     def __init__(self, feature: str, engine: str):
-        super().__init__(feature, engine)  # what an exception is made of again when it crosses to another process
+        super().__init__(feature, engine)  # pickle rebuilds an exception from these in another process
         self.feature, self.engine = feature, engine
 
     def __str__(self) -> str:
@@ -59,31 +59,31 @@ class UnsupportedError(InputError):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are chosen, and when to stop."""
+    """The rules for the choice of tokens, and for the end."""
 
     max_tokens: int | None = None
-    """Most tokens to generate; the rest of the context when not given."""
+    """The most tokens to generate; None for the rest of the context."""
     temperature: float = 1.0
-    """What logits are divided by; below LEAST_TEMPERATURE it is greedy."""
+    """The divisor of the logits; below LEAST_TEMPERATURE the choice is greedy."""
     top_p: float = 1.0
-    """Choose among the likeliest tokens whose probabilities add up to this much (arXiv 1904.09751)."""
+    """Sample from the likeliest tokens with this sum of probabilities (arXiv 1904.09751)."""
     top_k: int = 0
-    """Choose among so many of the likeliest tokens; 0 for all."""
+    """Sample from this number of the likeliest tokens; 0 for all."""
     min_p: float = 0.0
-    """Choose among tokens at least this share as likely as the likeliest (arXiv 2407.01082)."""
+    """Sample from tokens with at least this share of the likeliest token's probability (arXiv 2407.01082)."""
     repetition_penalty: float = 1.0
-    """Logits of tokens of the prompt and the answer are divided by it, or multiplied where negative (1909.05858).
-    CTranslate2 counts the answer's tokens only."""
+    """Divide logits of tokens in the prompt and the answer by it, or multiply negative ones (1909.05858). CTranslate2
+    counts only the answer's tokens."""
     frequency_penalty: float = 0.0
-    """Taken off a token's logit for every time it stands in the answer."""
+    """Subtracted from a token's logit for each of its occurrences in the answer."""
     presence_penalty: float = 0.0
-    """Taken off a token's logit once it stands in the answer."""
+    """Subtracted from a token's logit once it occurs in the answer."""
     logit_bias: tuple[tuple[int, float], ...] = ()
-    """(token id, what is added to its logit)."""
+    """(token id, number to add to its logit)."""
     stop: tuple[str, ...] = ()
     """The text ends before the first of these."""
     seed: int | None = None
-    """The same seed and prompt give the same tokens, whatever else is running (where the engine can)."""
+    """The same seed and prompt give the same tokens, independent of other requests (if the engine supports it)."""
 
     @property
     def greedy(self) -> bool:
@@ -99,84 +99,83 @@ class GenerationRequest:
     prompt_ids: list[int]
     sampling: Sampling = field(default_factory=Sampling)
     top_scores: int | None = None
-    """Score every token, and so many of the likeliest ones beside it; None for no scores."""
+    """Score every token, and this number of the likeliest tokens at its place; None for no scores."""
     score_prompt: bool = False
     """Score the prompt's tokens as well (with `top_scores`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What the model itself thought of a token, before penalties and temperature."""
+    """The model's own probability of a token, before penalties and temperature."""
 
     id: int
     logprob: float | None
-    """Natural logarithm of its probability; None for a prompt's first token, which nothing precedes."""
+    """Natural logarithm of the probability; None for a prompt's first token, which has no context."""
     top: tuple[tuple[int, float], ...] = ()
     """The likeliest tokens at this place with their log-probabilities, likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One generated token. There is one for every token that the model made, so counting them counts usage."""
+    """One generated token. The model's tokens map one to one to these, so their number is the usage."""
 
     text: str
-    """What the token adds to the text: empty while a character or a possible stop string is incomplete."""
+    """The text that the token adds: empty while a character or a possible stop string is incomplete."""
     id: int
     finish_reason: FinishReason | None = None
     """Set on the last token: "stop" for an end token or a stop string, "length" for a limit."""
     score: Score | None = None
     prompt_scores: tuple[Score, ...] = ()
-    """On the first token, where they were asked for."""
+    """On the first token, if the request asks for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """How busy an engine is at a moment."""
+    """The load of an engine at one moment."""
 
     running: int
-    """Requests that are being read or written."""
+    """Requests in prefill or decoding."""
     waiting: int
-    """Requests that wait for a place."""
+    """Requests in the queue."""
     cache_used: float
-    """Share of the cache's positions that hold a running request's tokens, 0 to 1."""
+    """The share of the cache's positions that hold a running request's tokens, 0 to 1."""
 
 
 class Engine(Protocol):
     context: int
-    """Most tokens that a prompt and its answer may have together."""
+    """The most tokens of a prompt and its answer together."""
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Token], None]:
-        """Streams the request's tokens: the first as soon as it is there, the others as they come, several at a time
-        where waking up for each would cost more than making it. Closing the iterator cancels the request within one
-        decode step.
+        """Stream the request's tokens: the first one as soon as possible, the others in batches, because a wake-up for
+        each would cost more than its generation. The end of the iteration cancels the request within one decoding step.
 
         Raises (at the first token):
             OverloadedError: too many requests are waiting.
             EmptyPromptError: the prompt has no token.
             PromptTooLongError: the prompt fills the context.
-            UnsupportedError: the engine cannot do what the request asks for.
+            UnsupportedError: the engine does not support a field of the request.
         """
         ...
 
     def load(self) -> Load:
-        """How busy it is; may be called from any thread."""
+        """Return the load; any thread may call this."""
         ...
 
     def check(self) -> None:
-        """Raises when the engine can no longer serve."""
+        """Raise if the engine can no longer serve."""
         ...
 
     def close(self) -> None:
-        """Frees what it holds, once no request is in flight."""
+        """Free the engine's resources after its last request."""
         ...
 
 
 def room_for(request: GenerationRequest, context: int) -> int:
-    """How many tokens the request may generate.
+    """Return the number of tokens that the request may generate.
 
     Raises:
-        EmptyPromptError: there is nothing to go on from.
-        PromptTooLongError: none.
+        EmptyPromptError: the prompt has no token.
+        PromptTooLongError: the number would be 0.
     """
     prompt = len(request.prompt_ids)
     if not prompt:

@@ -1,4 +1,4 @@
-"""Chooses one token for every row of a batch, each by its own request's rules and random numbers.
+"""Sample one token for every row of a batch, each by its own request's rules and random numbers.
 
 Letters: b row (one request), v vocabulary.
 """
@@ -15,21 +15,21 @@ from voicechat_serve.generation.engines.interface import Sampling, Score
 
 @dataclass(frozen=True)
 class SampledRow:
-    """What the choice of a row's next token depends on, besides its logits."""
+    """The inputs of a row's choice, in addition to its logits."""
 
     sampling: Sampling
     generator: random.Random
     prompt_ids: Sequence[int]
     answer_ids: Sequence[int]
-    """Generated so far."""
+    """The tokens generated so far."""
     top_scores: int | None = None
 
 
 class RowSampler:
-    """The sampling rules of a batch's rows, laid out as tensors once and used at every step.
+    """The sampling rules of a batch's rows, prepared as tensors once for all steps.
 
-    Each row's random numbers come from a generator of its own, one number a token, so that what a request draws does
-    not depend on the requests beside it.
+    Each row has its own random generator and draws one number per token, so that other requests never change its
+    tokens.
     """
 
     def __init__(self, rows: Sequence[SampledRow], device: torch.device | str = "cpu"):
@@ -63,7 +63,7 @@ class RowSampler:
         self.seen_bv: Tensor
 
     def choose(self, logits_bv: Tensor) -> Tensor:
-        """(b,) token ids; each is remembered as part of its row's answer."""
+        """Return (b,) token ids, and append each to its row's answer."""
         adjusted_bv = self.adjusted(logits_bv) if self.penalises or self.biases else logits_bv
         ids_b = self.drawn(adjusted_bv)
         if self.penalises:
@@ -91,7 +91,7 @@ class RowSampler:
         return torch.where(self.greedy_b, greedy_ids_b, drawn_ids_b)
 
     def adjusted(self, logits_bv: Tensor) -> Tensor:
-        """Logits with biases and penalties; rows that ask for none keep theirs, to the bit."""
+        """Return logits with biases and penalties; rows without any keep theirs, bit for bit."""
         if self.bias_bv is None:
             self.lay_out(logits_bv.shape[-1])
             assert self.bias_bv is not None
@@ -104,7 +104,7 @@ class RowSampler:
         return adjusted_bv + self.bias_bv
 
     def lay_out(self, vocabulary: int) -> None:
-        """Tables as wide as the vocabulary, which only few batches need."""
+        """Prepare tables with the width of the vocabulary, which only few batches need."""
         shape = (len(self.rows), vocabulary)
         bias_bv, counts_bv, seen_bv = torch.zeros(shape), torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
         for place, token_id, bias in self.biases:
@@ -118,18 +118,18 @@ class RowSampler:
         self.bias_bv, self.counts_bv, self.seen_bv = (x.to(self.device) for x in (bias_bv, counts_bv, seen_bv))
 
     def kept(self, probabilities_bv: Tensor) -> Tensor:
-        """(b, v) whether each token is among its row's top_k, and then among the top_p of what those share."""
+        """Return (b, v) whether each token is among its row's top_k, and then among the top_p of these."""
         sorted_bv, ids_bv = probabilities_bv.sort(dim=-1, descending=True, stable=True)
         ranks_v = torch.arange(probabilities_bv.shape[-1], device=self.device)
         sorted_bv = sorted_bv * (ranks_v < self.top_k_b1)
         before_bv = sorted_bv.cumsum(-1) - sorted_bv
-        # The likeliest token always stays; a row that cuts nothing loses nothing to rounding.
+        # The likeliest token always stays; a row without a cut loses nothing to rounding.
         kept_bv = (before_bv < self.top_p_b1 * sorted_bv.sum(-1, keepdim=True)) | (ranks_v == 0) | (self.top_p_b1 >= 1)
         kept_bv &= ranks_v < self.top_k_b1
         return torch.zeros_like(kept_bv).scatter(-1, ids_bv, kept_bv)
 
     def scores(self, logits_bv: Tensor, ids_b: Tensor) -> dict[int, Score]:
-        """By row, for the rows that asked for them."""
+        """Return scores by row, for the rows that request them."""
         if not self.scored:
             return {}
         found = scores_of(logits_bv[self.scored], ids_b[self.scored], max(self.tops))
@@ -144,7 +144,7 @@ class RowSampler:
 
 
 def scores_of(logits_bv: Tensor, ids_b: Tensor, top: int) -> list[Score]:
-    """What a model thought of the token in each row, and of so many of the likeliest."""
+    """Return the model's score of the token in each row, and of this number of the likeliest tokens."""
     logprobs_bv = torch.log_softmax(logits_bv.float(), -1)
     own_b = logprobs_bv.gather(1, ids_b[:, None])[:, 0].tolist()
     values, ids = logprobs_bv.topk(min(top, logits_bv.shape[-1]), -1)

@@ -1,9 +1,9 @@
-"""Any causal language model of transformers over a cache of fixed slots, in which every row is at its own position.
+"""Any causal language model of transformers over a cache of fixed slots, with each row at its own position.
 
 Letters: b row of the batch (one request), t query position, s key position, h head, k head width, v vocabulary.
 
-The same interface as the platform's `SlotDecoder`, which is faster and knows this project's models only. Requests that
-decode together lie in the first rows, so that a step reads the cache through a view, not a copy.
+It has the interface of the platform's `SlotDecoder`, which is faster and supports only this project's models. Requests
+that decode together are in the first rows, so that a step reads the cache through a view, without a copy.
 """
 
 import torch
@@ -14,9 +14,10 @@ from voicechat_platform.models.decoding import SlotRows, additive
 
 
 class TransformersDecoder(SlotRows):
-    """
+    """A transformers model over a cache of slots.
+
     Args:
-        model: takes a cache, position ids and a ready attention mask, as transformers' causal models do.
+        model: accepts a cache, position ids and a complete attention mask, as transformers' causal models do.
         slots: rows of the cache.
         context: positions of each row.
     """
@@ -29,7 +30,7 @@ class TransformersDecoder(SlotRows):
 
     @torch.inference_mode()
     def prefill(self, row: int, ids_t: Tensor, start: int, every: bool = False) -> Tensor:
-        """Reads a prompt, or a piece of it, into a row from position `start` on: (t, v) or (1, v) logits."""
+        """Read a prompt, or a piece of it, into a row from position `start` on; return (t, v) or (1, v) logits."""
         end = start + len(ids_t)
         self.cache.prefill(row, start, end)
         positions_t = torch.arange(start, end, device=self.device)
@@ -38,7 +39,7 @@ class TransformersDecoder(SlotRows):
 
     @torch.inference_mode()
     def decode(self, ids_b: Tensor, positions_b: Tensor, width: int) -> Tensor:
-        """One more token for each of the first b rows: (b, v) logits."""
+        """Decode one more token for each of the first b rows; return (b, v) logits."""
         rows_b = torch.arange(len(ids_b), device=self.device)
         self.cache.decode(rows_b, positions_b, width)
         blocked_bs = positions_b[:, None] < torch.arange(width, device=self.device)
@@ -85,7 +86,7 @@ class SlotLayer(CacheLayerMixin):
         return self.cache.end, 0
 
     def get_seq_length(self) -> int:
-        return 0  # positions and masks are given with every call, and counted by nobody else
+        return 0  # every call gives positions and masks, so nothing reads this
 
     def get_max_length(self) -> int:
         return self.cache.context
@@ -94,25 +95,25 @@ class SlotLayer(CacheLayerMixin):
 class SlotCache(Cache):
     """The cache of a whole model: `num_layers` layers of (slots, h, context, k).
 
-    Before each call of the model, `prefill` or `decode` says which slots the call writes and reads.
+    Before each call of the model, `prefill` or `decode` sets the slots that the call writes and reads.
     """
 
     def __init__(self, num_layers: int, slots: int, context: int):
         self.slots, self.context = slots, context
         super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
         self.rows_b: Tensor | None = None
-        """Set while decoding: the rows that each get one token."""
+        """During decoding: the rows that each get one token."""
 
     def prefill(self, row: int, start: int, end: int) -> None:
-        """The next call fills positions `start` to `end` of one row."""
+        """Prepare a call that fills positions `start` to `end` of one row."""
         self.row, self.start, self.end, self.rows_b = row, start, end, None
 
     def decode(self, rows_b: Tensor, positions_b: Tensor, width: int) -> None:
-        """The next call adds one token to each of the first rows, and reads their first `width` positions."""
+        """Prepare a call that adds one token to each of the first rows and reads their first `width` positions."""
         self.rows_b, self.positions_b, self.end = rows_b, positions_b, width
 
     def write(self, slots_bhsk: Tensor, new_bhtk: Tensor) -> Tensor:
-        """Stores the new states and returns all that the step's queries may read, as a view (b, h, s, k)."""
+        """Store the new states, and return the states that the step's queries may read, as a view (b, h, s, k)."""
         if self.rows_b is not None:
             slots_bhsk[self.rows_b, :, self.positions_b] = new_bhtk[:, :, 0]
             return slots_bhsk[: len(self.rows_b), :, : self.end]

@@ -1,8 +1,7 @@
-"""Which request holds which row of the cache, and which earlier tokens a new prompt can take over.
+"""The assignment of requests to rows of the cache, and the reuse of earlier tokens for a new prompt.
 
-Rows 0..decoding-1 decode together; the rows after them are being filled with a prompt, or are free. A free row keeps
-the tokens of the request that held it last: a conversation's next turn begins with them, and they need not be read
-again.
+Rows 0..decoding-1 decode together. The rows after them are in prefill, or free. A free row keeps the tokens of its last
+request: the next turn of a conversation begins with them, and the engine need not read them again.
 """
 
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 LEAST_COPIED = 16
-"""Tokens: fewer are read again sooner than they are copied."""
+"""In tokens: to read fewer again is faster than to copy them."""
 
 
 class Rows(Protocol):
@@ -26,9 +25,9 @@ class Rows(Protocol):
 @dataclass(eq=False)
 class Row:
     token_ids: list[int] = field(default_factory=list)
-    """Tokens whose states lie in the cache, from position 0 on."""
+    """Tokens whose states are in the cache, from position 0 on."""
     used: int = 0
-    """When it was last let go, as a count."""
+    """The time of its last release, as a count."""
 
 
 class Slots:
@@ -43,9 +42,9 @@ class Slots:
         return [row for row in self.rows[len(self.decoding) :] if row not in self.filling]
 
     def take(self, prompt_ids: Sequence[int]) -> Row | None:
-        """A row for a new prompt, beginning with as many of its tokens as any row knows; None when all are taken.
+        """Return a row for a new prompt with the longest beginning that any row holds, or None if all rows are taken.
 
-        At least the prompt's last token is left to be read: its logits choose the first token of the answer.
+        At least the last token of the prompt remains unread: its logits give the first token of the answer.
         """
         free = self.free()
         if not free:
@@ -55,7 +54,7 @@ class Slots:
         best = max(self.rows, key=lambda row: shared[id(row)])
         length = shared[id(best)]
         if length and best in free and (length == len(best.token_ids) or len(free) == 1):
-            taken = best  # its whole text goes on
+            taken = best  # the new request continues its whole text
         else:
             taken = min(free, key=lambda row: (len(row.token_ids) > 0, row.used))
             if length < LEAST_COPIED:
@@ -67,13 +66,13 @@ class Slots:
         return taken
 
     def begin_decoding(self, row: Row) -> None:
-        """A filled row joins those that decode, as the last of them."""
+        """Move a filled row to the end of the decoding rows."""
         self.filling.remove(row)
         self.exchange(self.rows.index(row), len(self.decoding))
         self.decoding.append(row)
 
     def release(self, row: Row) -> None:
-        """The row is free, and keeps its tokens for a prompt that begins with them."""
+        """Free the row; it keeps its tokens for a prompt that begins with them."""
         self.clock += 1
         row.used = self.clock
         if row in self.filling:
@@ -91,14 +90,14 @@ class Slots:
             self.rows[one], self.rows[other] = self.rows[other], self.rows[one]
 
     def forget(self) -> None:
-        """Every row is free and empty: what the cache holds is not to be trusted."""
+        """Free and empty every row, because the content of the cache may be wrong."""
         self.rows = [Row() for _ in self.rows]
         self.decoding, self.filling = [], []
 
 
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two texts have in common at their beginnings."""
+    """Return the number of tokens at which two texts begin to differ."""
     limit = min(len(one), len(other))
-    if list(one[:limit]) == list(other[:limit]):  # compared at C's speed: by far the most frequent case that matters
+    if list(one[:limit]) == list(other[:limit]):  # compared at C's speed: by far the most frequent case
         return limit
     return next(place for place in range(limit) if one[place] != other[place])

@@ -1,4 +1,4 @@
-"""From token ids to text as it comes: incomplete characters and possible stop strings are held back."""
+"""Convert token ids to streamed text, and hold back incomplete characters and possible stop strings."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,15 +8,15 @@ INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
 class Detokenizer:
-    """Decodes token by token; what it gives out adds up to the decoding of all the tokens at once.
+    """Decodes token by token. The pieces together equal the decoding of all tokens at once.
 
-    A character may span tokens (byte-level byte pairs): decoders show its first bytes as U+FFFD, and so one trailing
-    U+FFFD is not given out until the next token settles what it is.
+    A character may span tokens (byte-level byte pairs). Decoders show its first bytes as U+FFFD, so a trailing U+FFFD
+    waits for the next token.
     """
 
     def __init__(self, decode: Decode):
         self.decode = decode
-        # Each window begins with one token that is done, because some decoders strip a space off the first token.
+        # Each window begins with one finished token, because some decoders strip a space off the first token.
         self.window_ids: list[int] = []
         self.given = 0
 
@@ -32,12 +32,12 @@ class Detokenizer:
         return new
 
     def finish(self) -> str:
-        """What was held back, when no more tokens come."""
+        """Return the rest when no more tokens come."""
         return self.decode(self.window_ids)[self.given :]
 
 
 class TextStream:
-    """One answer's text, cut at the stop string that is first complete."""
+    """The text of one answer, cut at the stop string that is complete first."""
 
     def __init__(self, decode: Decode, stop: Sequence[str] = ()):
         self.detokenizer = Detokenizer(decode)
@@ -45,11 +45,11 @@ class TextStream:
         self.held = ""
 
     def push(self, token_id: int) -> tuple[str, bool]:
-        """The text that is now certain, and whether a stop string ended it."""
+        """Return the text that is now certain, and whether a stop string ended it."""
         return self.release(self.detokenizer.push(token_id))
 
     def finish(self) -> str:
-        """The rest, when the answer ended for another reason than a stop string."""
+        """Return the rest if the answer ended for another reason than a stop string."""
         text, stopped = self.release(self.detokenizer.finish())
         return text if stopped else text + self.held
 
@@ -57,7 +57,7 @@ class TextStream:
         if not self.stop:
             return text, False
         text = self.held + text
-        # The one that is complete first, so that the cut does not depend on how the text was split into tokens.
+        # The one that is complete first, so that the cut does not depend on the division of the text into tokens.
         found = [(start + len(string), start) for string in self.stop if (start := text.find(string)) >= 0]
         if found:
             self.held = ""
@@ -68,7 +68,7 @@ class TextStream:
 
 
 def possible_stop(text: str, stop: str) -> int:
-    """Length of the longest end of the text with which the stop string may begin."""
+    """Return the length of the longest end of the text with which the stop string may begin."""
     for length in range(min(len(stop) - 1, len(text)), 0, -1):
         if text.endswith(stop[:length]):
             return length

@@ -1,10 +1,10 @@
-"""Continuous batching in PyTorch: one thread decodes for everybody; requests join and leave at every step.
+"""Continuous batching in PyTorch: one thread decodes all requests; they join and leave at every step.
 
 Letters: b row (one request in sequence), t query position, s key position, v vocabulary.
 
-Works for this project's models (through the platform's `SlotDecoder`) and for any causal language model of transformers
-that takes a cache, position ids and a ready attention mask. Between two steps at most `PREFILL_TOKENS` of prompts are
-read, so that a long prompt makes nobody's answer stall; requests whose prompts are being read take turns.
+It runs this project's models (through the platform's `SlotDecoder`) and any causal language model of transformers that
+accepts a cache, position ids and a complete attention mask. Between two decoding steps it reads at most
+`PREFILL_TOKENS` of prompts, so that a long prompt delays no answer. Requests in prefill take turns.
 """
 
 import asyncio
@@ -43,14 +43,14 @@ from voicechat_serve.operations.health import Health
 log = logging.getLogger(__name__)
 
 PREFILL_TOKENS = 256
-"""Of prompts, read between two decode steps."""
+"""Tokens of prompts between two decoding steps."""
 
 HANDOVER_INTERVAL_S = 0.04
-"""Least time between two handovers of one answer's tokens: small models write a token in 1 ms, and whoever reads it
-runs on the core that writes the next one."""
+"""The least time between two deliveries of one answer's tokens. A small model generates a token in 1 ms, and the reader
+runs on the core that generates the next one."""
 
 UNHURRIED_STREAMS = 4
-"""With more of them each handover holds more tokens, so that there are not more handovers of all together."""
+"""With more streams, each delivery holds more tokens, so that the total number of deliveries does not grow."""
 
 
 @dataclass(eq=False)
@@ -63,14 +63,14 @@ class RunningSequence:
     generator: random.Random
     loop: asyncio.AbstractEventLoop
     made: deque[Token | Exception] = field(default_factory=deque)
-    """Not yet handed over: one thread appends, the other takes from the left."""
+    """Tokens before delivery: one thread appends, the other one takes from the left."""
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     """Set with the first token."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set with the last one, or an error."""
+    """Set with the last token, or with an error."""
     cancelled: bool = False
     row: Row | None = None
-    """Of the cache, while it is in sequence."""
+    """The row of the cache during decoding."""
     answer_ids: list[int] = field(default_factory=list)
     prompt_scores: list[Score] = field(default_factory=list)
 
@@ -91,13 +91,13 @@ class TorchEngine:
     """An `Engine` over a transformers model.
 
     Args:
-        model: a causal language model, ready to run; one of the family is copied into a faster layout.
+        model: a causal language model, ready to run; a model of the family is copied into a faster layout.
         decode: token ids -> text.
         end_ids: tokens that end an answer.
-        slots: most requests in sequence at once; as many as `CACHE_BYTES` hold when not given, `MOST_RUNNING` at most.
-        max_waiting: most requests that wait for a slot; more are refused.
-        dtype: to compute in, for a model of the family; the model's own when not given.
-        handover_interval_s: least time between two handovers of one answer's tokens.
+        slots: the most decoding requests; None for as many as `CACHE_BYTES` hold, `MOST_RUNNING` at most.
+        max_waiting: the most requests that wait for a slot; further ones are refused.
+        dtype: the type of the computation, for a model of the family; None for the model's own.
+        handover_interval_s: the least time between two deliveries of one answer's tokens.
     """
 
     def __init__(
@@ -123,11 +123,11 @@ class TorchEngine:
         else:
             self.decoder = TransformersDecoder(model, slots, self.context)
         self.slots = Slots(self.decoder)
-        self.health = Health(IndexError)  # a token id that the model does not have: the request's fault
+        self.health = Health(IndexError)  # the model has no such token id: the request's fault
         self.waiting: deque[RunningSequence] = deque()
         self.filling: list[RunningSequence] = []
         self.running: list[RunningSequence] = []
-        """Those that decode, in the order of their rows."""
+        """Decoding requests, in the order of their rows."""
         self.changed = threading.Condition()
         self.closing = False
         self.batch_is_stale = True
@@ -142,7 +142,7 @@ class TorchEngine:
             request=request,
             room=room_for(request, self.context),
             text=TextStream(self.decode_text, request.sampling.stop),
-            # By itself Random takes -1 and 1 for the same.
+            # Random itself treats -1 and 1 as the same.
             generator=random.Random(None if request.sampling.seed is None else request.sampling.seed % 2**64),
             loop=asyncio.get_running_loop(),
         )
@@ -169,12 +169,12 @@ class TorchEngine:
                     await asyncio.wait_for(sequence.ended.wait(), self.pause_s)
         finally:
             sequence.cancelled = True
-            with self.changed, contextlib.suppress(ValueError):  # most often it waits no longer
+            with self.changed, contextlib.suppress(ValueError):  # usually it waits no longer
                 self.waiting.remove(sequence)
 
     @property
     def pause_s(self) -> float:
-        """Between two handovers of one answer's tokens."""
+        """The time between two deliveries of one answer's tokens."""
         return self.handover_interval_s * max(1, len(self.running) / UNHURRIED_STREAMS)
 
     def load(self) -> Load:
@@ -194,7 +194,7 @@ class TorchEngine:
             self.changed.notify()
         self.thread.join()
 
-    # From here on everything runs on the engine's thread.
+    # The methods from here on run on the engine's thread.
 
     def run(self) -> None:
         try:
@@ -230,13 +230,13 @@ class TorchEngine:
                 self.batch_is_stale = True
 
     def deliver(self, sequence: RunningSequence, token: Token | Exception) -> None:
-        """Keeps a token until it is asked for; wakes whoever waits for the first or the last one."""
+        """Store a token until the reader takes it; wake the reader for the first and the last one."""
         sequence.made.append(token)
         is_last = isinstance(token, Exception) or token.finish_reason is not None
         if is_last or not sequence.begun.is_set():
             try:
                 sequence.loop.call_soon_threadsafe(wake, sequence, is_last)
-            except RuntimeError:  # the loop is closed, and with it whoever waited
+            except RuntimeError:  # the loop is closed, and with it the reader
                 sequence.cancelled = True
 
     def drop_cancelled(self) -> None:
@@ -255,20 +255,20 @@ class TorchEngine:
         self.batch_is_stale = True
 
     def admit(self) -> None:
-        """Takes waiting requests in, as long as there are rows for them."""
+        """Admit waiting requests while there are free rows."""
         with self.changed:
             while self.waiting and len(self.running) + len(self.filling) < self.decoder.slots:
                 self.filling.append(self.waiting.popleft())
 
     def read_prompts(self) -> None:
-        """Reads a piece of the prompts that wait to be read; a whole prompt gives its first token."""
+        """Read a piece of the waiting prompts; a complete prompt gives its first token."""
         budget = PREFILL_TOKENS
         while self.filling and budget > 0:
-            sequence = self.filling[0]  # and there it stays while it is read, so that nobody takes the engine for idle
+            sequence = self.filling[0]  # it stays in the list during this, so that the engine does not look idle
             try:
                 with self.health.step("reading a prompt"):
-                    if sequence.row is None:  # not sooner: the prompt before it may begin with the same tokens
-                        # A prompt whose tokens are to be scored must be read whole.
+                    if sequence.row is None:  # not earlier: the prompt before it may begin with the same tokens
+                        # Scores of a prompt's tokens need the whole prompt.
                         sequence.row = self.slots.take(
                             [] if sequence.request.score_prompt else sequence.request.prompt_ids
                         )
@@ -295,7 +295,7 @@ class TorchEngine:
             self.batch_is_stale = True
 
     def read_piece(self, sequence: RunningSequence, piece: list[int]) -> Tensor:
-        """(1, v) logits after a piece of the prompt."""
+        """Return (1, v) logits after a piece of the prompt."""
         row, request = sequence.row, sequence.request
         assert row is not None
         ids_t = torch.tensor(piece, device=self.decoder.device)
@@ -305,7 +305,7 @@ class TorchEngine:
         if request.score_prompt:
             if not start:
                 sequence.prompt_scores.append(Score(piece[0], None))
-            # Each position's logits are about the next token; the last one's about the first of the next piece.
+            # Each position's logits are for the next token; the last ones are for the first token of the next piece.
             next_ids = request.prompt_ids[start + 1 : start + len(piece) + 1]
             if next_ids:
                 ids_b = torch.tensor(next_ids, device=self.decoder.device)
@@ -318,7 +318,7 @@ class TorchEngine:
         return self.take(sequence, int(ids_b), sampler.scores(logits_1v, ids_b).get(0), tuple(sequence.prompt_scores))
 
     def decode_step(self) -> None:
-        """One more token for every request in sequence."""
+        """Decode one more token for every running request."""
         if self.batch_is_stale:
             self.lay_out_batch()
         width = 1 + max(len(row.token_ids) for row in self.slots.decoding)
@@ -339,7 +339,7 @@ class TorchEngine:
             self.release(sequence)
 
     def lay_out_batch(self) -> None:
-        """Tensors that describe who is in sequence; between changes a step only advances them."""
+        """Prepare tensors for the running requests; between changes a step only advances them."""
         device = self.decoder.device
         self.ids_b = torch.tensor([sequence.answer_ids[-1] for sequence in self.running], device=device)
         self.positions_b = torch.tensor([len(row.token_ids) for row in self.slots.decoding], device=device)
@@ -353,10 +353,10 @@ class TorchEngine:
         score: Score | None = None,
         prompt_scores: tuple[Score, ...] = (),
     ) -> Token:
-        """The token as the client sees it: its text, and whether the answer ends here."""
+        """Return the token for the client: its text, and whether the answer ends here."""
         sequence.answer_ids.append(token_id)
         if token_id in self.end_ids:
-            return Token(sequence.text.finish(), token_id, "stop", None, prompt_scores)  # it is no part of the text
+            return Token(sequence.text.finish(), token_id, "stop", None, prompt_scores)  # it is not part of the text
         text, stopped = sequence.text.push(token_id)
         if stopped:
             return Token(text, token_id, "stop", score, prompt_scores)
@@ -366,7 +366,7 @@ class TorchEngine:
 
 
 def slots_within(budget_bytes: int, config, context: int, dtype: torch.dtype) -> int:
-    """How many rows of `context` positions fit, at least one: models with tied values get twice as many."""
+    """Return the number of rows of `context` positions that fit, at least one; tied values double it."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     tensors = 1 if getattr(config, "values", "") == "tied" else 2

@@ -1,4 +1,4 @@
-"""vLLM, for who has it installed (docs/serving.md): stock models, on a GPU or a CPU, in processes of its own."""
+"""vLLM, if it is installed (docs/serving.md): stock models, on a GPU or a CPU, in separate processes."""
 
 import asyncio
 import contextlib
@@ -27,19 +27,19 @@ from voicechat_serve.operations.health import Health
 
 
 class VLLMEngine:
-    """An `Engine` over vLLM's own, which is bound to one event loop: here that of a thread.
+    """An `Engine` over vLLM's own, which needs one event loop: here the loop of a thread.
 
     Args:
         folder: a Hugging Face model directory of an architecture that vLLM knows.
-        context: most positions of the model.
+        context: the most positions of the model.
         decode: token ids -> text.
         end_ids: tokens that end an answer.
         dtype: "float32" or "bfloat16".
-        threads: of a step on a CPU.
+        threads: threads of a step on a CPU.
     """
 
     def __init__(self, folder: Path, context: int, decode: Decode, end_ids: Sequence[int], dtype: str, threads: int):
-        # vLLM's processes inherit these; by themselves they would claim the same cores for every replica.
+        # vLLM's processes inherit these; their defaults would claim the same cores for every replica.
         os.environ.update(VLLM_CPU_OMP_THREADS_BIND="nobind", OMP_NUM_THREADS=str(threads), VLLM_NO_USAGE_STATS="1")
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -49,12 +49,12 @@ class VLLMEngine:
         arguments = AsyncEngineArgs(
             model=str(folder),
             skip_tokenizer_init=True,
-            generation_config="vllm",  # nothing of the folder's: a request says all
+            generation_config="vllm",  # no defaults of the folder: a request sets all
             dtype=dtype,
             max_model_len=self.context,
             max_num_seqs=MOST_RUNNING,
-            kv_cache_memory_bytes=CACHE_BYTES,  # by itself it takes nearly the whole GPU
-            enforce_eager=dtype == "float32",  # compiling takes minutes, and pays on a GPU
+            kv_cache_memory_bytes=CACHE_BYTES,  # the default takes nearly the whole GPU
+            enforce_eager=dtype == "float32",  # compilation takes minutes, and pays on a GPU
             disable_log_stats=True,
         )
 
@@ -68,7 +68,7 @@ class VLLMEngine:
         cache = self.llm.vllm_config.cache_config
         self.cache_tokens: int = cache.num_gpu_blocks * cache.block_size
         self.health = Health()
-        self.held: dict[str, int] = {}  # each request's tokens in the cache
+        self.held: dict[str, int] = {}  # the tokens of each request in the cache
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Token], None]:
         room = max(1, room_for(request, self.context))
@@ -87,7 +87,7 @@ class VLLMEngine:
             while not isinstance(output := await outputs.get(), Exception):
                 prompt_scores = scores(request.prompt_ids, output.prompt_logprobs or (), request)
                 ids = output.outputs[0].token_ids
-                told = scores(ids, output.outputs[0].logprobs or (), request)
+                token_scores = scores(ids, output.outputs[0].logprobs or (), request)
                 tokens: list[Token] = []
                 for place, token_id in enumerate(ids):
                     given += 1
@@ -95,7 +95,10 @@ class VLLMEngine:
                     new, stopped = (text.finish(), True) if token_id in self.end_ids else text.push(token_id)
                     if given == room and not stopped:
                         new += text.finish()
-                    score, before = told[place] if told else None, tuple(prompt_scores) if given == 1 else ()
+                    score, before = (
+                        token_scores[place] if token_scores else None,
+                        tuple(prompt_scores) if given == 1 else (),
+                    )
                     reason: FinishReason | None = "stop" if stopped else "length" if given == room else None
                     tokens.append(Token(new, token_id, reason, score, before))
                     if reason:
@@ -107,10 +110,10 @@ class VLLMEngine:
             raise output
         finally:
             del self.held[name]
-            run.cancel()  # and vLLM aborts the request
+            run.cancel()  # vLLM aborts the request
 
     async def run(self, name: str, prompt_ids: list[int], params: Any, loop: Any, outputs: asyncio.Queue) -> None:
-        """Hands one request's outputs over, and at last the error that ends them; on the engine's thread."""
+        """Pass one request's outputs on, and at last its error; on the engine's thread."""
         end: Exception = RuntimeError("vLLM ended the answer early")
         try:
             with self.health.step("answering") as gets_on:
@@ -120,7 +123,7 @@ class VLLMEngine:
         except Exception as error:
             end = error
         finally:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed: no client waits any more
                 loop.call_soon_threadsafe(outputs.put_nowait, end)
 
     def load(self) -> Load:
@@ -142,7 +145,7 @@ class VLLMEngine:
 
 
 def sampling_params(request: GenerationRequest, room: int, end_ids: list[int]) -> Any:
-    """The request in vLLM's words."""
+    """Return the request in vLLM's terms."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     sampling = request.sampling
@@ -164,10 +167,12 @@ def sampling_params(request: GenerationRequest, room: int, end_ids: list[int]) -
 
 
 def scores(ids: Sequence[int], places: Sequence[Mapping[int, Any] | None], request: GenerationRequest) -> list[Score]:
-    """Of each place that vLLM has scored: it tells the likeliest tokens, and the token itself among or beside them."""
+    """Return the scores of each place that vLLM has scored: its likeliest tokens, and the token itself."""
     found = []
     for token_id, place in zip(ids, places, strict=False):
-        likeliest = sorted(((other, told.logprob) for other, told in (place or {}).items()), key=lambda pair: -pair[1])
+        likeliest = sorted(
+            ((other, entry.logprob) for other, entry in (place or {}).items()), key=lambda pair: -pair[1]
+        )
         logprob = place[token_id].logprob if place else None
         found.append(Score(token_id, logprob, tuple(likeliest[: request.top_scores or 0])))
     return found

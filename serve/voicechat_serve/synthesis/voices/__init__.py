@@ -1,7 +1,6 @@
-"""The voices that speak: hibari's always, Piper's and Kokoro's where they are installed.
+"""The voices: hibari's always, Piper's and Kokoro's if they are installed.
 
-One file per engine, each with the same two things: `installed`, which finds its voices and loads none, and a
-`Speaker`.
+Each engine has one file with the same two parts: `installed`, which finds its voices and loads none, and a `Speaker`.
 """
 
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from voicechat_serve.synthesis.voices.interface import SPEECH_RATE, Speaker, Voi
 
 __all__ = ["HEART", "SPEECH_RATE", "Speaker", "Voice", "find_voice", "installed", "installed_voices"]
 
-# The names that OpenAI's clients send; all are answered by the default voice.
+# The names that OpenAI's clients send. All mean the default voice.
 OPENAI_VOICES = (
     *("alloy", "ash", "ballad", "cedar", "coral", "echo", "fable"),
     *("marin", "nova", "onyx", "sage", "shimmer", "verse"),
@@ -21,7 +20,8 @@ OPENAI_VOICES = (
 
 
 def installed() -> dict[Voice, Callable[[], Speaker]]:
-    """Every voice, and what loads its model. Of two with one name, the first; hibari's is the first of all."""
+    """Return every voice with the function that loads its model. Of two with one name, the first wins; hibari's is
+    first."""
     found: dict[Voice, Callable[[], Speaker]] = {}
     for engine in (hibari, piper, kokoro):
         for voice, load in engine.installed():
@@ -35,10 +35,10 @@ def installed_voices() -> tuple[Voice, ...]:
 
 
 def find_voice(name: str, voices: tuple[Voice, ...]) -> Voice:
-    """The voice of that name; one of OpenAI's names means the first.
+    """Return the voice of that name; OpenAI's names mean the first voice.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such voice.
     """
     for voice in voices:
         if name == voice.id:

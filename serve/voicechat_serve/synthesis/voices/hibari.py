@@ -1,4 +1,4 @@
-"""hibari, the engine that is always there: English, 16 MB, a first sentence after a tenth of a second."""
+"""hibari, the engine that is always installed: English, 16 MB, a first sentence after a tenth of a second."""
 
 import textwrap
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from voicechat_serve.audio import Samples
 from voicechat_serve.synthesis.voices.interface import MOST_PHONEMES, Installed, Voice, sentences
 
 HEART = Voice("heart", "en", "hibari")
-"""The one voice that comes with the package; any other would be downloaded."""
+"""The one voice in the package; any other would be downloaded."""
 
 
 def installed() -> Iterator[Installed]:
@@ -19,7 +19,7 @@ class HibariSpeaker:
         from hibari import Hibari
 
         self.model = Hibari(voice=HEART.id, threads=1)
-        list(self.model.stream("Ready."))  # the first call costs a second, later ones a tenth
+        list(self.model.stream("Ready."))  # the first call takes a second, later ones a tenth
 
     def speak(self, text: str, speed: float) -> Iterator[Samples]:
         for sentence in sentences(text):

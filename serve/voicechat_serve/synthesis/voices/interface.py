@@ -1,4 +1,4 @@
-"""What every speech engine is to the rest, and what bounds the text that any of them is given."""
+"""The interface of all speech engines, and limits for the text that they receive."""
 
 import re
 import textwrap
@@ -10,28 +10,29 @@ from unicodedata import digit
 from voicechat_serve.audio import Samples
 
 SPEECH_RATE = 24_000
-"""Samples a second of all speech, whatever the engine's own."""
+"""The sample rate of all speech, in Hz, for any engine."""
 
 MOST_PHONEMES = 400
-"""Spoken at once, as hibari itself has it where there is a comma to cut at. Without a limit, 4000 characters that have
-none took 5 GB."""
+"""The most phonemes in one synthesis, as hibari itself limits it where there is a comma. Without a limit, 4000
+characters without a comma took 5 GB."""
 
 MOST_CHARACTERS = 600
-"""Of a sentence, whose sounds are found at once: the time that takes grows with the square of some texts' length."""
+"""The longest sentence. The phonemes of a sentence are computed at once, and for some texts the time grows with the
+square of the length."""
 
 LONG_WORD = re.compile(r"\S{64}")
-"""For the same reason: 4000 characters without a space took half a minute."""
+"""The longest word, for the same reason: 4000 characters without a space took half a minute."""
 
 LONG_NUMBER = re.compile(r"\d(?:,?\d){15,}")
-"""Spoken digit by digit, as a person would: hibari has no names for numbers from 10^36."""
+"""Numbers to speak digit by digit, as a person does: hibari has no names for numbers from 10^36."""
 
 
 @dataclass(frozen=True)
 class Voice:
     id: str
-    """As clients name it."""
+    """The name in requests."""
     language: str
-    """ISO-639-1 code of what it speaks."""
+    """ISO-639-1 code of its language."""
     engine: str
     """ "hibari", "piper" or "kokoro"."""
 
@@ -40,20 +41,21 @@ class Speaker(Protocol):
     """A voice whose model is loaded."""
 
     def speak(self, text: str, speed: float) -> Iterator[Samples]:
-        """A chunk (n,) at SPEECH_RATE for each sentence, as soon as it is made; none without a pronounceable word.
+        """Yield a chunk (n,) at SPEECH_RATE for each sentence as soon as it is ready; none without a pronounceable
+        word.
 
         Args:
-            text: of any length and content; what is made at once is bounded.
+            text: of any length and content; each synthesis is bounded.
             speed: 1 is the voice's own pace; 0.25 to 4.
         """
 
 
 Installed = tuple[Voice, Callable[[], Speaker]]
-"""A voice, and what loads its model."""
+"""A voice, and the function that loads its model."""
 
 
 def sentences(text: str) -> Iterator[str]:
-    """The text in pieces of at most MOST_CHARACTERS, cut at the ends of sentences where they allow it."""
+    """Yield the text in pieces of at most MOST_CHARACTERS, cut at sentence ends if possible."""
     from hibari import Hibari
 
     for sentence in Hibari.split_sentences(pronounceable(text)):
@@ -61,15 +63,15 @@ def sentences(text: str) -> Iterator[str]:
 
 
 def english_sentences(text: str) -> Iterator[str]:
-    """The same, for engines that do not know dates, times and titles; hibari's normalization writes them out."""
+    """Yield the same, for engines that do not know dates, times and titles; hibari's normalization writes them out."""
     from hibari.g2p.normalize import normalize
 
     yield from map(normalize, sentences(text))
 
 
 def pronounceable(text: str) -> str:
-    """The text without what the engines take too long for, or fail at."""
+    """Return the text without parts for which the engines fail or take too long."""
     text = LONG_NUMBER.sub(lambda found: " ".join(found[0].replace(",", "")), text)
     text = LONG_WORD.sub(r"\g<0> ", text)
-    # Digits in circles and the like, which hibari takes for numbers and then cannot read; it knows squares and cubes.
+    # hibari takes digits in circles and the like for numbers and then cannot read them; it reads squares and cubes.
     return "".join(str(digit(one)) if one.isdigit() and not (one.isdecimal() or one in "²³") else one for one in text)

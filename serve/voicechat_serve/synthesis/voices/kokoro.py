@@ -29,19 +29,20 @@ if TYPE_CHECKING:
     from kokoro_onnx import Kokoro
 
 LANGUAGES = {"a": "en-us", "b": "en-gb", "e": "es", "f": "fr-fr", "h": "hi", "i": "it", "p": "pt-br"}
-"""A voice's first letter -> its language, as espeak-ng names it. Japanese (j) and Chinese (z) it cannot read."""
+"""A voice's first letter -> its language in espeak-ng's notation. It cannot read Japanese (j) and Chinese (z)."""
 
 PAUSE_S = 0.25
-"""After a sentence: the package cuts off the silence around it, of which a quarter of a second would be waited for."""
+"""The pause after a sentence: the package cuts off the silence around it, and a quarter of a second must remain."""
 
 SLOWEST, FASTEST = 0.5, 2.0
-"""Speeds that the package takes; what is asked for beyond them is spoken at these."""
+"""The package's range of speeds; other speeds are spoken at its limits."""
 
 
 def installed() -> Iterator[Installed]:
-    """
+    """Find the voices.
+
     Raises:
-        InputError: the file of the voices is none.
+        InputError: the file of the voices has no voices.
     """
     folder = settings().home.absolute() / "voices" / "kokoro"
     models, styles = sorted(folder.glob("*.onnx")), sorted(folder.glob("*.bin"))
@@ -60,7 +61,7 @@ def installed() -> Iterator[Installed]:
 
 @cache
 def load(model: Path, styles: Path) -> "Kokoro":
-    """Once for all its voices."""
+    """Load the model once for all voices."""
     from kokoro_onnx import Kokoro
 
     kokoro = Kokoro(str(model), str(styles))
@@ -69,12 +70,13 @@ def load(model: Path, styles: Path) -> "Kokoro":
 
 
 class KokoroSpeaker:
-    """
+    """One voice.
+
     Args:
         model: the .onnx file.
         styles: the file of the voices.
         name: one of them.
-        language: as espeak-ng names it.
+        language: in espeak-ng's notation.
     """
 
     def __init__(self, model: Path, styles: Path, name: str, language: str):

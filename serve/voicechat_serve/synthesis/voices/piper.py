@@ -1,6 +1,7 @@
 """Piper, an extra (it is GPL-3.0): a voice is a pair of files, NAME.onnx and NAME.onnx.json.
 
-They are found in every installed package whose name ends in _piper_voice, and in the folder voices/ of VOICECHAT_HOME.
+This module finds them in every installed package whose name ends in _piper_voice, and in the folder voices/ of
+VOICECHAT_HOME.
 """
 
 import json
@@ -28,9 +29,10 @@ from voicechat_serve.synthesis.voices.interface import (
 
 
 def installed() -> Iterator[Installed]:
-    """
+    """Find the voices.
+
     Raises:
-        InputError: a voice's description is none.
+        InputError: a voice's description is invalid.
     """
     if find_spec("piper") is None:
         return
@@ -38,14 +40,15 @@ def installed() -> Iterator[Installed]:
         described = Path(f"{model}.json")
         if described.exists():
             facts = described_in(described)
-            # Others need packages that turn Chinese, Japanese and so on into sounds.
+            # Others need packages that turn Chinese, Japanese and so on into phonemes.
             if facts.get("phoneme_type", "espeak") in ("espeak", "text"):
                 language = facts["espeak"]["voice"].partition("-")[0]
                 yield Voice(model.name.removesuffix(".onnx"), language, "piper"), partial(PiperSpeaker, model)
 
 
 def described_in(path: Path) -> dict[str, Any]:
-    """
+    """Read the description of a voice.
+
     Raises:
         InputError: the file is not Piper's description of a voice.
     """
@@ -60,14 +63,15 @@ def described_in(path: Path) -> dict[str, Any]:
 def folders() -> Iterator[Path]:
     for package in pkgutil.iter_modules():
         if package.name.endswith("_piper_voice"):
-            spec = find_spec(package.name)  # which does not import it
+            spec = find_spec(package.name)  # this does not import it
             assert spec is not None
             yield from map(Path, spec.submodule_search_locations or ())
     yield settings().home.absolute() / "voices"
 
 
 class PiperSpeaker:
-    """
+    """One voice.
+
     Args:
         model: the .onnx file.
     """
@@ -82,7 +86,7 @@ class PiperSpeaker:
         from piper import SynthesisConfig
 
         pace = SynthesisConfig(length_scale=self.model.config.length_scale / speed)
-        text = re.sub(r"\[(?=\[)", "[ ", text)  # [[ ]] would be read as phonemes
+        text = re.sub(r"\[(?=\[)", "[ ", text)  # Piper would read [[ ]] as phonemes
         is_english = self.model.config.espeak_voice.startswith("en")
         for sentence in english_sentences(text) if is_english else sentences(text):
             for phonemes in self.model.phonemize(sentence):
