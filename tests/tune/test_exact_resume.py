@@ -15,9 +15,11 @@ from voicechat_tune.running.driver import MOST_ATTEMPTS, Driver
 from voicechat_tune.running.messages import Ended
 from voicechat_tune.search.journal import JOURNAL
 from voicechat_tune.search.samplers import Search, trials_of
+from voicechat_tune.search.schedulers.interface import Scheduler
 from voicechat_tune.search.space import Space
-from voicechat_tune.search.study import Run, RunKey, Study, Trial
+from voicechat_tune.search.study import Study
 from voicechat_tune.search.sweep_file import Limits, SweepFile
+from voicechat_tune.search.trials import Run, RunKey, Trial
 
 BRANCHES = {
     "model.attention": {"choice": ["standard", "metric"]},
@@ -31,6 +33,11 @@ Parameters = TypeAdapter(Space)
 KINDS = {
     "tpe and asha": {"search": BRANCHES, "scheduler": {"grace_steps": 2, "reduction_factor": 2}, "trials": 14},
     "tpe and hyperband": {"search": BRANCHES, "scheduler": {"kind": "hyperband", "grace_steps": 2}, "trials": 12},
+    "percentile": {
+        "search": BRANCHES,
+        "scheduler": {"kind": "percentile", "grace_steps": 4, "finished_trials": 2},
+        "trials": 14,
+    },
     "gp": {"search": NUMBERS, "sampler": "gp", "trials": 12},
     "cma-es and asha": {"search": NUMBERS, "sampler": "cma_es", "trials": 14, "scheduler": {"grace_steps": 2}},
     "random, three seeds": {"search": BRANCHES, "sampler": "random", "trials": 5, "seeds": 3},
@@ -156,7 +163,7 @@ def test_a_broken_off_sweep_ends_as_a_whole_one(kind, kills, tmp_path_factory):
     assert decisions(machine.run()) == decisions(whole)
 
 
-@pytest.mark.parametrize("kind", ["tpe and asha", "tpe and hyperband"])
+@pytest.mark.parametrize("kind", ["tpe and asha", "tpe and hyperband", "percentile"])
 def test_stopped_trials_are_pruned_for_optuna(kind, tmp_path):
     sweep = sweep_of(kind)
     trials = Machine(sweep, tmp_path).run()
@@ -195,7 +202,7 @@ def test_once_a_sampler_has_learned_nothing_is_drawn_outside_its_model(kind, tmp
     assert len(trials) > LEARNING[kind]
     assert set(sweep.search) <= {name for _, name in drawn_alone}
     branch = {"model.attention": "metric"} if "model.metric" in sweep.search else {}
-    _, point = Search(sweep.model_copy(update={"first": [branch]}), Study(tmp_path, sweep)).draw(0)
+    _, point = Search(sweep.model_copy(update={"first": [branch]}), Study(tmp_path, sweep), Scheduler()).draw(0)
     assert set(point) == set(sweep.search)
     assert [(ended, name) for ended, name in drawn_alone if ended >= LEARNING[kind]] == []
 
@@ -225,9 +232,9 @@ def test_earlier_trials_of_other_bounds_and_fields_do_not_keep_a_field_out_of_th
     study = Study(tmp_path / "later", later)
     assert study.warm(Study(tmp_path / "earlier", earlier, writable=False)) == earlier.trials
     drawn_alone.clear()
-    Search(later, study).draw(0)
+    Search(later, study, Scheduler()).draw(0)
     changed = Study(tmp_path / "earlier", later)
-    Search(later, changed).draw(earlier.trials)
+    Search(later, changed, Scheduler()).draw(earlier.trials)
     assert drawn_alone == []
     more = later.model_copy(update={"search": Parameters.validate_python({**NUMBERS, **LAYERS})})
     assert Study(tmp_path / "more", more).warm(changed) == 0

@@ -13,8 +13,8 @@ from voicechat_tune.running.driver import Driver
 from voicechat_tune.running.messages import REPORT
 from voicechat_tune.running.preemption import Preempted
 from voicechat_tune.search.ranking import ranked
-from voicechat_tune.search.study import RunKey, Trial
 from voicechat_tune.search.sweep_file import SweepFile
+from voicechat_tune.search.trials import RunKey, Trial
 from voicechat_tune.search.trials_table import minutes, seconds_left, shown, trials_table
 
 MOST_ROWS = 20

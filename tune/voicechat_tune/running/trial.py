@@ -28,8 +28,8 @@ from voicechat_tune.running.disk import is_disk_full
 from voicechat_tune.running.messages import DiskFull, Ended, tell
 from voicechat_tune.running.preemption import Preempted, stopping_on_notice
 from voicechat_tune.running.run_files import RunFiles
-from voicechat_tune.search.study import RunKey
 from voicechat_tune.search.sweep_file import SweepFile
+from voicechat_tune.search.trials import RunKey
 
 log = logging.getLogger(__name__)
 

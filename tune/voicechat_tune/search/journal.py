@@ -16,6 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from voicechat_platform.errors import InputError
 from voicechat_tune.search.journal_lines import Contents, DamagedLineError
+from voicechat_tune.search.optuna_private import check_trial, id_of_trial
 
 JOURNAL = "study.journal"
 SALVAGE = (
@@ -99,7 +100,7 @@ def replay(path: Path) -> JournalStorage:
     """Optuna's storage in a journal.
 
     Raises:
-        DamagedRecordError: a record holds what only Optuna can judge, such as a distribution, and that is not sound.
+        DamagedRecordError: a record holds what only Optuna can check, such as a distribution, and that is not sound.
     """
     backend = CountingFile(str(path))
     try:
@@ -110,10 +111,10 @@ def replay(path: Path) -> JournalStorage:
         raise DamagedRecordError(backend.line, f"Optuna cannot read it: {type(error).__name__}: {error}") from None
     for trial in storage.get_all_trials(0, deepcopy=False) if storage.get_all_studies() else []:
         try:
-            trial._validate()  # Optuna itself does so when the trial is copied
+            check_trial(trial)
         except ValueError as error:
             begins = [n for n, line in enumerate(read_lines(path), 1) if json.loads(line)["op_code"] == 4]
-            raise DamagedRecordError(begins[trial._trial_id], f"its trial is none of Optuna's: {error}") from None
+            raise DamagedRecordError(begins[id_of_trial(trial)], f"its trial is none of Optuna's: {error}") from None
     return storage
 
 
