@@ -31,13 +31,6 @@ KINDS = {
     },
     "three seeds": {"search": RATES, "sampler": "random", "trials": 100, "seeds": 3},
     "asha": {"search": RATES, "sampler": "random", "trials": 150, "scheduler": {"grace_steps": 1}, "steps": 3},
-    "percentile": {
-        "search": RATES,
-        "sampler": "random",
-        "trials": 150,
-        "scheduler": {"kind": "percentile", "grace_steps": 1},
-        "steps": 3,
-    },
     "grid": {"search": {"training.batch_size": {"int": [1, 300]}}, "sampler": "grid"},
     "pbt": {
         "search": RATES,

@@ -196,7 +196,7 @@ class DrivenSearch(Searcher):
         }
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """Nothing to do: the reports have told."""
+        """Nothing to do: the driver knows it from the reports."""
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to do: all that counts stands in the study."""

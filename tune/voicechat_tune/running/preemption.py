@@ -19,7 +19,7 @@ class Preempted(Exception):  # noqa: N818 (no error: the run goes on elsewhere)
 
 
 def node_is_going() -> bool:
-    """Whether the machine of this process has been told to go: a spot machine, or `ray drain-node`."""
+    """Whether the machine of this process is about to go: a spot machine, or `ray drain-node`."""
     return ray.get_runtime_context().get_node_id() in draining_nodes()
 
 

@@ -3,7 +3,7 @@ bounds."""
 
 
 def draining_nodes() -> set[str]:
-    """The ids of the machines that have been told to go: spot machines, or by `ray drain-node`."""
+    """The ids of the machines that are about to go: spot machines, or after `ray drain-node`."""
     from ray._private.state import state
 
     return set(state.get_draining_nodes())

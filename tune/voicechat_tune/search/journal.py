@@ -1,6 +1,6 @@
 """The journal of a sweep's study: the file in which Optuna keeps it, one JSON object a line.
 
-A disk may lose or garble any line: what is damaged is told, and what is sound can be salvaged.
+A disk may lose or garble any line: what is damaged is an error that names the line, and what is sound can be salvaged.
 """
 
 import json
@@ -68,7 +68,7 @@ def sound(lines: list[bytes], beginning: Beginning) -> Sound:
     """The lines that are sound and follow each other.
 
     A line may be lost without losing those after it: each of them is kept that still refers to a trial that is there,
-    and a trial only where its number is the next one. Before the first trial that does not tell whether one of an
+    and a trial only where its number is the next one. Before the first trial nothing shows whether one of an
     earlier sweep was lost, so with such ones it ends there.
     """
     found = Sound([], Contents(beginning.objectives))

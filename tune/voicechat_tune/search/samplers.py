@@ -20,7 +20,7 @@ class Search:
     """Begins a sweep's trials, one after the other.
 
     Optuna's sampler draws in a copy of the study in memory, so that the journal gets a trial in one piece. The copy is
-    made once, and told before each draw what came of the trials that it knows as unfinished.
+    made once. Before each draw it gets what has been reported of the trials that are unfinished in it.
     """
 
     def __init__(self, sweep: SweepFile, study: Study, scheduler: Scheduler):
@@ -66,7 +66,7 @@ class Search:
         return self.memory.get_trial(id_of_trial(trial)), point
 
     def catch_up(self) -> None:
-        """Tell the copy what has been reported since the last draw."""
+        """Copy what has been reported since the last draw."""
         for number, place in self.unfinished.items():
             found, there = self.study.find(number), self.memory.get_trial(place)
             for step, loss in found.intermediate_values.items():

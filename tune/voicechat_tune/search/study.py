@@ -1,9 +1,9 @@
 """The memory of a sweep: an Optuna study in a journal that a kill at any moment leaves whole.
 
 A *trial* is one point of the search space; it has a *run*, a training, for each of its seeds. Everything that a sweep
-decides (the next point, who is stopped at a rung, when a limit is reached) is computed from what stands here and from
-the sweep file alone, so a sweep that goes on after a kill decides as it would have done. `optuna-dashboard` reads the
-journal too.
+decides (the next point, which runs a scheduler stops, when a limit is reached) is computed from what stands here and
+from the sweep file alone, so a sweep that goes on after a kill decides as it would have done. `optuna-dashboard` reads
+the journal too.
 """
 
 import logging
@@ -96,7 +96,7 @@ class Study:
         return self.known[number - 1]
 
     def run(self, key: RunKey) -> Run:
-        """A run as it stands; without evaluations where it has not told of any."""
+        """A run as it stands; without evaluations where it has reported none."""
         return next((run for run in self.trial(key.trial).runs if run.key == key), Run(key))
 
     def is_over(self, wanted: int) -> bool:
@@ -125,7 +125,7 @@ class Study:
         return trial
 
     def record(self, key: RunKey, evaluation: dict[str, Any], clock: float) -> bool:
-        """Remember what a run reported; False if it was known (a run that goes on tells its history again)."""
+        """Remember what a run reported; False if it was known (a run that goes on reports its history again)."""
         trial = self.trial(key.trial)
         if trial.state != "unfinished":
             return False

@@ -32,7 +32,7 @@ class Run:
     ending: Ending | None = None
     """None while it is unfinished."""
     message: str = ""
-    """Why it failed."""
+    """Why it failed or was stopped."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Of a finished run: the best checkpoint's losses, the model's size, and what it cost."""
 
@@ -82,7 +82,7 @@ def evaluation_in(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_of(trial: Trial, key: RunKey) -> Run:
-    """A trial's run, which it has from the first time that something is told of it."""
+    """A trial's run, which it has from its first report on."""
     for run in trial.runs:
         if run.key == key:
             return run

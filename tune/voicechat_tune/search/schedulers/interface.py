@@ -95,5 +95,5 @@ class SchedulerConfig(Strict):
         return None
 
     def start(self, study: "Study") -> Scheduler:
-        """The scheduler at work, which knows what the study tells of earlier."""
+        """The scheduler at work, which begins with what the study holds."""
         raise NotImplementedError
