@@ -19,8 +19,8 @@ from voicechat_platform.settings import Settings
 from voicechat_tune.running import resources
 from voicechat_tune.running.sweep_index import open_study
 from voicechat_tune.search.journal import JOURNAL
-from voicechat_tune.search.study import Trial
 from voicechat_tune.search.sweep_file import SweepFile
+from voicechat_tune.search.trials import Trial
 
 TOKEN = "a-token-of-the-tests-that-is-long-enough"
 SWEEP = """\

@@ -26,8 +26,9 @@ from voicechat_tune.running.salvage import salvage
 from voicechat_tune.running.sweep_index import NOTES, POINTER, is_running, note, open_study, point_to, read_notes
 from voicechat_tune.search.journal import JOURNAL
 from voicechat_tune.search.ranking import ranked
-from voicechat_tune.search.study import RunKey, Study, Trial, evaluation_in
+from voicechat_tune.search.study import Study
 from voicechat_tune.search.sweep_file import SweepFile
+from voicechat_tune.search.trials import RunKey, Trial, evaluation_in
 from voicechat_tune.search.trials_table import trials_table
 
 SWEEP = {

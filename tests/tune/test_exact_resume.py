@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import optuna
 import pytest
@@ -10,14 +11,19 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 from pydantic import TypeAdapter
 
+from voicechat_platform.errors import InputError
 from voicechat_platform.training.history import Evaluation
 from voicechat_tune.running.driver import MOST_ATTEMPTS, Driver
 from voicechat_tune.running.messages import Ended
+from voicechat_tune.running.run import extended
 from voicechat_tune.search.journal import JOURNAL
 from voicechat_tune.search.samplers import Search, trials_of
+from voicechat_tune.search.schedulers import SCHEDULERS
+from voicechat_tune.search.schedulers.interface import NextTrial, Scheduler, SchedulerConfig
 from voicechat_tune.search.space import Space
-from voicechat_tune.search.study import Run, RunKey, Study, Trial
+from voicechat_tune.search.study import Study
 from voicechat_tune.search.sweep_file import Limits, SweepFile
+from voicechat_tune.search.trials import Run, RunKey, Trial
 
 BRANCHES = {
     "model.attention": {"choice": ["standard", "metric"]},
@@ -31,6 +37,11 @@ Parameters = TypeAdapter(Space)
 KINDS = {
     "tpe and asha": {"search": BRANCHES, "scheduler": {"grace_steps": 2, "reduction_factor": 2}, "trials": 14},
     "tpe and hyperband": {"search": BRANCHES, "scheduler": {"kind": "hyperband", "grace_steps": 2}, "trials": 12},
+    "percentile": {
+        "search": BRANCHES,
+        "scheduler": {"kind": "percentile", "grace_steps": 4, "finished_trials": 2},
+        "trials": 14,
+    },
     "gp": {"search": NUMBERS, "sampler": "gp", "trials": 12},
     "cma-es and asha": {"search": NUMBERS, "sampler": "cma_es", "trials": 14, "scheduler": {"grace_steps": 2}},
     "random, three seeds": {"search": BRANCHES, "sampler": "random", "trials": 5, "seeds": 3},
@@ -83,7 +94,7 @@ class Machine:
         until = self.sweep.ends_at(trial.lineage) or 16
         begins = until - 4 if self.sweep.ends_at(trial.lineage) else 0
         done = self.checkpoints.get(key, begins)
-        for step in range(begins + 2, done + 1, 2):  # told again, in case the driver did not hear
+        for step in range(begins + 2, done + 1, 2):  # reported again, in case the driver did not hear
             if driver.reported(ray_id, report(trial, key, step)):
                 return
         for step in range(done + 2, until + 1, 2):
@@ -156,7 +167,7 @@ def test_a_broken_off_sweep_ends_as_a_whole_one(kind, kills, tmp_path_factory):
     assert decisions(machine.run()) == decisions(whole)
 
 
-@pytest.mark.parametrize("kind", ["tpe and asha", "tpe and hyperband"])
+@pytest.mark.parametrize("kind", ["tpe and asha", "tpe and hyperband", "percentile"])
 def test_stopped_trials_are_pruned_for_optuna(kind, tmp_path):
     sweep = sweep_of(kind)
     trials = Machine(sweep, tmp_path).run()
@@ -195,7 +206,7 @@ def test_once_a_sampler_has_learned_nothing_is_drawn_outside_its_model(kind, tmp
     assert len(trials) > LEARNING[kind]
     assert set(sweep.search) <= {name for _, name in drawn_alone}
     branch = {"model.attention": "metric"} if "model.metric" in sweep.search else {}
-    _, point = Search(sweep.model_copy(update={"first": [branch]}), Study(tmp_path, sweep)).draw(0)
+    _, point = Search(sweep.model_copy(update={"first": [branch]}), Study(tmp_path, sweep), Scheduler()).draw(0)
     assert set(point) == set(sweep.search)
     assert [(ended, name) for ended, name in drawn_alone if ended >= LEARNING[kind]] == []
 
@@ -225,9 +236,9 @@ def test_earlier_trials_of_other_bounds_and_fields_do_not_keep_a_field_out_of_th
     study = Study(tmp_path / "later", later)
     assert study.warm(Study(tmp_path / "earlier", earlier, writable=False)) == earlier.trials
     drawn_alone.clear()
-    Search(later, study).draw(0)
+    Search(later, study, Scheduler()).draw(0)
     changed = Study(tmp_path / "earlier", later)
-    Search(later, changed).draw(earlier.trials)
+    Search(later, changed, Scheduler()).draw(earlier.trials)
     assert drawn_alone == []
     more = later.model_copy(update={"search": Parameters.validate_python({**NUMBERS, **LAYERS})})
     assert Study(tmp_path / "more", more).warm(changed) == 0
@@ -243,6 +254,70 @@ def test_the_sampler_learns_from_what_ran(tmp_path):
         return sum(abs(math.log(trial.point["training.learning_rate"] / 0.01)) for trial in trials)
 
     assert distance(searched, "tpe") < 0.7 * distance(blind, "random")
+
+
+def test_every_scheduler_resumes_exactly():
+    """By the tests above: a new one needs a sweep among KINDS."""
+    schedulers = [sweep_of(kind).scheduler for kind in KINDS]
+    assert {scheduler.kind for scheduler in schedulers if scheduler} == set(SCHEDULERS)
+
+
+class Ceiling(SchedulerConfig):
+    """ceiling: a run whose loss is above a bound is stopped; the first trial begins at a rate of its own."""
+
+    kind: Literal["ceiling"] = "ceiling"
+    bound: float
+    stops_runs = True
+    takes_more_trials = False
+
+    def check(self, sweep):
+        if sweep.sampler == "random":
+            raise ValueError("ceiling goes without random")
+
+    def describe(self, sweep):
+        return f"ceiling stops runs above {self.bound:g}."
+
+    def start(self, study):
+        return BelowCeiling(self.bound)
+
+
+class BelowCeiling(Scheduler):
+    def __init__(self, bound: float):
+        self.bound = bound
+
+    def next_trial(self, trials):
+        return NextTrial(None if trials else {"training.learning_rate": 0.01})
+
+    def should_stop(self, run, step):
+        loss = next(e["selection_loss"] for e in run.evaluations if e["step"] == step)
+        return f"a loss of {loss:.3g} is above the ceiling" if loss > self.bound else ""
+
+
+def test_a_new_scheduler_needs_a_class_and_a_line_in_the_table(tmp_path, monkeypatch):
+    monkeypatch.setitem(SCHEDULERS, "ceiling", Ceiling)
+    monkeypatch.setitem(KINDS, "new", {"search": RATE, "trials": 8, "scheduler": {"kind": "ceiling", "bound": 1.7}})
+    sweep = sweep_of("new")
+    whole = Machine(sweep, tmp_path / "whole").run()
+    assert whole[0].point == {"training.learning_rate": 0.01}
+    stopped = [trial.runs[0] for trial in whole if trial.state == "stopped"]
+    assert 0 < len(stopped) < len(whole)
+    assert all(run.evaluations[-1]["selection_loss"] > 1.7 for run in stopped)
+    assert "above the ceiling" in stopped[0].message
+    machine = Machine(sweep, tmp_path / "broken")
+    with pytest.raises(Killed):
+        machine.run(kill_at=40)
+    assert decisions(machine.run()) == decisions(whole)
+    assert SweepFile.model_validate(sweep.model_dump(mode="json", by_alias=True)) == sweep, "from a sweep's notes"
+    with pytest.raises(InputError, match="ceiling has as many as it has"):
+        extended(sweep, Study(tmp_path / "whole", sweep), tmp_path, {"extended": 0}, 1)
+    for fields, message in (
+        ({"sampler": "random"}, "ceiling goes without random"),
+        ({"sampler": "gp"}, r"leave scheduler \(ceiling\) out"),
+        ({"scheduler": {"kind": "ceiling", "bound": 1, "grace_steps": 2}}, "grace_steps does not belong to ceiling"),
+        ({"scheduler": {"kind": "floor"}}, "no scheduler 'floor'; there are asha, .*, ceiling"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SweepFile.model_validate({**sweep.model_dump(by_alias=True), **fields})
 
 
 def test_a_journal_cut_in_a_line_is_mended(tmp_path):
@@ -313,7 +388,7 @@ def test_a_seed_that_fails_stops_the_others(tmp_path):
             driver.reported("a", finished(1.0))
     driver.reported("b", Ended("failed", "no number"))
     assert study.trials()[0].state == "failed"
-    assert driver.reported("c", report(trial, key, 2)), "it is told to stop"
+    assert driver.reported("c", report(trial, key, 2)), "it has to stop"
     assert driver.is_over()
 
 

@@ -15,8 +15,9 @@ from voicechat_tune.running.follow import Follower
 from voicechat_tune.running.messages import REPORT, Ended
 from voicechat_tune.running.retention import Keeping, Retention
 from voicechat_tune.search.samplers import trials_of
-from voicechat_tune.search.study import Run, RunKey, Study, Trial
+from voicechat_tune.search.study import Study
 from voicechat_tune.search.sweep_file import SweepFile
+from voicechat_tune.search.trials import Run, RunKey, Trial
 from voicechat_tune.search.trials_table import trials_table
 
 RATES = {"training.learning_rate": {"loguniform": [0.001, 0.1]}, "training.weight_decay": {"uniform": [0, 1]}}

@@ -6,21 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.tune.schedulers.async_hyperband import _Bracket
 
-from voicechat_tune.search.halving import Rungs, rungs_of
-from voicechat_tune.search.study import Run, RunKey, Trial
-from voicechat_tune.search.sweep_file import SweepFile
-
-
-def sweep_of(**scheduler) -> SweepFile:
-    return SweepFile.model_validate(
-        {
-            "name": "s",
-            "recipe": {"training": {"steps": 81, "warmup_steps": 1}},
-            "search": {"training.learning_rate": {"uniform": [0.1, 0.2]}},
-            "trials": 30,
-            "scheduler": scheduler,
-        }
-    )
+from voicechat_tune.search.schedulers.halving import Asha, Hyperband
+from voicechat_tune.search.trials import Run, RunKey, Trial
 
 
 @settings(max_examples=50, deadline=None)
@@ -31,10 +18,14 @@ def sweep_of(**scheduler) -> SweepFile:
 )
 def test_decisions_equal_those_of_rays_scheduler(losses, order, factor):
     """Reports every three steps, the trials' mixed at random."""
-    sweep = sweep_of(grace_steps=3, reduction_factor=factor)
+    config = Asha(grace_steps=3, reduction_factor=factor)
     bracket = _Bracket(3, 81, factor, 0)
     runs = [Run(RunKey(n)) for n in range(1, len(losses) + 1)]
-    rungs = Rungs(sweep, [])
+    study = SimpleNamespace(
+        known=[Trial(run.key.trial, {}, "unfinished", [run], {}) for run in runs],
+        sweep=SimpleNamespace(recipe=SimpleNamespace(training=SimpleNamespace(steps=81))),
+    )
+    scheduler = config.start(study)
     going, reports = set(range(len(runs))), 0
     while going:
         index = order.choice(sorted(going))
@@ -47,31 +38,19 @@ def test_decisions_equal_those_of_rays_scheduler(losses, order, factor):
         run.evaluations.append({"step": step, "selection_loss": loss, "order": reports})
         reports += 1
         ray_says = bracket.on_result(SimpleNamespace(trial_id=index), step, -loss)
-        stops = rungs.falls_behind(run, step)
-        assert stops == (ray_says == "STOP")
-        trials = [Trial(run.key.trial, {}, "unfinished", [run], {}) for run in runs]
-        assert Rungs(sweep, trials).falls_behind(run, step) == stops, "again after a kill"
-        if stops:
+        reason = scheduler.should_stop(run, step)
+        assert bool(reason) == (ray_says == "STOP")
+        assert config.start(study).should_stop(run, step) == reason, "again after a kill"
+        if reason:
             going.discard(index)
 
 
 def test_hyperband_begins_at_another_rung_with_each_trial():
-    sweep = sweep_of(kind="hyperband", grace_steps=3)
-    assert [rungs_of(sweep, number) for number in range(1, 6)] == [
+    hyperband = Hyperband(grace_steps=3)
+    assert [hyperband.rungs(81, number) for number in range(1, 6)] == [
         [3, 9, 27, 81],
         [9, 27, 81],
         [27, 81],
         [81],
         [3, 9, 27, 81],
     ]
-
-
-def test_later_seeds_are_never_judged():
-    sweep = sweep_of(grace_steps=3)
-    evaluation = {"step": 3, "selection_loss": 1.0, "order": 0}
-    first = Trial(1, {}, "unfinished", [Run(RunKey(1), [evaluation])], {})
-    worse = {"step": 3, "selection_loss": 2.0, "order": 1}
-    second = Trial(2, {}, "unfinished", [Run(RunKey(2), [worse]), Run(RunKey(2, 1), [{**worse, "order": 2}])], {})
-    rungs = Rungs(sweep, [first, second])
-    assert rungs.falls_behind(second.runs[0], 3)
-    assert not rungs.falls_behind(second.runs[1], 3)

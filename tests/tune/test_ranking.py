@@ -15,8 +15,9 @@ from voicechat_tune.report.gather import runs_of, trials_of
 from voicechat_tune.running import follow
 from voicechat_tune.running.run import outcome
 from voicechat_tune.search.ranking import best_first, ranked, winners
-from voicechat_tune.search.study import Run, RunKey, Study, Trial
+from voicechat_tune.search.study import Study
 from voicechat_tune.search.sweep_file import SweepFile
+from voicechat_tune.search.trials import Run, RunKey, Trial
 from voicechat_tune.search.trials_table import trials_table
 from voicechat_ui.tabs import sweeps_tab
 

@@ -14,8 +14,9 @@ from voicechat_tune.running.driver import cost_of, reached_limit
 from voicechat_tune.running.dry_run import timed
 from voicechat_tune.running.retention import Retention
 from voicechat_tune.search.journal import JOURNAL
-from voicechat_tune.search.study import Run, RunKey, Study, Trial
+from voicechat_tune.search.study import Study
 from voicechat_tune.search.sweep_file import SweepFile
+from voicechat_tune.search.trials import Run, RunKey, Trial
 from voicechat_tune.search.trials_table import trials_table
 
 

@@ -13,8 +13,9 @@ from voicechat_platform.strict_yaml import read_yaml
 from voicechat_platform.training.history import Evaluation
 from voicechat_tune.running import sweep_index as notes
 from voicechat_tune.running.run_files import sweep_folder
-from voicechat_tune.search.study import RunKey, Study
+from voicechat_tune.search.study import Study
 from voicechat_tune.search.sweep_file import SweepFile
+from voicechat_tune.search.trials import RunKey
 
 SWEEP = """\
 name: rates

@@ -28,8 +28,9 @@ from voicechat_tune.running import sweep_index as notes
 from voicechat_tune.running.run import locked
 from voicechat_tune.running.run_files import sweep_folder
 from voicechat_tune.search.journal import JOURNAL
-from voicechat_tune.search.study import RunKey, Study
+from voicechat_tune.search.study import Study
 from voicechat_tune.search.sweep_file import SweepFile
+from voicechat_tune.search.trials import RunKey
 from voicechat_ui.api_client import ApiClient
 from voicechat_ui.page import build_page, mount_page
 from voicechat_ui.tabs import html_parts, model_tab, sweeps_tab

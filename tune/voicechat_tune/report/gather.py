@@ -28,8 +28,9 @@ from voicechat_tune.report.results import mean_facts
 from voicechat_tune.running.driver import cost_of, hours_of
 from voicechat_tune.running.run_files import SweepFiles
 from voicechat_tune.search.ranking import best_first, ranked, winners
-from voicechat_tune.search.study import Study, Trial, evaluation_in
+from voicechat_tune.search.study import Study
 from voicechat_tune.search.sweep_file import SweepFile
+from voicechat_tune.search.trials import Trial, evaluation_in
 
 log = logging.getLogger(__name__)
 SAMPLE_TOKENS = 256
@@ -43,11 +44,12 @@ def sweep_findings(study: Study, prompt: str) -> Findings:
     best = next(iter(winners(trials, sweep)), None)
     chosen = {variant_of(best, sweep): SweepFiles(sweep, study.folder).best(best_first(best)[0].key)} if best else {}
     searched = f"searched {', '.join(sweep.search)} with {sweep.sampler}" if sweep.search else "ran the points given"
+    scheduled = f" The scheduler: {sweep.scheduler.describe(sweep)}" if sweep.scheduler else ""
     return Findings(
         title=f"Sweep {sweep.name}",
         kind="sweep",
         description=f"The sweep {searched}, over a recipe of {sweep.recipe.training.steps} steps; "
-        f"{len(trials)} trials of {sweep.seeds} seeds.",
+        f"{len(trials)} trials of {sweep.seeds} seeds.{scheduled}",
         runs=runs,
         prompt=prompt,
         samples={variant: sample(checkpoint, prompt) for variant, checkpoint in chosen.items()},

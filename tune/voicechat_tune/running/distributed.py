@@ -160,7 +160,7 @@ def followed(run: RunFolder, resume_from: Path | None, on_evaluation: Callable[[
     ended = threading.Event()
     seen = len(read_history(resume_from)) if resume_from else 0
 
-    def tell(is_over: bool) -> None:
+    def forward(is_over: bool) -> None:
         nonlocal seen
         fresh = evaluations_after(run, seen, is_over)
         seen += len(fresh)
@@ -169,7 +169,7 @@ def followed(run: RunFolder, resume_from: Path | None, on_evaluation: Callable[[
 
     def follow() -> None:
         while not ended.wait(1):
-            tell(is_over=False)
+            forward(is_over=False)
 
     thread = threading.Thread(target=follow)
     thread.start()
@@ -178,7 +178,7 @@ def followed(run: RunFolder, resume_from: Path | None, on_evaluation: Callable[[
     finally:
         ended.set()
         thread.join()
-    tell(is_over=True)
+    forward(is_over=True)
 
 
 def evaluations_after(run: RunFolder, seen: int, is_over: bool) -> list[Evaluation]:

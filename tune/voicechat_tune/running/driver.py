@@ -11,10 +11,11 @@ from ray.tune.search import Searcher
 
 from voicechat_platform.training.history import Evaluation
 from voicechat_tune.running.messages import REPORT, DiskFull, Ended, Report
-from voicechat_tune.search.halving import Rungs
 from voicechat_tune.search.samplers import Search
-from voicechat_tune.search.study import RunKey, Study, Trial
+from voicechat_tune.search.schedulers.interface import Scheduler
+from voicechat_tune.search.study import Study
 from voicechat_tune.search.sweep_file import SweepFile
+from voicechat_tune.search.trials import RunKey, Trial
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,8 @@ class Driver:
 
     def __init__(self, sweep: SweepFile, study: Study, wanted: int, room: Callable[[], int]):
         self.sweep, self.study, self.wanted, self.room = sweep, study, wanted, room
-        self.search = Search(sweep, study)
-        self.rungs = Rungs(sweep, study.trials())
+        self.scheduler = sweep.scheduler.start(study) if sweep.scheduler else Scheduler()
+        self.search = Search(sweep, study, self.scheduler)
         self.active: dict[str, RunKey] = {}
         """Under Ray's id of each."""
         self.attempts: dict[RunKey, int] = {}
@@ -102,8 +103,8 @@ class Driver:
         if self.study.trial(key.trial).state != "unfinished":  # another seed of it has failed
             self.ends(ray_id)
             return True
-        if self.rungs.falls_behind(self.study.run(key), evaluation.step):
-            self.study.end_run(key, "stopped", "fell behind at a rung", {"seconds": spent})
+        if reason := self.should_stop(key, evaluation.step):
+            self.study.end_run(key, "stopped", reason, {"seconds": spent})
             self.ends(ray_id)
             return True
         if reason := reached_limit(self.sweep, self.study.seconds, clock):
@@ -111,6 +112,12 @@ class Driver:
         if self.stopping:
             self.ends(ray_id)
         return bool(self.stopping)
+
+    def should_stop(self, key: RunKey, step: int) -> str:
+        """Why the scheduler stops a run; empty where it goes on. It looks at a trial's first seed alone."""
+        if key.seed_index or step >= self.sweep.recipe.training.steps:
+            return ""
+        return self.scheduler.should_stop(self.study.run(key), step)
 
     def clock(self) -> float:
         """The sweep's seconds so far, over all sittings."""
@@ -189,7 +196,7 @@ class DrivenSearch(Searcher):
         }
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """Nothing to do: the reports have told."""
+        """Nothing to do: the driver knows it from the reports."""
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to do: all that counts stands in the study."""

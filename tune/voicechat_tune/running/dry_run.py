@@ -64,6 +64,7 @@ def estimate(sweep: SweepFile) -> tuple[dict[str, Any], list[Table]]:
         "runs": runs,
         "run_hours": round(hours, 3),
         "cost": round(hours * sweep.hourly_cost(), 2),
+        "scheduler": sweep.scheduler.describe(sweep) if sweep.scheduler else "Every run comes to its end.",
         "points": rows,
     }
     return facts, tables(facts, rows[:SHOWN])
@@ -138,4 +139,5 @@ def tables(facts: dict[str, Any], rows: list[dict[str, Any]]) -> list[Table]:
     for name in ("runs", "hours of training", "cost"):
         whole.add_column(name, justify="right")
     whole.add_row(str(facts["runs"]), f"{facts['run_hours']:.2f}", f"{facts['cost']:.2f}")
+    whole.caption = facts["scheduler"]
     return [points, whole]

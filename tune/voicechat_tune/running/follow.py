@@ -13,15 +13,15 @@ from voicechat_tune.running.driver import Driver
 from voicechat_tune.running.messages import REPORT
 from voicechat_tune.running.preemption import Preempted
 from voicechat_tune.search.ranking import ranked
-from voicechat_tune.search.study import RunKey, Trial
 from voicechat_tune.search.sweep_file import SweepFile
+from voicechat_tune.search.trials import RunKey, Trial
 from voicechat_tune.search.trials_table import minutes, seconds_left, shown, trials_table
 
 MOST_ROWS = 20
 
 
 class Follower(tune.Callback):
-    """Shows each trial's choices, step, validation loss and time left; tells the driver of what broke off."""
+    """Shows each trial's choices, step, validation loss and time left; passes on to the driver what broke off."""
 
     def __init__(self, sweep: SweepFile, driver: Driver, tensorboard: Path | None = None):
         self.sweep, self.driver = sweep, driver
@@ -62,7 +62,7 @@ class Follower(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         run = self.driver.study.run(self.keys[trial.trial_id])
         if run.ending == "failed":
-            self.tell_failure(run.key, run.message)
+            self.show_failure(run.key, run.message)
         elif run.ending is not None:
             self.say(f"{name_of(run.key)}: {'stopped early' if run.ending == 'stopped' else 'finished'}")
         self.close_writer(run.key)
@@ -78,11 +78,11 @@ class Follower(tune.Callback):
             return
         self.close_writer(key)
         if self.driver.study.run(key).ending == "failed":
-            self.tell_failure(key, reason)
+            self.show_failure(key, reason)
         else:
             self.console.print(f"{name_of(key)} broke off and goes on: {reason.splitlines()[0]}", highlight=False)
 
-    def tell_failure(self, key: RunKey, reason: str) -> None:
+    def show_failure(self, key: RunKey, reason: str) -> None:
         self.console.print(
             f"{name_of(key)} failed: {reason.splitlines()[0]}; see `voicechat trial {self.sweep.name} {key.trial}`",
             style="red",

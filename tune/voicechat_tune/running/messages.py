@@ -1,4 +1,4 @@
-"""What a run tells the driver: its evaluations, and how it ended."""
+"""What a run sends to the driver: its evaluations, and how it ended."""
 
 from dataclasses import dataclass, field
 
@@ -25,6 +25,6 @@ class DiskFull:
 Report = Evaluation | Ended | DiskFull
 
 
-def tell(report: Report) -> None:
-    """Tell the driver, in one piece: of every bare number Ray Tune would keep statistics, 50 KiB a run in all."""
+def send(report: Report) -> None:
+    """Send it to the driver in one piece: of every bare number Ray Tune would keep statistics, 50 KiB a run in all."""
     tune.report({REPORT: report})

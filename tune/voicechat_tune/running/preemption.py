@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import ray
 
 from voicechat_platform.training.loop import Training
+from voicechat_tune.running.ray_private import draining_nodes
 
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LOOKS = 5
@@ -18,10 +19,8 @@ class Preempted(Exception):  # noqa: N818 (no error: the run goes on elsewhere)
 
 
 def node_is_going() -> bool:
-    """Whether the machine of this process has been told to go: a spot machine, or `ray drain-node`."""
-    from ray._private.state import state
-
-    return ray.get_runtime_context().get_node_id() in state.get_draining_nodes()
+    """Whether the machine of this process is about to go: a spot machine, or `ray drain-node`."""
+    return ray.get_runtime_context().get_node_id() in draining_nodes()
 
 
 @contextmanager

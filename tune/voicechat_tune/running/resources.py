@@ -8,6 +8,7 @@ import ray
 from voicechat_platform.errors import InputError
 from voicechat_platform.settings import settings
 from voicechat_platform.strict_yaml import compose_yaml
+from voicechat_tune.running.ray_private import type_of_unmanaged
 from voicechat_tune.search.sweep_file import SweepFile
 
 log = logging.getLogger(__name__)
@@ -104,11 +105,10 @@ def alive() -> list[dict[str, float]]:
 
 def grows() -> bool:
     """Whether the cluster starts machines by itself: theirs are then of the types that its configuration names."""
-    from ray.autoscaler._private.util import format_readonly_node_type
     from ray.autoscaler.v2.sdk import get_cluster_status
 
     if settings().ray_address == "local":
         return False
     status = get_cluster_status(ray.get_runtime_context().gcs_address)
     nodes = [*status.active_nodes, *status.idle_nodes]
-    return any(node.ray_node_type_name != format_readonly_node_type(node.node_id) for node in nodes)
+    return any(node.ray_node_type_name != type_of_unmanaged(node.node_id) for node in nodes)

@@ -11,8 +11,9 @@ from voicechat_platform.registry import Registry, Version
 from voicechat_tune.running.run_files import SweepFiles
 from voicechat_tune.running.sweep_index import NOTES
 from voicechat_tune.search.journal import JOURNAL
-from voicechat_tune.search.study import Run, RunKey, Study, Trial, evaluation_in
+from voicechat_tune.search.study import Study
 from voicechat_tune.search.sweep_file import SweepFile
+from voicechat_tune.search.trials import Run, RunKey, Trial, evaluation_in
 
 log = logging.getLogger(__name__)
 

@@ -225,8 +225,10 @@ def extended(sweep: SweepFile, study: Study, folder: Path, notes: dict[str, Any]
     Raises:
         InputError: the sweep has as many trials as it has.
     """
-    if sweep.points or sweep.sampler == "grid" or sweep.generations() > 1:
-        raise InputError("--extend adds drawn trials; a grid, points and pbt have as many as they have")
+    if sweep.points or sweep.sampler == "grid":
+        raise InputError("--extend adds drawn trials; a grid and points have as many as they have")
+    if sweep.scheduler and not sweep.scheduler.takes_more_trials:
+        raise InputError(f"--extend adds drawn trials; {sweep.scheduler.kind} has as many as it has")
     wanted = trials_of(sweep) + notes["extended"]
     if not study.is_over(wanted):
         log.info("the sweep has not ended yet: it goes on to its %d trials, and --extend adds none", wanted)

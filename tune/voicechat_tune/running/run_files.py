@@ -11,8 +11,8 @@ from voicechat_platform.folders import scratch_folder
 from voicechat_platform.paths import given_path
 from voicechat_platform.settings import settings
 from voicechat_tune.running.storage import Storage
-from voicechat_tune.search.study import RunKey
 from voicechat_tune.search.sweep_file import SweepFile
+from voicechat_tune.search.trials import RunKey
 
 KEPT = ("best", "last")
 """In the order in which they are uploaded: were the best lost between the two, nothing would find it out again."""

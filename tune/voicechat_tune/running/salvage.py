@@ -23,11 +23,11 @@ def salvage(sweep: SweepFile) -> None:
     """Put a sound journal and sound notes in the place of damaged ones, which stay beside them.
 
     Evaluations that were lost come back from the runs' own checkpoints, where those are still there: a run that goes on
-    tells its history again.
+    reports its history again.
 
     Raises:
         InputError: the journal is that of another sweep, or a process runs the sweep now.
-        RegistryError: the notes are damaged, and the registry does not tell where the sweep's versions are.
+        RegistryError: the notes are damaged, and the registry does not know where the sweep's versions are.
     """
     folder = sweep_folder(sweep.name, sweep.storage)
     if not any((folder / name).exists() for name in (journal.JOURNAL, NOTES, "runs")):

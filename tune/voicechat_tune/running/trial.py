@@ -1,7 +1,7 @@
 """One run of a sweep: the training loop inside a Ray Tune process, or under Ray Train where it has several workers.
 
 A run keeps its checkpoints in a folder of its own, so it goes on from there on whichever machine it is handed to next.
-It tells its evaluations from the start again then, in case the driver did not hear of the last ones.
+It reports its evaluations from the start again then, in case the driver did not hear of the last ones.
 """
 
 import logging
@@ -25,11 +25,11 @@ from voicechat_platform.training.recipe import Recipe
 from voicechat_platform.training.run_folder import RunFolder
 from voicechat_platform.training.throughput import cache_bytes_per_token, non_embedding_parameters, training_flops
 from voicechat_tune.running.disk import is_disk_full
-from voicechat_tune.running.messages import DiskFull, Ended, tell
+from voicechat_tune.running.messages import DiskFull, Ended, send
 from voicechat_tune.running.preemption import Preempted, stopping_on_notice
 from voicechat_tune.running.run_files import RunFiles
-from voicechat_tune.search.study import RunKey
 from voicechat_tune.search.sweep_file import SweepFile
+from voicechat_tune.search.trials import RunKey
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +47,13 @@ def run_trial(config: dict[str, Any], sweep: SweepFile, folder: Path, data: Trai
     try:
         with RunFiles(sweep, folder, key) as files, logged(files.folder / "log.txt"):
             facts = train(config, sweep, files, data, start)
-        tell(Ended("finished", facts=facts))
+        send(Ended("finished", facts=facts))
     except InputError as error:  # it would come again
-        tell(Ended("failed", str(error)))
+        send(Ended("failed", str(error)))
     except Exception as error:
         if not is_disk_full(error, folder):
             raise
-        tell(DiskFull(f"the disk is full at {folder}: make room"))
+        send(DiskFull(f"the disk is full at {folder}: make room"))
 
 
 def train(
@@ -71,7 +71,7 @@ def train(
         resume_from = resume_from or parent
     for evaluation in known:
         if evaluation.step > begins_at:
-            tell_evaluation(evaluation)
+            send_evaluation(evaluation)
     if sweep.workers_per_trial == 1:
         torch.set_num_threads(sweep.threads())
         if not sweep.gpus_per_trial:
@@ -88,7 +88,7 @@ def train(
                 files.put()
                 if until is not None and evaluation.step >= until:
                     training.stop()
-                tell_evaluation(evaluation)
+                send_evaluation(evaluation)
         if training.stopping and (until is None or training.step < until):
             files.put()
             raise Preempted("its machine is about to be taken away")
@@ -98,7 +98,7 @@ def train(
         try:
             for evaluation in train_in_trial(recipe, data, run.folder, resume_from, start, sweep):
                 files.put()
-                tell_evaluation(evaluation)
+                send_evaluation(evaluation)
         except Preempted:
             files.put()
             raise
@@ -129,12 +129,12 @@ def facts_of(recipe: Recipe, run: RunFolder, data: TrainingData, is_whole: bool)
     return facts
 
 
-def tell_evaluation(evaluation: Evaluation) -> None:
+def send_evaluation(evaluation: Evaluation) -> None:
     log.info(
         "step %d: validation %.4f, training %.4f nats/token, %.0f tokens/s",
         evaluation.step, evaluation.validation_loss, evaluation.train_loss, evaluation.tokens_per_second,
     )  # fmt: skip
-    tell(evaluation)
+    send(evaluation)
 
 
 @contextmanager

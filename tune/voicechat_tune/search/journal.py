@@ -1,6 +1,6 @@
 """The journal of a sweep's study: the file in which Optuna keeps it, one JSON object a line.
 
-A disk may lose or garble any line: what is damaged is told, and what is sound can be salvaged.
+A disk may lose or garble any line: what is damaged is an error that names the line, and what is sound can be salvaged.
 """
 
 import json
@@ -16,6 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from voicechat_platform.errors import InputError
 from voicechat_tune.search.journal_lines import Contents, DamagedLineError
+from voicechat_tune.search.optuna_private import check_trial, id_of_trial
 
 JOURNAL = "study.journal"
 SALVAGE = (
@@ -67,7 +68,7 @@ def sound(lines: list[bytes], beginning: Beginning) -> Sound:
     """The lines that are sound and follow each other.
 
     A line may be lost without losing those after it: each of them is kept that still refers to a trial that is there,
-    and a trial only where its number is the next one. Before the first trial that does not tell whether one of an
+    and a trial only where its number is the next one. Before the first trial nothing shows whether one of an
     earlier sweep was lost, so with such ones it ends there.
     """
     found = Sound([], Contents(beginning.objectives))
@@ -99,7 +100,7 @@ def replay(path: Path) -> JournalStorage:
     """Optuna's storage in a journal.
 
     Raises:
-        DamagedRecordError: a record holds what only Optuna can judge, such as a distribution, and that is not sound.
+        DamagedRecordError: a record holds what only Optuna can check, such as a distribution, and that is not sound.
     """
     backend = CountingFile(str(path))
     try:
@@ -110,10 +111,10 @@ def replay(path: Path) -> JournalStorage:
         raise DamagedRecordError(backend.line, f"Optuna cannot read it: {type(error).__name__}: {error}") from None
     for trial in storage.get_all_trials(0, deepcopy=False) if storage.get_all_studies() else []:
         try:
-            trial._validate()  # Optuna itself does so when the trial is copied
+            check_trial(trial)
         except ValueError as error:
             begins = [n for n, line in enumerate(read_lines(path), 1) if json.loads(line)["op_code"] == 4]
-            raise DamagedRecordError(begins[trial._trial_id], f"its trial is none of Optuna's: {error}") from None
+            raise DamagedRecordError(begins[id_of_trial(trial)], f"its trial is none of Optuna's: {error}") from None
     return storage
 
 

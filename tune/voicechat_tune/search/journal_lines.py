@@ -201,7 +201,7 @@ class Contents:
                 raise DamagedLineError(f"it finishes a run without its {', '.join(sorted(missing))}")
             self.endings.setdefault(record.trial_id, set()).add(ended.ending)
         elif checked(REPORTED, value).step != int(name.rpartition(" ")[2]):
-            raise DamagedLineError(f"it tells of another step than its name, {name!r}")
+            raise DamagedLineError(f"its step is another one than that of its name, {name!r}")
 
 
 def checked(adapter: TypeAdapter[Any], value: Any) -> Any:

@@ -2,8 +2,8 @@
 
 import math
 
-from voicechat_tune.search.study import Run, Trial, objective_value
 from voicechat_tune.search.sweep_file import DIRECTIONS, SweepFile
+from voicechat_tune.search.trials import Run, Trial, objective_value
 
 
 def ranked(trials: list[Trial], sweep: SweepFile) -> list[Trial]:

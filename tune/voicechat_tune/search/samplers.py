@@ -1,4 +1,4 @@
-"""What comes next: the points of a grid or a list, what Optuna's sampler draws, the next interval of a population."""
+"""What comes next: the points of a grid or a list, or what Optuna's sampler draws, unless the scheduler decides it."""
 
 import warnings
 from typing import Any
@@ -8,21 +8,23 @@ import optuna
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial
 
-from voicechat_tune.search.population import next_member
+from voicechat_tune.search.optuna_private import id_of_trial
+from voicechat_tune.search.schedulers.interface import Scheduler
 from voicechat_tune.search.space import draw_point, drawn_part, known_in
-from voicechat_tune.search.study import Study, Trial
+from voicechat_tune.search.study import Study
 from voicechat_tune.search.sweep_file import SweepFile
+from voicechat_tune.search.trials import Trial
 
 
 class Search:
     """Begins a sweep's trials, one after the other.
 
     Optuna's sampler draws in a copy of the study in memory, so that the journal gets a trial in one piece. The copy is
-    made once, and told before each draw what came of the trials that it knows as unfinished.
+    made once. Before each draw it gets what has been reported of the trials that are unfinished in it.
     """
 
-    def __init__(self, sweep: SweepFile, study: Study):
-        self.sweep, self.study = sweep, study
+    def __init__(self, sweep: SweepFile, study: Study, scheduler: Scheduler):
+        self.sweep, self.study, self.scheduler = sweep, study, scheduler
         self.listed = listed_points(sweep)
         self.memory = InMemoryStorage()
         self.copy = optuna.create_study(storage=self.memory, directions=study.optuna.directions)
@@ -36,22 +38,20 @@ class Search:
         """By a trial's number its id in the copy."""
 
     def next_trial(self, wanted: int) -> Trial | None:
-        """Begin the next trial; None where there are enough, or where a population waits for its slowest member.
+        """Begin the next trial; None where there are enough, or where the scheduler waits for a run.
 
         Args:
             wanted: how many trials there are to be in all (`trials_of`, or more where a sweep is extended).
         """
-        number, scheduler = len(self.study.known), self.sweep.scheduler
-        if number >= wanted:
+        number = len(self.study.known)
+        upcoming = self.scheduler.next_trial(self.study.known) if number < wanted else None
+        if upcoming is None:
             return None
-        if scheduler and scheduler.population and number >= scheduler.population:
-            member = next_member(self.sweep, self.study.known)
-            return self.study.begin(None, *member) if member else None
-        if self.listed is not None:
-            return self.study.begin(None, self.listed[number])
+        point = upcoming.point if self.listed is None else self.listed[number]
+        if point is not None:
+            return self.study.begin(None, point, upcoming.lineage)
         drawn, point = self.draw(number)
-        lineage = {"member": number + 1, "generation": 1} if scheduler and scheduler.population else {}
-        new = self.study.begin(drawn, point, lineage)
+        new = self.study.begin(drawn, point, upcoming.lineage)
         self.unfinished[new.number] = drawn.number  # in memory a trial's id is its number
         return new
 
@@ -63,10 +63,10 @@ class Search:
             self.copy.enqueue_trial(drawn_part(self.sweep.search, self.sweep.first[number]))
         trial = self.copy.ask()
         point = draw_point(self.sweep.search, trial)
-        return self.memory.get_trial(trial._trial_id), point
+        return self.memory.get_trial(id_of_trial(trial)), point
 
     def catch_up(self) -> None:
-        """Tell the copy what has been reported since the last draw."""
+        """Copy what has been reported since the last draw."""
         for number, place in self.unfinished.items():
             found, there = self.study.find(number), self.memory.get_trial(place)
             for step, loss in found.intermediate_values.items():
@@ -78,7 +78,7 @@ class Search:
 
 
 def trials_of(sweep: SweepFile) -> int:
-    """How many trials the sweep file asks for; a population's intervals count one each."""
+    """How many trials the sweep file asks for; an interval of a population counts as one."""
     listed = listed_points(sweep)
     if listed is not None:
         return min(len(listed), sweep.trials or len(listed))

@@ -1,31 +1,30 @@
 """The memory of a sweep: an Optuna study in a journal that a kill at any moment leaves whole.
 
 A *trial* is one point of the search space; it has a *run*, a training, for each of its seeds. Everything that a sweep
-decides (the next point, who is stopped at a rung, when a limit is reached) is computed from what stands here and from
-the sweep file alone, so a sweep that goes on after a kill decides as it would have done. `optuna-dashboard` reads the
-journal too.
+decides (the next point, which runs a scheduler stops, when a limit is reached) is computed from what stands here and
+from the sweep file alone, so a sweep that goes on after a kill decides as it would have done. `optuna-dashboard` reads
+the journal too.
 """
 
 import logging
 import math
 from bisect import insort
-from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from voicechat_platform.errors import InputError
-from voicechat_platform.training.history import Evaluation
 from voicechat_tune.search.journal import JOURNAL, SALVAGE, Beginning, open_journal
 from voicechat_tune.search.journal_lines import Ending
+from voicechat_tune.search.optuna_private import id_of_study, id_of_trial
 from voicechat_tune.search.space import known_in
 from voicechat_tune.search.sweep_file import DIRECTIONS, SweepFile
+from voicechat_tune.search.trials import Run, RunKey, State, Trial, objective_value, run_of, step_of
 
 logging.getLogger("optuna").setLevel(logging.ERROR)
 
-State = Literal["finished", "stopped", "failed", "unfinished"]
 STATES: dict[TrialState, State] = {
     TrialState.COMPLETE: "finished",
     TrialState.PRUNED: "stopped",
@@ -33,72 +32,6 @@ STATES: dict[TrialState, State] = {
     TrialState.RUNNING: "unfinished",
     TrialState.WAITING: "unfinished",
 }
-
-
-@dataclass(frozen=True)
-class RunKey:
-    """Names a run: the trial's number, from 1, and which of its seeds, from 0."""
-
-    trial: int
-    seed_index: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.trial:04}" + (f"-{self.seed_index + 1}" if self.seed_index else "")
-
-
-@dataclass
-class Run:
-    """One training."""
-
-    key: RunKey
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
-    """In order of their steps; beside an `Evaluation`'s fields "order", which counts all that came in, and "clock",
-    the sweep's seconds so far over all sittings."""
-    ending: Ending | None = None
-    """None while it is unfinished."""
-    message: str = ""
-    """Why it failed."""
-    facts: dict[str, Any] = field(default_factory=dict)
-    """Of a finished run: the best checkpoint's losses, the model's size, and what it cost."""
-
-    def end(self, ending: Ending, message: str, facts: dict[str, Any]) -> None:
-        self.message, self.facts = message, facts
-        self.ending = ending  # at the end: other threads take a run with an ending as whole
-
-    @property
-    def step(self) -> int:
-        return self.evaluations[-1]["step"] if self.evaluations else 0
-
-    @property
-    def seconds(self) -> float:
-        """That it had taken at its last evaluation, over all its attempts."""
-        return self.evaluations[-1]["spent"] if self.evaluations else 0.0
-
-    @property
-    def loss(self) -> float | None:
-        """Of its best checkpoint where it is finished, else the last one seen; nats per token."""
-        if "validation_loss" in self.facts:
-            return self.facts["validation_loss"]
-        return self.evaluations[-1]["validation_loss"] if self.evaluations else None
-
-
-@dataclass
-class Trial:
-    """One point of the search space."""
-
-    number: int
-    """From 1, in the order in which they were drawn."""
-    point: dict[str, Any]
-    state: State
-    runs: list[Run]
-    lineage: dict[str, int]
-    """Of population based training: "member", "generation", and the "parent" trial that it goes on from."""
-
-    @property
-    def loss(self) -> float | None:
-        """The mean over its runs so far."""
-        losses = [run.loss for run in self.runs if run.loss is not None]
-        return sum(losses) / len(losses) if losses else None
 
 
 class Study:
@@ -142,7 +75,7 @@ class Study:
         """That all runs took together."""
         for found in self.frozen():
             if "number" in found.user_attrs:
-                self.add(as_trial(found), found._trial_id)
+                self.add(as_trial(found), id_of_trial(found))
         if writable:
             for trial in list(self.unfinished.values()):
                 self.close(trial)  # the driver was killed between a run's ending and its trial's
@@ -163,7 +96,7 @@ class Study:
         return self.known[number - 1]
 
     def run(self, key: RunKey) -> Run:
-        """A run as it stands; without evaluations where it has not told of any."""
+        """A run as it stands; without evaluations where it has reported none."""
         return next((run for run in self.trial(key.trial).runs if run.key == key), Run(key))
 
     def is_over(self, wanted: int) -> bool:
@@ -188,11 +121,11 @@ class Study:
             system_attrs=drawn.system_attrs if drawn else {},
             user_attrs={"number": trial.number, "point": trial.point, "lineage": trial.lineage},
         )
-        self.add(trial, self.storage.create_new_trial(self.optuna._study_id, added))
+        self.add(trial, self.storage.create_new_trial(id_of_study(self.optuna), added))
         return trial
 
     def record(self, key: RunKey, evaluation: dict[str, Any], clock: float) -> bool:
-        """Remember what a run reported; False if it was known (a run that goes on tells its history again)."""
+        """Remember what a run reported; False if it was known (a run that goes on reports its history again)."""
         trial = self.trial(key.trial)
         if trial.state != "unfinished":
             return False
@@ -209,7 +142,7 @@ class Study:
             self.seconds += run.seconds
         if key.seed_index == 0 and len(self.sweep.objectives) == 1 and step not in found.intermediate_values:
             # The samplers learn from stopped trials, too.
-            optuna.Trial(self.optuna, found._trial_id).report(evaluation["selection_loss"], step)
+            optuna.Trial(self.optuna, id_of_trial(found)).report(evaluation["selection_loss"], step)
         return is_new
 
     def end_run(self, key: RunKey, ending: Ending, message: str = "", facts: dict[str, Any] | None = None) -> None:
@@ -267,17 +200,12 @@ class Study:
         return self.storage.get_trial(self.ids[number - 1])
 
     def set(self, found: FrozenTrial, name: str, value: Any) -> None:
-        optuna.Trial(self.optuna, found._trial_id).set_user_attr(name, value)
+        optuna.Trial(self.optuna, id_of_trial(found)).set_user_attr(name, value)
 
 
 def beginning_of(sweep: SweepFile) -> Beginning:
     objectives = {objective: DIRECTIONS[objective] for objective in sweep.objectives}
     return Beginning(sweep.name, objectives, sweep.warm_start is not None)
-
-
-def evaluation_in(record: dict[str, Any]) -> dict[str, Any]:
-    """An `Evaluation`'s fields alone, of a record that holds more; of an older version's, those it has."""
-    return {field.name: record[field.name] for field in fields(Evaluation) if field.name in record}
 
 
 def as_trial(found: FrozenTrial) -> Trial:
@@ -293,23 +221,3 @@ def as_trial(found: FrozenTrial) -> Trial:
         else:
             run.end(**value)
     return trial
-
-
-def run_of(trial: Trial, key: RunKey) -> Run:
-    """A trial's run, which it has from the first time that something is told of it."""
-    for run in trial.runs:
-        if run.key == key:
-            return run
-    run = Run(key)
-    insort(trial.runs, run, key=lambda run: run.key.seed_index)
-    return run
-
-
-def step_of(evaluation: dict[str, Any]) -> int:
-    return evaluation["step"]
-
-
-def objective_value(trial: Trial, objective: str) -> float:
-    """The mean over the trial's runs."""
-    values = [run.facts[objective] for run in trial.runs if run.ending == "finished"]
-    return sum(values) / len(values)

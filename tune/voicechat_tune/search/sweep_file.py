@@ -1,6 +1,5 @@
 """The sweep file: a recipe, what to vary in it, and how to search. Checked whole before Ray starts."""
 
-import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +8,7 @@ from pydantic import Field, model_validator
 from voicechat_platform.errors import InputError
 from voicechat_platform.strict_yaml import Name, PathText, Seed, Strict, read_yaml, validate
 from voicechat_platform.training.recipe import Recipe
+from voicechat_tune.search.schedulers import AnyScheduler
 from voicechat_tune.search.space import Space, Value, check_branches, check_first, grid_size
 
 Objective = Literal["validation_loss", "parameters", "tokens_per_second", "cache_bytes_per_token"]
@@ -21,36 +21,6 @@ DIRECTIONS: dict[str, Literal["minimize", "maximize"]] = {
 MOST_POINTS = 5_000
 """That a file may list: each is checked before anything starts."""
 MOST_TRIALS = 100_000
-
-
-class Scheduler(Strict):
-    """What decides which runs go on."""
-
-    kind: Literal["asha", "hyperband", "pbt"] = "asha"
-    """asha: successive halving without waiting (arXiv 1810.05934): a run that is behind at a rung is stopped.
-    hyperband: the same from several first rungs at once, for sweeps whose early losses mislead. pbt: population based
-    training (arXiv 1711.09846): every so many steps the worse members go on from the better ones' checkpoints, with
-    their choices changed a little."""
-    grace_steps: int | None = Field(default=None, ge=1, le=10**9)
-    """Of asha and hyperband: no run is stopped before this many steps, the first rung."""
-    reduction_factor: float = Field(default=3, gt=1, le=1000)
-    """Of asha and hyperband: of the runs that reach a rung, one in so many goes on."""
-    population: int | None = Field(default=None, ge=2, le=10**9)
-    """Of pbt: how many members."""
-    interval_steps: int | None = Field(default=None, ge=1, le=10**9)
-    """Of pbt: steps between two looks at who is ahead."""
-
-    @model_validator(mode="after")
-    def fields_of_its_kind(self) -> "Scheduler":
-        halving, population = ("grace_steps",), ("population", "interval_steps")
-        needed, foreign = (population, halving) if self.kind == "pbt" else (halving, population)
-        for field in needed:
-            if getattr(self, field) is None:
-                raise ValueError(f"{self.kind} needs {field}")
-        for field in foreign:
-            if getattr(self, field) is not None:
-                raise ValueError(f"{field} does not belong to {self.kind}: leave it out")
-        return self
 
 
 class Limits(Strict):
@@ -92,8 +62,8 @@ class SweepFile(Strict):
     it is stopped, the others are spared."""
     objectives: list[Objective] = Field(default=["validation_loss"], min_length=1)
     """What is sought, the validation loss first; several give a Pareto set in place of one best trial."""
-    scheduler: Scheduler | None = None
-    """None lets every run come to its end."""
+    scheduler: AnyScheduler | None = None
+    """What decides which runs go on; None lets every run come to its end."""
     limits: Limits = Limits()
     price: Price = Price()
     cpus_per_trial: float = Field(default=1, gt=0, le=10_000)
@@ -179,7 +149,7 @@ class SweepFile(Strict):
                 f"({training.accumulate}) times workers_per_trial ({self.workers_per_trial})"
             )
         if self.scheduler:
-            self.check_scheduler(self.scheduler)
+            self.scheduler.check(self)
         return self
 
     def check_sampler(self) -> None:
@@ -197,7 +167,7 @@ class SweepFile(Strict):
                 raise ValueError(f"search.{field}.when: gp would draw a branch's fields at random; take tpe")
         if self.sampler in ("tpe", "gp", "cma_es") and not drawn:
             raise ValueError(f"search: everything is fixed, so {self.sampler} has nothing to draw; take sampler: grid")
-        if self.sampler == "gp" and self.scheduler and self.scheduler.kind != "pbt":
+        if self.sampler == "gp" and self.scheduler and self.scheduler.stops_runs:
             raise ValueError(
                 f"sampler: gp learns nothing from runs that a scheduler stops; take tpe, or leave scheduler "
                 f"({self.scheduler.kind}) out"
@@ -206,36 +176,6 @@ class SweepFile(Strict):
             raise ValueError(
                 f"warm_start: {self.sampler} does not look at earlier trials; take tpe or gp, or leave it out"
             )
-
-    def check_scheduler(self, scheduler: Scheduler) -> None:
-        training = self.recipe.training
-        if scheduler.grace_steps and scheduler.grace_steps > training.steps:
-            raise ValueError(
-                f"scheduler.grace_steps ({scheduler.grace_steps}) must not exceed recipe.training.steps "
-                f"({training.steps})"
-            )
-        if scheduler.kind != "pbt":
-            return
-        if self.points or self.seeds > 1 or self.warm_start or self.sampler == "grid":
-            raise ValueError("pbt draws its own members: it goes without points, seeds, warm_start and grid")
-        if self.sampler in ("gp", "cma_es"):
-            raise ValueError(f"pbt draws its first members before any has finished: leave sampler ({self.sampler}) out")
-        if self.workers_per_trial > 1 or "training.optimizer" in self.search:
-            raise ValueError("pbt goes on from others' checkpoints: it keeps one optimizer, and one worker a run")
-        if training.patience is not None or "training.patience" in self.search:
-            raise ValueError("pbt's members all go on to the last step: leave recipe.training.patience out")
-        shapes = [field for field in self.search if not field.startswith("training.")]
-        if shapes:
-            raise ValueError(f"pbt changes choices in mid-run, which fields of the model cannot: {', '.join(shapes)}")
-        if any(parameter.when for parameter in self.search.values()):
-            raise ValueError("pbt changes choices in mid-run, so its search has no branches (when)")
-        if scheduler.interval_steps and scheduler.interval_steps % training.evaluate_every:
-            raise ValueError(
-                f"scheduler.interval_steps ({scheduler.interval_steps}) must be a multiple of "
-                f"recipe.training.evaluate_every ({training.evaluate_every})"
-            )
-        if self.trials != scheduler.population:
-            raise ValueError(f"pbt tries one point for each member: trials must be {scheduler.population}")
 
     def recipe_for(self, point: dict[str, Any], seed_index: int = 0) -> Recipe:
         """The recipe with a point filled in, for the nth of its seeds."""
@@ -259,16 +199,12 @@ class SweepFile(Strict):
         return 1 if self.workers_per_trial > 1 else max(1, int(self.cpus_per_trial))
 
     def generations(self) -> int:
-        """Of pbt: how many intervals a run has; 1 for all others."""
-        if self.scheduler and self.scheduler.interval_steps:
-            return math.ceil(self.recipe.training.steps / self.scheduler.interval_steps)
-        return 1
+        """Into how many trials, one after the other, a run of all steps is cut; 1 but for a population."""
+        return self.scheduler.generations(self) if self.scheduler else 1
 
     def ends_at(self, lineage: dict[str, int]) -> int | None:
-        """Of pbt: the step at which an interval ends; None for all others."""
-        if self.scheduler is None or self.scheduler.interval_steps is None:
-            return None
-        return lineage["generation"] * self.scheduler.interval_steps
+        """The step at which a trial of that lineage ends; None for the recipe's last one."""
+        return self.scheduler.ends_at(lineage) if self.scheduler else None
 
 
 def check_fits(recipe: Recipe, point: dict[str, Any], where: str) -> None:

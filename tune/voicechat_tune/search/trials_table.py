@@ -6,8 +6,8 @@ from typing import Any
 from rich.table import Table
 
 from voicechat_tune.search.ranking import winners
-from voicechat_tune.search.study import Run, RunKey, Trial
 from voicechat_tune.search.sweep_file import SweepFile
+from voicechat_tune.search.trials import Run, RunKey, Trial
 
 
 def trials_table(title: str, trials: list[Trial], sweep: SweepFile, active: Set[RunKey] = frozenset()) -> Table:

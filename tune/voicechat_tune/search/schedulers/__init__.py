@@ -1,0 +1,43 @@
+"""Schedulers: which runs of a sweep begin, and which are stopped before their end. A new one is a file and a line."""
+
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any
+
+from pydantic import PlainValidator, SerializeAsAny
+
+from voicechat_platform.strict_yaml import shortened
+from voicechat_tune.search.schedulers.halving import Asha, Hyperband
+from voicechat_tune.search.schedulers.interface import SchedulerConfig
+from voicechat_tune.search.schedulers.percentile import Percentile
+from voicechat_tune.search.schedulers.population import Population
+
+SCHEDULERS: dict[str, type[SchedulerConfig]] = {
+    "asha": Asha,
+    "hyperband": Hyperband,
+    "percentile": Percentile,
+    "pbt": Population,
+}
+"""By the `kind` that a sweep file gives; the first is the default."""
+
+
+def config_of(fields: Any) -> SchedulerConfig:
+    """
+    Raises:
+        ValueError: there is no such kind, or its class refuses the fields.
+    """
+    if isinstance(fields, SchedulerConfig):
+        return fields
+    if not isinstance(fields, dict):
+        raise ValueError(f"expected fields such as {{kind: asha, grace_steps: 200}}, got {shortened(fields)}")
+    kind = fields.get("kind", next(iter(SCHEDULERS)))
+    if not isinstance(kind, str) or kind not in SCHEDULERS:
+        raise ValueError(f"there is no scheduler {shortened(kind)}; there are {', '.join(SCHEDULERS)}")
+    return SCHEDULERS[kind].model_validate(fields)
+
+
+AnyScheduler = Annotated[
+    SerializeAsAny[SchedulerConfig],
+    PlainValidator(config_of, json_schema_input_type=reduce(or_, SCHEDULERS.values())),
+]
+"""A field of the class that its `kind` names."""
