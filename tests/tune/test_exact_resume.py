@@ -262,6 +262,9 @@ def test_every_scheduler_resumes_exactly():
     assert {scheduler.kind for scheduler in schedulers if scheduler} == set(SCHEDULERS)
 
 
+NEVER = {"kind": "ceiling", "bound": 0.0}
+
+
 class Ceiling(SchedulerConfig):
     """ceiling: a run whose loss is above a bound is stopped; the first trial begins at a rate of its own."""
 
@@ -375,6 +378,21 @@ def test_seeds_that_run_side_by_side_end_their_trial_with_the_last_of_them(tmp_p
     assert study.trials()[0].state == "unfinished"
     driver.reported("c", finished(6.0))
     assert (study.trials()[0].state, study.trials()[0].loss) == ("finished", 3.0)
+
+
+def test_a_scheduler_stops_no_later_seed(tmp_path, monkeypatch):
+    """A trial is compared by its first seed; the others are trained to their end."""
+    monkeypatch.setitem(SCHEDULERS, "ceiling", Ceiling)
+    monkeypatch.setitem(KINDS, "seeds", {"search": RATE, "trials": 1, "seeds": 2, "scheduler": NEVER})
+    sweep = sweep_of("seeds")
+    driver = Driver(sweep, Study(tmp_path, sweep), 1, room=lambda: 1)
+    key, trial = driver.next_run()
+    driver.begins("a", key)
+    driver.reported("a", finished(1.0))
+    key, trial = driver.next_run()
+    assert key == RunKey(1, 1)
+    driver.begins("b", key)
+    assert not driver.reported("b", report(trial, key, 2))
 
 
 def test_a_seed_that_fails_stops_the_others(tmp_path):
