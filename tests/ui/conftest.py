@@ -12,8 +12,10 @@ import threading
 import time
 import wave
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse
 from playwright.sync_api import Browser, Page, TimeoutError, sync_playwright
 
+from command_line import run_command
+from voicechat_platform.settings import settings
 from voicechat_ui.page import mount_page
 
 RATE_HZ = 24000
@@ -355,6 +359,15 @@ class Talk:
     def said(self, role: str) -> list[str]:
         """Role: user, assistant or note."""
         return [text.strip() for text in self.page.locator(f".said.{role} .words").all_inner_texts()]
+
+
+@pytest.fixture
+def voicechat(tmp_path: Path) -> Callable[..., CompletedProcess[str]]:
+    """The command, with a home of its own that shares the prepared models."""
+    home, models = tmp_path / "home", settings().folder("models")
+    home.mkdir()
+    (home / "models").symlink_to(models)
+    return partial(run_command, home)
 
 
 @pytest.fixture(scope="session")
