@@ -370,6 +370,12 @@ def voicechat(tmp_path: Path) -> Callable[..., CompletedProcess[str]]:
     return partial(run_command, home)
 
 
+@pytest.fixture(scope="module")
+def in_one_home(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., CompletedProcess[str]]:
+    """The command, with a home that the module's tests share: a new registry takes seconds to make."""
+    return partial(run_command, tmp_path_factory.mktemp("home"))
+
+
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
     def find() -> int:
