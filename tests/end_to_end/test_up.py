@@ -75,10 +75,10 @@ def up(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleN
             stderr=told,
         )
     try:
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 400
         while not is_ready(f"http://127.0.0.1:{port}/ready"):
             assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, f"not ready in 180 s: {log.read_text()}"
+            assert time.monotonic() < deadline, f"not ready in 400 s: {log.read_text()}"
             time.sleep(0.5)
         children = psutil.Process(process.pid).children(recursive=True)
         assert children
