@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,15 +12,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-PORT = 18766
-
 
 @pytest.mark.nightly
 def test_the_first_start_tunes_promotes_and_serves_a_good_model(tmp_path: Path):
     environment = {**os.environ, "VOICECHAT_HOME": str(tmp_path), "VOICECHAT_CPUS": "2"}
     command = [sys.executable, "-m", "voicechat_ui.cli"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     with (tmp_path / "log").open("w") as log:
-        up = subprocess.Popen([*command, "up", "--port", str(PORT)], env=environment, stderr=log)
+        up = subprocess.Popen([*command, "up", "--port", str(port)], env=environment, stderr=log)
         try:
             deadline = time.monotonic() + 900
             while True:
@@ -27,7 +29,7 @@ def test_the_first_start_tunes_promotes_and_serves_a_good_model(tmp_path: Path):
                 assert time.monotonic() < deadline, (tmp_path / "log").read_text()
                 time.sleep(1)
                 try:
-                    if httpx.get(f"http://127.0.0.1:{PORT}/ready", timeout=5).status_code == 200:
+                    if httpx.get(f"http://127.0.0.1:{port}/ready", timeout=5).status_code == 200:
                         break
                 except httpx.TransportError:
                     continue

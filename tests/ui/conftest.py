@@ -12,17 +12,21 @@ import threading
 import time
 import wave
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from subprocess import CompletedProcess
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse
-from playwright.sync_api import Browser, Page, TimeoutError, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, TimeoutError, ViewportSize, sync_playwright
 
+from command_line import run_command
+from voicechat_platform.settings import settings
 from voicechat_ui.page import mount_page
 
 RATE_HZ = 24000
@@ -325,6 +329,13 @@ class Talk:
     def wait_until(self, script: str, arg: Any = None) -> None:
         self.page.wait_for_function(script, arg=arg, timeout=15_000)
 
+    def wait_for_server(self, condition: Callable[[], object]) -> None:
+        """Until what the page has sent fulfils the condition."""
+        deadline = time.monotonic() + 15
+        while not condition():
+            assert time.monotonic() < deadline, "the page has not sent it"
+            self.page.wait_for_timeout(20)
+
     def wait_for_said(self, role: str, number: int) -> None:
         """Until there are so many messages of the role, the last one whole."""
         script = """([role, number]) => {
@@ -355,6 +366,21 @@ class Talk:
     def said(self, role: str) -> list[str]:
         """Role: user, assistant or note."""
         return [text.strip() for text in self.page.locator(f".said.{role} .words").all_inner_texts()]
+
+
+@pytest.fixture
+def voicechat(tmp_path: Path) -> Callable[..., CompletedProcess[str]]:
+    """The command, with a home of its own that shares the prepared models."""
+    home, models = tmp_path / "home", settings().folder("models")
+    home.mkdir()
+    (home / "models").symlink_to(models)
+    return partial(run_command, home)
+
+
+@pytest.fixture(scope="module")
+def in_one_home(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., CompletedProcess[str]]:
+    """The command, with a home that the module's tests share: a new registry takes seconds to make."""
+    return partial(run_command, tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="session")
@@ -422,28 +448,46 @@ def url(realtime: MadeUpServer, serve: Callable[[FastAPI, int], Served], free_po
     return serve(mount_page(realtime.app(), f"http://127.0.0.1:{port}/v1"), port).url
 
 
+@pytest.fixture(scope="module")
+def profile(browser: Browser) -> Callable[..., BrowserContext]:
+    """A context with these options, which keeps Gradio's 60 files for the module's other tests."""
+    contexts: dict[str, BrowserContext] = {}
+
+    def find(**options: Any) -> BrowserContext:
+        name = repr(options)
+        if name not in contexts:
+            contexts[name] = browser.new_context(**{"permissions": ["microphone"]} | options)
+        return contexts[name]
+
+    return find
+
+
 @pytest.fixture
-def open_page(browser: Browser, realtime: MadeUpServer) -> Iterator[Callable[..., Talk]]:
-    """Opens the page in a context of its own, which `options` describe (as for Browser.new_context).
+def open_page(profile: Callable[..., BrowserContext], realtime: MadeUpServer) -> Iterator[Callable[..., Talk]]:
+    """Opens the page in a tab of its own, in a context that `options` describe (as for Browser.new_context).
 
     Afterwards no page may have asked anybody else for anything, or have reported an error on its console, but for those
     that hold one of the words `errors`.
     """
     realtime.reset()
     complaints: list[str] = []
-    contexts = []
+    pages = []
 
     def start(
         url: str,
         wait_for: str | None = "ready",
         errors: Sequence[str] = (),
         script: str = "",
+        viewport: ViewportSize | None = None,
+        color_scheme: Literal["light", "dark"] = "light",
         **options: Any,
     ) -> Talk:
-        context = browser.new_context(**{"permissions": ["microphone"]} | options)
-        contexts.append(context)
-        page = context.new_page()
+        page = profile(**options).new_page()
+        pages.append(page)
         page.add_init_script(script)
+        page.emulate_media(color_scheme=color_scheme)
+        if viewport:
+            page.set_viewport_size(viewport)
 
         def note(complaint: str) -> None:
             if not any(word in complaint for word in errors):
@@ -461,6 +505,6 @@ def open_page(browser: Browser, realtime: MadeUpServer) -> Iterator[Callable[...
         return talk
 
     yield start
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.close()
     assert complaints == []

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 import wave
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +39,7 @@ def test_typing_shows_the_reply_as_it_grows_and_speaks_it(
     message = "if a<b & c>d then <img src=picture> <b>bold</b>"
     talk.type(message)
     talk.wait_until("voicechat.rms > 0.1")
-    talk.page.wait_for_timeout(400)
+    talk.wait_until("document.querySelector('.said.assistant .words').textContent.includes('word12')")
     (part,) = talk.said("assistant")
     assert part
     assert len(part) < len(LONG_REPLY), "the sound started only when the text was whole"
@@ -57,10 +58,12 @@ def test_typing_shows_the_reply_as_it_grows_and_speaks_it(
     realtime.replies = [LONG_REPLY]
     talk.type("Go on.")
     talk.wait_for("speaking")
+    asked = len(realtime.events("conversation.item.retrieve"))
     talk.press("Stop reply")
     talk.wait_for("ready")
     played = talk.meter()["playedSeconds"]
-    talk.page.wait_for_timeout(300)
+    # The page asks what is left of a reply when it has had all that the server sent of it.
+    talk.wait_for_server(lambda: len(realtime.events("conversation.item.retrieve")) > asked)
     assert talk.meter()["playedSeconds"] == played
     # Clear forgets here and there.
     talk.press("Clear conversation")
@@ -82,8 +85,8 @@ def test_push_to_talk_mute_and_a_press_that_is_too_short(
     muted_from = len(realtime.session.sound) + 12000
     expect(talk.page.get_by_role("button", name="Mute")).to_have_attribute("aria-pressed", "true")
     talk.wait_for("muted")
-    talk.page.wait_for_timeout(4000)  # the microphone speaks within 2.4 s
-    assert len(realtime.session.sound) - muted_from > 48000
+    whole_file = int(3.6 * 24000)
+    talk.wait_for_server(lambda: len(realtime.session.sound) > muted_from + whole_file)
     assert not np.any(realtime.session.sound[muted_from:]), "a muted microphone was sent"
     num_said = len(talk.said("user"))
 
@@ -103,13 +106,15 @@ def test_push_to_talk_mute_and_a_press_that_is_too_short(
     talk.page.locator("#transcript").focus()
     talk.page.keyboard.down(" ")
     talk.wait_for("hearing")
-    talk.page.wait_for_timeout(4000)
+    held_from = time.monotonic()
+    talk.wait_for_server(lambda: np.sum(np.abs(realtime.session.sound[before:].astype(int)) > 1000) > 6000)
     talk.page.keyboard.up(" ")
+    held_s = time.monotonic() - held_from
     talk.wait_for_said("user", num_said + 1)
     talk.wait_for("speaking")
     talk.wait_for("ready")
     taken = realtime.session.sound[before:]
-    assert len(taken) / 24000 == pytest.approx(4.1, abs=0.5)
+    assert len(taken) / 24000 == pytest.approx(held_s + 0.1, abs=0.5)
     assert talk.page.evaluate("rate") != 24000
     spectrum = np.abs(np.fft.rfft(taken.astype(np.float32)))
     loudest_hz = np.argmax(spectrum) * 24000 / len(taken)
@@ -184,7 +189,7 @@ def test_settings_apply_to_the_next_turn_and_a_reload_keeps_all(
     speed = talk.page.get_by_label("number input for Speed of speech")
     speed.fill("1.5")
     speed.press("Tab")
-    talk.page.wait_for_timeout(100)
+    talk.wait_until("JSON.parse(sessionStorage.getItem('settings')).speed === 1.5")
     talk.type("And now?")
     talk.wait_for_said("assistant", 2)
     config = realtime.session.config

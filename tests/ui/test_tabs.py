@@ -148,7 +148,6 @@ def test_a_broken_checkpoint_is_told(tiny):
         file.write_text(whole)
 
 
-@pytest.mark.nightly  # the same process as above
 async def test_heads_that_cannot_be_drawn_say_why(home):
     steps = [step async for step in model_tab.draw_heads("tiny@9", OPERATOR)]
     assert "there is no model version tiny@9" in steps[-1][0]
