@@ -70,7 +70,7 @@ def up(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleN
     log = tmp_path_factory.mktemp("log") / "up.txt"
     with log.open("w") as told:
         process = subprocess.Popen(
-            [sys.executable, "-m", "voicechat_ui.cli", "up", "--port", str(port), "--whisper", "tiny.en"],
+            [sys.executable, "-m", "voicechat_ui.cli", "up", "--port", str(port)],
             env={**os.environ, "VOICECHAT_HOME": str(home), "VOICECHAT_CPUS": "2"},
             stderr=told,
         )
