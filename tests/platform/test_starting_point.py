@@ -120,7 +120,9 @@ def test_adapters_are_not_put_on_another_model(play, gpt2, tmp_path):
         Training(tuning, load_data(tuning), tmp_path / "checkpoint")
 
 
-def test_our_own_models_take_adapters_too(play, tmp_path):
+@pytest.mark.parametrize("optimizer", ["normuon", "muon", "adamw"])
+def test_our_own_models_take_adapters_too(play, tmp_path, optimizer):
+    """The first gradients of half of the adapters are zeros, with which each optimizer must be able to begin."""
     fresh = Recipe.model_validate(
         {
             "corpus": {"source": str(play)},
@@ -129,7 +131,7 @@ def test_our_own_models_take_adapters_too(play, tmp_path):
         }
     )
     Training(fresh, load_data(fresh)).save(tmp_path / "base")
-    tuning = recipe(play, tmp_path / "base", lora={})
+    tuning = recipe(play, tmp_path / "base", lora={}, training={**TRAINING, "optimizer": optimizer})
     training = Training(tuning, load_data(tuning))
     first, last = training.evaluations()
     assert last.validation_loss < first.validation_loss
