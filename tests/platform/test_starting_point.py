@@ -23,6 +23,9 @@ TRAINING = {
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
+    """One of its own, with the packaged models that all tests share: to convert them takes half a minute."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "models").symlink_to(settings().folder("models"))
     monkeypatch.setenv("VOICECHAT_HOME", str(tmp_path / "home"))
     settings.cache_clear()
     yield
