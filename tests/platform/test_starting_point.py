@@ -17,7 +17,8 @@ from voicechat_platform.training.run_folder import RunFolder
 from voicechat_platform.training.starting_point import load_data
 
 TRAINING = {
-    "steps": 12, "batch_size": 4, "evaluate_every": 6, "warmup_steps": 2, "optimizer": "adamw", "learning_rate": 0.01
+    "steps": 12, "batch_size": 4, "evaluate_every": 6, "evaluation_windows": 20, "warmup_steps": 2,
+    "optimizer": "adamw", "learning_rate": 0.01,
 }  # fmt: skip
 
 
