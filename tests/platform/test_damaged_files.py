@@ -115,21 +115,12 @@ def test_a_damaged_training_state_is_named(checkpoint, kind):
         load_training_state(checkpoint)
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory) -> bytes:
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry_module, "settings", lambda: Settings(home=home))
-        Registry()
-    return (home / "registry" / "mlflow.db").read_bytes()
-
-
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_registry_is_named_and_left_as_it_is(tmp_path, database, kind, monkeypatch, caplog):
+def test_a_damaged_registry_is_named_and_left_as_it_is(tmp_path, new_database, kind, monkeypatch, caplog):
     monkeypatch.setattr(registry_module, "settings", lambda: Settings(home=tmp_path))
     path = tmp_path / "registry" / "mlflow.db"
     path.parent.mkdir()
-    content = damaged(database, kind)
+    content = damaged(new_database, kind)
     path.write_bytes(content)
     with pytest.raises(RegistryError, match=r"registry.*mlflow\.db is .*move it away"):
         Registry().versions()

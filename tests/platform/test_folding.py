@@ -5,25 +5,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM
 
+from model_variants import name_of, pairwise
 from voicechat_platform.corpora.tokenizers import make_tokenizer
 from voicechat_platform.errors import InputError
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
-from voicechat_platform.models.configuration import CHOICES
 from voicechat_platform.models.ctranslate2_conversion import convert_to_ctranslate2
 from voicechat_platform.models.folding import fold
 
-FOLDABLE = [
-    {},
-    {"values": "tied"},
-    {"mlp": "relu_squared"},
-    {"attention": "metric", "metric_sharing": "model"},
-    *(
-        {"attention": "metric", "metric": kind, "values": values, "projection": projection}
-        for kind in CHOICES["metric"]
-        for values in CHOICES["values"]
-        for projection in CHOICES["projection"]
-    ),
-]
+LLAMA = {"positions": "rotary", "norm": "rms"}
+FOLDABLE = [*pairwise(attention="standard", **LLAMA), *pairwise(attention="metric", qk_norm=False, **LLAMA)]
 
 
 def make_model(variant, vocab_size=50) -> GPTForCausalLM:
@@ -36,7 +26,7 @@ def make_model(variant, vocab_size=50) -> GPTForCausalLM:
     return model.eval()
 
 
-@pytest.mark.parametrize("variant", FOLDABLE, ids=str)
+@pytest.mark.parametrize("variant", FOLDABLE, ids=name_of)
 def test_a_folded_model_has_the_same_logits(variant, tmp_path):
     model = make_model(variant)
     folded = fold(model)

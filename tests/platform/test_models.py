@@ -3,8 +3,8 @@
 Letters: b batch, t query position, s key position, d model width, h head, g key-value head, k head width, v vocabulary.
 """
 
+import itertools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,30 +12,25 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from model_variants import FIELDS, is_metrics, name_of, pairwise
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
 from voicechat_platform.models.attention import MetricAttention, Rotary, StandardAttention, make_metric, rotate
 from voicechat_platform.models.configuration import CHOICES
 
 WIDTH, HEADS, K = 32, 2, 16
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "standard": {},
-    "standard, K=V": {"values": "tied"},
-    **{
-        f"{kind}, {values}, {projection}": {
-            "attention": "metric", "metric": kind, "values": values, "projection": projection
-        }
-        for kind in CHOICES["metric"] for values in CHOICES["values"] for projection in CHOICES["projection"]
-    },
-    "one metric for the model": {"attention": "metric", "metric_sharing": "model"},
-    "qk-norm": {"attention": "metric", "qk_norm": True},
-    "standard, learned positions": {"positions": "learned"},
-    "metric, learned positions": {"attention": "metric", "positions": "learned"},
-    "squared relu": {"mlp": "relu_squared"},
-    "layer norm": {"norm": "layer", "positions": "learned"},
-}  # fmt: skip
+METRIC = {"attention": "metric"}
+TIED_VALUES, SEPARATE_VALUES = {"values": "tied"}, {"values": "separate"}
+SHARED_PROJECTION = {**METRIC, "projection": "shared"}
 
-every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+VARIANTS = pairwise()
+
+
+def each(variants: list[dict[str, Any]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("variant", variants, ids=name_of)
+
+
+every_variant = each(VARIANTS)
 
 
 def config(variant: dict[str, Any], **fields: Any) -> GPTConfig:
@@ -100,6 +95,14 @@ def weights_bhts(q_bhtk: Tensor, k_bhsk: Tensor) -> Tensor:
     return scores_bhts.masked_fill(hidden_ts, -math.inf).softmax(-1)
 
 
+@pytest.mark.parametrize(("one", "other"), itertools.combinations(FIELDS, 2))
+def test_every_two_settings_meet_in_a_variant(one, other):
+    for values in itertools.product(FIELDS[one], FIELDS[other]):
+        pair = dict(zip((one, other), values, strict=True))
+        if pair.get("attention") != "standard" or not any(map(is_metrics, pair)):
+            assert [variant for variant in VARIANTS if pair.items() <= variant.items()], pair
+
+
 @every_variant
 def test_attention_equals_an_explicit_einsum(variant):
     layer, shared_metric = make_layer(variant)
@@ -160,13 +163,11 @@ def test_a_positive_definite_metric_stays_so_while_it_learns():
             assert torch.linalg.eigvalsh(matrix_hkk.double()).min() > 0
 
 
-@every_variant
+@each(pairwise(attention="metric", qk_norm=False))  # a norm between P and M cannot be folded
 def test_a_metric_layer_is_a_standard_layer_with_folded_projections(variant):
     """Q = P M, K = P, V = P or its own: outputs and gradients."""
-    if variant.get("attention") != "metric" or variant.get("qk_norm"):
-        pytest.skip("nothing to fold, or a norm between P and M")
     layer, shared_metric = make_layer(variant)
-    standard, _ = make_layer({"positions": variant.get("positions", "rotary")})
+    standard, _ = make_layer({"positions": variant["positions"]})
     p_gkd, *v_gkd = (part.detach().view(-1, K, WIDTH) for part in layer.pv_proj.weight.split(layer.key_value_width))
     metric = layer.metric if shared_metric is None else shared_metric
     p_hkd = p_gkd.expand(HEADS, -1, -1)
@@ -184,10 +185,8 @@ def test_a_metric_layer_is_a_standard_layer_with_folded_projections(variant):
     torch.testing.assert_close(gradient_ours, gradient_theirs, rtol=1e-5, atol=1e-5)
 
 
-@every_variant
+@each(pairwise(positions="rotary"))
 def test_rotary_scores_see_only_distances(variant):
-    if variant.get("positions") == "learned":
-        pytest.skip("learned positions are absolute")
     layer, shared_metric = make_layer(variant)
     q_bhtk, k_bhtk, _ = parts(layer, shared_metric, torch.randn(1, 9, WIDTH, dtype=torch.double))
 
@@ -261,36 +260,35 @@ def test_a_later_token_never_changes_an_earlier_logit(variant, tokens_bt):
     assert not torch.equal(model(tokens_bt).logits[:, 12:], model(changed).logits[:, 12:])
 
 
-ATTENTION_PARAMETERS: dict[str, Callable[[int, int, int], int]] = {
-    # (d, h, k) -> parameters of one layer's attention
-    "standard": lambda d, h, k: 4 * d * d,
-    "standard, K=V": lambda d, h, k: 3 * d * d,
-    "symmetric, separate, per_head": lambda d, h, k: 3 * d * d + h * k * (k + 1) // 2,
-    "signed_diagonal, separate, per_head": lambda d, h, k: 3 * d * d + d,
-    "symmetric, tied, per_head": lambda d, h, k: 2 * d * d + h * k * (k + 1) // 2,
-    "positive_definite, tied, per_head": lambda d, h, k: 2 * d * d + h * k * (k + 1) // 2,
-    "signed_diagonal, tied, per_head": lambda d, h, k: 2 * d * d + d,
-    "general, tied, per_head": lambda d, h, k: 2 * d * d + h * k * k,
-    "low_rank, tied, per_head": lambda d, h, k: 2 * d * d + h * (k + 4 * k + 4),
-    "identity, tied, per_head": lambda d, h, k: 2 * d * d,
-    "symmetric, tied, shared": lambda d, h, k: d * k + h * k * (k + 1) // 2 + h * k * d,
-}
-
-
-@pytest.mark.parametrize("name", ATTENTION_PARAMETERS)
-def test_parameters_follow_the_formula(name):
-    layer, _ = make_layer(VARIANTS[name])
-    expected = ATTENTION_PARAMETERS[name](WIDTH, HEADS, K)
+@pytest.mark.parametrize(
+    ("variant", "expected"),  # of one layer's attention, d = 32, h = 2, k = 16
+    [
+        ({}, 4 * 32 * 32),
+        (TIED_VALUES, 3 * 32 * 32),
+        ({**METRIC, **SEPARATE_VALUES}, 3 * 32 * 32 + 2 * 16 * 17 // 2),
+        ({**METRIC, **SEPARATE_VALUES, "metric": "signed_diagonal"}, 3 * 32 * 32 + 32),
+        (METRIC, 2 * 32 * 32 + 2 * 16 * 17 // 2),
+        ({**METRIC, "metric": "positive_definite"}, 2 * 32 * 32 + 2 * 16 * 17 // 2),
+        ({**METRIC, "metric": "signed_diagonal"}, 2 * 32 * 32 + 32),
+        ({**METRIC, "metric": "general"}, 2 * 32 * 32 + 2 * 16 * 16),
+        ({**METRIC, "metric": "low_rank"}, 2 * 32 * 32 + 2 * (16 + 4 * 16 + 4)),
+        ({**METRIC, "metric": "identity"}, 2 * 32 * 32),
+        (SHARED_PROJECTION, 32 * 16 + 2 * 16 * 17 // 2 + 2 * 16 * 32),
+    ],
+    ids=str,
+)
+def test_parameters_follow_the_formula(variant, expected):
+    layer, _ = make_layer(variant)
     assert sum(weight.numel() for weight in layer.parameters()) == expected
 
 
 def test_parameters_at_384_are_the_published_ones():
-    counts = {}
-    for name in ("standard", "symmetric, separate, per_head", "symmetric, tied, per_head", "symmetric, tied, shared"):
+    counts = []
+    for variant in ({}, {**METRIC, **SEPARATE_VALUES}, METRIC, SHARED_PROJECTION):
         with torch.device("meta"):
-            model = GPTForCausalLM(config(VARIANTS[name], hidden_size=384, num_attention_heads=6))
-        counts[name] = sum(weight.numel() for weight in model.blocks[0].attention.parameters())
-    assert list(counts.values()) == [589_824, 454_848, 307_392, 184_512]
+            model = GPTForCausalLM(config(variant, hidden_size=384, num_attention_heads=6))
+        counts.append(sum(weight.numel() for weight in model.blocks[0].attention.parameters()))
+    assert counts == [589_824, 454_848, 307_392, 184_512]
 
 
 @every_variant
@@ -304,10 +302,10 @@ def test_every_parameter_learns(variant):
         assert weight.grad.abs().max() > 0, name
 
 
-@pytest.mark.parametrize("name", ["standard", "symmetric, tied, shared", "low_rank, tied, per_head", "qk-norm"])
-def test_gradients_are_those_of_finite_differences(name):
-    layer, shared_metric = make_layer(VARIANTS[name])
-    rotation = rotation_of(VARIANTS[name], 4)
+@each([{}, SHARED_PROJECTION, {**METRIC, "metric": "low_rank"}, {**METRIC, "qk_norm": True}])
+def test_gradients_are_those_of_finite_differences(variant):
+    layer, shared_metric = make_layer(variant)
+    rotation = rotation_of(variant, 4)
     x_btd = torch.randn(1, 4, WIDTH, dtype=torch.double, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: layer(x, shared_metric, rotation, rotation, (None, None)), x_btd)
 

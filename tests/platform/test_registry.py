@@ -16,8 +16,10 @@ from voicechat_platform.settings import Settings
 
 
 @pytest.fixture
-def registry(tmp_path, monkeypatch) -> Registry:
+def registry(tmp_path, monkeypatch, new_database) -> Registry:
     monkeypatch.setattr(registry_module, "settings", lambda: Settings(home=tmp_path))
+    (tmp_path / "registry").mkdir()
+    (tmp_path / "registry" / "mlflow.db").write_bytes(new_database)
     return Registry()
 
 
@@ -126,11 +128,8 @@ def test_a_version_is_written_name_at_number(text):
         parse_version(text)
 
 
-WEIRD = ["a?b#c", "a%20b%", "a b:c&uri=true", "[a];'\"\\ \N{SNOWMAN}"]
-
-
-@pytest.mark.parametrize("name", WEIRD)
-def test_a_home_may_be_called_anything(tmp_path, monkeypatch, small_checkpoint, name):
+def test_a_home_may_be_called_anything(tmp_path, monkeypatch, small_checkpoint):
+    name = "a?b#c a%20b% a b:c&uri=true [a];'\"\\ \N{SNOWMAN}"
     home = tmp_path / name / "home"
     monkeypatch.setattr(registry_module, "settings", lambda: Settings(home=home))
     monkeypatch.chdir(tmp_path)

@@ -28,8 +28,9 @@ print(version.checkpoint())
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[str]:
+def server(tmp_path_factory, new_database) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("server")
+    (folder / "mlflow.db").write_bytes(new_database)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

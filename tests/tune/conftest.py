@@ -11,6 +11,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
+
+from voicechat_platform.cluster import start_ray, stop_ray
+from voicechat_platform.settings import settings
+from voicechat_ui.cli import main
+
+torch.set_num_threads(1)  # models this small only wait for a second thread
 
 
 @contextmanager
@@ -63,6 +70,42 @@ def play(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("play") / "play.txt"
     path.write_text("".join(f"SPEAKER {n % 7}:\nLine {n * n} of the play.\n\n" for n in range(2000)))
     return path
+
+
+@pytest.fixture(scope="module")
+def shared_ray() -> Iterator[None]:
+    """One Ray in this process, of two CPUs, for all tests of a module that need no process of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VOICECHAT_CPUS", "2")
+        settings.cache_clear()
+        start_ray()
+    settings.cache_clear()
+    yield
+    stop_ray()
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Iterator[Path]:
+    """This process' home; the first of those where `voicechat` starts the command."""
+    monkeypatch.setenv("VOICECHAT_HOME", str(tmp_path / "home"))
+    settings.cache_clear()
+    yield tmp_path / "home"
+    settings.cache_clear()
+
+
+@pytest.fixture
+def voicechat_here(home, monkeypatch, capsys):
+    """Runs the command to its end in this process, which has imported all that it needs; a shared Ray outlives it."""
+    monkeypatch.setattr("voicechat_platform.cluster.stop_ray", lambda: None)
+
+    def run(*arguments) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["voicechat", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return subprocess.CompletedProcess(sys.argv, ended.value.code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -36,18 +37,28 @@ trials: {trials}
 """
 
 
+@pytest.fixture(scope="module")
+def shared_cluster() -> Iterator[Cluster]:
+    """A head that runs nothing; its token is this user's, which Ray keeps in a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # Ray calls pip
+        patch.setenv("PATH", path)
+        subprocess.run(["ray", "get-auth-token", "--generate"], check=True, capture_output=True)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        try:
+            yield cluster
+        finally:
+            cluster.shutdown()
+
+
 @pytest.fixture
-def cluster(monkeypatch):
-    """A head that runs nothing, and two nodes of one CPU; their token is this user's, which Ray keeps in a file."""
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # Ray calls pip
-    subprocess.run(["ray", "get-auth-token", "--generate"], check=True, capture_output=True)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    try:
-        cluster.workers = [cluster.add_node(num_cpus=1) for _ in range(2)]
-        cluster.wait_for_nodes()
-        yield cluster
-    finally:
-        cluster.shutdown()
+def cluster(shared_cluster) -> Cluster:
+    """With two nodes of one CPU; what a test before has taken away is put back."""
+    for _ in range(2 - len(shared_cluster.worker_nodes)):
+        shared_cluster.add_node(num_cpus=1)
+    shared_cluster.wait_for_nodes()
+    shared_cluster.workers = list(shared_cluster.worker_nodes)
+    return shared_cluster
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """Several workers under Ray Train, with gloo, train what one worker trains."""
 
-import multiprocessing
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from voicechat_platform.training.loop import Training
 from voicechat_platform.training.recipe import Recipe
 from voicechat_platform.training.run_folder import RunFolder
 from voicechat_platform.training.starting_point import load_data
+from voicechat_tune.running import distributed
 from voicechat_tune.running.distributed import evaluations_after, train_on_workers
 
 
@@ -29,20 +28,21 @@ def recipe(**training) -> Recipe:
     )
 
 
-def train_on_two(settings: Recipe, folder: Path, resume_from: Path | None = None) -> list[dict]:
-    """The run's history. In a process of its own: Ray fixes how it authenticates when it is first imported, which
-    other tests do before our variables are set."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pool.submit(train_on_workers, settings, load_data(settings), folder, resume_from, 2, print).result()
-    return read_run(folder / "last")["history"]
+@pytest.fixture
+def train_on_two(shared_ray, home, monkeypatch):
+    stopped = []
+    monkeypatch.setattr(distributed, "stop_ray", lambda: stopped.append(True))  # the other tests need it
+
+    def train(settings: Recipe, folder: Path, resume_from: Path | None = None) -> list[dict]:
+        """The run's history."""
+        train_on_workers(settings, load_data(settings), folder, resume_from, 2, print)
+        return read_run(folder / "last")["history"]
+
+    yield train
+    assert stopped == [True]
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("VOICECHAT_HOME", str(tmp_path / "home"))
-
-
-def test_two_workers_equal_one_with_the_doubled_batch(tmp_path, capfd):
+def test_two_workers_equal_one_with_the_doubled_batch(train_on_two, tmp_path, capfd):
     """Eight sequences for each of two workers, in two parts, and sixteen at once for one."""
     shared, whole = recipe(accumulate=2), recipe()
     history = train_on_two(shared, tmp_path / "run")
@@ -60,7 +60,7 @@ def test_two_workers_equal_one_with_the_doubled_batch(tmp_path, capfd):
     assert read_run(tmp_path / "run" / "best")["recipe"] == shared.model_dump(mode="json")
 
 
-def test_workers_find_what_a_relative_folder_names(tmp_path, monkeypatch):
+def test_workers_go_on_with_the_adapters_of_a_model_in_a_relative_folder(train_on_two, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     base = recipe(steps=10)
     Training(base, load_data(base)).save(tmp_path / "base")
@@ -68,19 +68,15 @@ def test_workers_find_what_a_relative_folder_names(tmp_path, monkeypatch):
     tuning = Recipe.model_validate(
         {
             "init_from": "./base",
+            "lora": {"rank": 2},
             "corpus": {"source": "digits.txt"},
             "model": {"context": 12},
-            "training": {"steps": 10, "batch_size": 4, "evaluate_every": 10, "warmup_steps": 2},
+            "training": {"steps": 20, "batch_size": 4, "evaluate_every": 10, "warmup_steps": 2},
         }
     )
-    assert train_on_two(tuning, tmp_path / "run")[-1]["step"] == 10
-
-
-def test_workers_go_on_from_a_checkpoint(tmp_path, capfd):
-    settings = recipe()
     run = RunFolder(tmp_path / "run")
-    next(run.train(Training(settings, load_data(settings))))
-    assert [point["step"] for point in train_on_two(settings, tmp_path / "run", run.last)] == [10, 20]
+    next(run.train(Training(tuning, load_data(tuning))))
+    assert [point["step"] for point in train_on_two(tuning, tmp_path / "run", run.last)] == [10, 20]
     assert "Evaluation(step=10" not in capfd.readouterr().out  # told before
 
 
@@ -109,7 +105,7 @@ def test_all_workers_stop_when_one_is_told_to(tmp_path):
     assert [worker.communicate(timeout=180)[0] for worker in workers] == ["20\n", "20\n"]
 
 
-def test_workers_say_what_went_wrong(tmp_path):
+def test_workers_say_what_went_wrong(train_on_two, tmp_path):
     diverging = recipe(learning_rate=0.99, gradient_clip=1e30, optimizer="adamw", weight_decay=1e30)
     with pytest.raises(InputError, match=r"the loss became (nan|inf) at step \d+"):
         train_on_two(diverging, tmp_path / "diverging")

@@ -14,12 +14,14 @@ import psutil
 import pytest
 
 from voicechat_platform.errors import InputError
+from voicechat_platform.registry import Registry
 from voicechat_tune.running.disk import is_disk_full
-from voicechat_tune.running.run import locked
+from voicechat_tune.running.run import locked, run_sweep
 from voicechat_tune.running.storage import Storage
 from voicechat_tune.running.sweep_index import is_running, open_study
 from voicechat_tune.search.journal import JOURNAL
 from voicechat_tune.search.study import Trial
+from voicechat_tune.search.sweep_file import SweepFile, read_sweep
 
 SWEEP = """\
 name: small
@@ -84,7 +86,7 @@ def decisions(trials: list[Trial]) -> list[tuple]:
     return [(trial.point, trial.state, trial.loss, [run.step for run in trial.runs]) for trial in trials]
 
 
-def test_a_sweep_ends_in_the_registry_with_a_champion(sweep_file, voicechat, tmp_path):
+def test_a_sweep_ends_in_the_registry_with_a_champion(sweep_file, voicechat, voicechat_here, shared_ray, tmp_path):
     path = sweep_file(60, 20)
     run = voicechat("sweep", path, "--promote", "--json", "--tensorboard")
     stdout, stderr = run.communicate(timeout=240)
@@ -98,24 +100,22 @@ def test_a_sweep_ends_in_the_registry_with_a_champion(sweep_file, voicechat, tmp
     assert versions[0]["nats_per_character"] == pytest.approx(min(trial.loss for trial in finished))
     assert "trial 1: attention standard, learning_rate" in stderr
     assert "validation loss" in stderr
-    listed = json.loads(voicechat("models", "--json").communicate(timeout=60)[0])
+    listed = json.loads(voicechat_here("models", "--json").stdout)
     assert [version["version"] for version in listed if version["is_champion"]] == [versions[0]["version"]]
     folder = tmp_path / "home" / "sweeps" / "small"
     kept = {path.parent.name for path in folder.glob("runs/*/last")}
     assert kept == {f"{trial.number:04}" for trial in finished}, "the checkpoints of stopped trials are deleted"
     assert not list(folder.glob("runs/*/previous"))
     assert len(list(folder.glob("tensorboard/*/events*"))) == 4
-    rows = json.loads(voicechat("trials", "small", "--json").communicate(timeout=60)[0])
+    rows = json.loads(voicechat_here("trials", "small", "--json").stdout)
     assert [row["loss"] for row in rows] == [trial.loss for trial in trials]
-    shown = voicechat("trial", "small", "2").communicate(timeout=60)[0]
+    shown = voicechat_here("trial", "small", "2").stdout
     assert "model.attention: metric" in shown
     assert "step 20: validation" in shown
     assert "tokens/s beside other runs" in shown
     assert {e["flops_utilization"] for trial in trials for run in trial.runs for e in run.evaluations} == {None}
     assert "begins" in shown
-    run = voicechat("sweep", path, "--extend", "1", "--json")
-    stdout, stderr = run.communicate(timeout=240)
-    assert run.returncode == 0, stderr
+    assert run_sweep(read_sweep(path), extend=1).complete
     assert decisions(trials_in(tmp_path)[:4]) == decisions(trials)
     assert trials_in(tmp_path)[4].state in ("finished", "stopped")
 
@@ -150,7 +150,7 @@ def test_a_sweep_whose_driver_is_killed_ends_as_one_that_was_not(sweep_file, voi
     assert len(json.loads(stdout)) == sum(trial.state == "finished" for trial in trials_in(tmp_path))
 
 
-def test_an_interrupted_sweep_keeps_its_trials_and_goes_on(sweep_file, voicechat, tmp_path):
+def test_an_interrupted_sweep_keeps_its_trials_and_goes_on(sweep_file, voicechat, shared_ray, home, tmp_path):
     path = sweep_file(400, 100, "concurrent: 1\n")
     path.write_text("\n".join(line for line in path.read_text().splitlines() if not line.startswith("scheduler")))
     run = voicechat("sweep", path)  # one after the other, none stopped: much is left when the first has finished
@@ -159,91 +159,76 @@ def test_an_interrupted_sweep_keeps_its_trials_and_goes_on(sweep_file, voicechat
     _, stderr = run.communicate(timeout=120)
     assert run.returncode == 130, stderr
     assert "what is finished is kept" in stderr
-    kept = json.loads(voicechat("models", "--json").communicate(timeout=60)[0])
+    kept = {str(version) for version in Registry().versions()}
     assert kept
-    run = voicechat("sweep", path, "--json")
-    stdout, stderr = run.communicate(timeout=240)
-    assert run.returncode == 0, stderr
-    versions = {version["version"] for version in json.loads(stdout)}
-    assert {version["version"] for version in kept} <= versions
+    outcome = run_sweep(read_sweep(path))
+    assert outcome.complete
+    assert kept <= {str(version) for version in outcome.finished}
     assert all(trial.state in ("finished", "stopped") for trial in trials_in(tmp_path))
 
 
-@pytest.mark.nightly
-def test_two_workers_three_seeds_and_a_limit(sweep_file, voicechat, tmp_path):
-    """One sweep of each: they share the slow start."""
-    path = sweep_file(20, 10, "workers_per_trial: 2\ncpus_per_trial: 1\n")
-    path.write_text(path.read_text().replace("trials: 4", "trials: 1"))
-    run = voicechat("sweep", path)
-    _, stderr = run.communicate(timeout=240)
-    assert run.returncode == 0, stderr
+@pytest.mark.nightly  # Ray Train starts six processes; test_distributed.py has workers every day
+def test_a_trial_of_two_workers(sweep_file, shared_ray, home, tmp_path):
+    assert run_sweep(one_trial(sweep_file(20, 10, "workers_per_trial: 2\ncpus_per_trial: 1\n"))).complete
     (trial,) = trials_in(tmp_path)
     assert (trial.state, trial.runs[0].step) == ("finished", 20)
 
-    path = sweep_file(20, 10, "seeds: 3\n")
-    path.write_text(path.read_text().replace("trials: 4", "trials: 1"))
-    run = voicechat("sweep", path, home="seeds")
-    _, stderr = run.communicate(timeout=240)
-    assert run.returncode == 0, stderr
-    (trial,) = trials_in(tmp_path, "seeds")
+
+def test_a_trial_of_three_seeds(sweep_file, shared_ray, home, tmp_path):
+    assert run_sweep(one_trial(sweep_file(20, 10, "seeds: 3\n"))).complete
+    (trial,) = trials_in(tmp_path)
     assert [run.key.seed_index for run in trial.runs] == [0, 1, 2]
     losses = [run.loss for run in trial.runs]
     assert len(set(losses)) == 3
     assert trial.loss == pytest.approx(sum(losses) / 3)
 
-    path = sweep_file(5000, 10, "limits: {cost: 1}\nprice: {cpu_hour: 500}\n")
-    run = voicechat("sweep", path, home="limits")
-    _, stderr = run.communicate(timeout=240)
-    assert run.returncode == 1, stderr
-    assert "limits.cost (1) is reached" in stderr
-    assert any(trial.state == "unfinished" and trial.runs for trial in trials_in(tmp_path, "limits"))
+
+def test_a_limit_ends_a_sweep(sweep_file, shared_ray, home, tmp_path):
+    outcome = run_sweep(read_sweep(sweep_file(5000, 10, "limits: {cost: 1}\nprice: {cpu_hour: 500}\n")))
+    assert not outcome.complete
+    assert "limits.cost (1) is reached" in outcome.reason
+    assert any(trial.state == "unfinished" and trial.runs for trial in trials_in(tmp_path))
 
 
-def test_a_loss_that_is_no_number_fails_the_trial_and_not_the_sweep(sweep_file, voicechat, tmp_path):
+def one_trial(path: Path) -> SweepFile:
+    return read_sweep(path).model_copy(update={"trials": 1})
+
+
+def test_a_loss_that_is_no_number_fails_the_trial_and_not_the_sweep(
+    sweep_file, voicechat_here, shared_ray, tmp_path, capsys
+):
     path = sweep_file(40, 20)
     text = path.read_text().replace("training: {", "training: {optimizer: adamw, gradient_clip: 1.0e+30, ")
     search = "  training.weight_decay: {choice: [0.1, 1.0e+38]}\nfirst:\n  - {training.weight_decay: 1.0e+38}\n"
     path.write_text(text.replace("first:\n", search).replace("trials: 4", "trials: 3"))
-    run = voicechat("sweep", path)
-    _, stderr = run.communicate(timeout=240)
-    assert run.returncode == 0, stderr
+    assert run_sweep(read_sweep(path)).failed >= 1
     states = [trial.state for trial in trials_in(tmp_path)]
     assert states[0] == "failed"
     assert "finished" in states
-    assert "trial 1 failed: the loss became" in stderr
-    assert "the loss became" in voicechat("trial", "small", "1").communicate(timeout=60)[0]
+    assert "trial 1 failed: the loss became" in capsys.readouterr().err
+    assert "the loss became" in voicechat_here("trial", "small", "1").stdout
 
 
-def test_faults_are_said_at_once(sweep_file, voicechat, tmp_path):
-    path = sweep_file(20, 10, "cpus_per_trial: 64\n")
-    run = voicechat("sweep", path)
-    _, stderr = run.communicate(timeout=60)
-    assert run.returncode == 2
-    assert "cpus_per_trial is 64, but this machine has 2 CPUs" in stderr
-    path.write_text(path.read_text().replace("cpus_per_trial: 64\n", "").replace("trials: 4", "trials: 1"))
-    run = voicechat("sweep", path)  # nothing has run yet: the file may be mended
-    _, stderr = run.communicate(timeout=120)
-    assert run.returncode == 0, stderr
-    run = voicechat("sweep", sweep_file(30, 10))
-    _, stderr = run.communicate(timeout=60)
-    assert run.returncode == 2
-    assert "from a different file" in stderr
-    assert "recipe.training.steps: 20 -> 30" in stderr
-    assert "trials: 1 -> 4" in stderr
-    run = voicechat("sweep", path, "--resume", home="elsewhere")
-    _, stderr = run.communicate(timeout=60)
-    assert run.returncode == 2
-    assert "has not begun" in stderr
-    run = voicechat(
-        "sweep", sweep_file(20, 10, "storage: s3://no-such-bucket/x?endpoint_override=127.0.0.1:9&scheme=http\n")
-    )
-    _, stderr = run.communicate(timeout=120)
-    assert run.returncode == 2
-    assert "cannot keep results" in stderr
-    run = voicechat("trials", "unheard-of")
-    _, stderr = run.communicate(timeout=60)
-    assert run.returncode == 2
-    assert "there is no sweep 'unheard-of'; there are: small" in stderr
+def test_faults_are_said_at_once(sweep_file, shared_ray, home, tmp_path):
+    with pytest.raises(InputError, match="cpus_per_trial is 64, but this machine has 2 CPUs"):
+        run_sweep(one_trial(sweep_file(20, 10, "cpus_per_trial: 64\n")))
+    assert run_sweep(one_trial(sweep_file(20, 10))).complete, "nothing had run: the file may be mended"
+    with pytest.raises(InputError, match="from a different file") as refused:
+        run_sweep(read_sweep(sweep_file(30, 10)))
+    assert "recipe.training.steps: 20 -> 30" in str(refused.value)
+    assert "trials: 1 -> 4" in str(refused.value)
+    nowhere = "storage: s3://no-such-bucket/x?endpoint_override=127.0.0.1:9&scheme=http\n"
+    with pytest.raises(InputError, match="cannot keep results"):
+        run_sweep(read_sweep(sweep_file(20, 10, nowhere)))
+
+
+def test_what_has_not_begun_is_said(sweep_file, voicechat_here):
+    resumed = voicechat_here("sweep", sweep_file(20, 10), "--resume")
+    assert resumed.returncode == 2
+    assert "has not begun" in resumed.stderr
+    shown = voicechat_here("trials", "unheard-of")
+    assert shown.returncode == 2
+    assert "there is no sweep 'unheard-of'" in shown.stderr
 
 
 def test_only_one_process_drives_a_sweep(tmp_path):
@@ -334,8 +319,7 @@ def test_a_full_disk_is_known_from_other_faults(tmp_path):
     assert not is_disk_full(OSError(errno.EACCES, "Permission denied"), tmp_path)
 
 
-@pytest.mark.nightly
-def test_a_population_trains_on_from_its_best_and_is_written_up(sweep_file, voicechat, tmp_path):
+def test_a_population_trains_on_from_its_best_and_is_written_up(sweep_file, voicechat_here, shared_ray, tmp_path):
     path = sweep_file(60, 20, "limits: {hours: 1}\n")
     text = path.read_text()
     text = text[: text.index("search:")] + (
@@ -343,14 +327,12 @@ def test_a_population_trains_on_from_its_best_and_is_written_up(sweep_file, voic
         "trials: 4\nscheduler: {kind: pbt, population: 4, interval_steps: 20}\n"
     )
     path.write_text(text)
-    dry = voicechat("sweep", path, "--dry-run", "--json")
-    estimated = json.loads(dry.communicate(timeout=60)[0])
+    estimated = json.loads(voicechat_here("sweep", path, "--dry-run", "--json").stdout)
     assert estimated["runs"] == 4
     assert all(point["minutes"] > 0 for point in estimated["points"])
     assert not trials_in(tmp_path), "nothing has run"
-    run = voicechat("sweep", path, "--json")
-    stdout, stderr = run.communicate(timeout=240)
-    assert run.returncode == 0, stderr
+    outcome = run_sweep(read_sweep(path))
+    assert outcome.complete
     trials = trials_in(tmp_path)
     assert [trial.lineage["generation"] for trial in trials] == [1] * 4 + [2] * 4 + [3] * 4
     assert [trial.runs[0].step for trial in trials] == [20] * 4 + [40] * 4 + [60] * 4
@@ -358,10 +340,10 @@ def test_a_population_trains_on_from_its_best_and_is_written_up(sweep_file, voic
         worst, best = max(before, key=lambda trial: trial.loss), min(before, key=lambda trial: trial.loss)
         assert after[before.index(worst)].lineage["parent"] == best.number
         assert after[before.index(best)].point == best.point
-    assert len(json.loads(stdout)) == 4, "the last generation is in the registry"
+    assert len(outcome.finished) == 4, "the last generation is in the registry"
     folder = tmp_path / "home" / "sweeps" / "small"
     kept = sorted(path.parent.name for path in folder.glob("runs/*/last"))
     assert kept == [f"{number:04}" for number in range(5, 13)], "what nobody goes on from is deleted"
-    shown = voicechat("report", "small", "--out", tmp_path / "report").communicate(timeout=120)[0]
+    shown = voicechat_here("report", "small", "--out", tmp_path / "report").stdout
     assert Path(shown.strip()).exists()
     assert "Of 12 trials" in (tmp_path / "report" / "report.md").read_text()

@@ -71,7 +71,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def normalise_rows(updates_nij: Tensor, row_squares: list[Tensor], decay: float) -> Tensor:
-    """Divide each row by the root of its mean square, and keep the norm of each matrix.
+    """Divide each row by the root of its mean square, and keep the norm of each matrix; zeros stay zeros.
 
     Args:
         row_squares: the running means of each matrix, (i, 1); updated in place.
@@ -80,7 +80,7 @@ def normalise_rows(updates_nij: Tensor, row_squares: list[Tensor], decay: float)
     for running_i1, mean_i1 in zip(row_squares, means_ni1, strict=True):
         running_i1.lerp_(mean_i1, 1 - decay)
     even_nij = updates_nij / (torch.stack(row_squares).sqrt() + 1e-8)
-    return even_nij * (matrix_norm(updates_nij) / matrix_norm(even_nij))
+    return even_nij * (matrix_norm(updates_nij) / matrix_norm(even_nij).clamp(min=1e-30))
 
 
 def matrix_norm(x_nij: Tensor) -> Tensor:
