@@ -1,5 +1,6 @@
 """`voicechat serve` as a process of its own, over a home with three versions of a model."""
 
+import asyncio
 import contextlib
 import os
 import re
@@ -55,6 +56,28 @@ class Service:
                 if name in " ".join(process.cmdline()):
                     found.append(process)
         return found
+
+    def cpu_seconds(self, name: str) -> float:
+        """What these processes have computed."""
+        times = [process.cpu_times() for process in self.processes(name)]
+        assert times, name
+        return sum(each.user + each.system for each in times)
+
+    async def at_work(self, name: str, answering: asyncio.Task) -> None:
+        """Returns when these processes compute the answer that is awaited."""
+        before = self.cpu_seconds(name)
+        while self.cpu_seconds(name) < before + 1:
+            assert not answering.done()
+            await asyncio.sleep(0.1)
+
+    async def cpu_seconds_until_idle(self, name: str) -> float:
+        """What these processes still compute before they rest; the test's own timeout ends what never does."""
+        before = last = self.cpu_seconds(name)
+        while True:
+            await asyncio.sleep(1)
+            if (now := self.cpu_seconds(name)) - last < 0.1:
+                return now - before
+            last = now
 
     def logs(self) -> Path:
         """Ray's folder of them."""

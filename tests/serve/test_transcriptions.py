@@ -10,7 +10,6 @@ import openai
 import pytest
 from openai.types.audio import TranscriptionTextDeltaEvent, TranscriptionTextDoneEvent, TranscriptionVerbose
 
-from running_service import Service
 from voicechat_serve.audio import HEARING_RATE, decode, encode
 
 TRANSCRIBE = "/v1/audio/transcriptions"
@@ -164,11 +163,7 @@ def test_what_is_refused(client, recording):
     assert (refused.value.param, refused.value.code) == ("model", "unsupported_value")
 
 
-def cpu_seconds(service: Service) -> float:
-    """Of the process that transcribes."""
-    (replica,) = service.processes("ServeReplica:api:transcription")
-    times = replica.cpu_times()
-    return times.user + times.system
+TRANSCRIPTION = "ServeReplica:api:transcription"
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
@@ -178,24 +173,14 @@ async def test_leaving_ends_the_work(service, clips, stream):
     times = 1 + 12 * 60 * HEARING_RATE // sum(map(len, parts))
     lecture = b"".join(encode(parts * times, "flac", HEARING_RATE))
     form = {"model": "whisper-1", "stream": str(stream).lower()}
-    before = cpu_seconds(service)
     async with httpx.AsyncClient(base_url=service.url, timeout=60) as http:
         if stream:
             async with http.stream("POST", TRANSCRIBE, data=form, files={"file": lecture}) as response:
                 assert response.status_code == 200
-                await anext(response.aiter_lines())
+                await anext(response.aiter_lines())  # a window is heard
         else:
             answering = asyncio.create_task(http.post(TRANSCRIBE, data=form, files={"file": lecture}))
-            while cpu_seconds(service) < before + 2:  # it is at work
-                assert not answering.done()
-                await asyncio.sleep(0.1)
+            await service.at_work(TRANSCRIPTION, answering)
             answering.cancel()
             await asyncio.wait([answering])
-    left = cpu_seconds(service)
-    assert left > before + 0.5  # it was at work
-    while True:  # until it is idle; the test's own timeout ends what never is
-        now = cpu_seconds(service)
-        await asyncio.sleep(1)
-        if cpu_seconds(service) - now < 0.1:
-            break
-    assert cpu_seconds(service) - left < 8
+    assert await service.cpu_seconds_until_idle(TRANSCRIPTION) < 8
