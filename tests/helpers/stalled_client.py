@@ -1,7 +1,6 @@
 """A client that sends and does not read, until it is told to: a raw socket with a small buffer."""
 
 import json
-import os
 import socket
 import struct
 from pathlib import Path
@@ -75,12 +74,3 @@ def frames(received: bytes) -> list[tuple[int, bytes]]:
         found.append((rest[0] & 0x0F, rest[start : start + length]))
         rest = rest[start + length :]
     return found
-
-
-def resident_bytes(title: str) -> int:
-    """Memory of Ray's processes whose title holds this, of this machine's user."""
-    import psutil
-
-    processes = [p for p in psutil.process_iter(["cmdline", "uids"]) if title in " ".join(p.info["cmdline"] or ())]
-    assert processes, title
-    return sum(p.memory_info().rss for p in processes if p.info["uids"].real == os.getuid())

@@ -1,5 +1,5 @@
-"""What the tests of this folder ask: the real server (Ray, both applications, every model real but one tiny GPT of
-ours), and the API alone on a socket of this process, where a failure shows itself and a start costs nothing."""
+"""What the tests of this folder ask: the real server (`voicechat serve`, every model real but two tiny GPTs of ours),
+and the API alone on a socket of this process, where a failure shows itself and a start costs nothing."""
 
 import asyncio
 import os
@@ -16,7 +16,6 @@ import httpx
 import numpy as np
 import openai
 import pytest
-import ray
 import soxr
 import torch
 import uvicorn
@@ -24,13 +23,12 @@ from fastapi import FastAPI
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from voicechat_platform.assets import locate
+from running_service import Service, running_service
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
-from voicechat_serve import application
+from voicechat_platform.settings import settings
 from voicechat_serve.api.ingress import build
 from voicechat_serve.api.proxy import BoundedConnection
 from voicechat_serve.api.services import Services
-from voicechat_serve.application_file import APIArguments, Engines
 from voicechat_serve.audio import HEARING_RATE, decode
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
 from voicechat_serve.generation.engines.choice import make_engine
@@ -58,14 +56,6 @@ def save_tiny_model(folder: Path) -> None:
     )
     model.config.reply_stops = ["\n\n"]
     model.save_pretrained(folder)
-
-
-def page_in_the_replica(app: FastAPI) -> FastAPI:
-    """Pickled by value: a test module cannot be imported in a replica."""
-    from fastapi.responses import HTMLResponse
-
-    app.get("/", response_class=HTMLResponse)(lambda: "<h1>the page</h1>")
-    return app
 
 
 @pytest.fixture(scope="session")
@@ -101,24 +91,18 @@ def tiny_model(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def service(tmp_path_factory, tiny_model) -> Iterator[Service]:
+    """One for all files that need no special one: whoever counts what it did looks at the difference."""
+    home = tmp_path_factory.mktemp("home")
+    with running_service(home, tiny_model, settings().folder("models"), find_free_port()) as service:
+        yield service
+
+
 @pytest.fixture(scope="module")
-def server(tiny_model) -> Iterator[str]:
+def server(service) -> str:
     """The address of a running server, without /v1."""
-    smollm2 = ServedModel(id="smollm2-135m-instruct", folder=locate("smollm2-135m-instruct-int8"))
-    port = find_free_port()
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        application.deploy(
-            [(ServedModel(id="shakespeare", folder=tiny_model), Engines()), (smollm2, Engines())],
-            APIArguments(whisper="tiny.en"),
-            port,
-            page_in_the_replica,
-        )
-        application.wait_until_ready(timeout_s=120)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        application.stop()
-        ray.shutdown()
+    return service.url
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """/health and /ready: by what Serve's controller says, and on a Serve whose one deployment loads when it is told to."""
 
 import asyncio
+import shutil
 import socket
 import threading
 import time
@@ -26,7 +27,9 @@ from voicechat_platform.errors import InputError
 from voicechat_serve import application
 from voicechat_serve.api import front
 from voicechat_serve.api.access import AccessRules
-from voicechat_serve.application_file import Replicas
+from voicechat_serve.application import DeploymentFailedError, DeploymentState
+from voicechat_serve.application_file import APIArguments, Engines, Replicas
+from voicechat_serve.generation.served_model import ServedModel
 from voicechat_serve.operations.health import MOST_FAILURES
 
 
@@ -233,7 +236,7 @@ def test_a_replica_whose_every_call_fails_is_not_ready_and_is_replaced(address, 
     assert httpx.get(f"{address}/v1").text == "open"
 
 
-@serve.deployment(ray_actor_options={"num_cpus": 0})
+@serve.deployment(ray_actor_options={"num_cpus": 0}, graceful_shutdown_wait_loop_s=0.1)
 class Others:
     """Of somebody who uses the same Serve."""
 
@@ -242,7 +245,7 @@ class Others:
 
 
 def test_the_applications_of_others_neither_count_nor_end_with_ours(address, gate):
-    """The last one of this module: it takes our applications down."""
+    """It takes our applications down."""
     gate.touch()
     serve.run(Others.bind(), name="others", route_prefix="/others")
     serve.run_many(
@@ -265,3 +268,29 @@ def test_the_applications_of_others_neither_count_nor_end_with_ours(address, gat
     serve.run(Others.bind(), name="others", route_prefix="/v1")
     with pytest.raises(InputError, match="'others' of the Serve on this Ray answers at /v1 already"):
         application.join_serve(port, "127.0.0.1")
+
+
+def test_a_model_that_cannot_load(address, gate, tiny_model, tmp_path):
+    """The last one of this module: on the Serve that runs, without any of the applications above."""
+    for loading in (gate, gate.with_name("never")):
+        loading.touch()
+    for name in serve.status().applications:
+        serve.delete(name)
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").unlink()
+    broken = (ServedModel(id="broken", folder=tmp_path), Engines())
+    states: dict[str, DeploymentState] = {}
+    application.deploy([broken], APIArguments(whisper="tiny.en"), int(address.rpartition(":")[2]))
+    with pytest.raises(DeploymentFailedError, match=r"model broken: .*InputError: .*no weights in \*\.safetensors"):
+        application.wait_until_ready(lambda seen: states.update({state.name: state for state in seen}))
+    assert states["model broken"].state == "failed"
+    assert set(states) == {"model broken", "transcription", "synthesis", "api", "front"}
+    # Without a page, the root is an unknown address like any other.
+    root = until(address, "/", lambda response: response.headers["content-type"] == "application/json")
+    assert root.status_code == 404
+    assert root.json()["error"]["type"] == "invalid_request_error"
+    ready = httpx.get(f"{address}/ready", timeout=30)
+    assert (ready.status_code, ready.json()["status"]) == (503, "unavailable")
+    assert "model broken" in ready.json()["not_ready"]
+    # A restart would not help.
+    assert httpx.get(f"{address}/health", timeout=30).status_code == 200

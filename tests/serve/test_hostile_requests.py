@@ -3,6 +3,7 @@
 import gzip
 import json
 import socket
+from http.client import HTTPResponse
 from urllib.parse import urlsplit
 
 import httpx
@@ -441,16 +442,10 @@ def raw(api: str, request: bytes) -> httpx.Response:
     address = urlsplit(api)
     with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
         connection.sendall(request)
-        received = b""
-        while piece := connection.recv(65536):
-            received += piece
-    head, _, body = received.partition(b"\r\n\r\n")
-    status, *headers = head.split(b"\r\n")
-    return httpx.Response(
-        int(status.split()[1]),
-        headers=[tuple(header.split(b": ", 1)) for header in headers if b"chunked" not in header],
-        content=body,
-    )
+        answer = HTTPResponse(connection)
+        answer.begin()
+        headers = [(name, value) for name, value in answer.getheaders() if value != "chunked"]
+        return httpx.Response(answer.status, headers=headers, content=answer.read())
 
 
 @pytest.fixture

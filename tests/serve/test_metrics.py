@@ -8,7 +8,8 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -17,6 +18,7 @@ import ray
 from prometheus_client.parser import text_string_to_metric_families
 from ray.util.metrics import Counter, Gauge, Histogram, Metric
 
+from running_service import Service
 from voicechat_serve.generation.engines.interface import Load
 from voicechat_serve.operations import exporters, metrics
 from voicechat_serve.operations.exporters import cluster_metrics, merged
@@ -213,14 +215,6 @@ def test_an_engines_load_is_sampled(recorded):
     assert recorded["DECODE_BATCH"].values == [3]  # an engine that rests decodes no batch
 
 
-@pytest.fixture(scope="module", autouse=True)
-def frequent_reports() -> Iterator[None]:
-    """Before Ray starts: its processes report every second and not every ten."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_metrics_report_interval_ms", "1000")
-        yield
-
-
 def scrape(http: httpx.Client) -> dict[tuple, float]:
     response = http.get("/metrics")
     assert response.status_code == 200
@@ -233,33 +227,62 @@ def total(found: dict[tuple, float], name: str, **labels: str) -> float:
     return sum(value for key, value in found.items() if key[0] == name and wanted <= set(key[1:]))
 
 
-def eventually(http: httpx.Client, check: Callable[[dict[tuple, float]], None]) -> None:
-    """Scrapes until the check holds: every process reports at moments of its own."""
+@dataclass
+class Before:
+    """What the service had counted and logged when a test began."""
+
+    counts: dict[tuple, float]
+    lines: int
+
+
+@pytest.fixture
+def before(http, service) -> Before:
+    """When the requests of other tests are counted: every process reports once a second, at a moment of its own."""
+    deadline = time.monotonic() + 60
+    while True:
+        before = Before(counters(http), len(request_lines(service)))
+        time.sleep(3)
+        is_told = total(before.counts, "voicechat_requests_total") == before.lines
+        if is_told and before == Before(counters(http), len(request_lines(service))):
+            return before
+        assert time.monotonic() < deadline
+
+
+def counters(http: httpx.Client) -> dict[tuple, float]:
+    """Those that looking at the metrics does not count on."""
+    return {
+        key: value
+        for key, value in scrape(http).items()
+        if key[0].endswith(("_total", "_count")) and (key[0].startswith("voicechat_") or ("application", "api") in key)
+    }
+
+
+def eventually(http: httpx.Client, before: Before, check: Callable[[dict[tuple, float]], None]) -> None:
+    """Scrapes until the check of what was counted since then holds."""
     deadline = time.monotonic() + 30
     while True:
         try:
-            return check(scrape(http))
+            return check({key: value - before.counts.get(key, 0) for key, value in scrape(http).items()})
         except AssertionError:
             if time.monotonic() > deadline:
                 raise
         time.sleep(0.5)
 
 
-def request_lines() -> list[dict]:
-    """Of the API's replica, whose every line is JSON."""
-    folder = Path(ray._private.worker._global_node.get_logs_dir_path()) / "serve"
-    (file,) = folder.glob("replica_api_api_*.log")
+def request_lines(service: Service) -> list[dict]:
+    """Of the API's replica, whose every line is JSON; of the newest one, should it have been replaced."""
+    file = max((service.logs() / "serve").glob("replica_api_api_*.log"), key=lambda file: file.stat().st_mtime)
     whole = file.read_text().rpartition("\n")[0]  # the last line may be half written
     return [line for line in map(json.loads, whole.splitlines()) if "request_id" in line and "path" in line]
 
 
-def test_load_test_metrics_and_log_agree(server, http):
+def test_load_test_metrics_and_log_agree(service, http, before):
     levels = [
         Level(streams=4, requests=12),
         Level(rate=20, requests=10, seed=1),
     ]
     wanted = {"model": "shakespeare", "prompt_tokens": 60, "max_tokens": 20, "sound": None, "seed": 0}
-    asyncio.run(run_levels(levels, "chat", f"{server}/v1", "", lambda level: None, **wanted))
+    asyncio.run(run_levels(levels, "chat", f"{service.url}/v1", "", lambda level: None, **wanted))
     found = [summary(level) for level in levels]
     assert [level["done"] for level in found] == [12, 10]
     assert [level["requests"] for level in found] == [12, 10]
@@ -271,10 +294,11 @@ def test_load_test_metrics_and_log_agree(server, http):
     lines: list[dict] = []
 
     def all_are_logged(_: dict[tuple, float]) -> None:  # a line is written after its client has left
-        lines[:] = [line for line in request_lines() if line["path"] == "/v1/chat/completions"]
+        since = request_lines(service)[before.lines :]
+        lines[:] = [line for line in since if line["path"] == "/v1/chat/completions"]
         assert len(lines) == 24
 
-    eventually(http, all_are_logged)
+    eventually(http, before, all_are_logged)
     calibration = lines[:2]  # two prompts that tell how long the server's tokens are
     assert [line["completion_tokens"] for line in calibration] == [1, 1]
     assert sum(line["completion_tokens"] for line in lines) == completion + 2
@@ -294,13 +318,13 @@ def test_load_test_metrics_and_log_agree(server, http):
         assert total(found, "ray_serve_num_http_requests_total", application="api") == 25
         # An engine's load is told also while it is idle, and of models that nobody has asked.
         told = {dict(key[1:])["model"] for key in found if key[0] == "voicechat_requests_waiting"}
-        assert told == {"shakespeare", "smollm2-135m-instruct"}
+        assert told == {"romeo", "shakespeare", "smollm2-135m-instruct"}
         assert total(found, "voicechat_exporters_silent") == 0
 
-    eventually(http, check)
+    eventually(http, before, check)
 
 
-def test_audio_cancellations_and_unknown_names(server, http):
+def test_audio_cancellations_and_unknown_names(service, http, before):
     speech = {"model": "tts-1", "voice": "alloy", "input": "How long is this sentence?", "response_format": "wav"}
     sound = http.post("/v1/audio/speech", json=speech).content
     form = {"model": "whisper-1", "prompt": SECRET}
@@ -329,20 +353,20 @@ def test_audio_cancellations_and_unknown_names(server, http):
         assert total(found, "voicechat_requests_total", model="hibari") == 1
         assert SECRET not in str(found)
 
-    eventually(http, check)
+    eventually(http, before, check)
     lines: list[dict] = []
 
     def all_are_logged(_: dict[tuple, float]) -> None:
-        lines[:] = request_lines()
+        lines[:] = request_lines(service)[before.lines :]
         assert [line["request_id"] for line in lines][-2:] == ["trace-1", told]
 
-    eventually(http, all_are_logged)
+    eventually(http, before, all_are_logged)
     assert bad_id.status_code == 200
     (left,) = (line for line in lines if line["cancelled"])
     assert (left["status"], left["model"]) == (200, "smollm2-135m-instruct")
     spoken = next(line for line in lines if line["path"] == "/v1/audio/speech")
     assert spoken["audio_seconds"] == pytest.approx(seconds)
     # Not in any log of Ray's and Serve's processes either.
-    folder = Path(ray._private.worker._global_node.get_logs_dir_path())
+    folder = service.logs()
     held = [file.name for file in folder.rglob("*") if file.is_file() and SECRET.encode() in file.read_bytes()]
     assert held == []

@@ -18,14 +18,14 @@ from typing import Any
 import jiwer
 import numpy as np
 import openai
-import psutil
 import pytest
 import soxr
 import websockets
 from openai.types.realtime import RealtimeServerEvent
 from pydantic import TypeAdapter
 
-from stalled_client import CLOSE, TEXT, StalledClient, frames, resident_bytes
+from running_service import Service
+from stalled_client import CLOSE, TEXT, StalledClient, frames
 from voicechat_serve.api.ingress import build
 from voicechat_serve.api.realtime import ServiceStages
 from voicechat_serve.realtime import wire
@@ -222,17 +222,13 @@ async def test_nothing_is_made_up_where_nobody_speaks(server):
 
 
 @pytest.mark.nightly
-async def test_ten_minutes_of_reading(server, clips):
+async def test_ten_minutes_of_reading(service, clips):
     """At six times the speed of a reader: all of it is written down, in bounded memory."""
     plain = jiwer.Compose(
         [jiwer.ToLowerCase(), jiwer.RemovePunctuation(), jiwer.Strip(), jiwer.ReduceToListOfListOfWords()]
     )
-    (ingress,) = [
-        child
-        for child in psutil.Process().children(recursive=True)
-        if "ServeReplica:api:api" in " ".join(child.cmdline())
-    ]
-    async with talking(server, extra_query={"intent": "transcription"}) as talk:
+    (ingress,) = service.processes("ServeReplica:api:api")
+    async with talking(service.url, extra_query={"intent": "transcription"}) as talk:
         reading = asyncio.create_task(talk.read())
         before, told, words = ingress.memory_info().rss, 0.0, []
         while told < 600:
@@ -298,17 +294,14 @@ async def test_a_model_that_there_is_not(services, listening):
             assert socket.close_code == 1008
 
 
-async def test_a_session_outlives_its_models_process(server):
-    def replicas() -> list[psutil.Process]:
-        children = psutil.Process().children(recursive=True)
-        return [child for child in children if f"ServeReplica:api:model {MODEL}" in " ".join(child.cmdline())]
-
-    async with talking(server) as talk:
+async def test_a_session_outlives_its_models_process(service):
+    replica = f"ServeReplica:api:model {MODEL}"
+    async with talking(service.url) as talk:
         item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Tell me a long story."}]}
         await talk.connection.conversation.item.create(item=item)
         await talk.connection.response.create()
         await talk.until("response.output_audio_transcript.delta")
-        (victim,) = replicas()
+        (victim,) = service.processes(replica)
         victim.kill()
         done = await talk.until("response.done")
         assert done.response.status == "failed"
@@ -320,7 +313,7 @@ async def test_a_session_outlives_its_models_process(server):
                 done = await talk.until("response.done")
                 if done.response.status == "incomplete":  # five tokens are enough
                     break
-        assert victim.pid not in [process.pid for process in replicas()]
+        assert victim.pid not in [process.pid for process in service.processes(replica)]
 
 
 async def test_the_ear_is_told_that_nobody_waits_any_more(services):
@@ -345,15 +338,26 @@ async def test_the_ear_is_told_that_nobody_waits_any_more(services):
     assert response.cancelled
 
 
-async def test_clients_that_stop_reading(server, client):
+def resident_bytes(service: Service, title: str) -> int:
+    processes = service.processes(title)
+    assert processes, title
+    return sum(process.memory_info().rss for process in processes)
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(150):
+        while not condition():
+            await asyncio.sleep(0.2)
+
+
+async def test_clients_that_stop_reading(service, client):
     """Nothing piles up for them, what they asked for ends, and who reads slowly still gets all of it."""
     text = "x" * 60_000
     item = {"type": "message", "role": "user", "id": "long", "content": [{"type": "input_text", "text": text}]}
     messages = [{"role": "user", "content": "To be"}]
     many = {"model": "shakespeare", "messages": messages, "n": 16, "logprobs": True, "top_logprobs": 20, "stream": True}
-    slow, stalled, speech, talker, silent = (StalledClient(server) for _ in range(5))
-    # Ray's other sessions on this machine are measured too; what piles up would be more than they change.
-    before = {title: resident_bytes(title) for title in PROCESSES}
+    slow, stalled, speech, talker, silent = (StalledClient(service.url) for _ in range(5))
+    before = {title: resident_bytes(service, title) for title in PROCESSES}
     for talk in (talker, silent):
         talk.open_websocket(f"/v1/realtime?model={MODEL}")
         talk.send({"type": "conversation.item.create", "item": item})
@@ -365,19 +369,17 @@ async def test_clients_that_stop_reading(server, client):
     speech.post("/v1/audio/speech", words | {"stream_format": "sse"})
     read_slowly = asyncio.create_task(asyncio.to_thread(slow.read_all, lambda: time.sleep(0.002)))
 
-    await asyncio.sleep(wire.UNSENT_S + 4)  # for which they read nothing
+    # They read nothing meanwhile; the talker does before its connection is given up, to see how the server took leave.
+    await asyncio.sleep(wire.UNSENT_S + 4)
     for title, size in before.items():
-        assert resident_bytes(title) < size + 60e6, title
+        assert resident_bytes(service, title) < size + 60e6, title
     received = frames(await asyncio.to_thread(talker.read_all))
     assert sum(len(content) for _, content in received) < 20e6
     events = [json.loads(content) for opcode, content in received if opcode == TEXT]
     assert events[-1]["error"]["code"] == "too_slow"
     assert received[-1] == (CLOSE, struct.pack("!H", 1008) + b"too_slow")
 
-    left = (stalled, speech, silent)
-    async with asyncio.timeout(150):
-        while not all([one.is_left() for one in left]):
-            await asyncio.sleep(0.2)
+    await until(lambda: all(one.is_left() for one in (stalled, speech, silent)))
     whole = await read_slowly
     assert b"[DONE]" in whole
     answer = await asyncio.to_thread(stalled.read_all)

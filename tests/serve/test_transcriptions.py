@@ -1,13 +1,12 @@
 """Transcriptions and translations as clients meet them: the real server, the real openai client, and the raw JSON."""
 
+import asyncio
 import re
-import time
 
 import httpx
 import jiwer
 import numpy as np
 import openai
-import psutil
 import pytest
 from openai.types.audio import TranscriptionTextDeltaEvent, TranscriptionTextDoneEvent, TranscriptionVerbose
 
@@ -62,13 +61,26 @@ def test_verbose_json_has_every_field_with_its_type(verbose, recording):
     TranscriptionVerbose.model_validate(verbose, strict=True)
 
 
-def test_granularities(client, recording):
-    def asked(**granularities):
-        return client.audio.transcriptions.create(
-            model="whisper-1", file=("a.flac", recording[0]), response_format="verbose_json", **granularities
-        )
+@pytest.fixture(scope="module")
+def default(client, recording) -> TranscriptionVerbose:
+    """verbose_json of who asks for no granularity."""
+    return client.audio.transcriptions.create(
+        model="whisper-1", file=("a.flac", recording[0]), response_format="verbose_json"
+    )
 
-    default, words = asked(), asked(timestamp_granularities=["word"])
+
+@pytest.fixture(scope="module")
+def whole(http, recording) -> dict:
+    return ask(http, recording).json()
+
+
+def test_granularities(client, recording, default):
+    words = client.audio.transcriptions.create(
+        model="whisper-1",
+        file=("a.flac", recording[0]),
+        response_format="verbose_json",
+        timestamp_granularities=["word"],
+    )
     assert default.segments
     assert default.words is None
     assert words.segments is None
@@ -76,8 +88,7 @@ def test_granularities(client, recording):
     assert words.words[0].end <= words.duration
 
 
-def test_json_and_text(http, recording):
-    whole = ask(http, recording).json()
+def test_json_and_text(http, recording, whole):
     assert set(whole) == {"text", "usage"}
     assert type(whole["usage"]["seconds"]) is float
     text = ask(http, recording, response_format="text")
@@ -94,37 +105,33 @@ def seconds(clock: str) -> float:
 
 
 @pytest.mark.parametrize("form", ["srt", "vtt"])
-def test_subtitles(client, recording, form):
+def test_subtitles(client, recording, default, form):
     """Read back, they are the segments of verbose_json."""
     subtitles = client.audio.transcriptions.create(
         model="whisper-1", file=("a.flac", recording[0]), response_format=form
-    )
-    verbose = client.audio.transcriptions.create(
-        model="whisper-1", file=("a.flac", recording[0]), response_format="verbose_json"
     )
     assert isinstance(subtitles, str)
     pattern = {"srt": r"(\d+)\n" + CUE.format(point=","), "vtt": "()" + CUE.format(point=r"\.")}[form]
     heading = "WEBVTT\n\n" if form == "vtt" else ""
     assert re.fullmatch(f"{heading}({pattern})+", subtitles)
     cues = re.findall(pattern, subtitles)
-    assert [cue[0] for cue in cues] == [str(i + 1) if form == "srt" else "" for i in range(len(verbose.segments))]
-    for (_, start, end, text), segment in zip(cues, verbose.segments, strict=True):
+    assert [cue[0] for cue in cues] == [str(i + 1) if form == "srt" else "" for i in range(len(default.segments))]
+    for (_, start, end, text), segment in zip(cues, default.segments, strict=True):
         assert (seconds(start), seconds(end)) == pytest.approx((segment.start, segment.end), abs=0.001)
         assert text == segment.text.strip()
 
 
-def test_stream(client, recording):
-    whole = client.audio.transcriptions.create(model="whisper-1", file=("a.flac", recording[0]))
+def test_stream(client, recording, whole):
     stream = client.audio.transcriptions.create(model="whisper-1", file=("a.flac", recording[0]), stream=True)
     *deltas, done = list(stream)
     assert len(deltas) > 2
     assert all(isinstance(delta, TranscriptionTextDeltaEvent) for delta in deltas)
     assert isinstance(done, TranscriptionTextDoneEvent)
-    assert "".join(delta.delta for delta in deltas) == done.text == whole.text
+    assert "".join(delta.delta for delta in deltas) == done.text == whole["text"]
     raw = done.usage.to_dict()
     assert raw["type"] == "tokens"
     assert raw["total_tokens"] == raw["input_tokens"] + raw["output_tokens"]
-    assert raw["input_tokens"] == pytest.approx(50 * whole.usage.seconds, abs=1)
+    assert raw["input_tokens"] == pytest.approx(50 * whole["usage"]["seconds"], abs=1)
     assert raw["output_tokens"] > len(done.text.split())
     assert all(type(raw[name]) is int for name in ("input_tokens", "output_tokens", "total_tokens"))
 
@@ -156,39 +163,24 @@ def test_what_is_refused(client, recording):
     assert (refused.value.param, refused.value.code) == ("model", "unsupported_value")
 
 
-def cpu_seconds() -> float:
-    """Of the process that transcribes."""
-    (replica,) = (
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if "ServeReplica:api:transcription" in " ".join(process.info["cmdline"] or ())
-        and psutil.Process() in process.parents()
-    )
-    times = replica.cpu_times()
-    return times.user + times.system
+TRANSCRIPTION = "ServeReplica:api:transcription"
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
-def test_leaving_ends_the_work(server, clips, stream):
+async def test_leaving_ends_the_work(service, clips, stream):
     """Twelve minutes of speech are two dozen windows of a second or two of computing each."""
     parts = [decode(clip.read_bytes()) for clip, _ in clips]
     times = 1 + 12 * 60 * HEARING_RATE // sum(map(len, parts))
     lecture = b"".join(encode(parts * times, "flac", HEARING_RATE))
     form = {"model": "whisper-1", "stream": str(stream).lower()}
-    before = cpu_seconds()
-    with httpx.Client(base_url=server, timeout=60 if stream else 15) as http:
+    async with httpx.AsyncClient(base_url=service.url, timeout=60) as http:
         if stream:
-            with http.stream("POST", TRANSCRIBE, data=form, files={"file": lecture}) as response:
+            async with http.stream("POST", TRANSCRIBE, data=form, files={"file": lecture}) as response:
                 assert response.status_code == 200
-                next(response.iter_lines())
+                await anext(response.aiter_lines())  # a window is heard
         else:
-            with pytest.raises(httpx.ReadTimeout):
-                http.post(TRANSCRIBE, data=form, files={"file": lecture})
-    left = cpu_seconds()
-    assert left > before + 0.5  # it was at work
-    while True:  # until it is idle; the test's own timeout ends what never is
-        now = cpu_seconds()
-        time.sleep(2)
-        if cpu_seconds() - now < 0.2:
-            break
-    assert cpu_seconds() - left < 8
+            answering = asyncio.create_task(http.post(TRANSCRIBE, data=form, files={"file": lecture}))
+            await service.at_work(TRANSCRIPTION, answering)
+            answering.cancel()
+            await asyncio.wait([answering])
+    assert await service.cpu_seconds_until_idle(TRANSCRIPTION) < 8

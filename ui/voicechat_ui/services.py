@@ -1,4 +1,7 @@
-"""`voicechat up`, `serve` and `page`: from nothing to a page that answers, with progress, and down again cleanly."""
+"""`voicechat up`, `serve` and `page`: from nothing to a page that answers, with progress, and down again cleanly.
+
+Gradio, PyTorch and Optuna are imported where they are used: `voicechat serve` starts seconds earlier without them.
+"""
 
 import asyncio
 import logging
@@ -28,12 +31,8 @@ from voicechat_serve.application_file import APIArguments, local_application, re
 from voicechat_serve.operations.keys import make_secret
 from voicechat_serve.operations.ports import require_free
 from voicechat_serve.transcription.sentence_end import SENTENCE_END_MODEL
-from voicechat_tune.running.run import run_sweep
-from voicechat_tune.search.sweep_file import quickstart, read_sweep
 from voicechat_ui.api_client import ApiClient
-from voicechat_ui.page import mount_page
 from voicechat_ui.relay import LARGEST_FRAME_BYTES
-from voicechat_ui.training import sample
 
 log = logging.getLogger(__name__)
 console = Console(stderr=True, highlight=False)
@@ -63,6 +62,9 @@ def prepare_assets(whisper: str) -> None:
 
 
 def tune_first_model() -> None:
+    from voicechat_tune.running.run import run_sweep
+    from voicechat_tune.search.sweep_file import quickstart, read_sweep
+
     path = quickstart()
     console.print(f"No model has been promoted yet: tuning a first one with {shown(path)}, within five minutes.")
     try:
@@ -80,6 +82,8 @@ def tune_first_model() -> None:
 
 
 def print_card(version: Version) -> None:
+    from voicechat_ui.training import sample
+
     text = sample(version.checkpoint(), prompt="HAMLET:\n", tokens=220, temperature=0.7, seed=1)
     console.print(
         Panel(
@@ -115,7 +119,11 @@ def run_services(settings: Settings, arguments: APIArguments, with_page: bool) -
     models = served_models(arguments)
     address = f"http://{reachable(settings.host)}:{settings.port}"
     api = f"{address}/v1"
-    page = partial(mount_page, api_base_url=api, api_key=page_key) if with_page else None
+    page = None
+    if with_page:
+        from voicechat_ui.page import mount_page
+
+        page = partial(mount_page, api_base_url=api, api_key=page_key)
     started = time.monotonic()
     with page_files(settings), console.status("starting Ray") as status, torn_down():
         start_ray()
@@ -200,6 +208,8 @@ def run_page(settings: Settings, api: str) -> None:
     """
     import uvicorn
     from fastapi import FastAPI
+
+    from voicechat_ui.page import mount_page
 
     access = access_rules(settings)
     require_free(settings.port, settings.host)
