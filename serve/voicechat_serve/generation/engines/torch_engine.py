@@ -22,6 +22,7 @@ from torch import Tensor
 
 from voicechat_platform.models import GPTForCausalLM
 from voicechat_platform.models.decoding import SlotDecoder
+from voicechat_platform.training.throughput import cache_bytes_per_token
 from voicechat_serve.generation.engines.interface import (
     CACHE_BYTES,
     LONGEST_CONTEXT,
@@ -366,11 +367,8 @@ class TorchEngine:
 
 
 def slots_within(budget_bytes: int, config, context: int, dtype: torch.dtype) -> int:
-    """Return the number of rows of `context` positions that fit, at least one; tied values double it."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    tensors = 1 if getattr(config, "values", "") == "tied" else 2
-    bytes_per_slot = tensors * config.num_hidden_layers * heads * width * context * dtype.itemsize
+    """How many rows of `context` positions fit, at least one: models with tied values get twice as many."""
+    bytes_per_slot = cache_bytes_per_token(config, dtype) * context
     return max(1, min(MOST_RUNNING, budget_bytes // bytes_per_slot))
 
 
