@@ -29,8 +29,6 @@ from voicechat_serve.generation.engines.interface import (
     MOST_RUNNING,
     MOST_WAITING,
     GenerationRequest,
-    Load,
-    OverloadedError,
     Score,
     Token,
     room_for,
@@ -40,8 +38,9 @@ from voicechat_serve.generation.engines.slot_cache import TransformersDecoder
 from voicechat_serve.generation.engines.slots import Row, Slots
 from voicechat_serve.generation.engines.text_stream import Decode, TextStream
 from voicechat_serve.operations.health import Health
+from voicechat_serve.operations.load import Load, OverloadedError
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("ray.serve.voicechat.torch_engine")
 
 PREFILL_TOKENS = 256
 """Tokens of prompts between two decoding steps."""
