@@ -19,8 +19,8 @@ from voicechat_serve.generation.loaded_model import Delta, GenerationOptions, Lo
 from voicechat_serve.generation.served_model import ServedModel
 from voicechat_serve.operations.deadlines import answer_in_time
 from voicechat_serve.operations.load import Load, OverloadedError
-from voicechat_serve.operations.loopback import listen_where_ray_listens
 from voicechat_serve.operations.metrics import ModelMetrics
+from voicechat_serve.operations.serve_private import listen_where_ray_listens
 
 log = logging.getLogger("ray.serve.voicechat.language_model")
 
