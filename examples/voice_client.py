@@ -31,9 +31,13 @@ async def talk(arguments: argparse.Namespace) -> None:
     reply = bytearray()
     async with client.realtime.connect(model=arguments.model) as connection:
         # The file says when the turn is over. A microphone would leave turn_detection to the server, and send for ever.
-        audio = {"input": {"turn_detection": None}}
-        settings = {"type": "realtime", "instructions": "Answer in one sentence.", "audio": audio}
-        await connection.session.update(session=settings)
+        await connection.session.update(
+            session={
+                "type": "realtime",
+                "instructions": "Answer in one sentence.",
+                "audio": {"input": {"turn_detection": None}},
+            }
+        )
         sound = read_sound(arguments.question)
         for start in range(0, len(sound), RATE):  # half a second each
             piece = base64.b64encode(sound[start : start + RATE]).decode()
