@@ -33,7 +33,8 @@ def start_ray(wheel: Path | None = None) -> None:
                 f"its head, and see that this user has the cluster's token (~/.ray/auth_token)"
             ) from error
     else:
-        # Ray replaces 127.0.0.1 by the machine's address on the network, and would listen there.
+        # Ray puts the machine's address on the network in the place of 127.0.0.1, and would listen there. It has no
+        # public name for this one, nor for `_node_ip_address` (read in Ray 2.60.0).
         services.resolve_ip_for_localhost = lambda host: host
         terminate = signal.getsignal(signal.SIGTERM)
         ray.init(

@@ -222,7 +222,7 @@ def allowed_fields(model: type[BaseModel], location: list[Any]) -> list[str]:
         field = model.model_fields.get(str(part))
         inner = model_within(field.annotation) if field else None
         model = inner or model
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def model_within(annotation: Any) -> type[BaseModel] | None:

@@ -7,11 +7,11 @@ from voicechat_platform.training.recipe import Recipe
 from voicechat_platform.training.starting_point import load_data
 
 
-def train_small(folder: Path) -> Path:
-    """Trains in a folder, where the play lies too; returns the checkpoint."""
+def small_recipe(folder: Path) -> Recipe:
+    """Its text, a play, is written into the folder."""
     play = folder / "play.txt"
     play.write_text("ROMEO:\nAy me!\n\nJULIET:\nO Romeo, wherefore art thou?\n\n" * 200)
-    recipe = Recipe.model_validate(
+    return Recipe.model_validate(
         {
             "name": "romeo",
             "corpus": {"source": str(play)},
@@ -19,6 +19,11 @@ def train_small(folder: Path) -> Path:
             "training": {"steps": 4, "evaluate_every": 2, "warmup_steps": 1},
         }
     )
+
+
+def train_small(folder: Path) -> Path:
+    """Trains in a folder, where the play lies too; returns the checkpoint."""
+    recipe = small_recipe(folder)
     training = Training(recipe, load_data(recipe))
     list(training.evaluations())
     training.save(folder / "last")

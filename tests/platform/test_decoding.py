@@ -5,6 +5,7 @@ import torch
 
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
 from voicechat_platform.models.decoding import SlotDecoder
+from voicechat_platform.models.metrics import METRICS
 
 CONTEXT = 64
 
@@ -16,9 +17,7 @@ VARIANTS = {
     "shared projection": {"attention": "metric", "projection": "shared"},
     "shared projection, separate values": {"attention": "metric", "projection": "shared", "values": "separate"},
     "one metric for all layers, normalised": {"attention": "metric", "metric_sharing": "model", "qk_norm": True},
-    **{f"{metric} metric": {"attention": "metric", "metric": metric} for metric in ("general", "low_rank", "identity")},
-    "signed diagonal": {"attention": "metric", "metric": "signed_diagonal"},
-    "positive definite": {"attention": "metric", "metric": "positive_definite"},
+    **{f"{metric} metric": {"attention": "metric", "metric": metric} for metric in METRICS if metric != "symmetric"},
     "learned positions": {"attention": "metric", "positions": "learned"},
     "LayerNorm and squared ReLU": {"positions": "learned", "norm": "layer", "mlp": "relu_squared"},
 }

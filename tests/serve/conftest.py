@@ -2,6 +2,7 @@
 and the API alone on a socket of this process, where a failure shows itself and a start costs nothing."""
 
 import asyncio
+import logging
 import os
 import re
 import socket
@@ -114,6 +115,13 @@ def client(server) -> openai.OpenAI:
 def http(server) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server, timeout=60) as http:
         yield http
+
+
+@pytest.fixture(autouse=True)
+def serves_logs_reach_caplog(monkeypatch):
+    """Ray and Serve, once imported in this process, hand nothing on to the root logger, where `caplog` listens."""
+    for name in ("ray", "ray.serve"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
 
 
 HARD_TO_SAY = {

@@ -4,9 +4,11 @@ import asyncio
 import io
 import json
 import re
+import runpy
 import socket
 import time
 import wave
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -20,6 +22,7 @@ from websockets.sync.client import connect
 from heard import wrong_characters
 from voicechat_serve.audio import HEARING_RATE, decode
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SMOLLM2 = "smollm2-135m-instruct"
 SAY_HELLO = [{"role": "user", "content": "Say hello."}]
 
@@ -376,3 +379,27 @@ async def test_leaving_ends_the_work(service, stream):
                 task.cancel()
             await asyncio.wait(answering)
     assert await service.cpu_seconds_until_idle(replica) < 8
+
+
+def run_example(monkeypatch, script: str, *arguments: str) -> None:
+    monkeypatch.setattr("sys.argv", [script, *arguments])
+    runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+
+
+def test_the_example_of_a_chat_client(service, monkeypatch, capsys):
+    run_example(monkeypatch, "chat_client.py", "Say hello.", "--url", f"{service.url}/v1", "--max-tokens", "16")
+    reply, usage = capsys.readouterr().out.rsplit("\n(", 1)
+    assert reply.strip()
+    assert re.fullmatch(r"\d+ tokens read, \d+ written\)\n", usage)
+
+
+def test_the_example_of_a_voice_client(service, clips, monkeypatch, capsys, tmp_path):
+    clip, words = min(clips, key=lambda clip: clip[0].stat().st_size)
+    reply = tmp_path / "reply.wav"
+    run_example(monkeypatch, "voice_client.py", str(clip), str(reply), "--url", f"{service.url}/v1")
+    said = re.fullmatch(r"You:   (.*)\n +\(first sound after \d+\.\d\d s\)\nReply: (.*)\n", capsys.readouterr().out)
+    assert said
+    assert jiwer.wer(plain(words), plain(said[1])) < 0.3
+    with wave.open(str(reply)) as file:
+        assert file.getframerate() == 24_000
+        assert file.getnframes() > 24_000 / 4

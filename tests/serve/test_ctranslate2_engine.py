@@ -11,11 +11,11 @@ from voicechat_serve.generation.engines.choice import make_engine
 from voicechat_serve.generation.engines.ctranslate2_engine import CTranslate2Engine
 from voicechat_serve.generation.engines.interface import (
     GenerationRequest,
-    OverloadedError,
     PromptTooLongError,
     Sampling,
     UnsupportedError,
 )
+from voicechat_serve.operations.load import OverloadedError
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from voicechat_platform.errors import InputError
 from voicechat_serve.api.access import AccessRules
 from voicechat_serve.api.errors import answer_errors_in_openai_form
 from voicechat_serve.api.front import build_front
-from voicechat_serve.generation.engines.interface import OverloadedError, PromptTooLongError
+from voicechat_serve.generation.engines.interface import PromptTooLongError
+from voicechat_serve.operations.load import OverloadedError
 
 
 def from_replica(error: Exception) -> Exception:

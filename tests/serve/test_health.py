@@ -13,11 +13,12 @@ from voicechat_platform.errors import InputError
 from voicechat_serve.api import services as services_module
 from voicechat_serve.api.errors import APIError
 from voicechat_serve.api.services import answered, streamed
-from voicechat_serve.generation.engines.interface import GenerationRequest, OverloadedError, Sampling
+from voicechat_serve.generation.engines.interface import GenerationRequest, Sampling
 from voicechat_serve.generation.engines.vllm_engine import VLLMEngine
 from voicechat_serve.generation.language_model import LanguageModel
 from voicechat_serve.operations import health as health_module
 from voicechat_serve.operations.health import MOST_FAILURES, Health, UnhealthyError
+from voicechat_serve.operations.load import OverloadedError
 from voicechat_serve.synthesis.synthesizer import Synthesis
 from voicechat_serve.synthesis.voices import HEART
 from voicechat_serve.transcription.transcriber import Transcription

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from voicechat_serve.generation.engines.interface import Load
+from voicechat_serve.operations.load import Load
 
 MESSAGES = [{"role": "user", "content": "To be, or not"}]
 PATHS = ("/chat/completions", "/completions")

@@ -19,9 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray.util.metrics import Counter, Gauge, Histogram, Metric
 
 from running_service import Service
-from voicechat_serve.generation.engines.interface import Load
 from voicechat_serve.operations import exporters, metrics
 from voicechat_serve.operations.exporters import cluster_metrics, merged
+from voicechat_serve.operations.load import Load
 from voicechat_ui.load_test.levels import Level, run_levels
 from voicechat_ui.load_test.report import summary
 

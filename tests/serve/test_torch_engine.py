@@ -11,16 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from voicechat_platform.errors import InputError
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
 from voicechat_platform.models.metrics import METRICS
-from voicechat_serve.generation.engines.interface import (
-    GenerationRequest,
-    Load,
-    OverloadedError,
-    PromptTooLongError,
-    Sampling,
-    Token,
-)
+from voicechat_serve.generation.engines.interface import GenerationRequest, PromptTooLongError, Sampling, Token
 from voicechat_serve.generation.engines.torch_engine import TorchEngine
 from voicechat_serve.operations.health import MOST_FAILURES, UnhealthyError
+from voicechat_serve.operations.load import Load, OverloadedError
 
 CONTEXT = 96
 

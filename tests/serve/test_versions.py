@@ -16,10 +16,11 @@ from voicechat_platform.errors import InputError, RegistryError
 from voicechat_platform.registry import NoSuchVersionError
 from voicechat_serve.api.errors import api_error
 from voicechat_serve.generation import language_model
-from voicechat_serve.generation.engines.interface import OverloadedError, UnavailableError, UnknownVersionError
+from voicechat_serve.generation.engines.interface import UnavailableError, UnknownVersionError
 from voicechat_serve.generation.language_model import MOST_VERSIONS, LanguageModel
 from voicechat_serve.generation.loaded_model import GenerationOptions
 from voicechat_serve.generation.served_model import ServedModel
+from voicechat_serve.operations.load import OverloadedError
 
 SECRET_PLACE = "/srv/registry/secret"
 

@@ -15,14 +15,8 @@ from voicechat_platform.settings import settings
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
 from voicechat_serve.generation.engines import choice
 from voicechat_serve.generation.engines.choice import make_engine
-from voicechat_serve.generation.engines.interface import (
-    Engine,
-    GenerationRequest,
-    OverloadedError,
-    PromptTooLongError,
-    Sampling,
-    Token,
-)
+from voicechat_serve.generation.engines.interface import Engine, GenerationRequest, PromptTooLongError, Sampling, Token
+from voicechat_serve.operations.load import OverloadedError
 
 PROMPT = [5, 40, 41, 42, 43]
 

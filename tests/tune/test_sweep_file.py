@@ -47,6 +47,7 @@ def test_a_point_fills_the_recipe(tmp_path):
         ("metric]", "metrics]", r"search\.model\.attention \(attention metrics\): .*'standard' or 'metric'"),
         ("model.attention: {choice", "model.attentoin: {choice", r"attentoin: unknown field; did you mean attention"),
         ("{loguniform: [0.001, 0.01]}", "{loguniform: [0, 0.01]}", r"s\.yaml:6: .*loguniform must be positive"),
+        ("{loguniform: [0.001, 0.01]}", "{integer: [1, 2]}", r"unknown field; did you mean int\? Allowed: choice, int"),
         ("{loguniform: [0.001, 0.01]}", "{uniform: [2, 1]}", "first bound must be less than the second"),
         ("{loguniform: [0.001, 0.01]}", "{uniform: [0.1, 2]}", r"learning_rate 2.*less than 1"),
         ("{loguniform: [0.001, 0.01]}", "{uniform: [0, 1], choice: [1]}", "give exactly one of choice, int,"),

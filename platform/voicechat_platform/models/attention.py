@@ -55,9 +55,11 @@ class FusedLinear(nn.Linear):
 
 
 class CausalAttention(nn.Module):
-    """The common part of both attentions: rotation, cache, kernel, output projection."""
+    """What all attentions share: rotation, cache, kernel, output projection; and what a class says about itself."""
 
-    is_causal = True  # transformers' attention interface reads this
+    is_causal = True  # read by transformers' attention interface
+    cannot_fold: str | None = None
+    """Why no stock model has its scores; None where `projections` are all that there is to it."""
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -67,6 +69,18 @@ class CausalAttention(nn.Module):
         self.key_value_width = config.num_key_value_heads * config.head_dim
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    @staticmethod
+    def cached_shapes(config: GPTConfig) -> list[tuple[int, int]]:
+        """(g, k) of each tensor that a layer's decoding cache keeps of one token."""
+        return [(config.num_key_value_heads, config.head_dim)] * (1 if config.values == "tied" else 2)
+
+    def initialise(self) -> None:
+        """Fill parameters and buffers of its own, if it has any; called through transformers' `_init_weights`."""
+
+    def projections(self, shared_metric: Metric | None) -> tuple[Tensor, Tensor, Tensor]:
+        """q (h·k, d), k and v (g·k, d) of the standard layer with the same scores, before norms and rotation."""
+        raise NotImplementedError
 
     def split_heads(self, projections_btd: Tensor, parts: int) -> tuple[Tensor, ...]:
         """Split (b, t, parts·h·k) into (b, h, t, k) for each part."""
@@ -137,6 +151,10 @@ class StandardAttention(CausalAttention):
         v = v_bhtk[0] if v_bhtk else None
         return self.attend(rotate(q_bhtk, rotation), k_bhtk, v, key_rotation, *mask_cache, **kwargs)
 
+    def projections(self, shared_metric: Metric | None) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, *v = self.qkv_proj.weight.split(self.qkv_proj.sizes)
+        return q, k, v[0] if v else k
+
 
 class MetricAttention(CausalAttention):
     """Attention with a learned metric of one projection: scores_bhts = (p_bhtk M_hkk) · p_bhsk / sqrt(k).
@@ -152,6 +170,14 @@ class MetricAttention(CausalAttention):
         self.pv_proj = FusedLinear(config.hidden_size, *([self.key_value_width] * parts))
         self.norm = RootMeanSquareNorm(config.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.metric = None if config.metric_sharing == "model" else make_metric(config)
+        if config.qk_norm:
+            self.cannot_fold = "neither Llama nor GPT-2 has qk_norm, a norm between projection and metric"
+
+    def metric_of(self, shared_metric: Metric | None) -> Metric:
+        """The layer's own metric, or the one that the whole model shares."""
+        metric = shared_metric if self.metric is None else self.metric
+        assert metric is not None
+        return metric
 
     def forward(
         self,
@@ -164,19 +190,22 @@ class MetricAttention(CausalAttention):
     ) -> Tensor:
         p_bgtk, *v_bgtk = self.split_heads(self.pv_proj(x_btd), 1 if self.config.values == "tied" else 2)
         p_bgtk = self.norm(p_bgtk)
-        metric = shared_metric if self.metric is None else self.metric
-        assert metric is not None
-        q_bhtk = rotate(metric(p_bgtk), rotation)
+        q_bhtk = rotate(self.metric_of(shared_metric)(p_bgtk), rotation)
         if v_bgtk:
             return self.attend(q_bhtk, rotate(p_bgtk, rotation), v_bgtk[0], None, *mask_cache, **kwargs)
         return self.attend(q_bhtk, p_bgtk, None, key_rotation, *mask_cache, **kwargs)
+
+    def projections(self, shared_metric: Metric | None) -> tuple[Tensor, Tensor, Tensor]:
+        p, *v = self.pv_proj.weight.split(self.pv_proj.sizes)
+        q_hkd = self.metric_of(shared_metric).matrix().to(p.dtype).mT @ p.unflatten(0, (-1, self.head_width))
+        return q_hkd.flatten(0, 1), p, v[0] if v else p
 
 
 def make_metric(config: GPTConfig) -> Metric:
     return METRICS[config.metric](config.num_attention_heads, config.head_dim)
 
 
-ATTENTION_CLASSES: dict[str, type[StandardAttention] | type[MetricAttention]] = {
+ATTENTION_CLASSES: dict[str, type[CausalAttention]] = {
     "standard": StandardAttention,
     "metric": MetricAttention,
 }

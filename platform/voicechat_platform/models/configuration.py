@@ -1,7 +1,5 @@
 """The configuration of this family: one class for the standard transformer and every metric variant."""
 
-from typing import Any
-
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
@@ -16,13 +14,8 @@ CHOICES = {
     "norm": ("rms", "layer"),
     "mlp": ("swiglu", "relu_squared"),
 }
-# These fields belong to metric attention only.
-METRIC_DEFAULTS: dict[str, Any] = {
-    "metric": "symmetric",
-    "projection": "per_head",
-    "metric_sharing": "layer",
-    "qk_norm": False,
-}
+OWN_FIELDS = {"metric": ("metric", "projection", "metric_sharing", "qk_norm")}
+"""Fields that only this attention reads: with another one they keep their defaults."""
 
 
 @strict
@@ -52,16 +45,16 @@ class GPTConfig(PreTrainedConfig):
 
     Raises:
         ValueError: the width is not a multiple of the heads, a rotary head's width is odd, a choice is unknown, or a
-            field of metric attention is set for standard attention.
+            field of one attention is set for another.
     """
 
     model_type = "voicechat_gpt"
 
     attention: str = "standard"
-    metric: str = METRIC_DEFAULTS["metric"]
-    projection: str = METRIC_DEFAULTS["projection"]
-    metric_sharing: str = METRIC_DEFAULTS["metric_sharing"]
-    qk_norm: bool = METRIC_DEFAULTS["qk_norm"]
+    metric: str = "symmetric"
+    projection: str = "per_head"
+    metric_sharing: str = "layer"
+    qk_norm: bool = False
     values: str = ""
     positions: str = "rotary"
     norm: str = "rms"
@@ -107,10 +100,12 @@ class GPTConfig(PreTrainedConfig):
         for field, allowed in CHOICES.items():
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field} is {getattr(self, field)!r}; it must be one of {', '.join(allowed)}")
-        if self.attention == "standard":
-            for field, default in METRIC_DEFAULTS.items():
-                if getattr(self, field) != default:
-                    raise ValueError(f"{field} belongs to metric attention; with the standard one leave it out")
+        for attention, fields in OWN_FIELDS.items():
+            for field in fields:
+                if attention != self.attention and getattr(self, field) != getattr(GPTConfig, field):
+                    raise ValueError(
+                        f"{field} belongs to {attention} attention; with the {self.attention} one leave it out"
+                    )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"the width ({self.hidden_size}) is not a multiple of the number of heads "

@@ -10,12 +10,13 @@ output projection, and changes no result.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from voicechat_platform.models.attention import MetricAttention, StandardAttention
+from voicechat_platform.models.attention import CausalAttention, MetricAttention, StandardAttention
 from voicechat_platform.models.gpt import Block, GPTForCausalLM, SquaredReluMLP
 
 
@@ -125,8 +126,9 @@ class SlotDecoder(SlotRows):
             x_btd = x_btd + F.embedding(positions_bt, self.positions_sd)
         elif self.turns_sk is not None:
             turns_b1tk = self.turns_sk[positions_bt][:, None]
+        positions = Positions(positions_bt, turns_b1tk, self.turns_sk, mask_b1ts)
         for layer in self.layers:
-            x_btd = layer.run(x_btd, turns_b1tk, self.turns_sk, mask_b1ts, store)
+            x_btd = layer.run(x_btd, positions, store)
         return x_btd
 
 
@@ -138,91 +140,142 @@ class DecodingLayer:
     """One block's weights, prepared for inference, and its cache."""
 
     def __init__(self, block: Block, model: GPTForCausalLM, slots: int, context: int, dtype: torch.dtype):
-        config, attention = model.config, block.attention
-        self.width, self.groups = config.head_dim, config.num_key_value_heads
-        self.tied = config.values == "tied"
-        pairs_k = pair_order(self.width) if config.positions == "rotary" else torch.arange(self.width)
         self.attention_norm, scale_d = split_norm(block.attention_norm, dtype)
-        self.metric_hkk: Tensor | None = None
-        self.p_norm: Callable[[Tensor], Tensor] | None = None
-        if isinstance(attention, MetricAttention):
-            num_paired = 1
-            parts = attention.pv_proj.weight.split(attention.pv_proj.sizes)
-            metric = model.shared_metric if attention.metric is None else attention.metric
-            assert metric is not None
-            self.metric_hkk = laid_out(metric.matrix()[:, pairs_k][:, :, pairs_k], dtype).to(model.device)
-            if config.qk_norm:
-                weight_k = laid_out(attention.norm.weight[pairs_k], dtype)
-                self.p_norm = lambda x: F.rms_norm(x, (self.width,), weight_k, config.rms_norm_eps)
-        else:
-            assert isinstance(attention, StandardAttention)
-            num_paired = 2
-            parts = attention.qkv_proj.weight.split(attention.qkv_proj.sizes)
-        permuted = [heads(part, self.width)[:, pairs_k].flatten(0, 1) for part in parts[:num_paired]]
-        self.projection = laid_out(torch.cat([*permuted, *parts[num_paired:]]), dtype, scale_d)
-        output_dhk = attention.o_proj.weight.unflatten(1, (-1, self.width))
-        self.output = laid_out((output_dhk[:, :, pairs_k] if self.tied else output_dhk).flatten(1), dtype)
-
+        self.attention = DECODING[type(block.attention)](block.attention, model, scale_d, dtype)
+        shapes = block.attention.cached_shapes(model.config)
+        self.caches = [torch.zeros(slots, g, context, k, dtype=dtype, device=model.device) for g, k in shapes]
         self.mlp_norm, scale_d = split_norm(block.mlp_norm, dtype)
         self.gated = not isinstance(block.mlp, SquaredReluMLP)
         self.up = laid_out((block.mlp.gate_up_proj if self.gated else block.mlp.up_proj).weight, dtype, scale_d)
         self.down = laid_out(block.mlp.down_proj.weight, dtype)
 
-        shape = (slots, self.groups, context, self.width)
-        count = 1 if self.tied else 2
-        self.caches = [torch.zeros(shape, dtype=dtype, device=model.device) for _ in range(count)]
-
-    def run(
-        self, x_btd: Tensor, turns_b1tk: Tensor | None, turns_sk: Tensor | None, mask_b1ts: Tensor, store: Store
-    ) -> Tensor:
-        """Return the block's output; `turns` are the rotations of the queries and all positions, None if positions are
-        learned."""
-        y_btd = self.attend(self.attention_norm(x_btd), turns_b1tk, turns_sk, mask_b1ts, store)
-        x_btd = x_btd + F.linear(y_btd, self.output)
+    def run(self, x_btd: Tensor, positions: "Positions", store: Store) -> Tensor:
+        """The block's output."""
+        x_btd = x_btd + self.attention.attend(self.attention_norm(x_btd), positions, self.caches, store)
         up_btf = F.linear(self.mlp_norm(x_btd), self.up)
         if self.gated:
             gate_btf, up_btf = up_btf.chunk(2, -1)
             return x_btd + F.linear(F.silu(gate_btf) * up_btf, self.down)
         return x_btd + F.linear(F.relu(up_btf).square(), self.down)
 
-    def attend(
-        self, x_btd: Tensor, turns_b1tk: Tensor | None, turns_sk: Tensor | None, mask_b1ts: Tensor, store: Store
-    ) -> Tensor:
-        states_bhtk = F.linear(x_btd, self.projection).unflatten(-1, (-1, self.width)).transpose(1, 2)
-        if self.metric_hkk is not None:
-            k_bgtk = states_bhtk[:, : self.groups]
-            if self.p_norm is not None:
-                k_bgtk = self.p_norm(k_bgtk)
-            v_bgtk = states_bhtk[:, self.groups :]
-            q_bhtk = turned(self.measured(k_bgtk), turns_b1tk)
-            if not self.tied:
-                k_bgtk = turned(k_bgtk, turns_b1tk)
-        elif self.tied:
-            q_bhtk, k_bgtk = states_bhtk.chunk(2, 1)
-            q_bhtk = turned(q_bhtk, turns_b1tk)
-        else:
-            turned_bhtk = turned(states_bhtk[:, : 2 * self.groups], turns_b1tk)
-            q_bhtk, k_bgtk = turned_bhtk.chunk(2, 1)
-            v_bgtk = states_bhtk[:, 2 * self.groups :]
 
-        if self.tied:
-            v_bgsk = store(self.caches[0], k_bgtk)
+class Positions(NamedTuple):
+    """Where the queries of one call stand, and what they see."""
+
+    queries_bt: Tensor
+    turns_b1tk: Tensor | None
+    """The queries' rotations, complex; None with learned positions."""
+    all_turns_sk: Tensor | None
+    """Every position's."""
+    mask_b1ts: Tensor
+    """Added to the scores: minus infinity where a key is hidden."""
+
+
+class DecodingAttention:
+    """One layer's attention, laid out for inference: what all classes share.
+
+    Args:
+        attention: the layer's.
+        scale_d: weight of the norm before it, to be multiplied into the projection.
+    """
+
+    paired_parts: int
+    """How many of the projection's parts, from the first on, are rotated."""
+
+    def __init__(self, attention: Any, model: GPTForCausalLM, scale_d: Tensor | None, dtype: torch.dtype):
+        config = model.config
+        self.width, self.groups, self.tied = config.head_dim, config.num_key_value_heads, config.values == "tied"
+        self.pairs_k = pair_order(self.width) if config.positions == "rotary" else torch.arange(self.width)
+        parts = self.parts(attention)
+        permuted = [heads(part, self.width)[:, self.pairs_k].flatten(0, 1) for part in parts[: self.paired_parts]]
+        self.projection = laid_out(torch.cat([*permuted, *parts[self.paired_parts :]]), dtype, scale_d)
+        output_dhk = attention.o_proj.weight.unflatten(1, (-1, self.width))
+        self.output = laid_out((output_dhk[:, :, self.pairs_k] if self.tied else output_dhk).flatten(1), dtype)
+
+    def parts(self, attention: Any) -> tuple[Tensor, ...]:
+        """The projection's matrices."""
+        raise NotImplementedError
+
+    def queries_keys_values(
+        self, states_bhtk: Tensor, turns_b1tk: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Rotated q (b, h, t, k) and k (b, g, t, k), and v (b, g, t, k); with tied values unrotated k, and no v.
+
+        Args:
+            states_bhtk: what the projection gives, all parts' heads one after the other.
+        """
+        raise NotImplementedError
+
+    def attend(self, x_btd: Tensor, positions: Positions, caches: list[Tensor], store: Store) -> Tensor:
+        """(b, t, d)."""
+        states_bhtk = F.linear(x_btd, self.projection).unflatten(-1, (-1, self.width)).transpose(1, 2)
+        q_bhtk, k_bgtk, v_bgtk = self.queries_keys_values(states_bhtk, positions.turns_b1tk)
+        if v_bgtk is None:
+            turns_sk = positions.all_turns_sk
+            v_bgsk = store(caches[0], k_bgtk)
             k_bgsk = v_bgsk if turns_sk is None else turned(v_bgsk, turns_sk[: v_bgsk.shape[2]])
         else:
-            k_bgsk, v_bgsk = store(self.caches[0], k_bgtk), store(self.caches[1], v_bgtk)
+            k_bgsk, v_bgsk = store(caches[0], k_bgtk), store(caches[1], v_bgtk)
         if self.groups < q_bhtk.shape[1]:
             k_bgsk, v_bgsk = (x.expand(-1, q_bhtk.shape[1], -1, -1) for x in (k_bgsk, v_bgsk))
-        y_bhtk = F.scaled_dot_product_attention(q_bhtk, k_bgsk, v_bgsk, mask_b1ts)
-        return y_bhtk.transpose(1, 2).flatten(-2)
+        y_bhtk = F.scaled_dot_product_attention(q_bhtk, k_bgsk, v_bgsk, positions.mask_b1ts)
+        return F.linear(y_bhtk.transpose(1, 2).flatten(-2), self.output)
+
+
+class DecodingStandardAttention(DecodingAttention):
+    paired_parts = 2
+
+    def parts(self, attention: StandardAttention) -> tuple[Tensor, ...]:
+        return attention.qkv_proj.weight.split(attention.qkv_proj.sizes)
+
+    def queries_keys_values(
+        self, states_bhtk: Tensor, turns_b1tk: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        if self.tied:
+            q_bhtk, k_bhtk = states_bhtk.chunk(2, 1)
+            return turned(q_bhtk, turns_b1tk), k_bhtk, None
+        q_bhtk, k_bhtk = turned(states_bhtk[:, : 2 * self.groups], turns_b1tk).chunk(2, 1)
+        return q_bhtk, k_bhtk, states_bhtk[:, 2 * self.groups :]
+
+
+class DecodingMetricAttention(DecodingAttention):
+    paired_parts = 1
+
+    def __init__(self, attention: MetricAttention, model: GPTForCausalLM, scale_d: Tensor | None, dtype: torch.dtype):
+        super().__init__(attention, model, scale_d, dtype)
+        matrix_hkk = attention.metric_of(model.shared_metric).matrix()
+        self.metric_hkk = laid_out(matrix_hkk[:, self.pairs_k][:, :, self.pairs_k], dtype).to(model.device)
+        self.norm: Callable[[Tensor], Tensor] | None = None
+        if model.config.qk_norm:
+            weight_k = laid_out(attention.norm.weight[self.pairs_k], dtype)
+            self.norm = lambda x: F.rms_norm(x, (self.width,), weight_k, model.config.rms_norm_eps)
+
+    def parts(self, attention: MetricAttention) -> tuple[Tensor, ...]:
+        return attention.pv_proj.weight.split(attention.pv_proj.sizes)
+
+    def queries_keys_values(
+        self, states_bhtk: Tensor, turns_b1tk: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        p_bgtk = states_bhtk[:, : self.groups]
+        if self.norm is not None:
+            p_bgtk = self.norm(p_bgtk)
+        q_bhtk = turned(self.measured(p_bgtk), turns_b1tk)
+        if self.tied:
+            return q_bhtk, p_bgtk, None
+        return q_bhtk, turned(p_bgtk, turns_b1tk), states_bhtk[:, self.groups :]
 
     def measured(self, p_bgtk: Tensor) -> Tensor:
-        """Return p M for every head, (b, h, t, k), with one product per head: a broadcast product would copy M for
-        every row."""
-        assert self.metric_hkk is not None
+        """p M for every head, (b, h, t, k), as one product a head: a broadcast one would copy M for every row."""
         b, g, t, k = p_bgtk.shape
         p_gnk = p_bgtk.transpose(0, 1).reshape(g, b * t, k)
         q_hnk = torch.bmm(p_gnk.expand(len(self.metric_hkk), -1, -1), self.metric_hkk)
         return q_hnk.unflatten(1, (b, t)).transpose(0, 1)
+
+
+DECODING: dict[type[CausalAttention], type[DecodingAttention]] = {
+    StandardAttention: DecodingStandardAttention,
+    MetricAttention: DecodingMetricAttention,
+}
 
 
 def turned(x_bhtk: Tensor, turns_tk: Tensor | None) -> Tensor:

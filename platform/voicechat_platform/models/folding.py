@@ -11,11 +11,9 @@ smaller cache: a stock engine stores keys and values separately.
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from voicechat_platform.errors import InputError
-from voicechat_platform.models.attention import MetricAttention
 from voicechat_platform.models.configuration import GPTConfig
 from voicechat_platform.models.gpt import GPTForCausalLM, SquaredReluMLP
 
@@ -28,10 +26,9 @@ def fold(model: GPTForCausalLM) -> LlamaForCausalLM | GPT2LMHeadModel:
         InputError: the model can be written as neither; the message has the reason.
     """
     config = model.config
-    if config.qk_norm:
-        raise InputError(
-            "a model with qk_norm cannot be folded: neither Llama nor GPT-2 has a norm between projection and metric"
-        )
+    reason = model.blocks[0].attention.cannot_fold
+    if reason is not None:
+        raise InputError(f"this model cannot be folded: {reason}")
     folded = fold_to_llama(model) if config.positions == "rotary" else fold_to_gpt2(model)
     folded.generation_config = model.generation_config
     return folded.eval()
@@ -60,7 +57,7 @@ def fold_to_llama(model: GPTForCausalLM) -> LlamaForCausalLM:
     weights = {"model.embed_tokens.weight": model.embedding.weight, "model.norm.weight": model.norm.weight}
     weights["lm_head.weight"] = model.lm_head.weight
     for layer, block in enumerate(model.blocks):
-        q, k, v = projections(block.attention, model)
+        q, k, v = block.attention.projections(model.shared_metric)
         if isinstance(block.mlp, SquaredReluMLP):
             gate = up = block.mlp.up_proj.weight
         else:
@@ -110,8 +107,8 @@ def fold_to_gpt2(model: GPTForCausalLM) -> GPT2LMHeadModel:
         "lm_head.weight": model.lm_head.weight,
     }
     for layer, block in enumerate(model.blocks):
-        q_hd, *kv_gd = projections(block.attention, model)
-        # GPT-2 has no key-value heads that several query heads share: each query head gets a copy.
+        q_hd, *kv_gd = block.attention.projections(model.shared_metric)
+        # GPT-2 knows no key-value heads that several query heads share: each gets a copy.
         kv_hd = [
             part.unflatten(0, (-1, config.head_dim)).expand(config.num_attention_heads, -1, -1).flatten(0, 1)
             for part in kv_gd
@@ -135,16 +132,3 @@ def shared_settings(config: GPTConfig) -> dict[str, Any]:
     """Return the settings that have the same name in every architecture."""
     names = ("vocab_size", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "reply_stops")
     return {name: getattr(config, name) for name in names}
-
-
-def projections(attention, model: GPTForCausalLM) -> tuple[Tensor, Tensor, Tensor]:
-    """Return q (h·k, d), k and v (g·k, d) of the equivalent standard layer."""
-    if not isinstance(attention, MetricAttention):
-        q, k, *v = attention.qkv_proj.weight.split(attention.qkv_proj.sizes)
-        return q, k, v[0] if v else k
-    p, *v = attention.pv_proj.weight.split(attention.pv_proj.sizes)
-    metric = model.shared_metric if attention.metric is None else attention.metric
-    assert metric is not None
-    p_gkd = p.unflatten(0, (-1, attention.head_width))
-    q_hkd = metric.matrix().to(p.dtype).mT @ p_gkd
-    return q_hkd.flatten(0, 1), p, v[0] if v else p

@@ -18,7 +18,7 @@ from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from voicechat_platform.models.attention import ATTENTION_CLASSES, FusedLinear, Rotary, make_metric
+from voicechat_platform.models.attention import ATTENTION_CLASSES, CausalAttention, FusedLinear, Rotary, make_metric
 from voicechat_platform.models.configuration import GPTConfig
 from voicechat_platform.models.fused import RootMeanSquareNorm, squared_relu, swiglu
 from voicechat_platform.models.metrics import Metric
@@ -104,7 +104,7 @@ class GPTForCausalLM(PreTrainedModel, GenerationMixin):
                 init.zeros_(module.bias)
         elif isinstance(module, Rotary):
             init.copy_(module.frequencies, module.compute_frequencies())
-        elif isinstance(module, Metric):
+        elif isinstance(module, Metric | CausalAttention):
             module.initialise()
         elif isinstance(module, Block):
             residual_std = std / math.sqrt(2 * self.config.num_hidden_layers)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
-from voicechat_platform.models.attention import MetricAttention
+from voicechat_platform.models.attention import CausalAttention
 from voicechat_platform.models.gpt import GPTForCausalLM
 
 RECORDING = "voicechat_recording"
@@ -88,18 +88,12 @@ def read_heads(model: GPTForCausalLM, tokens_bt: Tensor) -> list[HeadReadout]:
     return readouts
 
 
-def bilinear_form(attention, model: GPTForCausalLM, head: int) -> tuple[Tensor, Tensor]:
-    """Return factors (k, d) of B = leftᵀ right, float64: the head's score of x and y without positions is xᵀ B y."""
-    rows = slice(head * attention.head_width, (head + 1) * attention.head_width)
-    if not isinstance(attention, MetricAttention):
-        q, k, *_ = attention.qkv_proj.weight.double().split(attention.qkv_proj.sizes)
-        return q[rows], k[rows]
-    p_kd = attention.pv_proj.weight.double()[
-        slice(0, attention.head_width) if model.config.projection == "shared" else rows
-    ]
-    metric = model.shared_metric if attention.metric is None else attention.metric
-    assert metric is not None
-    return metric.matrix()[head].double().mT @ p_kd, p_kd
+def bilinear_form(attention: CausalAttention, model: GPTForCausalLM, head: int) -> tuple[Tensor, Tensor]:
+    """Two factors (k, d) of B = leftᵀ right, float64: the head's score of x and y without positions is xᵀ B y."""
+    q_hkd, k_gkd, _ = (
+        part.double().unflatten(0, (-1, attention.head_width)) for part in attention.projections(model.shared_metric)
+    )
+    return q_hkd[head], k_gkd[head // attention.num_key_value_groups]
 
 
 def spectrum(left_kd: Tensor, right_kd: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -128,10 +122,10 @@ def attention_weights(model: GPTForCausalLM, tokens_bt: Tensor) -> list[Tensor]:
     recorded: list[Tensor] = []
 
     def record(module, query, key, value, attention_mask, **kwargs):
-        # This needs the weights, and so an explicit mask instead of the kernels' own.
-        length = query.shape[2]
-        mask = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1)[None, None]
-        output, weights_bhts = eager_attention_forward(module, query, key, value, mask, **kwargs)
+        if attention_mask is None:  # the kernels' own causal one
+            length = query.shape[2]
+            attention_mask = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1)[None, None]
+        output, weights_bhts = eager_attention_forward(module, query, key, value, attention_mask, **kwargs)
         recorded.append(weights_bhts)
         return output, weights_bhts
 

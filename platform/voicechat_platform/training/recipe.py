@@ -12,6 +12,9 @@ from voicechat_platform.strict_yaml import Name, PathText, Seed, Strict, validat
 TokenizerKind = Literal["characters", "byte_pairs", "gpt2"]
 MetricKind = Literal["symmetric", "signed_diagonal", "positive_definite", "general", "low_rank", "identity"]
 
+OWN_FIELDS = {"metric": ("metric", "projection", "metric_sharing", "qk_norm")}
+"""Fields that belong to one attention alone; None everywhere else."""
+
 MOST_PARAMETERS = 10**11
 
 
@@ -103,10 +106,12 @@ class ModelRecipe(Strict):
                 f"the model would have over {self.parameters():,} parameters: lower layers, width, mlp_width or "
                 f"context until it has {MOST_PARAMETERS:,} at most"
             )
-        if self.attention == "standard":
-            for field in ("metric", "projection", "metric_sharing", "qk_norm"):
-                if getattr(self, field) is not None:
-                    raise ValueError(f"{field} belongs to metric attention; leave it out or set attention: metric")
+        for attention, fields in OWN_FIELDS.items():
+            for field in fields:
+                if attention != self.attention and getattr(self, field) is not None:
+                    raise ValueError(
+                        f"{field} belongs to {attention} attention; leave it out or set attention: {attention}"
+                    )
         return self
 
     def parameters(self) -> int:

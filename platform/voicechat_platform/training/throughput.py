@@ -13,6 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from voicechat_platform.models import GPTConfig
+from voicechat_platform.models.attention import ATTENTION_CLASSES
+
 
 @torch.no_grad()
 def training_flops(model: nn.Module, context: int) -> float:
@@ -39,12 +42,15 @@ def non_embedding_parameters(model: PreTrainedModel) -> int:
     return model.num_parameters() - sum(table.weight.numel() for table in tables)
 
 
-def cache_bytes_per_token(config: PreTrainedConfig) -> int:
-    """Return the bytes per token of a decoding cache in float32, over all layers."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    tensors = 1 if getattr(config, "values", "") == "tied" else 2
-    return config.num_hidden_layers * heads * width * tensors * 4
+def cache_bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> int:
+    """What a decoding cache keeps of one token, over all layers."""
+    if isinstance(config, GPTConfig):
+        shapes = ATTENTION_CLASSES[config.attention].cached_shapes(config)
+    else:
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shapes = [(heads, width)] * 2  # keys and values
+    return config.num_hidden_layers * sum(heads * width for heads, width in shapes) * dtype.itemsize
 
 
 @cache

@@ -20,7 +20,7 @@ from voicechat_serve.generation.engines.interface import FinishReason
 from voicechat_serve.generation.loaded_model import Delta, GenerationOptions, ScoredToken
 from voicechat_serve.realtime.conversation import stop
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("ray.serve.voicechat.answers")
 
 STREAM_DOCUMENTED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 """The second content type in the OpenAPI document, beside JSON."""

@@ -16,14 +16,14 @@ from starlette.types import Receive, Scope, Send
 from voicechat_platform.errors import InputError
 from voicechat_serve.api.request_log import current_request
 from voicechat_serve.generation.engines.interface import (
-    OverloadedError,
     PromptTooLongError,
     UnavailableError,
     UnknownVersionError,
     UnsupportedError,
 )
+from voicechat_serve.operations.load import OverloadedError
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("ray.serve.voicechat.errors")
 
 RETRY_AFTER_S = 1
 

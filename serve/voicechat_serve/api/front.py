@@ -16,7 +16,7 @@ from voicechat_serve.api.errors import answer_errors_in_openai_form
 from voicechat_serve.names import API, APPLICATIONS
 from voicechat_serve.operations.exporters import cluster_metrics
 from voicechat_serve.operations.flow_control import FlowControl
-from voicechat_serve.operations.loopback import listen_where_ray_listens
+from voicechat_serve.operations.serve_private import listen_where_ray_listens
 
 log = logging.getLogger("ray.serve.voicechat.front")
 

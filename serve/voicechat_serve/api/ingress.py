@@ -9,7 +9,7 @@ from voicechat_serve.api.errors import DOCUMENTED, answer_errors_in_openai_form
 from voicechat_serve.api.request_log import RequestLog
 from voicechat_serve.api.services import Services
 from voicechat_serve.operations.flow_control import FlowControl
-from voicechat_serve.operations.loopback import listen_where_ray_listens
+from voicechat_serve.operations.serve_private import listen_where_ray_listens
 
 
 def build(services: Services, access: AccessRules = AccessRules()) -> FastAPI:

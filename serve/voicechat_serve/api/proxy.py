@@ -11,7 +11,6 @@ from typing import cast
 
 import h11
 import uvicorn.config
-from ray.serve._private.constants import SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -19,9 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from voicechat_serve.api.errors import APIError, refuse
 from voicechat_serve.api.request_log import CleanRequestId
 from voicechat_serve.operations.flow_control import Acknowledgements
-
-TIMEOUT_HEADER = SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER.encode()
-"""For one request; 0: none."""
+from voicechat_serve.operations.serve_private import TIMEOUT_HEADER
 
 UNTAKEN_MS = 30_000
 """How long a client's machine may accept nothing from this machine's network buffers."""
@@ -65,7 +62,8 @@ class BoundedConnection(H11Protocol):
     """A connection that the kernel closes when its client reads nothing; otherwise a closed one would wait for it for
     ever. Its errors are in OpenAI's form.
 
-    Uvicorn's other parser, httptools, collects headers without a limit in memory, before any key check.
+    Uvicorn's other parser, httptools, gathers headers without end in memory, before any key is asked for. What is
+    overridden here, and `HTTP_PROTOCOLS` below, is not documented (read in uvicorn 0.54.0).
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -11,13 +11,13 @@ from pydantic import Discriminator, Field, Tag
 
 from voicechat_platform.errors import InputError
 from voicechat_serve.api.errors import APIError, api_error
-from voicechat_serve.api.fields import Body, Part, Text
+from voicechat_serve.api.fields import Body, Text
 from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.services import Services, streamed
 from voicechat_serve.api.streaming import ClosedStream, event
 from voicechat_serve.audio import SPEECH_FORMATS, SpeechEncoder
 from voicechat_serve.synthesis.spoken_text import read_all
-from voicechat_serve.synthesis.voices import HEART, SPEECH_RATE, find_voice, installed_voices
+from voicechat_serve.synthesis.voices import HEART, SPEECH_RATE, VoiceId, find_voice, installed_voices
 
 TOKEN_S = 0.02
 """Usage is in tokens, which voices do not have: the input counts characters, the output counts stretches of this
@@ -26,10 +26,6 @@ length."""
 
 LONGEST_QUOTE, MOST_QUOTES = 100, 5
 """The quoted characters of each unspeakable part, and the number of quoted parts, in an error."""
-
-
-class VoiceId(Part):
-    id: Text
 
 
 Voice = Annotated[

@@ -7,7 +7,7 @@ import asyncio
 import logging
 
 from voicechat_platform.registry import Registry
-from voicechat_serve.operations.loopback import listen_where_ray_listens
+from voicechat_serve.operations.serve_private import listen_where_ray_listens
 
 log = logging.getLogger("ray.serve.voicechat.champions")
 

@@ -14,12 +14,13 @@ from voicechat_platform.registry import NoSuchVersionError, Registry, Version
 from voicechat_serve.generation.champions import LONGEST_WAIT_S
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer, Message
 from voicechat_serve.generation.engines.choice import make_engine
-from voicechat_serve.generation.engines.interface import Load, OverloadedError, UnavailableError, UnknownVersionError
+from voicechat_serve.generation.engines.interface import UnavailableError, UnknownVersionError
 from voicechat_serve.generation.loaded_model import Delta, GenerationOptions, LoadedModel
 from voicechat_serve.generation.served_model import ServedModel
 from voicechat_serve.operations.deadlines import answer_in_time
-from voicechat_serve.operations.loopback import listen_where_ray_listens
+from voicechat_serve.operations.load import Load, OverloadedError
 from voicechat_serve.operations.metrics import ModelMetrics
+from voicechat_serve.operations.serve_private import listen_where_ray_listens
 
 log = logging.getLogger("ray.serve.voicechat.language_model")
 

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from voicechat_serve.names import APPLICATIONS
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("ray.serve.voicechat.exporters")
 
 EXPORTER_TIMEOUT_S = 5
 

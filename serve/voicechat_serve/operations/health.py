@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from voicechat_platform.errors import InputError
-from voicechat_serve.generation.engines.interface import OverloadedError
+from voicechat_serve.operations.load import OverloadedError
 
 MOST_FAILURES = 5
 """Failures in a row, of one kind of step."""

@@ -25,7 +25,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from voicechat_platform.errors import InputError
 from voicechat_platform.settings import settings
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("ray.serve.voicechat.keys")
 
 NAME = re.compile(r"\w[\w .@-]{0,63}")
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from voicechat_serve.generation.engines.interface import Load
+from voicechat_serve.operations.load import Load
 
 UNKNOWN = "unknown"
 """The model or endpoint of a request that names none of ours."""

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from voicechat_serve.realtime.beta_shape import present_shape
 from voicechat_serve.realtime.errors import EventError
-from voicechat_serve.synthesis.voices import HEART
+from voicechat_serve.synthesis.voices import HEART, VoiceId
 
 LONGEST_INSTRUCTIONS = 32_768
 LONGEST_TEXT = 65_536
@@ -162,10 +162,6 @@ class AudioInput(Checked):
     turn_detection: TurnDetection | None = TurnDetection()
     """None: the client commits."""
     noise_reduction: NotSupported = Field(default=None, exclude=True)
-
-
-class VoiceId(Checked):
-    id: Name
 
 
 class AudioOutput(Checked):

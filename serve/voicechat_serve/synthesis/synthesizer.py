@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 
 from voicechat_serve.audio import Samples
 from voicechat_serve.operations.health import Health
-from voicechat_serve.operations.loopback import listen_where_ray_listens
 from voicechat_serve.operations.metrics import AUDIO_SPOKEN_SECONDS, SYNTHESIS_SECONDS
+from voicechat_serve.operations.serve_private import listen_where_ray_listens
 from voicechat_serve.synthesis.voices import HEART, SPEECH_RATE, find_voice, installed
 
 

@@ -17,6 +17,8 @@ also repeats with Whisper's usual length penalty, because the average over the t
 (5 beams, 4 s: 3 of 29 clips), and when it writes timestamps. The padding is zeros, as in Whisper's own window. With the
 features of silence instead, 9.5% of the words are wrong at 3 s, greedy; with zeros 2.8%.
 
+What faster-whisper calls inside `transcribe` is called one by one here, and is not documented (read in 1.2.1).
+
 Letters: n samples, m mel bands, w frames of 10 ms.
 """
 

@@ -15,8 +15,8 @@ import numpy as np
 from voicechat_platform.errors import InputError
 from voicechat_serve.audio import HEARING_RATE, Samples
 from voicechat_serve.operations.health import Health
-from voicechat_serve.operations.loopback import listen_where_ray_listens
 from voicechat_serve.operations.metrics import AUDIO_HEARD_SECONDS, TRANSCRIPTION_SECONDS
+from voicechat_serve.operations.serve_private import listen_where_ray_listens
 from voicechat_serve.transcription.sentence_end import SentenceEnd
 from voicechat_serve.transcription.short_context import MOST_SECONDS, Decoded, decode_utterance, is_sure, speech_in
 

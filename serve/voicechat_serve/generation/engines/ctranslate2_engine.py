@@ -15,20 +15,14 @@ from pathlib import Path
 import ctranslate2
 from tokenizers import Tokenizer
 
-from voicechat_serve.generation.engines.interface import (
-    GenerationRequest,
-    Load,
-    OverloadedError,
-    Token,
-    UnsupportedError,
-    room_for,
-)
+from voicechat_serve.generation.engines.interface import GenerationRequest, Token, UnsupportedError, room_for
 from voicechat_serve.generation.engines.text_stream import TextStream
 from voicechat_serve.operations.health import Health
+from voicechat_serve.operations.load import Load, OverloadedError
 
-LONGEST_CONTEXT = 2048
-"""CTranslate2 reads a prompt in one step that cannot be cancelled. SmolLM2 reads about 100 tokens per second on two
-busy cores, so a prompt of its own 8,192 would block a worker for over a minute."""
+LONGEST_UNCANCELLABLE_CONTEXT = 2048
+"""A prompt is read in one go that cannot be cancelled: SmolLM2 reads about 100 tokens a second on two busy cores, and
+its own 8,192 would hold one of the workers for over a minute."""
 
 
 @dataclass(eq=False)
@@ -72,7 +66,8 @@ class CTranslate2Engine:
         self.tokenizer = tokenizer
         self.end_ids = list(end_ids)
         config = json.loads((folder / "config.json").read_text())
-        self.context: int = min(config.get("max_position_embeddings", LONGEST_CONTEXT), LONGEST_CONTEXT)
+        longest = LONGEST_UNCANCELLABLE_CONTEXT
+        self.context: int = min(config.get("max_position_embeddings", longest), longest)
         self.parallel, self.capacity = parallel, parallel + max_waiting
         self.decodings: set[Decoding] = set()
         self.health = Health()

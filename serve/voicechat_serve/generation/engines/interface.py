@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from voicechat_platform.errors import InputError
+from voicechat_serve.operations.load import Load
 
 FinishReason = Literal["stop", "length"]
 
 LONGEST_CONTEXT = 4096
-"""Some models claim a hundred thousand positions, for which a cache has no room."""
+"""Of any engine. Some models claim a hundred thousand positions, for which a cache has no room."""
 
 CACHE_BYTES = 2**30
 """The size of one model's cache: other replicas and other versions use the same machine."""
@@ -19,10 +20,6 @@ MOST_RUNNING, MOST_WAITING = 32, 64
 
 LEAST_TEMPERATURE = 1e-3
 """A division by less would overflow, and the likeliest token is certain anyway."""
-
-
-class OverloadedError(RuntimeError):
-    """The engine's queue is full. It did not accept the request; the client may try again later."""
 
 
 class UnavailableError(RuntimeError):
@@ -127,18 +124,6 @@ class Token:
     score: Score | None = None
     prompt_scores: tuple[Score, ...] = ()
     """On the first token, if the request asks for them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Load:
-    """The load of an engine at one moment."""
-
-    running: int
-    """Requests in prefill or decoding."""
-    waiting: int
-    """Requests in the queue."""
-    cache_used: float
-    """The share of the cache's positions that hold a running request's tokens, 0 to 1."""
 
 
 class Engine(Protocol):

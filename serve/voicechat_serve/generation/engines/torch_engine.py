@@ -22,14 +22,13 @@ from torch import Tensor
 
 from voicechat_platform.models import GPTForCausalLM
 from voicechat_platform.models.decoding import SlotDecoder
+from voicechat_platform.training.throughput import cache_bytes_per_token
 from voicechat_serve.generation.engines.interface import (
     CACHE_BYTES,
     LONGEST_CONTEXT,
     MOST_RUNNING,
     MOST_WAITING,
     GenerationRequest,
-    Load,
-    OverloadedError,
     Score,
     Token,
     room_for,
@@ -39,8 +38,9 @@ from voicechat_serve.generation.engines.slot_cache import TransformersDecoder
 from voicechat_serve.generation.engines.slots import Row, Slots
 from voicechat_serve.generation.engines.text_stream import Decode, TextStream
 from voicechat_serve.operations.health import Health
+from voicechat_serve.operations.load import Load, OverloadedError
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("ray.serve.voicechat.torch_engine")
 
 PREFILL_TOKENS = 256
 """Tokens of prompts between two decoding steps."""
@@ -366,11 +366,8 @@ class TorchEngine:
 
 
 def slots_within(budget_bytes: int, config, context: int, dtype: torch.dtype) -> int:
-    """Return the number of rows of `context` positions that fit, at least one; tied values double it."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    tensors = 1 if getattr(config, "values", "") == "tied" else 2
-    bytes_per_slot = tensors * config.num_hidden_layers * heads * width * context * dtype.itemsize
+    """How many rows of `context` positions fit, at least one: models with tied values get twice as many."""
+    bytes_per_slot = cache_bytes_per_token(config, dtype) * context
     return max(1, min(MOST_RUNNING, budget_bytes // bytes_per_slot))
 
 

@@ -16,14 +16,13 @@ from voicechat_serve.generation.engines.interface import (
     MOST_WAITING,
     FinishReason,
     GenerationRequest,
-    Load,
-    OverloadedError,
     Score,
     Token,
     room_for,
 )
 from voicechat_serve.generation.engines.text_stream import Decode, TextStream
 from voicechat_serve.operations.health import Health
+from voicechat_serve.operations.load import Load, OverloadedError
 
 
 class VLLMEngine:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from voicechat_platform.errors import InputError
 from voicechat_serve.synthesis.voices import hibari, kokoro, piper
 from voicechat_serve.synthesis.voices.hibari import HEART
-from voicechat_serve.synthesis.voices.interface import SPEECH_RATE, Speaker, Voice
+from voicechat_serve.synthesis.voices.interface import SPEECH_RATE, Speaker, Voice, VoiceId
 
-__all__ = ["HEART", "SPEECH_RATE", "Speaker", "Voice", "find_voice", "installed", "installed_voices"]
+__all__ = ["HEART", "SPEECH_RATE", "Speaker", "Voice", "VoiceId", "find_voice", "installed", "installed_voices"]
 
 # The names that OpenAI's clients send. All mean the default voice.
 OPENAI_VOICES = (

@@ -4,8 +4,10 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 from unicodedata import digit
+
+from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from voicechat_serve.audio import Samples
 
@@ -35,6 +37,14 @@ class Voice:
     """ISO-639-1 code of its language."""
     engine: str
     """ "hibari", "piper" or "kokoro"."""
+
+
+class VoiceId(BaseModel):
+    """A voice as an object, which OpenAI's clients may send in place of its name."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    id: Annotated[str, StringConstraints(max_length=256)]
 
 
 class Speaker(Protocol):
