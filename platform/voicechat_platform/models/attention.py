@@ -55,11 +55,11 @@ class FusedLinear(nn.Linear):
 
 
 class CausalAttention(nn.Module):
-    """What all attentions share: rotation, cache, kernel, output projection; and what a class says about itself."""
+    """The common part of all attentions: rotation, cache, kernel, output projection; and what a class must define."""
 
-    is_causal = True  # read by transformers' attention interface
+    is_causal = True  # transformers' attention interface reads this
     cannot_fold: str | None = None
-    """Why no stock model has its scores; None where `projections` are all that there is to it."""
+    """The reason why no stock model has the same scores; None if `projections` gives an equal standard layer."""
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -72,14 +72,14 @@ class CausalAttention(nn.Module):
 
     @staticmethod
     def cached_shapes(config: GPTConfig) -> list[tuple[int, int]]:
-        """(g, k) of each tensor that a layer's decoding cache keeps of one token."""
+        """Return (g, k) of each tensor that a layer's decoding cache stores per token."""
         return [(config.num_key_value_heads, config.head_dim)] * (1 if config.values == "tied" else 2)
 
     def initialise(self) -> None:
-        """Fill parameters and buffers of its own, if it has any; called through transformers' `_init_weights`."""
+        """Initialise the class's own parameters and buffers; transformers' `_init_weights` calls this."""
 
     def projections(self, shared_metric: Metric | None) -> tuple[Tensor, Tensor, Tensor]:
-        """q (h·k, d), k and v (g·k, d) of the standard layer with the same scores, before norms and rotation."""
+        """Return q (h·k, d), k and v (g·k, d) of the standard layer with equal scores, before norms and rotation."""
         raise NotImplementedError
 
     def split_heads(self, projections_btd: Tensor, parts: int) -> tuple[Tensor, ...]:
@@ -174,7 +174,7 @@ class MetricAttention(CausalAttention):
             self.cannot_fold = "neither Llama nor GPT-2 has qk_norm, a norm between projection and metric"
 
     def metric_of(self, shared_metric: Metric | None) -> Metric:
-        """The layer's own metric, or the one that the whole model shares."""
+        """Return the layer's own metric, or the one that the whole model shares."""
         metric = shared_metric if self.metric is None else self.metric
         assert metric is not None
         return metric

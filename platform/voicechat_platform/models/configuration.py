@@ -15,7 +15,7 @@ CHOICES = {
     "mlp": ("swiglu", "relu_squared"),
 }
 OWN_FIELDS = {"metric": ("metric", "projection", "metric_sharing", "qk_norm")}
-"""Fields that only this attention reads: with another one they keep their defaults."""
+"""The fields that only one attention reads. They must keep their defaults with another attention."""
 
 
 @strict

@@ -150,7 +150,7 @@ class DecodingLayer:
         self.down = laid_out(block.mlp.down_proj.weight, dtype)
 
     def run(self, x_btd: Tensor, positions: "Positions", store: Store) -> Tensor:
-        """The block's output."""
+        """Return the block's output."""
         x_btd = x_btd + self.attention.attend(self.attention_norm(x_btd), positions, self.caches, store)
         up_btf = F.linear(self.mlp_norm(x_btd), self.up)
         if self.gated:
@@ -160,7 +160,7 @@ class DecodingLayer:
 
 
 class Positions(NamedTuple):
-    """Where the queries of one call stand, and what they see."""
+    """The positions of the queries of one call, and the mask of their keys."""
 
     queries_bt: Tensor
     turns_b1tk: Tensor | None
@@ -265,7 +265,10 @@ class DecodingMetricAttention(DecodingAttention):
         return q_bhtk, turned(p_bgtk, turns_b1tk), states_bhtk[:, self.groups :]
 
     def measured(self, p_bgtk: Tensor) -> Tensor:
-        """p M for every head, (b, h, t, k), as one product a head: a broadcast one would copy M for every row."""
+        """Return p M for every head, (b, h, t, k), with one product per head.
+
+        A broadcast product would copy M for every row.
+        """
         b, g, t, k = p_bgtk.shape
         p_gnk = p_bgtk.transpose(0, 1).reshape(g, b * t, k)
         q_hnk = torch.bmm(p_gnk.expand(len(self.metric_hkk), -1, -1), self.metric_hkk)

@@ -108,7 +108,7 @@ def fold_to_gpt2(model: GPTForCausalLM) -> GPT2LMHeadModel:
     }
     for layer, block in enumerate(model.blocks):
         q_hd, *kv_gd = block.attention.projections(model.shared_metric)
-        # GPT-2 knows no key-value heads that several query heads share: each gets a copy.
+        # GPT-2 has no key-value heads that several query heads share: each query head gets a copy.
         kv_hd = [
             part.unflatten(0, (-1, config.head_dim)).expand(config.num_attention_heads, -1, -1).flatten(0, 1)
             for part in kv_gd

@@ -89,7 +89,7 @@ def read_heads(model: GPTForCausalLM, tokens_bt: Tensor) -> list[HeadReadout]:
 
 
 def bilinear_form(attention: CausalAttention, model: GPTForCausalLM, head: int) -> tuple[Tensor, Tensor]:
-    """Two factors (k, d) of B = leftᵀ right, float64: the head's score of x and y without positions is xᵀ B y."""
+    """Return factors (k, d) of B = leftᵀ right, float64: the head's score of x and y without positions is xᵀ B y."""
     q_hkd, k_gkd, _ = (
         part.double().unflatten(0, (-1, attention.head_width)) for part in attention.projections(model.shared_metric)
     )

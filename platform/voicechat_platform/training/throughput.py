@@ -43,7 +43,7 @@ def non_embedding_parameters(model: PreTrainedModel) -> int:
 
 
 def cache_bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> int:
-    """What a decoding cache keeps of one token, over all layers."""
+    """Return the bytes per token of a decoding cache, over all layers."""
     if isinstance(config, GPTConfig):
         shapes = ATTENTION_CLASSES[config.attention].cached_shapes(config)
     else:

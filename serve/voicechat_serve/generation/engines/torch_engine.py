@@ -366,7 +366,7 @@ class TorchEngine:
 
 
 def slots_within(budget_bytes: int, config, context: int, dtype: torch.dtype) -> int:
-    """How many rows of `context` positions fit, at least one: models with tied values get twice as many."""
+    """Return the number of rows of `context` positions that fit, at least one; tied values double it."""
     bytes_per_slot = cache_bytes_per_token(config, dtype) * context
     return max(1, min(MOST_RUNNING, budget_bytes // bytes_per_slot))
 
