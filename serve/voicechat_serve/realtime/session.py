@@ -25,7 +25,6 @@ from voicechat_serve.realtime.session_settings import (
     CLIENT_EVENTS,
     Append,
     CancelResponse,
-    ClientEvent,
     CreateItem,
     CreateResponse,
     NamedItem,
@@ -181,7 +180,7 @@ class Session:
             kind = kind_of(event)
             if kind != "input_audio_buffer.append":
                 self.last_activity = time.monotonic()
-            await self._do(kind, checked(CLIENT_EVENTS[kind], event))
+            await HANDLERS[kind](self, checked(CLIENT_EVENTS[kind], event))
         except EventError as error:
             self.wire.emit_error(error.body, event_id)
         except SessionEndedError:
@@ -189,44 +188,8 @@ class Session:
         except Exception as error:  # of a model's name, or of a model
             self.wire.emit_error(self.stages.explain(error), event_id)
 
-    async def _do(self, kind: str, event: ClientEvent) -> None:
-        match event:
-            case Append(audio=audio):
-                await self._append(audio)
-            case SessionUpdate(session=patch):
-                await self._update(patch)
-            case CreateItem():
-                self._create_item(event)
-            case NamedItem(item_id=id) if kind == "conversation.item.retrieve":
-                item = self._item(id, "item_retrieve_invalid_item_id")
-                self.emit({"type": "conversation.item.retrieved", "item": told_item(item)})
-            case NamedItem(item_id=id):
-                self.conversation.items.remove(self._item(id, "item_delete_invalid_item_id"))
-                if id in self.unfinished:
-                    self.unfinished[id].is_answered = False
-                self.emit({"type": "conversation.item.deleted", "item_id": id})
-            case Truncate():
-                self._truncate(event)
-            case CreateResponse(response=wanted):
-                self._create_response(wanted or ResponseSettings())
-            case CancelResponse(response_id=id):
-                response = self.answering.response
-                if self.answering.is_responding() and (not id or (response and id == response.id)):
-                    await self.answering.interrupt("client_cancelled")
-                elif id or not await self._cancel_expected("client_cancelled"):
-                    raise EventError("response_cancel_not_active", "no such response is under way")
-            case Nothing() if kind == "input_audio_buffer.commit":
-                self._require_place()
-                self._end_utterance(await self.listening.commit(), None)
-            case Nothing() if kind == "input_audio_buffer.clear":
-                await self._forget_utterance()
-                self.emit({"type": "input_audio_buffer.cleared"})
-            case Nothing():  # output_audio_buffer.clear
-                await self.answering.interrupt("client_cancelled")
-                if response := self.answering.response:
-                    self.emit({"type": "output_audio_buffer.cleared", "response_id": response.id})
-
-    async def _update(self, patch: dict[str, Any]) -> None:
+    async def _update(self, event: SessionUpdate) -> None:
+        patch = event.session
         has_begun = self.conversation.items or self.listening.utterance
         if patch.get("type", self.settings.type) != self.settings.type and has_begun:
             raise EventError("invalid_value", f"the session's type is {self.settings.type} already", "session.type")
@@ -253,7 +216,7 @@ class Session:
                 self.emit({"type": "input_audio_buffer.cleared"})
         self.emit({"type": "session.updated", "session": self.told()})
 
-    def _create_item(self, event: CreateItem) -> None:
+    async def _create_item(self, event: CreateItem) -> None:
         place = None
         if event.previous_item_id == "root":
             place = 0
@@ -277,7 +240,17 @@ class Session:
         for kind in ("added", "done"):
             self.emit({"type": f"conversation.item.{kind}", "previous_item_id": previous, "item": told_item(item)})
 
-    def _truncate(self, event: Truncate) -> None:
+    async def _retrieve_item(self, event: NamedItem) -> None:
+        item = self._item(event.item_id, "item_retrieve_invalid_item_id")
+        self.emit({"type": "conversation.item.retrieved", "item": told_item(item)})
+
+    async def _delete_item(self, event: NamedItem) -> None:
+        self.conversation.items.remove(self._item(event.item_id, "item_delete_invalid_item_id"))
+        if event.item_id in self.unfinished:
+            self.unfinished[event.item_id].is_answered = False
+        self.emit({"type": "conversation.item.deleted", "item_id": event.item_id})
+
+    async def _truncate_item(self, event: Truncate) -> None:
         item = self._item(event.item_id, "item_truncate_invalid_item_id")
         if event.content_index != 0:
             raise EventError("invalid_value", "a reply has one part: content_index must be 0", "content_index")
@@ -299,13 +272,25 @@ class Session:
             return item
         raise EventError(code, f"there is no item {id[:100]!r} in the conversation", param)
 
-    def _create_response(self, wanted: ResponseSettings) -> None:
+    async def _create_response(self, event: CreateResponse) -> None:
         if self.settings.type != "realtime":
             raise EventError("invalid_value", "a transcription session gives no responses")
         if self.answering.is_responding() or self.requested:
             raise already_responding()
         self._require_place()
-        self.requested = self._begin_turn(self._answer_client(wanted))
+        self.requested = self._begin_turn(self._answer_client(event.response or ResponseSettings()))
+
+    async def _cancel_response(self, event: CancelResponse) -> None:
+        id, response = event.response_id, self.answering.response
+        if self.answering.is_responding() and (not id or (response and id == response.id)):
+            await self.answering.interrupt("client_cancelled")
+        elif id or not await self._cancel_expected("client_cancelled"):
+            raise EventError("response_cancel_not_active", "no such response is under way")
+
+    async def _clear_output(self, event: Nothing) -> None:
+        await self.answering.interrupt("client_cancelled")
+        if response := self.answering.response:
+            self.emit({"type": "output_audio_buffer.cleared", "response_id": response.id})
 
     async def _answer_client(self, wanted: ResponseSettings) -> None:
         self.requested = None
@@ -331,11 +316,19 @@ class Session:
 
     # What is said.
 
-    async def _append(self, encoded: str) -> None:
-        async with contextlib.aclosing(self.listening.hear(encoded)) as changes:
+    async def _append(self, event: Append) -> None:
+        async with contextlib.aclosing(self.listening.hear(event.audio)) as changes:
             async for change in changes:
                 await self._notice(change)
         self.last_sound = time.monotonic()
+
+    async def _commit(self, event: Nothing) -> None:
+        self._require_place()
+        self._end_utterance(await self.listening.commit(), None)
+
+    async def _clear_input(self, event: Nothing) -> None:
+        await self._forget_utterance()
+        self.emit({"type": "input_audio_buffer.cleared"})
 
     async def _notice(self, change: Change) -> None:
         if change == "started":
@@ -481,3 +474,19 @@ class Session:
 def already_responding() -> EventError:
     message = "a response is under way: cancel it, or wait for its response.done"
     return EventError("conversation_already_has_active_response", message)
+
+
+HANDLERS: dict[str, Callable[[Session, Any], Awaitable[None]]] = {
+    "session.update": Session._update,
+    "input_audio_buffer.append": Session._append,
+    "input_audio_buffer.commit": Session._commit,
+    "input_audio_buffer.clear": Session._clear_input,
+    "conversation.item.create": Session._create_item,
+    "conversation.item.retrieve": Session._retrieve_item,
+    "conversation.item.delete": Session._delete_item,
+    "conversation.item.truncate": Session._truncate_item,
+    "response.create": Session._create_response,
+    "response.cancel": Session._cancel_response,
+    "output_audio_buffer.clear": Session._clear_output,
+}
+"""What is done for each of the client's events; each takes the event as CLIENT_EVENTS has checked it."""
