@@ -18,10 +18,10 @@ async def told_after(session: dict[str, Any], **begin_with: Any) -> dict[str, An
 
 async def refused(session: dict[str, Any], **begin_with: Any) -> dict[str, Any]:
     async with connected(**begin_with) as client:
-        before = client.session.settings
+        before = client.session.context.settings
         client.send("session.update", session=session, event_id="mine")
         error = (await client.until("error"))["error"]
-        assert client.session.settings is before, "nothing of it is done"
+        assert client.session.context.settings is before, "nothing of it is done"
         assert error["event_id"] == "mine"
         return error
 

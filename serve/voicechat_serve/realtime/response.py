@@ -2,14 +2,19 @@
 
 import base64
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
 from voicechat_serve.audio import Samples
+from voicechat_serve.generation.chat_tokenizer import Message
+from voicechat_serve.generation.loaded_model import Delta
 from voicechat_serve.realtime.conversation import Failed, Item, Reply, SpeechChunk, TextDelta, new_id
+from voicechat_serve.realtime.session_settings import MOST_TOKENS
+from voicechat_serve.realtime.stages import Stages
 from voicechat_serve.realtime.wire import Wire
 from voicechat_serve.synthesis.voices import SPEECH_RATE
 
@@ -23,22 +28,41 @@ Reason = Literal["turn_detected", "client_cancelled"]
 
 
 @dataclass(frozen=True)
-class ReplyOptions:
-    """What a reply is made with."""
+class ReplyRequest:
+    """What a reply is made of: equal requests are answered by the same reply."""
 
     model: str
+    messages: list[Message]
     max_tokens: int
     temperature: float | None
     voice: str | None
     """None: in writing."""
     speed: float
 
+    def begin(self, stages: Stages) -> Reply:
+        sampling: dict[str, Any] = {"max_tokens": self.max_tokens}
+        if self.temperature is not None:
+            sampling["temperature"] = self.temperature
+        pieces = stages.write(self.model, self.messages, sampling)
+        if self.voice is None:
+            return Reply(pieces, None)
+        speak = partial(stages.speak, speed=self.speed, voice=self.voice)
+        return Reply(pieces, speak, stages.language_of(self.voice))
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A reply that was begun before it was certain that the person had finished."""
+
+    request: ReplyRequest
+    reply: Reply
+
 
 class Response:
     """
     Args:
         reply: begun already.
-        options: what it was begun with.
+        request: what it was begun with.
         conversation_id: of the conversation that it becomes a part of; None if of none.
         metadata: told again with the response.
         wire: where its events go.
@@ -49,7 +73,7 @@ class Response:
     def __init__(
         self,
         reply: Reply,
-        options: ReplyOptions,
+        request: ReplyRequest,
         conversation_id: str | None,
         metadata: dict[str, str],
         wire: Wire,
@@ -57,7 +81,7 @@ class Response:
         on_sound: Callable[[], None],
     ):
         self.id = new_id("resp")
-        self.reply, self.options, self.conversation_id, self.metadata = reply, options, conversation_id, metadata
+        self.reply, self.request, self.conversation_id, self.metadata = reply, request, conversation_id, metadata
         self.wire, self.explain, self.on_sound = wire, explain, on_sound
         self.emit = wire.emit
         self.item = reply.item
@@ -157,7 +181,7 @@ class Response:
         last = self.reply.last
         counts = (last.prompt_tokens, last.completion_tokens) if last else (0, 0)
         usage = {"input_tokens": counts[0], "output_tokens": counts[1], "total_tokens": sum(counts)}
-        voice = {"format": {"type": "audio/pcm", "rate": SPEECH_RATE}, "voice": self.options.voice}
+        voice = {"format": {"type": "audio/pcm", "rate": SPEECH_RATE}, "voice": self.request.voice}
         return {
             "object": "realtime.response",
             "id": self.id,
@@ -169,7 +193,7 @@ class Response:
             "audio": {"output": voice} if self.item.is_spoken else None,
             "metadata": self.metadata or None,
             "output_modalities": ["audio" if self.item.is_spoken else "text"],
-            "max_output_tokens": self.options.max_tokens,
+            "max_output_tokens": self.request.max_tokens,
         }
 
     def _item(self) -> dict[str, Any]:
@@ -178,6 +202,21 @@ class Response:
     def _part(self, with_text: bool) -> dict[str, Any]:
         kind, name = ("audio", "transcript") if self.item.is_spoken else ("text", "text")
         return {"type": kind, name: self.item.text if with_text else ""}
+
+
+async def decline(model: str, reason: Reason, wire: Wire, stages: Stages) -> None:
+    """Tells the client of a response that was to come, and that was cancelled before it began."""
+    reply = Reply(nothing(), None)
+    await reply.close()
+    request = ReplyRequest(model, [], MOST_TOKENS, temperature=None, voice=None, speed=1.0)
+    declined = Response(reply, request, None, {}, wire, stages.explain, on_sound=lambda: None)
+    await declined.cancel(reason)
+    await declined.run(None)
+
+
+async def nothing() -> AsyncGenerator[Delta, None]:
+    return
+    yield
 
 
 def told_item(item: Item) -> dict[str, Any]:
