@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from openai.types.realtime import InputAudioBufferClearedEvent
 
 from realtime_session import Client, MadeUpStages, connected, silence, up_to_the_pause, written
 from voicechat_serve.realtime.turn import State, Turn
@@ -659,7 +660,7 @@ async def test_a_farewell_that_nobody_hears_is_logged(caplog, monkeypatch):
         raise OSError("the connection is gone")
 
     wire = Wire(receive=None, send=send)
-    wire.emit({"type": "response.done"})
+    wire.emit(InputAudioBufferClearedEvent(type="input_audio_buffer.cleared", event_id="event_1"))
     logger = logging.getLogger("ray.serve.voicechat.realtime")
     monkeypatch.setattr(logger, "handlers", [caplog.handler])  # Serve, once started here, hands nothing on to the root
     monkeypatch.setattr(logger, "propagate", False)

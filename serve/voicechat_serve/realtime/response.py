@@ -8,11 +8,31 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+from openai.types.realtime import (
+    ConversationItemAdded,
+    ConversationItemDone,
+    RealtimeConversationItemAssistantMessage,
+    RealtimeConversationItemSystemMessage,
+    RealtimeConversationItemUserMessage,
+    RealtimeResponse,
+    ResponseAudioDeltaEvent,
+    ResponseAudioDoneEvent,
+    ResponseAudioTranscriptDeltaEvent,
+    ResponseAudioTranscriptDoneEvent,
+    ResponseContentPartAddedEvent,
+    ResponseContentPartDoneEvent,
+    ResponseCreatedEvent,
+    ResponseDoneEvent,
+    ResponseOutputItemAddedEvent,
+    ResponseOutputItemDoneEvent,
+    ResponseTextDeltaEvent,
+    ResponseTextDoneEvent,
+)
 
 from voicechat_serve.audio import Samples
 from voicechat_serve.generation.chat_tokenizer import Message
 from voicechat_serve.generation.loaded_model import Delta
-from voicechat_serve.realtime.conversation import Failed, Item, Reply, SpeechChunk, TextDelta, new_id
+from voicechat_serve.realtime.conversation import Failed, Item, Reply, Role, SpeechChunk, TextDelta, new_id
 from voicechat_serve.realtime.session_settings import MOST_TOKENS
 from voicechat_serve.realtime.stages import Stages
 from voicechat_serve.realtime.wire import Wire
@@ -109,35 +129,70 @@ class Response:
 
     async def run(self, previous_item_id: str | None) -> None:
         """Sends all of it, to the end or to where it is cancelled."""
-        is_spoken, place = self.item.is_spoken, {"response_id": self.id, "item_id": self.item.id}
-        part = place | {"output_index": 0, "content_index": 0}
-        kind = "output_audio_transcript" if is_spoken else "output_text"
-        self.emit({"type": "response.created", "response": self.told("in_progress")})
-        self.emit({"type": "response.output_item.added", "response_id": self.id, "output_index": 0} | self._item())
-        if self.conversation_id:
-            self.emit({"type": "conversation.item.added", "previous_item_id": previous_item_id} | self._item())
-        self.emit({"type": "response.content_part.added"} | part | {"part": self._part(with_text=False)})
+        self._tell_begin(previous_item_id)
         async for event in self.reply.events():
             match event:
                 case TextDelta(delta):
-                    await self.wire.post({"type": f"response.{kind}.delta"} | part | {"delta": delta})
+                    await self._tell_text(delta)
                 case SpeechChunk(samples_n):
-                    await self._sound(samples_n, part)
+                    await self._tell_sound(samples_n)
                 case Failed(_, error):
                     self.failure = self.explain(error)
         self.item.is_in_progress = False
         if self.failure:
             self.item.is_complete = False
-        if is_spoken:
-            self.emit({"type": "response.output_audio.done"} | part)
-        text = {"transcript" if is_spoken else "text": self.item.text}
-        self.emit({"type": f"response.{kind}.done"} | part | text)
-        self.emit({"type": "response.content_part.done"} | part | {"part": self._part(with_text=True)})
-        self.emit({"type": "response.output_item.done", "response_id": self.id, "output_index": 0} | self._item())
+        self._tell_end(previous_item_id)
+
+    def _tell_begin(self, previous_item_id: str | None) -> None:
+        response, item = self.told("in_progress"), told_item(self.item)
+        self.emit(ResponseCreatedEvent(type="response.created", event_id=new_id("event"), response=response))
+        self.emit(ResponseOutputItemAddedEvent(type="response.output_item.added", item=item, **self._output()))
         if self.conversation_id:
-            self.emit({"type": "conversation.item.done", "previous_item_id": previous_item_id} | self._item())
+            self.emit(item_added(self.item, previous_item_id))
+        part = self._part(with_text=False)
+        self.emit(ResponseContentPartAddedEvent(type="response.content_part.added", **part, **self._content()))
+
+    async def _tell_text(self, delta: str) -> None:
+        place = self._content()
+        event = (
+            ResponseAudioTranscriptDeltaEvent(type="response.output_audio_transcript.delta", delta=delta, **place)
+            if self.item.is_spoken
+            else ResponseTextDeltaEvent(type="response.output_text.delta", delta=delta, **place)
+        )
+        await self.wire.post(event)
+
+    async def _tell_sound(self, samples_n: Samples) -> None:
+        size = int(DELTA_S * SPEECH_RATE)
+        for start in range(0, len(samples_n), size):
+            if self.cancelled:
+                return
+            pcm = (np.clip(samples_n[start : start + size], -1, 1) * 32767).astype("<i2").tobytes()
+            delta = base64.b64encode(pcm).decode()
+            event = ResponseAudioDeltaEvent(type="response.output_audio.delta", delta=delta, **self._content())
+            await self.wire.post(event)
+            if self.sounds_since is None:
+                self.sounds_since = time.monotonic()
+                self.on_sound()
+
+    def _tell_end(self, previous_item_id: str | None) -> None:
+        text, place = self.item.text, self._content
+        if self.item.is_spoken:
+            self.emit(ResponseAudioDoneEvent(type="response.output_audio.done", **place()))
+            self.emit(
+                ResponseAudioTranscriptDoneEvent(
+                    type="response.output_audio_transcript.done", transcript=text, **place()
+                )
+            )
+        else:
+            self.emit(ResponseTextDoneEvent(type="response.output_text.done", text=text, **place()))
+        part, item = self._part(with_text=True), told_item(self.item)
+        self.emit(ResponseContentPartDoneEvent(type="response.content_part.done", **part, **place()))
+        self.emit(ResponseOutputItemDoneEvent(type="response.output_item.done", item=item, **self._output()))
+        if self.conversation_id:
+            self.emit(item_done(self.item, previous_item_id))
         self.metadata |= self._left_unspoken()
-        self.emit({"type": "response.done", "response": self.told(self.status)})
+        response = self.told(self.status)
+        self.emit(ResponseDoneEvent(type="response.done", event_id=new_id("event"), response=response))
 
     def _left_unspoken(self) -> dict[str, str]:
         """What the client must be told where the voice did not say all of the reply."""
@@ -149,18 +204,6 @@ class Response:
             told |= {"spoken": "false", "reason": "the reply has no word that the voice can speak"}
         return told
 
-    async def _sound(self, samples_n: Samples, part: dict[str, Any]) -> None:
-        size = int(DELTA_S * SPEECH_RATE)
-        for start in range(0, len(samples_n), size):
-            if self.cancelled:
-                return
-            pcm = (np.clip(samples_n[start : start + size], -1, 1) * 32767).astype("<i2").tobytes()
-            delta = base64.b64encode(pcm).decode()
-            await self.wire.post({"type": "response.output_audio.delta"} | part | {"delta": delta})
-            if self.sounds_since is None:
-                self.sounds_since = time.monotonic()
-                self.on_sound()
-
     @property
     def status(self) -> str:
         if self.cancelled:
@@ -170,7 +213,7 @@ class Response:
         is_cut = self.reply.last is not None and self.reply.last.finish_reason == "length"
         return "incomplete" if is_cut else "completed"
 
-    def told(self, status: str) -> dict[str, Any]:
+    def told(self, status: str) -> RealtimeResponse:
         """The response as the client is told of it."""
         details: dict[str, dict[str, Any]] = {
             "cancelled": {"type": "cancelled", "reason": self.cancelled},
@@ -182,26 +225,33 @@ class Response:
         counts = (last.prompt_tokens, last.completion_tokens) if last else (0, 0)
         usage = {"input_tokens": counts[0], "output_tokens": counts[1], "total_tokens": sum(counts)}
         voice = {"format": {"type": "audio/pcm", "rate": SPEECH_RATE}, "voice": self.request.voice}
-        return {
-            "object": "realtime.response",
-            "id": self.id,
-            "status": status,
-            "status_details": details.get(status),
-            "output": [told_item(self.item)] if is_done else [],
-            "conversation_id": self.conversation_id,
-            "usage": usage if is_done else None,
-            "audio": {"output": voice} if self.item.is_spoken else None,
-            "metadata": self.metadata or None,
-            "output_modalities": ["audio" if self.item.is_spoken else "text"],
-            "max_output_tokens": self.request.max_tokens,
-        }
+        return RealtimeResponse.model_validate(
+            {
+                "object": "realtime.response",
+                "id": self.id,
+                "status": status,
+                "status_details": details.get(status),
+                "output": [told_item(self.item)] if is_done else [],
+                "conversation_id": self.conversation_id,
+                "usage": usage if is_done else None,
+                "audio": {"output": voice} if self.item.is_spoken else None,
+                "metadata": self.metadata or None,
+                "output_modalities": ["audio" if self.item.is_spoken else "text"],
+                "max_output_tokens": self.request.max_tokens,
+            }
+        )
 
-    def _item(self) -> dict[str, Any]:
-        return {"item": told_item(self.item)}
+    def _output(self) -> dict[str, Any]:
+        """What an event about the response's only item says of its place."""
+        return {"event_id": new_id("event"), "response_id": self.id, "output_index": 0}
+
+    def _content(self) -> dict[str, Any]:
+        """What an event about the item's only part says of its place."""
+        return self._output() | {"item_id": self.item.id, "content_index": 0}
 
     def _part(self, with_text: bool) -> dict[str, Any]:
         kind, name = ("audio", "transcript") if self.item.is_spoken else ("text", "text")
-        return {"type": kind, name: self.item.text if with_text else ""}
+        return {"part": {"type": kind, name: self.item.text if with_text else ""}}
 
 
 async def decline(model: str, reason: Reason, wire: Wire, stages: Stages) -> None:
@@ -219,7 +269,32 @@ async def nothing() -> AsyncGenerator[Delta, None]:
     yield
 
 
-def told_item(item: Item) -> dict[str, Any]:
+def item_added(item: Item, previous: str | None) -> ConversationItemAdded:
+    return ConversationItemAdded(
+        type="conversation.item.added", event_id=new_id("event"), previous_item_id=previous, item=told_item(item)
+    )
+
+
+def item_done(item: Item, previous: str | None) -> ConversationItemDone:
+    return ConversationItemDone(
+        type="conversation.item.done", event_id=new_id("event"), previous_item_id=previous, item=told_item(item)
+    )
+
+
+ItemMessage = (
+    RealtimeConversationItemSystemMessage
+    | RealtimeConversationItemUserMessage
+    | RealtimeConversationItemAssistantMessage
+)
+
+ITEM_TYPES: dict[Role, type[ItemMessage]] = {
+    "system": RealtimeConversationItemSystemMessage,
+    "user": RealtimeConversationItemUserMessage,
+    "assistant": RealtimeConversationItemAssistantMessage,
+}
+
+
+def told_item(item: Item) -> ItemMessage:
     """An item as the client is told of it, with the text as far as it was heard."""
     if item.role == "assistant":
         kind = "output_audio" if item.is_spoken else "output_text"
@@ -230,11 +305,13 @@ def told_item(item: Item) -> dict[str, Any]:
     if item.is_spoken and item.role == "user" and not item.text:
         content["transcript"] = None
     is_empty = status == "in_progress" and not item.text
-    return {
-        "object": "realtime.item",
-        "id": item.id,
-        "type": "message",
-        "role": item.role,
-        "status": status,
-        "content": [] if is_empty else [content],
-    }
+    return ITEM_TYPES[item.role].model_validate(
+        {
+            "object": "realtime.item",
+            "id": item.id,
+            "type": "message",
+            "role": item.role,
+            "status": status,
+            "content": [] if is_empty else [content],
+        }
+    )

@@ -10,13 +10,24 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from openai.types.realtime import (
+    ConversationItemDeletedEvent,
+    ConversationItemTruncatedEvent,
+    InputAudioBufferClearedEvent,
+    InputAudioBufferSpeechStartedEvent,
+    RealtimeSessionCreateRequest,
+    RealtimeTranscriptionSessionCreateRequest,
+    SessionCreatedEvent,
+    SessionUpdatedEvent,
+)
+from openai.types.realtime.realtime_server_event import ConversationItemRetrieved, OutputAudioBufferCleared
 from pydantic import ValidationError
 
 from voicechat_serve.realtime.answering import Answering
 from voicechat_serve.realtime.conversation import Conversation, Item, new_id, stop
 from voicechat_serve.realtime.errors import EventError, SessionEndedError
 from voicechat_serve.realtime.listening import Listening
-from voicechat_serve.realtime.response import told_item
+from voicechat_serve.realtime.response import item_added, item_done, told_item
 from voicechat_serve.realtime.session_settings import (
     CLIENT_EVENTS,
     Append,
@@ -85,7 +96,7 @@ class Session:
     async def run(self) -> tuple[int, str]:
         """To the end; returns the code and the reason to close with. Raises what `receive` raises."""
         wire = self.wire
-        self.emit({"type": "session.created", "session": self.told()})
+        self.emit(SessionCreatedEvent(type="session.created", event_id=new_id("event"), session=self.told()))
         tasks = [asyncio.create_task(work()) for work in (wire.read, self._handle_all, wire.write, wire.watch)]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -124,11 +135,14 @@ class Session:
                 await self._notice(change)
             await asyncio.sleep(0)  # many at once take their turn with what is sent, and with other sessions
 
-    def told(self) -> dict[str, Any]:
+    def told(self) -> RealtimeSessionCreateRequest | RealtimeTranscriptionSessionCreateRequest:
+        """As the client is told of it: OpenAI's fields and ours."""
         told = self.context.settings.told() | {"id": self.id}
         if transcription := told["audio"]["input"]["transcription"]:
             transcription["model"] = transcription["model"] or self.context.stages.transcription_model
-        return told
+        if self.context.settings.type == "realtime":
+            return RealtimeSessionCreateRequest.model_validate(told)
+        return RealtimeTranscriptionSessionCreateRequest.model_validate(told)
 
     # Events of the client.
 
@@ -174,8 +188,8 @@ class Session:
             await self._forget_turn()
             self.listening.begin(wanted)
             if is_lost:
-                self.emit({"type": "input_audio_buffer.cleared"})
-        self.emit({"type": "session.updated", "session": self.told()})
+                self.emit(InputAudioBufferClearedEvent(type="input_audio_buffer.cleared", event_id=new_id("event")))
+        self.emit(SessionUpdatedEvent(type="session.updated", event_id=new_id("event"), session=self.told()))
 
     async def _create_item(self, event: CreateItem) -> None:
         place = None
@@ -195,18 +209,26 @@ class Session:
         if item.role == "user":
             self.conversation.language = None
         previous = self.conversation.add(item, place)
-        for kind in ("added", "done"):
-            self.emit({"type": f"conversation.item.{kind}", "previous_item_id": previous, "item": told_item(item)})
+        self.emit(item_added(item, previous))
+        self.emit(item_done(item, previous))
 
     async def _retrieve_item(self, event: NamedItem) -> None:
         item = self._item(event.item_id, "item_retrieve_invalid_item_id")
-        self.emit({"type": "conversation.item.retrieved", "item": told_item(item)})
+        self.emit(
+            ConversationItemRetrieved(
+                type="conversation.item.retrieved", event_id=new_id("event"), item=told_item(item)
+            )
+        )
 
     async def _delete_item(self, event: NamedItem) -> None:
         self.conversation.items.remove(self._item(event.item_id, "item_delete_invalid_item_id"))
         if turn := self.answering.untranscribed.get(event.item_id):
             turn.wants_answer = False
-        self.emit({"type": "conversation.item.deleted", "item_id": event.item_id})
+        self.emit(
+            ConversationItemDeletedEvent(
+                type="conversation.item.deleted", event_id=new_id("event"), item_id=event.item_id
+            )
+        )
 
     async def _truncate_item(self, event: Truncate) -> None:
         item = self._item(event.item_id, "item_truncate_invalid_item_id")
@@ -218,8 +240,15 @@ class Session:
             message = f"audio_end_ms must be 0 to {int(item.milliseconds)}, which is all of the sound"
             raise EventError("invalid_value", message, "audio_end_ms")
         item.truncate(event.audio_end_ms)
-        told = {"item_id": item.id, "content_index": event.content_index, "audio_end_ms": event.audio_end_ms}
-        self.emit({"type": "conversation.item.truncated"} | told)
+        self.emit(
+            ConversationItemTruncatedEvent(
+                type="conversation.item.truncated",
+                event_id=new_id("event"),
+                item_id=item.id,
+                content_index=event.content_index,
+                audio_end_ms=event.audio_end_ms,
+            )
+        )
 
     def _item(self, id: str, code: str, param: str = "item_id") -> Item:
         """
@@ -245,7 +274,11 @@ class Session:
     async def _clear_output(self, event: Nothing) -> None:
         await self.answering.interrupt("client_cancelled")
         if (answered := self.context.answered) and answered.response:
-            self.emit({"type": "output_audio_buffer.cleared", "response_id": answered.response.id})
+            self.emit(
+                OutputAudioBufferCleared(
+                    type="output_audio_buffer.cleared", event_id=new_id("event"), response_id=answered.response.id
+                )
+            )
 
     # What is said.
 
@@ -260,8 +293,14 @@ class Session:
         assert turn is not None
         match change:
             case "started":
-                place = {"audio_start_ms": self.listening.start_ms, "item_id": turn.id}
-                self.emit({"type": "input_audio_buffer.speech_started"} | place)
+                self.emit(
+                    InputAudioBufferSpeechStartedEvent(
+                        type="input_audio_buffer.speech_started",
+                        event_id=new_id("event"),
+                        audio_start_ms=self.listening.start_ms,
+                        item_id=turn.id,
+                    )
+                )
                 detection = self.context.settings.audio.input.turn_detection
                 if detection and detection.interrupt_response:
                     await self.answering.interrupt("turn_detected")
@@ -285,7 +324,7 @@ class Session:
 
     async def _clear_input(self, event: Nothing) -> None:
         await self._forget_turn()
-        self.emit({"type": "input_audio_buffer.cleared"})
+        self.emit(InputAudioBufferClearedEvent(type="input_audio_buffer.cleared", event_id=new_id("event")))
 
     async def _forget_turn(self) -> None:
         """What is being said comes to nothing, and answers nothing that was said before."""

@@ -6,11 +6,24 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any
+
+from openai.types.audio.transcription_language import TranscriptionLanguage
+from openai.types.realtime import (
+    ConversationItemInputAudioTranscriptionCompletedEvent,
+    ConversationItemInputAudioTranscriptionDeltaEvent,
+    ConversationItemInputAudioTranscriptionFailedEvent,
+    InputAudioBufferCommittedEvent,
+    InputAudioBufferSpeechStoppedEvent,
+)
+from openai.types.realtime.conversation_item_input_audio_transcription_completed_event import (
+    UsageTranscriptTextUsageDuration,
+)
+from openai.types.realtime.conversation_item_input_audio_transcription_failed_event import Error
+from pydantic import BaseModel
 
 from voicechat_serve.audio import Samples
-from voicechat_serve.realtime.conversation import Conversation, Item, stop
-from voicechat_serve.realtime.response import Draft, Reason, ReplyRequest, Response, told_item
+from voicechat_serve.realtime.conversation import Conversation, Item, new_id, stop
+from voicechat_serve.realtime.response import Draft, Reason, ReplyRequest, Response, item_added, item_done
 from voicechat_serve.realtime.session_settings import MOST_TOKENS, ResponseSettings, SessionSettings
 from voicechat_serve.realtime.stages import Stages
 from voicechat_serve.realtime.utterance import Utterance
@@ -216,14 +229,27 @@ class Turn:
         emit, settings = self.context.wire.emit, self.context.settings
         if end_ms is not None:
             self.ended_at = time.monotonic()
-            emit({"type": "input_audio_buffer.speech_stopped", "audio_end_ms": end_ms, "item_id": self.id})
+            emit(
+                InputAudioBufferSpeechStoppedEvent(
+                    type="input_audio_buffer.speech_stopped",
+                    event_id=new_id("event"),
+                    audio_end_ms=end_ms,
+                    item_id=self.id,
+                )
+            )
             detection = settings.audio.input.turn_detection
             self.wants_answer = settings.type == "realtime" and detection is not None and detection.create_response
         previous = self.context.conversation.add(self.item)
-        emit({"type": "input_audio_buffer.committed", "item_id": self.id, "previous_item_id": previous})
-        for kind in ("added", "done"):
-            item = told_item(self.item)
-            emit({"type": f"conversation.item.{kind}", "previous_item_id": previous, "item": item})
+        emit(
+            InputAudioBufferCommittedEvent(
+                type="input_audio_buffer.committed",
+                event_id=new_id("event"),
+                item_id=self.id,
+                previous_item_id=previous,
+            )
+        )
+        emit(item_added(self.item, previous))
+        emit(item_done(self.item, previous))
 
     # It is transcribed.
 
@@ -236,7 +262,15 @@ class Turn:
             self.transcript = await self.utterance.finish()
         except Exception as error:
             told = self.context.stages.explain(error)
-            self._tell_transcription("failed", error=told)
+            self._tell_transcription(
+                ConversationItemInputAudioTranscriptionFailedEvent(
+                    type="conversation.item.input_audio_transcription.failed",
+                    event_id=new_id("event"),
+                    item_id=self.id,
+                    content_index=0,
+                    error=Error(**told),
+                )
+            )
             if self.context.settings.audio.input.transcription is None:
                 self.context.wire.emit_error(told)
         finally:
@@ -256,10 +290,15 @@ class Turn:
         if transcript.text:
             self.context.conversation.language = transcript.language
         self._tell_transcription(
-            "completed",
-            transcript=transcript.text,
-            usage={"type": "duration", "seconds": float(transcript.seconds)},
-            languages=[{"code": transcript.language}] if transcript.text else None,
+            ConversationItemInputAudioTranscriptionCompletedEvent(
+                type="conversation.item.input_audio_transcription.completed",
+                event_id=new_id("event"),
+                item_id=self.id,
+                content_index=0,
+                transcript=transcript.text,
+                usage=UsageTranscriptTextUsageDuration(type="duration", seconds=float(transcript.seconds)),
+                languages=[TranscriptionLanguage(code=transcript.language)] if transcript.text else None,
+            )
         )
 
     async def _hear(self, samples_n: Samples, only_if_idle: bool) -> Transcript | None:
@@ -268,13 +307,20 @@ class Turn:
         return await self.context.stages.hear(samples_n, language, prompt, only_if_idle)
 
     def _show(self, words: str) -> None:
-        self._tell_transcription("delta", delta=f" {words}" if self.has_shown else words)
+        self._tell_transcription(
+            ConversationItemInputAudioTranscriptionDeltaEvent(
+                type="conversation.item.input_audio_transcription.delta",
+                event_id=new_id("event"),
+                item_id=self.id,
+                content_index=0,
+                delta=f" {words}" if self.has_shown else words,
+            )
+        )
         self.has_shown = True
 
-    def _tell_transcription(self, kind: str, **facts: Any) -> None:
+    def _tell_transcription(self, event: BaseModel) -> None:
         if self.context.settings.audio.input.transcription is not None:
-            event = {"type": f"conversation.item.input_audio_transcription.{kind}", "item_id": self.id}
-            self.context.wire.emit(event | {"content_index": 0} | facts)
+            self.context.wire.emit(event)
 
     # It is answered.
 
