@@ -163,6 +163,19 @@ async def test_values_that_change_nothing_are_taken(session):
     await told_after(session)
 
 
+@pytest.mark.parametrize("kind", ["realtime", "transcription"])
+async def test_a_session_is_told_with_all_its_fields_ours_and_null_ones_too(kind):
+    detection = {"type": "semantic_vad", "anticipate": False}
+    async with connected(type=kind) as client:
+        client.send("session.update", session={"audio": {"input": {"turn_detection": detection}}})
+        told = (await client.until("session.updated"))["session"]
+        settings = client.session.context.settings.told()
+        settings["audio"]["input"]["transcription"]["model"] = client.stages.transcription_model
+        assert told == settings | {"id": client.session.id}
+        assert told["audio"]["input"]["turn_detection"]["anticipate"] is False
+        assert kind == "transcription" or (told["temperature"], told["prompt"]) == (None, None)
+
+
 @pytest.mark.parametrize("tag", ["en-US", "EN", "en"])
 async def test_a_language_may_be_a_tag(question, tag):
     async with connected() as client:

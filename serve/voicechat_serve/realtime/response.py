@@ -9,11 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 from openai.types.realtime import (
-    ConversationItemAdded,
-    ConversationItemDone,
-    RealtimeConversationItemAssistantMessage,
-    RealtimeConversationItemSystemMessage,
-    RealtimeConversationItemUserMessage,
     RealtimeResponse,
     ResponseAudioDeltaEvent,
     ResponseAudioDoneEvent,
@@ -32,7 +27,8 @@ from openai.types.realtime import (
 from voicechat_serve.audio import Samples
 from voicechat_serve.generation.chat_tokenizer import Message
 from voicechat_serve.generation.loaded_model import Delta
-from voicechat_serve.realtime.conversation import Failed, Item, Reply, Role, SpeechChunk, TextDelta, new_id
+from voicechat_serve.realtime.conversation import Failed, Reply, SpeechChunk, TextDelta, new_id
+from voicechat_serve.realtime.server_events import item_added, item_done, told_item
 from voicechat_serve.realtime.session_settings import MOST_TOKENS
 from voicechat_serve.realtime.stages import Stages
 from voicechat_serve.realtime.wire import Wire
@@ -267,51 +263,3 @@ async def decline(model: str, reason: Reason, wire: Wire, stages: Stages) -> Non
 async def nothing() -> AsyncGenerator[Delta, None]:
     return
     yield
-
-
-def item_added(item: Item, previous: str | None) -> ConversationItemAdded:
-    return ConversationItemAdded(
-        type="conversation.item.added", event_id=new_id("event"), previous_item_id=previous, item=told_item(item)
-    )
-
-
-def item_done(item: Item, previous: str | None) -> ConversationItemDone:
-    return ConversationItemDone(
-        type="conversation.item.done", event_id=new_id("event"), previous_item_id=previous, item=told_item(item)
-    )
-
-
-ItemMessage = (
-    RealtimeConversationItemSystemMessage
-    | RealtimeConversationItemUserMessage
-    | RealtimeConversationItemAssistantMessage
-)
-
-ITEM_TYPES: dict[Role, type[ItemMessage]] = {
-    "system": RealtimeConversationItemSystemMessage,
-    "user": RealtimeConversationItemUserMessage,
-    "assistant": RealtimeConversationItemAssistantMessage,
-}
-
-
-def told_item(item: Item) -> ItemMessage:
-    """An item as the client is told of it, with the text as far as it was heard."""
-    if item.role == "assistant":
-        kind = "output_audio" if item.is_spoken else "output_text"
-        status = "in_progress" if item.is_in_progress else "completed" if item.is_complete else "incomplete"
-    else:
-        kind, status = "input_audio" if item.is_spoken else "input_text", "completed"
-    content: dict[str, Any] = {"type": kind, "transcript" if item.is_spoken else "text": item.heard}
-    if item.is_spoken and item.role == "user" and not item.text:
-        content["transcript"] = None
-    is_empty = status == "in_progress" and not item.text
-    return ITEM_TYPES[item.role].model_validate(
-        {
-            "object": "realtime.item",
-            "id": item.id,
-            "type": "message",
-            "role": item.role,
-            "status": status,
-            "content": [] if is_empty else [content],
-        }
-    )

@@ -14,7 +14,6 @@ from openai.types.realtime import (
     ConversationItemDeletedEvent,
     ConversationItemTruncatedEvent,
     InputAudioBufferClearedEvent,
-    InputAudioBufferSpeechStartedEvent,
     RealtimeSessionCreateRequest,
     RealtimeTranscriptionSessionCreateRequest,
     SessionCreatedEvent,
@@ -27,7 +26,7 @@ from voicechat_serve.realtime.answering import Answering
 from voicechat_serve.realtime.conversation import Conversation, Item, new_id, stop
 from voicechat_serve.realtime.errors import EventError, SessionEndedError
 from voicechat_serve.realtime.listening import Listening
-from voicechat_serve.realtime.response import item_added, item_done, told_item
+from voicechat_serve.realtime.server_events import item_added, item_done, speech_started, told_item
 from voicechat_serve.realtime.session_settings import (
     CLIENT_EVENTS,
     Append,
@@ -293,14 +292,7 @@ class Session:
         assert turn is not None
         match change:
             case "started":
-                self.emit(
-                    InputAudioBufferSpeechStartedEvent(
-                        type="input_audio_buffer.speech_started",
-                        event_id=new_id("event"),
-                        audio_start_ms=self.listening.start_ms,
-                        item_id=turn.id,
-                    )
-                )
+                self.emit(speech_started(turn.id, self.listening.start_ms))
                 detection = self.context.settings.audio.input.turn_detection
                 if detection and detection.interrupt_response:
                     await self.answering.interrupt("turn_detected")

@@ -7,23 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from openai.types.audio.transcription_language import TranscriptionLanguage
-from openai.types.realtime import (
-    ConversationItemInputAudioTranscriptionCompletedEvent,
-    ConversationItemInputAudioTranscriptionDeltaEvent,
-    ConversationItemInputAudioTranscriptionFailedEvent,
-    InputAudioBufferCommittedEvent,
-    InputAudioBufferSpeechStoppedEvent,
-)
-from openai.types.realtime.conversation_item_input_audio_transcription_completed_event import (
-    UsageTranscriptTextUsageDuration,
-)
-from openai.types.realtime.conversation_item_input_audio_transcription_failed_event import Error
 from pydantic import BaseModel
 
 from voicechat_serve.audio import Samples
-from voicechat_serve.realtime.conversation import Conversation, Item, new_id, stop
-from voicechat_serve.realtime.response import Draft, Reason, ReplyRequest, Response, item_added, item_done
+from voicechat_serve.realtime.conversation import Conversation, Item, stop
+from voicechat_serve.realtime.response import Draft, Reason, ReplyRequest, Response
+from voicechat_serve.realtime.server_events import (
+    committed,
+    item_added,
+    item_done,
+    partly_transcribed,
+    speech_stopped,
+    transcribed,
+    transcription_failed,
+)
 from voicechat_serve.realtime.session_settings import MOST_TOKENS, ResponseSettings, SessionSettings
 from voicechat_serve.realtime.stages import Stages
 from voicechat_serve.realtime.utterance import Utterance
@@ -229,25 +226,11 @@ class Turn:
         emit, settings = self.context.wire.emit, self.context.settings
         if end_ms is not None:
             self.ended_at = time.monotonic()
-            emit(
-                InputAudioBufferSpeechStoppedEvent(
-                    type="input_audio_buffer.speech_stopped",
-                    event_id=new_id("event"),
-                    audio_end_ms=end_ms,
-                    item_id=self.id,
-                )
-            )
+            emit(speech_stopped(self.id, end_ms))
             detection = settings.audio.input.turn_detection
             self.wants_answer = settings.type == "realtime" and detection is not None and detection.create_response
         previous = self.context.conversation.add(self.item)
-        emit(
-            InputAudioBufferCommittedEvent(
-                type="input_audio_buffer.committed",
-                event_id=new_id("event"),
-                item_id=self.id,
-                previous_item_id=previous,
-            )
-        )
+        emit(committed(self.id, previous))
         emit(item_added(self.item, previous))
         emit(item_done(self.item, previous))
 
@@ -262,44 +245,22 @@ class Turn:
             self.transcript = await self.utterance.finish()
         except Exception as error:
             told = self.context.stages.explain(error)
-            self._tell_transcription(
-                ConversationItemInputAudioTranscriptionFailedEvent(
-                    type="conversation.item.input_audio_transcription.failed",
-                    event_id=new_id("event"),
-                    item_id=self.id,
-                    content_index=0,
-                    error=Error(**told),
-                )
-            )
+            self._tell_transcription(transcription_failed(self.id, told))
             if self.context.settings.audio.input.transcription is None:
                 self.context.wire.emit_error(told)
         finally:
             await stop(self.preparing, self.judging)
             await self.utterance.close()
-        if self.transcript is not None and self.context.conversation.find(
-            self.id
-        ):  # else it failed, or was deleted meanwhile
-            self._take_down(self.transcript)
+        is_deleted = self.context.conversation.find(self.id) is None
+        if self.transcript is not None and not is_deleted:
+            self.item.text = self.transcript.text
+            if self.item.text:
+                self.context.conversation.language = self.transcript.language
+            self._tell_transcription(transcribed(self.id, self.transcript))
         if self.wants_answer and self.item.text:
             self._enter(State.TRANSCRIBED)
         else:
             await self.finish()
-
-    def _take_down(self, transcript: Transcript) -> None:
-        self.item.text = transcript.text
-        if transcript.text:
-            self.context.conversation.language = transcript.language
-        self._tell_transcription(
-            ConversationItemInputAudioTranscriptionCompletedEvent(
-                type="conversation.item.input_audio_transcription.completed",
-                event_id=new_id("event"),
-                item_id=self.id,
-                content_index=0,
-                transcript=transcript.text,
-                usage=UsageTranscriptTextUsageDuration(type="duration", seconds=float(transcript.seconds)),
-                languages=[TranscriptionLanguage(code=transcript.language)] if transcript.text else None,
-            )
-        )
 
     async def _hear(self, samples_n: Samples, only_if_idle: bool) -> Transcript | None:
         language = self.transcription.language if self.transcription else None
@@ -307,15 +268,7 @@ class Turn:
         return await self.context.stages.hear(samples_n, language, prompt, only_if_idle)
 
     def _show(self, words: str) -> None:
-        self._tell_transcription(
-            ConversationItemInputAudioTranscriptionDeltaEvent(
-                type="conversation.item.input_audio_transcription.delta",
-                event_id=new_id("event"),
-                item_id=self.id,
-                content_index=0,
-                delta=f" {words}" if self.has_shown else words,
-            )
-        )
+        self._tell_transcription(partly_transcribed(self.id, f" {words}" if self.has_shown else words))
         self.has_shown = True
 
     def _tell_transcription(self, event: BaseModel) -> None:

@@ -8,11 +8,10 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from openai.types.realtime import RealtimeError, RealtimeErrorEvent
 from pydantic import BaseModel, ValidationError
 
-from voicechat_serve.realtime.conversation import new_id
 from voicechat_serve.realtime.errors import EventError, SessionEndedError
+from voicechat_serve.realtime.server_events import error_event
 from voicechat_serve.realtime.session_settings import CLIENT_EVENTS, KNOWN_FIELDS, ClientEvent
 
 log = logging.getLogger("ray.serve.voicechat.realtime")
@@ -144,13 +143,6 @@ class Wire:
             event_id: the client's, of its event that is at fault.
         """
         self.emit(error_event(body, event_id))
-
-
-def error_event(body: dict[str, Any], event_id: str | None = None) -> RealtimeErrorEvent:
-    given = {"param": None, **body, "event_id": event_id}
-    # What the client wrote may hold halves of characters, as JSON can; no frame can.
-    sendable = {name: text and text.encode(errors="replace").decode() for name, text in given.items()}
-    return RealtimeErrorEvent(type="error", event_id=new_id("event"), error=RealtimeError(**sendable))
 
 
 def too_slow() -> SessionEndedError:
