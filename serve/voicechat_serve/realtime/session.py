@@ -1,6 +1,6 @@
 """A session of the realtime protocol: the client's events in, the server's out, one conversation in between.
 
-One task reads what the client sends, one handles it in order, one sends. Each utterance is written down, and each
+One task reads what the client sends, one handles it in order, one sends. Each turn is transcribed, and each
 response made, in a task of its own, so that sound is heard and events are answered meanwhile.
 """
 
@@ -264,18 +264,18 @@ class Session:
         self.answering.request(event.response or ResponseSettings())
 
     async def _cancel_response(self, event: CancelResponse) -> None:
-        id, answered = event.response_id, self.context.answered
-        if self.context.is_responding and (not id or (answered and answered.response and id == answered.response.id)):
+        id, response = event.response_id, self.context.response
+        if self.context.is_responding and (not id or (response and id == response.id)):
             await self.answering.interrupt("client_cancelled")
         elif id or not await self.answering.cancel_expected("client_cancelled"):
             raise EventError("response_cancel_not_active", "no such response is under way")
 
     async def _clear_output(self, event: Nothing) -> None:
         await self.answering.interrupt("client_cancelled")
-        if (answered := self.context.answered) and answered.response:
+        if response := self.context.response:
             self.emit(
                 OutputAudioBufferCleared(
-                    type="output_audio_buffer.cleared", event_id=new_id("event"), response_id=answered.response.id
+                    type="output_audio_buffer.cleared", event_id=new_id("event"), response_id=response.id
                 )
             )
 
@@ -305,7 +305,8 @@ class Session:
             case "stopped":
                 await self.answering.wait_for_place()
                 end_ms = self.listening.end_ms
-                self.listening.take().end(end_ms)
+                self.listening.take()
+                turn.end(end_ms)
                 self.answering.add(turn)
 
     async def _commit(self, event: Nothing) -> None:

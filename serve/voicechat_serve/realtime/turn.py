@@ -51,14 +51,18 @@ class Context:
     """The turn whose response is under way, or was the last one."""
 
     @property
+    def response(self) -> Response | None:
+        """Under way, or the last one."""
+        return self.answered.response if self.answered else None
+
+    @property
     def is_responding(self) -> bool:
         return self.answered is not None and self.answered.state is State.ANSWERING
 
     @property
     def is_heard(self) -> bool:
         """Whether a response is being made, or can still be playing."""
-        response = self.answered.response if self.answered else None
-        return self.is_responding or (response is not None and response.is_playing)
+        return self.is_responding or (self.response is not None and self.response.is_playing)
 
     def reply_request(self, wanted: ResponseSettings, language: str | None, also: Sequence[Item] = ()) -> ReplyRequest:
         """
