@@ -10,6 +10,7 @@ import pytest
 
 from realtime_session import Client, MadeUpStages, connected, silence, written
 from voicechat_serve.audio import HEARING_RATE
+from voicechat_serve.realtime import answering as answering_module
 from voicechat_serve.realtime import conversation as conversation_module
 from voicechat_serve.realtime import listening as listening_module
 from voicechat_serve.realtime import session as session_module
@@ -41,8 +42,8 @@ async def test_a_monologue_without_a_pause_is_written_down_as_it_comes(question,
             client.play(speech_n)
             while client.frames.qsize() or client.session.wire.inbox.qsize():
                 await asyncio.sleep(0.001)
-            utterance = client.session.listening.utterance
-            assert utterance is None or utterance.tail_samples <= 26 * HEARING_RATE
+            turn = client.session.listening.turn
+            assert turn is None or turn.utterance.tail_samples <= 26 * HEARING_RATE
         client.play(silence(1))
         await client.until("response.done")
         assert max(stages.heard) <= 26
@@ -259,9 +260,9 @@ async def test_turns_that_wait_are_bounded():
         client.send("response.create", event_id="mine")
         while client.all("error")[-1]["error"]["event_id"] != "mine":
             await asyncio.sleep(0.01)
-        assert len(client.session.turns) == session_module.MOST_TURNS
+        assert len(client.session.answering.queue) == answering_module.MOST_TURNS
         stages.hearing_allowed.set()
-        await client.until("conversation.item.input_audio_transcription.completed", session_module.MOST_TURNS)
+        await client.until("conversation.item.input_audio_transcription.completed", answering_module.MOST_TURNS)
 
 
 async def test_frames_of_next_to_nothing_are_bounded_too(monkeypatch):

@@ -3,12 +3,15 @@
 import asyncio
 import base64
 import logging
+import random
 from typing import Any
 
 import numpy as np
 import pytest
+from openai.types.realtime import InputAudioBufferClearedEvent
 
 from realtime_session import Client, MadeUpStages, connected, silence, up_to_the_pause, written
+from voicechat_serve.realtime.turn import State, Turn
 from voicechat_serve.realtime.wire import Wire
 from voicechat_serve.synthesis.voices import SPEECH_RATE
 
@@ -525,10 +528,10 @@ async def test_after_an_interruption_nothing_is_heard_any_more(question):
         client.send("conversation.item.create", item=written("Go on."))
         client.send("response.create")
         await client.until("response.output_audio.delta")
-        assert client.session.answering.is_heard()
+        assert client.session.context.is_heard
         client.send("response.cancel")
         await client.until("response.done")
-        assert not client.session.answering.is_heard()
+        assert not client.session.context.is_heard
 
 
 async def test_an_early_answer_to_what_the_client_commits_is_not_left_at_work(question):
@@ -657,10 +660,54 @@ async def test_a_farewell_that_nobody_hears_is_logged(caplog, monkeypatch):
         raise OSError("the connection is gone")
 
     wire = Wire(receive=None, send=send)
-    wire.emit({"type": "response.done"})
+    wire.emit(InputAudioBufferClearedEvent(type="input_audio_buffer.cleared", event_id="event_1"))
     logger = logging.getLogger("ray.serve.voicechat.realtime")
     monkeypatch.setattr(logger, "handlers", [caplog.handler])  # Serve, once started here, hands nothing on to the root
     monkeypatch.setattr(logger, "propagate", False)
     with caplog.at_level("INFO", logger.name):
         await wire.farewell({"type": "invalid_request_error", "code": "session_idle", "message": "nothing was said"})
     assert caplog.text.count("the connection is gone") == 2
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_whatever_a_client_does_no_turn_leaves_its_states(question, seed, monkeypatch):
+    chance = random.Random(seed)
+    seen: set[tuple[State, State]] = set()
+
+    def enter(turn: Turn, state: State) -> None:
+        seen.add((turn.state, state))
+        usual(turn, state)
+
+    usual = Turn._enter
+    monkeypatch.setattr(Turn, "_enter", enter)
+    async with connected() as client:
+        client.send("conversation.item.create", item=written("Hello"))
+        for _ in range(12):
+            match chance.randrange(8):
+                case 0 | 1 | 2:
+                    client.play(question[: chance.choice([len(question) // 2, len(question)])])
+                case 3:
+                    client.play(up_to_the_pause(question))
+                    await client.until_asked()
+                case 4:
+                    client.send("input_audio_buffer.clear")
+                case 5:
+                    client.send("input_audio_buffer.commit")
+                case 6:
+                    client.send("response.create")
+                case 7:
+                    client.send("response.cancel")
+            if chance.random() < 0.5:
+                await asyncio.sleep(0.01)
+        client.stages.reply = "Well."
+        client.play(np.concatenate([question, silence(1)]))
+        client.send("session.update", session={})
+        await client.until("session.updated")
+        while client.session.answering.queue or client.session.context.is_responding:
+            await asyncio.sleep(0.01)
+        assert not [event for event in client.all("error") if event["error"]["type"] == "server_error"]
+    assert {
+        (State.PAUSED, State.WAITING),
+        (State.TRANSCRIBED, State.ANSWERING),
+        (State.ANSWERING, State.DONE),
+    } <= seen

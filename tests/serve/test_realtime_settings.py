@@ -18,10 +18,10 @@ async def told_after(session: dict[str, Any], **begin_with: Any) -> dict[str, An
 
 async def refused(session: dict[str, Any], **begin_with: Any) -> dict[str, Any]:
     async with connected(**begin_with) as client:
-        before = client.session.settings
+        before = client.session.context.settings
         client.send("session.update", session=session, event_id="mine")
         error = (await client.until("error"))["error"]
-        assert client.session.settings is before, "nothing of it is done"
+        assert client.session.context.settings is before, "nothing of it is done"
         assert error["event_id"] == "mine"
         return error
 
@@ -161,6 +161,19 @@ async def test_what_is_not_supported_is_refused_by_name(session, param):
 )
 async def test_values_that_change_nothing_are_taken(session):
     await told_after(session)
+
+
+@pytest.mark.parametrize("kind", ["realtime", "transcription"])
+async def test_a_session_is_told_with_all_its_fields_ours_and_null_ones_too(kind):
+    detection = {"type": "semantic_vad", "anticipate": False}
+    async with connected(type=kind) as client:
+        client.send("session.update", session={"audio": {"input": {"turn_detection": detection}}})
+        told = (await client.until("session.updated"))["session"]
+        settings = client.session.context.settings.told()
+        settings["audio"]["input"]["transcription"]["model"] = client.stages.transcription_model
+        assert told == settings | {"id": client.session.id}
+        assert told["audio"]["input"]["turn_detection"]["anticipate"] is False
+        assert kind == "transcription" or (told["temperature"], told["prompt"]) == (None, None)
 
 
 @pytest.mark.parametrize("tag", ["en-US", "EN", "en"])

@@ -109,7 +109,7 @@ async def test_an_item_that_is_deleted_while_it_is_written_down_is_not_answered(
         client.send("conversation.item.delete", item_id=item_id)
         await client.until("conversation.item.deleted")
         stages.hearing_allowed.set()
-        while client.session.turns:
+        while client.session.answering.queue:
             await asyncio.sleep(0.01)
         client.send("conversation.item.retrieve", item_id=item_id)
         await client.until("error")

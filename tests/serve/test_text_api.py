@@ -1,5 +1,6 @@
 """Chat and completions in every detail: a real model behind the real routes, in this process, without Ray."""
 
+import asyncio
 import json
 import math
 from collections.abc import AsyncIterator
@@ -355,3 +356,24 @@ async def test_a_stream_without_its_end_is_no_whole_answer(streams):
     )
     with pytest.raises(answers.BrokenOffError):
         [piece async for piece in broken]
+
+
+async def test_a_stream_that_is_cancelled_while_its_reader_is_behind_ends_the_answer():
+    all_given = asyncio.Event()
+
+    async def cancelled_from_within() -> AsyncIterator[Delta]:
+        for number in range(1, answers.PIECES_AHEAD + 2):
+            yield Delta("a", 1, number, None)
+        all_given.set()
+        raise asyncio.CancelledError
+
+    read = []
+
+    async def read_all() -> None:
+        async for _, delta in answers.interleaved([cancelled_from_within()]):
+            read.append(delta)
+            await all_given.wait()
+
+    with pytest.raises(answers.BrokenOffError):
+        await asyncio.wait_for(read_all(), 10)
+    assert len(read) == answers.PIECES_AHEAD + 1

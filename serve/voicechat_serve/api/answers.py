@@ -33,6 +33,9 @@ PAUSE_S = 1.0
 CANCELLATION_S = 1.0
 """The time in which Serve ends a request after it has ended its calls."""
 
+PIECES_AHEAD = 64
+"""Pieces of several streams that may wait for a slow reader; then the streams wait."""
+
 
 class BrokenOffError(RuntimeError):
     """A stream of an answer ended before the answer did."""
@@ -147,18 +150,19 @@ async def to_its_end(stream: AsyncIterator[Delta]) -> AsyncGenerator[Delta, None
 
 async def interleaved(streams: Sequence[AsyncIterator[Delta]]) -> AsyncGenerator[tuple[int, Delta], None]:
     """Yield the items of all streams as they arrive; the first error ends all."""
-    queue: asyncio.Queue[tuple[int, Delta | Exception | None]] = asyncio.Queue(maxsize=64)
+    queue: asyncio.Queue[tuple[int, Delta | Exception | None]] = asyncio.Queue()
+    room = asyncio.Semaphore(PIECES_AHEAD)  # a stream's end needs no room, however slow the reader is
 
     async def pass_on(index: int, stream: AsyncIterator[Delta]) -> None:
         try:
             async for delta in to_its_end(stream):
-                await queue.put((index, delta))
-            await queue.put((index, None))
+                await room.acquire()
+                queue.put_nowait((index, delta))
+            queue.put_nowait((index, None))
         except Exception as error:
-            await queue.put((index, error))
+            queue.put_nowait((index, error))
         except asyncio.CancelledError:  # by Serve, or by this function's own end, when the client has left
-            with contextlib.suppress(asyncio.QueueFull):
-                queue.put_nowait((index, BrokenOffError("an answer was cancelled inside the server")))
+            queue.put_nowait((index, BrokenOffError("an answer was cancelled inside the server")))
             raise
 
     tasks = [asyncio.create_task(pass_on(index, stream)) for index, stream in enumerate(streams)]
@@ -171,6 +175,7 @@ async def interleaved(streams: Sequence[AsyncIterator[Delta]]) -> AsyncGenerator
             elif isinstance(given, Exception):
                 raise given
             else:
+                room.release()
                 yield index, given
     finally:
         await stop(*tasks)

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+from openai.types.realtime import RealtimeError, RealtimeErrorEvent
 from starlette.status import WS_1008_POLICY_VIOLATION, WS_1013_TRY_AGAIN_LATER
 
 from voicechat_platform.errors import InputError
@@ -15,6 +16,7 @@ from voicechat_serve.audio import Samples
 from voicechat_serve.generation.chat_tokenizer import Message
 from voicechat_serve.generation.loaded_model import Delta, GenerationOptions
 from voicechat_serve.operations.metrics import REALTIME_FIRST_SOUND_SECONDS, REALTIME_SESSIONS
+from voicechat_serve.realtime.conversation import new_id
 from voicechat_serve.realtime.errors import SessionEndedError
 from voicechat_serve.realtime.session import Session
 from voicechat_serve.realtime.session_settings import SessionSettings
@@ -39,7 +41,8 @@ def router(services: Services) -> APIRouter:
         await websocket.accept()  # before any refusal: a browser's script cannot read the status of one
 
         async def refuse(error: dict[str, Any], code: int) -> None:
-            await websocket.send_text(as_frame({"type": "error", "error": error}))
+            told = RealtimeErrorEvent(type="error", event_id=new_id("event"), error=RealtimeError(**error))
+            await websocket.send_text(as_frame(told))
             await websocket.close(code, error["code"])
 
         if intent not in ("", "transcription"):

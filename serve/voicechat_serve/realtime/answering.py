@@ -1,209 +1,164 @@
-"""How a session answers: one response at a time, begun early where the person has perhaps finished."""
+"""A session's turns in their order, and their answers: one response at a time."""
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Coroutine
 from typing import Any
 
-from voicechat_serve.generation.chat_tokenizer import Message
-from voicechat_serve.generation.loaded_model import Delta
-from voicechat_serve.realtime.conversation import Conversation, Item, Reply, new_id, stop
-from voicechat_serve.realtime.response import Reason, ReplyOptions, Response
-from voicechat_serve.realtime.session_settings import MOST_TOKENS, ResponseSettings, SessionSettings
-from voicechat_serve.realtime.stages import Stages
-from voicechat_serve.realtime.wire import Wire
+from voicechat_serve.realtime.conversation import stop
+from voicechat_serve.realtime.errors import EventError
+from voicechat_serve.realtime.listening import Listening
+from voicechat_serve.realtime.response import Reason, decline
+from voicechat_serve.realtime.session_settings import ResponseSettings
+from voicechat_serve.realtime.turn import Context, State, Turn
 
 log = logging.getLogger("ray.serve.voicechat.realtime")
 
-JUST_THE_SESSIONS = ResponseSettings()
-"""Nothing but the session's settings."""
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A reply that was begun before it was certain that the person had finished."""
-
-    reply: Reply
-    options: ReplyOptions
-    messages: list[Message]
+MOST_TURNS = 16
+"""That wait for one another: each may hold a minute of sound."""
 
 
 class Answering:
     """
     Args:
-        conversation: what is answered, and grows.
-        settings: the session's as they are now.
-        stages: the models.
-        wire: where events go.
-        on_first_sound: told the seconds from the end of a spoken turn to the first sound of its response.
+        context: of the session.
+        listening: tells whether more is being said.
     """
 
-    def __init__(
-        self,
-        conversation: Conversation,
-        settings: Callable[[], SessionSettings],
-        stages: Stages,
-        wire: Wire,
-        on_first_sound: Callable[[float], None],
-    ):
-        self.conversation_id = new_id("conv")
-        self.conversation, self.settings, self.stages, self.wire = conversation, settings, stages, wire
-        self.on_first_sound = on_first_sound
-        self.draft: Draft | None = None
-        self.response: Response | None = None
-        """Under way, or the last one."""
-        self.responding: asyncio.Task[None] | None = None
+    def __init__(self, context: Context, listening: Listening):
+        self.context, self.listening = context, listening
+        self.queue: list[asyncio.Task[None]] = []
+        """Turns that are transcribed and answered, in their order."""
+        self.untranscribed: dict[str, Turn] = {}
+        """By the item. One that waits for others may never begin."""
+        self.unanswered: Turn | None = None
+        """Was transcribed, and its answer left off because more followed."""
+        self.requested: asyncio.Task[None] | None = None
+        """The client's own response, while it waits for what was said before."""
 
-    def is_responding(self) -> bool:
-        return self.responding is not None and not self.responding.done()
-
-    def is_heard(self) -> bool:
-        """Whether a reply is being made, or can still be playing."""
-        return self.is_responding() or (self.response is not None and self.response.is_playing)
-
-    async def draft_reply(self, said: str, language: str) -> None:
-        """Begins to answer what is not yet in the conversation; `respond` takes it over if all is as foreseen."""
-        options = self._options(JUST_THE_SESSIONS, language)
-        item = Item(role="user", text=said)
-        messages = self.conversation.messages(self.settings().instructions, [item])
-        earlier, self.draft = self.draft, Draft(self._begin(options, messages), options, messages)
-        if earlier:
-            await earlier.reply.close()
-
-    async def drop_draft(self) -> None:
-        draft, self.draft = self.draft, None
-        if draft:
-            await draft.reply.close()
-
-    async def respond(
-        self,
-        wanted: ResponseSettings = JUST_THE_SESSIONS,
-        language: str | None = None,
-        endpoint_at: float | None = None,
-    ) -> None:
-        """Begins a response; what forbids it is told to the client.
-
-        Args:
-            wanted: what it is to have instead of the session's settings.
-            language: of what is answered, where that is known.
-            endpoint_at: when the spoken turn ended that is answered; monotonic.
+    def require_place(self) -> None:
         """
-        try:
-            options, messages = self._options(wanted, language), self._messages(wanted)
-        except Exception as error:  # no such voice
-            await self.drop_draft()
-            return self.wire.emit_error(self.stages.explain(error))
-        if not messages:
-            message = "there is nothing to answer yet"
-            return self.wire.emit_error({"type": "invalid_request_error", "code": "empty", "message": message})
-        # Without waiting for anything: speech that begins meanwhile must find the response, or it would not end it.
-        draft, self.draft = self.draft, None
-        is_foreseen = draft is not None and (draft.options, draft.messages) == (options, messages)
-        reply = draft.reply if draft and is_foreseen else self._begin(options, messages)
-        metadata = dict(wanted.metadata or {})
-        if options.voice is None and self._wants_voice(wanted):
-            metadata |= {"spoken": "false", "reason": f"no voice speaks {language}"}
-        is_kept = wanted.conversation != "none"
-        self.response = Response(
-            reply=reply,
-            options=options,
-            conversation_id=self.conversation_id if is_kept else None,
-            metadata=metadata,
-            wire=self.wire,
-            explain=self.stages.explain,
-            on_sound=partial(self._first_sound, endpoint_at),
-        )
-        previous = self.conversation.add(reply.item) if is_kept else None
-        self.responding = asyncio.create_task(self.response.run(previous))
-        self.responding.add_done_callback(self._tell_failure)
-        if draft and not is_foreseen:
-            await draft.reply.close()
+        Raises:
+            EventError: too many turns wait.
+        """
+        if len(self.queue) >= MOST_TURNS:
+            raise EventError("too_many_turns", f"{MOST_TURNS} turns wait already: wait until one is through")
+
+    async def wait_for_place(self) -> None:
+        """Waits until one more turn can wait."""
+        while len(self.queue) >= MOST_TURNS:
+            await asyncio.wait([self.queue[0]])
+
+    def add(self, turn: Turn) -> None:
+        """The turn, whose speech is over, is transcribed and answered when those before it are."""
+        self.untranscribed[turn.id] = turn
+        self._put(self._take(turn))
+
+    def request(self, wanted: ResponseSettings) -> None:
+        """The client's own response begins when what was said before is transcribed and answered.
+
+        Raises:
+            EventError: there is another already, or too many turns wait.
+        """
+        if self.context.is_responding or self.requested:
+            raise already_responding()
+        self.require_place()
+        self.requested = self._put(self._answer_request(wanted))
+
+    def answer_the_rest(self) -> None:
+        """What followed has come to nothing: what was said before it is answered."""
+        if self.unanswered and len(self.queue) < MOST_TURNS:
+            self._put(self._answer())
 
     async def interrupt(self, reason: Reason) -> None:
-        """Ends the response under way; what can have been heard of it by now stays. Returns when the client is told."""
-        response, responding = self.response, self.responding
-        if response is None or responding is None or responding.done():
-            return
-        if response.item.is_spoken:
-            response.item.truncate(response.played_ms)
-        await response.cancel(reason)
-        await asyncio.wait([responding])
+        """Ends the response under way."""
+        if self.context.answered:
+            await self.context.answered.interrupt(reason)
 
-    async def decline(self, reason: Reason) -> None:
-        """Tells the client of a response that was to come, and that was cancelled before it began."""
-        await self.drop_draft()
-        reply = Reply(nothing(), None)
-        await reply.close()
-        options = ReplyOptions(self.settings().model, MOST_TOKENS, None, None, 1.0)
-        declined = Response(
-            reply=reply,
-            options=options,
-            conversation_id=None,
-            metadata={},
-            wire=self.wire,
-            explain=self.stages.explain,
-            on_sound=lambda: None,
-        )
-        await declined.cancel(reason)
-        await declined.run(None)
+    async def cancel_expected(self, reason: Reason) -> bool:
+        """Cancels the response that is to follow once all that was said is transcribed; whether there was one."""
+        expected = [turn for turn in self.untranscribed.values() if turn.wants_answer]
+        if not (expected or self.unanswered or self.requested):
+            return False
+        requested, self.requested = self.requested, None
+        await stop(requested)
+        for turn in self.untranscribed.values():
+            turn.wants_answer = False
+        await self._drop_unanswered()
+        await decline(self.context.settings.model, reason, self.context.wire, self.context.stages)
+        return True
 
     async def close(self) -> None:
-        await self.drop_draft()
-        await stop(self.responding)
-        if self.response:
-            await self.response.reply.close()
+        """Ends all work."""
+        await stop(*self.queue)
+        for turn in (*self.untranscribed.values(), self.unanswered, self.context.answered):
+            if turn:
+                await turn.close()
 
-    def _begin(self, options: ReplyOptions, messages: list[Message]) -> Reply:
-        sampling: dict[str, Any] = {"max_tokens": options.max_tokens}
-        if options.temperature is not None:
-            sampling["temperature"] = options.temperature
-        pieces = self.stages.write(options.model, messages, sampling)
-        if options.voice is None:
-            return Reply(pieces, None)
-        speak = partial(self.stages.speak, speed=options.speed, voice=options.voice)
-        return Reply(pieces, speak, self.stages.language_of(options.voice))
+    async def _take(self, turn: Turn) -> None:
+        try:
+            await turn.transcribe()
+        except BaseException:
+            await turn.close()
+            raise
+        finally:
+            del self.untranscribed[turn.id]
+        if turn.state is State.TRANSCRIBED:
+            earlier, self.unanswered = self.unanswered, turn
+            if earlier:
+                await earlier.finish()
+        await self._answer(turn.ended_at)
 
-    def _messages(self, wanted: ResponseSettings) -> list[Message]:
-        instructions = self.settings().instructions if wanted.instructions is None else wanted.instructions
-        if wanted.input is None:
-            return self.conversation.messages(instructions)
-        other = Conversation()
-        for given in wanted.input:
-            other.add(Item(role=given.role, text=given.text))
-        return other.messages(instructions)
+    async def _answer(self, ended_at: float | None = None) -> None:
+        """Answers what was said, if it was not yet: the turn that has just ended, or one before."""
+        if self.unanswered and self.context.answered and self.context.answered.responding:
+            await asyncio.wait([self.context.answered.responding])  # it was not to be interrupted
+        if (turn := self.unanswered) is None:
+            return
+        if self.listening.is_speaking or self.queue[-1] is not asyncio.current_task():
+            return await turn.drop_draft()  # the answer to what follows answers this too
+        self.unanswered = None
+        turn.answer(ended_at=ended_at)
+        await turn.drop_draft()
 
-    def _wants_voice(self, wanted: ResponseSettings) -> bool:
-        return (wanted.output_modalities or self.settings().output_modalities) == ["audio"]
+    async def _answer_request(self, wanted: ResponseSettings) -> None:
+        self.requested = None
+        if self.context.is_responding:
+            return self.context.wire.emit_error(already_responding().body)
+        await self._drop_unanswered()
+        Turn(self.context, State.WAITING).answer(wanted)
 
-    def _options(self, wanted: ResponseSettings, language: str | None) -> ReplyOptions:
-        settings = self.settings()
-        output = settings.audio.output
-        if wanted.audio:
-            output = output.model_copy(update={name: own for name, own in wanted.audio.output if own is not None})
-        most = wanted.max_output_tokens or settings.max_output_tokens
-        return ReplyOptions(
-            model=settings.model,
-            max_tokens=MOST_TOKENS if most == "inf" else most,
-            temperature=settings.temperature if wanted.temperature is None else wanted.temperature,
-            voice=self.stages.voice(output.voice_id, language) if self._wants_voice(wanted) else None,
-            speed=output.speed,
-        )
+    async def _drop_unanswered(self) -> None:
+        unanswered, self.unanswered = self.unanswered, None
+        if unanswered:
+            await unanswered.finish()
 
-    def _first_sound(self, endpoint_at: float | None) -> None:
-        if endpoint_at is not None:
-            self.on_first_sound(time.monotonic() - endpoint_at)
+    def _put(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Turns follow one another: what was said first is transcribed, and answered, first."""
+        before = self.queue[-1] if self.queue else None
 
-    def _tell_failure(self, responding: asyncio.Task[None]) -> None:
-        """Of the response's own task: those of the models are told by the response itself."""
-        if not responding.cancelled() and (error := responding.exception()):
-            log.error("a response broke off", exc_info=error)
+        async def in_order() -> None:
+            try:
+                if before:
+                    await asyncio.wait([before])
+            except BaseException:
+                work.close()
+                raise
+            await work
+
+        task = asyncio.create_task(in_order())
+        self.queue.append(task)
+        task.add_done_callback(self._end)
+        return task
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self.queue.remove(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("a turn broke off", exc_info=error)
             if isinstance(error, Exception):
-                self.wire.emit_error(self.stages.explain(error))
+                self.context.wire.emit_error(self.context.stages.explain(error))
 
 
-async def nothing() -> AsyncGenerator[Delta, None]:
-    return
-    yield
+def already_responding() -> EventError:
+    message = "a response is under way: cancel it, or wait for its response.done"
+    return EventError("conversation_already_has_active_response", message)

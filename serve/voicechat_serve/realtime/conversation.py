@@ -123,7 +123,10 @@ class Conversation:
     """The items in their order."""
 
     def __init__(self) -> None:
+        self.id = new_id("conv")
         self.items: list[Item] = []
+        self.language: str | None = None
+        """Of what was said last; None where that was written."""
 
     def find(self, id: str) -> Item | None:
         return next((item for item in self.items if item.id == id), None)

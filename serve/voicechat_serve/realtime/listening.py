@@ -1,4 +1,4 @@
-"""How a session listens: sound in pieces of any size, cut into utterances by the voice in it, or by the client.
+"""How a session listens: sound in pieces of any size, cut into turns by the voice in it, or by the client.
 
 Letters: n samples.
 """
@@ -7,7 +7,7 @@ import asyncio
 import base64
 import binascii
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 
 import numpy as np
 import soxr
@@ -15,7 +15,7 @@ import soxr
 from voicechat_serve.audio import HEARING_RATE, Samples
 from voicechat_serve.realtime.errors import EventError
 from voicechat_serve.realtime.session_settings import TurnDetection
-from voicechat_serve.realtime.utterance import Utterance
+from voicechat_serve.realtime.turn import Context, State, Turn
 from voicechat_serve.synthesis.voices import SPEECH_RATE
 from voicechat_serve.transcription.voice_activity import (
     BEGINS_AFTER_MS,
@@ -38,18 +38,11 @@ SHORTEST_COMMIT_MS = 100
 class Listening:
     """
     Args:
-        detection: how the end of a turn is found; None where the client tells it.
-        new_utterance: makes one; told whether partial transcripts are of use.
-        is_heard: whether a reply can be playing, which a cough should not end.
+        context: of the session whose turns are heard.
     """
 
-    def __init__(
-        self,
-        detection: TurnDetection | None,
-        new_utterance: Callable[[bool], Utterance],
-        is_heard: Callable[[], bool],
-    ):
-        self.new_utterance, self.is_heard = new_utterance, is_heard
+    def __init__(self, context: Context):
+        self.context = context
         self.resampler = soxr.ResampleStream(SPEECH_RATE, HEARING_RATE, 1, dtype="float32", quality="MQ")
         self.rest_n: Samples = np.zeros(0, np.float32)
         """Less than a chunk."""
@@ -57,11 +50,12 @@ class Listening:
         """Heard so far, without the rest: the session's clock."""
         self.before: deque[Samples] = deque()
         """Chunks before speech has begun: its padding."""
-        self.utterance: Utterance | None = None
-        self.begin(detection)
+        self.turn: Turn | None = None
+        """Which is being spoken."""
+        self.begin(context.settings.audio.input.turn_detection)
 
     def begin(self, detection: TurnDetection | None) -> None:
-        """Listens in another way from now on; what was heard of an utterance must be gone."""
+        """Listens in another way from now on; what was heard of a turn must be gone."""
         self.detection = detection
         self.voice_activity = (
             VoiceActivity(detection.threshold, detection.longest_silence_ms) if detection is not None else None
@@ -75,15 +69,8 @@ class Listening:
         assert self.voice_activity is not None
         self.detection = detection
         self.voice_activity.threshold = detection.threshold
-        self.voice_activity.silence_ms = detection.longest_silence_ms
-
-    def expect_end(self, probability: float | None) -> None:
-        """The silence that has begun ends the turn sooner or later, by how likely what was said is to be all.
-
-        Until this is known, the longest one does.
-        """
-        if self.voice_activity is not None and self.detection is not None:
-            self.voice_activity.silence_ms = self.detection.silence_ms(probability)
+        if self.turn:
+            self.turn.silence_ms = None
 
     @property
     def is_speaking(self) -> bool:
@@ -96,9 +83,9 @@ class Listening:
 
     @property
     def start_ms(self) -> int:
-        """Where the utterance begins."""
-        assert self.utterance is not None
-        return max(0, round(self.heard_ms - 1000 * self.utterance.seconds))
+        """Where the turn begins."""
+        assert self.turn is not None
+        return max(0, round(self.heard_ms - 1000 * self.turn.utterance.seconds))
 
     @property
     def end_ms(self) -> int:
@@ -139,69 +126,75 @@ class Listening:
         """
         if self.voice_activity is None:
             return None
+        self._expect_end()
         return self.voice_activity.miss(1000 * seconds if seconds >= SOUND_LATE_S else 0.0)
 
+    def _expect_end(self) -> None:
+        """The silence ends the turn sooner or later, by its words. Until they are judged, the longest one does."""
+        assert self.voice_activity is not None
+        assert self.detection is not None
+        by_words_ms = self.turn.silence_ms if self.turn else None
+        self.voice_activity.silence_ms = self.detection.longest_silence_ms if by_words_ms is None else by_words_ms
+
     async def _gather(self, chunk_n: Samples) -> None:
-        self.utterance = self.utterance or self.new_utterance(False)
-        if self.utterance.seconds >= LONGEST_UTTERANCE_S:
+        self.turn = self.turn or Turn(self.context, State.SPEAKING)
+        if self.turn.utterance.seconds >= LONGEST_UTTERANCE_S:
             self._take_rest()
             message = f"the buffer holds {LONGEST_UTTERANCE_S // 60} minutes: commit or clear it"
             raise EventError("input_audio_buffer_full", message)
-        await self.utterance.append(chunk_n)
+        await self.turn.utterance.append(chunk_n)
 
     async def _detect(self, chunk_n: Samples) -> Change | None:
         assert self.voice_activity is not None
         assert self.detection is not None
-        change = self.voice_activity.feed(chunk_n, INTERRUPTS_AFTER_MS if self.is_heard() else BEGINS_AFTER_MS)
-        if change == "resumed":
-            self.voice_activity.silence_ms = self.detection.longest_silence_ms
+        self._expect_end()
+        begins_after_ms = INTERRUPTS_AFTER_MS if self.context.is_heard else BEGINS_AFTER_MS  # a cough ends no reply
+        change = self.voice_activity.feed(chunk_n, begins_after_ms)
         if change == "started":
-            self.utterance = self.new_utterance(True)
+            self.turn = Turn(self.context, State.SPEAKING, is_detected=True)
             for before_n in [*self.before, chunk_n]:
-                await self.utterance.append(before_n)
+                await self.turn.utterance.append(before_n)
             self.before.clear()
-        elif self.utterance is None:
+        elif self.turn is None:
             self.before.append(chunk_n)
             # What may be the beginning of speech is not yet known to be it, so it is kept besides the padding.
             kept = (self.detection.prefix_padding_ms + self.voice_activity.speech_ms) / CHUNK_MS
             while len(self.before) > kept:
                 self.before.popleft()
         else:
-            await self.utterance.append(chunk_n)
-            if self.utterance.seconds >= LONGEST_UTTERANCE_S:
+            await self.turn.utterance.append(chunk_n)
+            if self.turn.utterance.seconds >= LONGEST_UTTERANCE_S:
                 change = "stopped"
         return change
 
-    def take(self) -> Utterance:
-        """The utterance, which is over."""
-        assert self.utterance is not None
-        utterance, self.utterance = self.utterance, None
-        if self.voice_activity and self.detection:
+    def take(self) -> Turn:
+        """The turn, of which the speech is over."""
+        assert self.turn is not None
+        turn, self.turn = self.turn, None
+        if self.voice_activity:
             self.voice_activity.end()
-            self.voice_activity.silence_ms = self.detection.longest_silence_ms
-        return utterance
+        return turn
 
     def _take_rest(self) -> Samples:
         rest_n, self.rest_n = self.rest_n, self.rest_n[:0]
         self.samples += len(rest_n)
         return rest_n
 
-    async def commit(self) -> Utterance:
-        """The utterance, which the client says is over.
+    async def commit(self) -> Turn:
+        """The turn, of which the client says that the speech is over.
 
         Raises:
             EventError: there is none.
         """
-        if self.utterance is None or 1000 * self.utterance.seconds < SHORTEST_COMMIT_MS:
+        if self.turn is None or 1000 * self.turn.utterance.seconds < SHORTEST_COMMIT_MS:
             message = f"there is less than {SHORTEST_COMMIT_MS} ms of sound in the buffer"
             raise EventError("input_audio_buffer_commit_empty", message)
-        await self.utterance.append(self._take_rest())
+        await self.turn.utterance.append(self._take_rest())
         return self.take()
 
     async def forget(self) -> None:
-        """What was heard of the utterance is thrown away."""
+        """What was heard of the turn is thrown away."""
         self._take_rest()
         self.before.clear()
-        if self.utterance:
-            utterance = self.take()
-            await utterance.close()
+        if self.turn:
+            await self.take().close()

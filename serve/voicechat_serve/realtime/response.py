@@ -2,14 +2,35 @@
 
 import base64
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+from openai.types.realtime import (
+    RealtimeResponse,
+    ResponseAudioDeltaEvent,
+    ResponseAudioDoneEvent,
+    ResponseAudioTranscriptDeltaEvent,
+    ResponseAudioTranscriptDoneEvent,
+    ResponseContentPartAddedEvent,
+    ResponseContentPartDoneEvent,
+    ResponseCreatedEvent,
+    ResponseDoneEvent,
+    ResponseOutputItemAddedEvent,
+    ResponseOutputItemDoneEvent,
+    ResponseTextDeltaEvent,
+    ResponseTextDoneEvent,
+)
 
 from voicechat_serve.audio import Samples
-from voicechat_serve.realtime.conversation import Failed, Item, Reply, SpeechChunk, TextDelta, new_id
+from voicechat_serve.generation.chat_tokenizer import Message
+from voicechat_serve.generation.loaded_model import Delta
+from voicechat_serve.realtime.conversation import Failed, Reply, SpeechChunk, TextDelta, new_id
+from voicechat_serve.realtime.server_events import item_added, item_done, told_item
+from voicechat_serve.realtime.session_settings import MOST_TOKENS
+from voicechat_serve.realtime.stages import Stages
 from voicechat_serve.realtime.wire import Wire
 from voicechat_serve.synthesis.voices import SPEECH_RATE
 
@@ -23,22 +44,41 @@ Reason = Literal["turn_detected", "client_cancelled"]
 
 
 @dataclass(frozen=True)
-class ReplyOptions:
-    """What a reply is made with."""
+class ReplyRequest:
+    """What a reply is made of: equal requests are answered by the same reply."""
 
     model: str
+    messages: list[Message]
     max_tokens: int
     temperature: float | None
     voice: str | None
     """None: in writing."""
     speed: float
 
+    def begin(self, stages: Stages) -> Reply:
+        sampling: dict[str, Any] = {"max_tokens": self.max_tokens}
+        if self.temperature is not None:
+            sampling["temperature"] = self.temperature
+        pieces = stages.write(self.model, self.messages, sampling)
+        if self.voice is None:
+            return Reply(pieces, None)
+        speak = partial(stages.speak, speed=self.speed, voice=self.voice)
+        return Reply(pieces, speak, stages.language_of(self.voice))
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A reply that was begun before it was certain that the person had finished."""
+
+    request: ReplyRequest
+    reply: Reply
+
 
 class Response:
     """
     Args:
         reply: begun already.
-        options: what it was begun with.
+        request: what it was begun with.
         conversation_id: of the conversation that it becomes a part of; None if of none.
         metadata: told again with the response.
         wire: where its events go.
@@ -49,7 +89,7 @@ class Response:
     def __init__(
         self,
         reply: Reply,
-        options: ReplyOptions,
+        request: ReplyRequest,
         conversation_id: str | None,
         metadata: dict[str, str],
         wire: Wire,
@@ -57,7 +97,7 @@ class Response:
         on_sound: Callable[[], None],
     ):
         self.id = new_id("resp")
-        self.reply, self.options, self.conversation_id, self.metadata = reply, options, conversation_id, metadata
+        self.reply, self.request, self.conversation_id, self.metadata = reply, request, conversation_id, metadata
         self.wire, self.explain, self.on_sound = wire, explain, on_sound
         self.emit = wire.emit
         self.item = reply.item
@@ -85,35 +125,70 @@ class Response:
 
     async def run(self, previous_item_id: str | None) -> None:
         """Sends all of it, to the end or to where it is cancelled."""
-        is_spoken, place = self.item.is_spoken, {"response_id": self.id, "item_id": self.item.id}
-        part = place | {"output_index": 0, "content_index": 0}
-        kind = "output_audio_transcript" if is_spoken else "output_text"
-        self.emit({"type": "response.created", "response": self.told("in_progress")})
-        self.emit({"type": "response.output_item.added", "response_id": self.id, "output_index": 0} | self._item())
-        if self.conversation_id:
-            self.emit({"type": "conversation.item.added", "previous_item_id": previous_item_id} | self._item())
-        self.emit({"type": "response.content_part.added"} | part | {"part": self._part(with_text=False)})
+        self._tell_begin(previous_item_id)
         async for event in self.reply.events():
             match event:
                 case TextDelta(delta):
-                    await self.wire.post({"type": f"response.{kind}.delta"} | part | {"delta": delta})
+                    await self._tell_text(delta)
                 case SpeechChunk(samples_n):
-                    await self._sound(samples_n, part)
+                    await self._tell_sound(samples_n)
                 case Failed(_, error):
                     self.failure = self.explain(error)
         self.item.is_in_progress = False
         if self.failure:
             self.item.is_complete = False
-        if is_spoken:
-            self.emit({"type": "response.output_audio.done"} | part)
-        text = {"transcript" if is_spoken else "text": self.item.text}
-        self.emit({"type": f"response.{kind}.done"} | part | text)
-        self.emit({"type": "response.content_part.done"} | part | {"part": self._part(with_text=True)})
-        self.emit({"type": "response.output_item.done", "response_id": self.id, "output_index": 0} | self._item())
+        self._tell_end(previous_item_id)
+
+    def _tell_begin(self, previous_item_id: str | None) -> None:
+        response, item = self.told("in_progress"), told_item(self.item)
+        self.emit(ResponseCreatedEvent(type="response.created", event_id=new_id("event"), response=response))
+        self.emit(ResponseOutputItemAddedEvent(type="response.output_item.added", item=item, **self._output()))
         if self.conversation_id:
-            self.emit({"type": "conversation.item.done", "previous_item_id": previous_item_id} | self._item())
+            self.emit(item_added(self.item, previous_item_id))
+        part = self._part(with_text=False)
+        self.emit(ResponseContentPartAddedEvent(type="response.content_part.added", **part, **self._content()))
+
+    async def _tell_text(self, delta: str) -> None:
+        place = self._content()
+        event = (
+            ResponseAudioTranscriptDeltaEvent(type="response.output_audio_transcript.delta", delta=delta, **place)
+            if self.item.is_spoken
+            else ResponseTextDeltaEvent(type="response.output_text.delta", delta=delta, **place)
+        )
+        await self.wire.post(event)
+
+    async def _tell_sound(self, samples_n: Samples) -> None:
+        size = int(DELTA_S * SPEECH_RATE)
+        for start in range(0, len(samples_n), size):
+            if self.cancelled:
+                return
+            pcm = (np.clip(samples_n[start : start + size], -1, 1) * 32767).astype("<i2").tobytes()
+            delta = base64.b64encode(pcm).decode()
+            event = ResponseAudioDeltaEvent(type="response.output_audio.delta", delta=delta, **self._content())
+            await self.wire.post(event)
+            if self.sounds_since is None:
+                self.sounds_since = time.monotonic()
+                self.on_sound()
+
+    def _tell_end(self, previous_item_id: str | None) -> None:
+        text, place = self.item.text, self._content
+        if self.item.is_spoken:
+            self.emit(ResponseAudioDoneEvent(type="response.output_audio.done", **place()))
+            self.emit(
+                ResponseAudioTranscriptDoneEvent(
+                    type="response.output_audio_transcript.done", transcript=text, **place()
+                )
+            )
+        else:
+            self.emit(ResponseTextDoneEvent(type="response.output_text.done", text=text, **place()))
+        part, item = self._part(with_text=True), told_item(self.item)
+        self.emit(ResponseContentPartDoneEvent(type="response.content_part.done", **part, **place()))
+        self.emit(ResponseOutputItemDoneEvent(type="response.output_item.done", item=item, **self._output()))
+        if self.conversation_id:
+            self.emit(item_done(self.item, previous_item_id))
         self.metadata |= self._left_unspoken()
-        self.emit({"type": "response.done", "response": self.told(self.status)})
+        response = self.told(self.status)
+        self.emit(ResponseDoneEvent(type="response.done", event_id=new_id("event"), response=response))
 
     def _left_unspoken(self) -> dict[str, str]:
         """What the client must be told where the voice did not say all of the reply."""
@@ -125,18 +200,6 @@ class Response:
             told |= {"spoken": "false", "reason": "the reply has no word that the voice can speak"}
         return told
 
-    async def _sound(self, samples_n: Samples, part: dict[str, Any]) -> None:
-        size = int(DELTA_S * SPEECH_RATE)
-        for start in range(0, len(samples_n), size):
-            if self.cancelled:
-                return
-            pcm = (np.clip(samples_n[start : start + size], -1, 1) * 32767).astype("<i2").tobytes()
-            delta = base64.b64encode(pcm).decode()
-            await self.wire.post({"type": "response.output_audio.delta"} | part | {"delta": delta})
-            if self.sounds_since is None:
-                self.sounds_since = time.monotonic()
-                self.on_sound()
-
     @property
     def status(self) -> str:
         if self.cancelled:
@@ -146,7 +209,7 @@ class Response:
         is_cut = self.reply.last is not None and self.reply.last.finish_reason == "length"
         return "incomplete" if is_cut else "completed"
 
-    def told(self, status: str) -> dict[str, Any]:
+    def told(self, status: str) -> RealtimeResponse:
         """The response as the client is told of it."""
         details: dict[str, dict[str, Any]] = {
             "cancelled": {"type": "cancelled", "reason": self.cancelled},
@@ -157,45 +220,46 @@ class Response:
         last = self.reply.last
         counts = (last.prompt_tokens, last.completion_tokens) if last else (0, 0)
         usage = {"input_tokens": counts[0], "output_tokens": counts[1], "total_tokens": sum(counts)}
-        voice = {"format": {"type": "audio/pcm", "rate": SPEECH_RATE}, "voice": self.options.voice}
-        return {
-            "object": "realtime.response",
-            "id": self.id,
-            "status": status,
-            "status_details": details.get(status),
-            "output": [told_item(self.item)] if is_done else [],
-            "conversation_id": self.conversation_id,
-            "usage": usage if is_done else None,
-            "audio": {"output": voice} if self.item.is_spoken else None,
-            "metadata": self.metadata or None,
-            "output_modalities": ["audio" if self.item.is_spoken else "text"],
-            "max_output_tokens": self.options.max_tokens,
-        }
+        voice = {"format": {"type": "audio/pcm", "rate": SPEECH_RATE}, "voice": self.request.voice}
+        return RealtimeResponse.model_validate(
+            {
+                "object": "realtime.response",
+                "id": self.id,
+                "status": status,
+                "status_details": details.get(status),
+                "output": [told_item(self.item)] if is_done else [],
+                "conversation_id": self.conversation_id,
+                "usage": usage if is_done else None,
+                "audio": {"output": voice} if self.item.is_spoken else None,
+                "metadata": self.metadata or None,
+                "output_modalities": ["audio" if self.item.is_spoken else "text"],
+                "max_output_tokens": self.request.max_tokens,
+            }
+        )
 
-    def _item(self) -> dict[str, Any]:
-        return {"item": told_item(self.item)}
+    def _output(self) -> dict[str, Any]:
+        """What an event about the response's only item says of its place."""
+        return {"event_id": new_id("event"), "response_id": self.id, "output_index": 0}
+
+    def _content(self) -> dict[str, Any]:
+        """What an event about the item's only part says of its place."""
+        return self._output() | {"item_id": self.item.id, "content_index": 0}
 
     def _part(self, with_text: bool) -> dict[str, Any]:
         kind, name = ("audio", "transcript") if self.item.is_spoken else ("text", "text")
-        return {"type": kind, name: self.item.text if with_text else ""}
+        return {"part": {"type": kind, name: self.item.text if with_text else ""}}
 
 
-def told_item(item: Item) -> dict[str, Any]:
-    """An item as the client is told of it, with the text as far as it was heard."""
-    if item.role == "assistant":
-        kind = "output_audio" if item.is_spoken else "output_text"
-        status = "in_progress" if item.is_in_progress else "completed" if item.is_complete else "incomplete"
-    else:
-        kind, status = "input_audio" if item.is_spoken else "input_text", "completed"
-    content: dict[str, Any] = {"type": kind, "transcript" if item.is_spoken else "text": item.heard}
-    if item.is_spoken and item.role == "user" and not item.text:
-        content["transcript"] = None
-    is_empty = status == "in_progress" and not item.text
-    return {
-        "object": "realtime.item",
-        "id": item.id,
-        "type": "message",
-        "role": item.role,
-        "status": status,
-        "content": [] if is_empty else [content],
-    }
+async def decline(model: str, reason: Reason, wire: Wire, stages: Stages) -> None:
+    """Tells the client of a response that was to come, and that was cancelled before it began."""
+    reply = Reply(nothing(), None)
+    await reply.close()
+    request = ReplyRequest(model, [], MOST_TOKENS, temperature=None, voice=None, speed=1.0)
+    declined = Response(reply, request, None, {}, wire, stages.explain, on_sound=lambda: None)
+    await declined.cancel(reason)
+    await declined.run(None)
+
+
+async def nothing() -> AsyncGenerator[Delta, None]:
+    return
+    yield

@@ -105,7 +105,9 @@ class Utterance:
         return await self.written_so_far()
 
     async def close(self) -> None:
+        """Ends all work, and frees the sound."""
         await stop(self.partial, self.guess, *self.parts)
+        self.tail = []
 
     def _is_heard_so_far(self) -> bool:
         return all(part.done() for part in self.parts) and (self.partial is None or self.partial.done())

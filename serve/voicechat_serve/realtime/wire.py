@@ -8,10 +8,10 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from voicechat_serve.realtime.conversation import new_id
 from voicechat_serve.realtime.errors import EventError, SessionEndedError
+from voicechat_serve.realtime.server_events import error_event
 from voicechat_serve.realtime.session_settings import CLIENT_EVENTS, KNOWN_FIELDS, ClientEvent
 
 log = logging.getLogger("ray.serve.voicechat.realtime")
@@ -112,7 +112,7 @@ class Wire:
             except Exception as failure:  # most often it takes nothing, or has left
                 log.info("a client was not told how its session ends: %r", failure)
 
-    def emit(self, event: dict[str, Any]) -> None:
+    def emit(self, event: BaseModel) -> None:
         """Sends an event, in the order of the calls; where too much waits for the client, `watch` ends the session.
 
         That is not raised here: whoever emits may be a task that nobody waits for.
@@ -124,7 +124,7 @@ class Wire:
         self.outbox.put_nowait((frame, asyncio.get_running_loop().time() + UNSENT_S))
         self._count(len(frame))
 
-    async def post(self, event: dict[str, Any]) -> None:
+    async def post(self, event: BaseModel) -> None:
         """Sends an event once there is room for it."""
         await self.has_room.wait()
         self.emit(event)
@@ -145,17 +145,13 @@ class Wire:
         self.emit(error_event(body, event_id))
 
 
-def error_event(body: dict[str, Any], event_id: str | None = None) -> dict[str, Any]:
-    return {"type": "error", "error": {"param": None, **body, "event_id": event_id}}
-
-
 def too_slow() -> SessionEndedError:
     return SessionEndedError("too_slow", "the client does not take what it is sent: read the events as they come", 1008)
 
 
-def as_frame(event: dict[str, Any]) -> str:
-    frame = json.dumps({"event_id": new_id("event"), **event}, ensure_ascii=False)
-    return frame.encode(errors="replace").decode()  # JSON can hold halves of characters, which no frame can
+def as_frame(event: BaseModel) -> str:
+    """One of `openai.types.realtime` as it is sent: the fields that it was given, null ones too, and no others."""
+    return event.model_dump_json(exclude_unset=True)
 
 
 def parsed(frame: str) -> dict[str, Any]:

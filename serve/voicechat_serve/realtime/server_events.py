@@ -1,0 +1,140 @@
+"""Events that a session sends, as `openai.types.realtime` has them: of items, of what is said, and of errors.
+
+Those of a response are made in response.py, and those that answer one event of the client's in session.py.
+"""
+
+from typing import Any
+
+from openai.types.audio.transcription_language import TranscriptionLanguage
+from openai.types.realtime import (
+    ConversationItemAdded,
+    ConversationItemDone,
+    ConversationItemInputAudioTranscriptionCompletedEvent,
+    ConversationItemInputAudioTranscriptionDeltaEvent,
+    ConversationItemInputAudioTranscriptionFailedEvent,
+    InputAudioBufferCommittedEvent,
+    InputAudioBufferSpeechStartedEvent,
+    InputAudioBufferSpeechStoppedEvent,
+    RealtimeConversationItemAssistantMessage,
+    RealtimeConversationItemSystemMessage,
+    RealtimeConversationItemUserMessage,
+    RealtimeError,
+    RealtimeErrorEvent,
+)
+from openai.types.realtime.conversation_item_input_audio_transcription_completed_event import (
+    UsageTranscriptTextUsageDuration,
+)
+from openai.types.realtime.conversation_item_input_audio_transcription_failed_event import Error
+
+from voicechat_serve.realtime.conversation import Item, Role, new_id
+from voicechat_serve.transcription.transcriber import Transcript
+
+
+def error_event(body: dict[str, Any], event_id: str | None = None) -> RealtimeErrorEvent:
+    """
+    Args:
+        body: OpenAI's type, code and message.
+        event_id: the client's, of its event that is at fault.
+    """
+    given = {"param": None, **body, "event_id": event_id}
+    # What the client wrote may hold halves of characters, as JSON can; no frame can.
+    sendable = {name: text and text.encode(errors="replace").decode() for name, text in given.items()}
+    return RealtimeErrorEvent(type="error", event_id=new_id("event"), error=RealtimeError(**sendable))
+
+
+def speech_started(item_id: str, start_ms: int) -> InputAudioBufferSpeechStartedEvent:
+    return InputAudioBufferSpeechStartedEvent(
+        type="input_audio_buffer.speech_started", event_id=new_id("event"), audio_start_ms=start_ms, item_id=item_id
+    )
+
+
+def speech_stopped(item_id: str, end_ms: int) -> InputAudioBufferSpeechStoppedEvent:
+    return InputAudioBufferSpeechStoppedEvent(
+        type="input_audio_buffer.speech_stopped", event_id=new_id("event"), audio_end_ms=end_ms, item_id=item_id
+    )
+
+
+def committed(item_id: str, previous: str | None) -> InputAudioBufferCommittedEvent:
+    return InputAudioBufferCommittedEvent(
+        type="input_audio_buffer.committed", event_id=new_id("event"), item_id=item_id, previous_item_id=previous
+    )
+
+
+def partly_transcribed(item_id: str, delta: str) -> ConversationItemInputAudioTranscriptionDeltaEvent:
+    return ConversationItemInputAudioTranscriptionDeltaEvent(
+        type="conversation.item.input_audio_transcription.delta",
+        event_id=new_id("event"),
+        item_id=item_id,
+        content_index=0,
+        delta=delta,
+    )
+
+
+def transcribed(item_id: str, transcript: Transcript) -> ConversationItemInputAudioTranscriptionCompletedEvent:
+    return ConversationItemInputAudioTranscriptionCompletedEvent(
+        type="conversation.item.input_audio_transcription.completed",
+        event_id=new_id("event"),
+        item_id=item_id,
+        content_index=0,
+        transcript=transcript.text,
+        usage=UsageTranscriptTextUsageDuration(type="duration", seconds=float(transcript.seconds)),
+        languages=[TranscriptionLanguage(code=transcript.language)] if transcript.text else None,
+    )
+
+
+def transcription_failed(item_id: str, error: dict[str, Any]) -> ConversationItemInputAudioTranscriptionFailedEvent:
+    return ConversationItemInputAudioTranscriptionFailedEvent(
+        type="conversation.item.input_audio_transcription.failed",
+        event_id=new_id("event"),
+        item_id=item_id,
+        content_index=0,
+        error=Error(**error),
+    )
+
+
+def item_added(item: Item, previous: str | None) -> ConversationItemAdded:
+    return ConversationItemAdded(
+        type="conversation.item.added", event_id=new_id("event"), previous_item_id=previous, item=told_item(item)
+    )
+
+
+def item_done(item: Item, previous: str | None) -> ConversationItemDone:
+    return ConversationItemDone(
+        type="conversation.item.done", event_id=new_id("event"), previous_item_id=previous, item=told_item(item)
+    )
+
+
+ItemMessage = (
+    RealtimeConversationItemSystemMessage
+    | RealtimeConversationItemUserMessage
+    | RealtimeConversationItemAssistantMessage
+)
+
+ITEM_TYPES: dict[Role, type[ItemMessage]] = {
+    "system": RealtimeConversationItemSystemMessage,
+    "user": RealtimeConversationItemUserMessage,
+    "assistant": RealtimeConversationItemAssistantMessage,
+}
+
+
+def told_item(item: Item) -> ItemMessage:
+    """An item as the client is told of it, with the text as far as it was heard."""
+    if item.role == "assistant":
+        kind = "output_audio" if item.is_spoken else "output_text"
+        status = "in_progress" if item.is_in_progress else "completed" if item.is_complete else "incomplete"
+    else:
+        kind, status = "input_audio" if item.is_spoken else "input_text", "completed"
+    content: dict[str, Any] = {"type": kind, "transcript" if item.is_spoken else "text": item.heard}
+    if item.is_spoken and item.role == "user" and not item.text:
+        content["transcript"] = None
+    is_empty = status == "in_progress" and not item.text
+    return ITEM_TYPES[item.role].model_validate(
+        {
+            "object": "realtime.item",
+            "id": item.id,
+            "type": "message",
+            "role": item.role,
+            "status": status,
+            "content": [] if is_empty else [content],
+        }
+    )

@@ -1,0 +1,365 @@
+"""One turn of a spoken conversation: what the person says in one go, and the answer to it."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from pydantic import BaseModel
+
+from voicechat_serve.audio import Samples
+from voicechat_serve.realtime.conversation import Conversation, Item, stop
+from voicechat_serve.realtime.response import Draft, Reason, ReplyRequest, Response
+from voicechat_serve.realtime.server_events import (
+    committed,
+    item_added,
+    item_done,
+    partly_transcribed,
+    speech_stopped,
+    transcribed,
+    transcription_failed,
+)
+from voicechat_serve.realtime.session_settings import MOST_TOKENS, ResponseSettings, SessionSettings
+from voicechat_serve.realtime.stages import Stages
+from voicechat_serve.realtime.utterance import Utterance
+from voicechat_serve.realtime.wire import Wire
+from voicechat_serve.transcription.transcriber import Transcript
+
+log = logging.getLogger("ray.serve.voicechat.realtime")
+
+JUDGED_LANGUAGE = "en"
+"""The only one in which the words tell whether the person has finished."""
+
+JUST_THE_SESSIONS = ResponseSettings()
+"""Nothing but the session's settings."""
+
+
+@dataclass
+class Context:
+    """What all turns of a session share."""
+
+    settings: SessionSettings
+    """As they are now."""
+    stages: Stages
+    wire: Wire
+    conversation: Conversation
+    on_first_sound: Callable[[float], None]
+    """Told the seconds from the end of a spoken turn to the first sound of its response."""
+    answered: "Turn | None" = None
+    """The turn whose response is under way, or was the last one."""
+
+    @property
+    def response(self) -> Response | None:
+        """Under way, or the last one."""
+        return self.answered.response if self.answered else None
+
+    @property
+    def is_responding(self) -> bool:
+        return self.answered is not None and self.answered.state is State.ANSWERING
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether a response is being made, or can still be playing."""
+        return self.is_responding or (self.response is not None and self.response.is_playing)
+
+    def reply_request(self, wanted: ResponseSettings, language: str | None, also: Sequence[Item] = ()) -> ReplyRequest:
+        """
+        Args:
+            wanted: what the reply is to have instead of the session's settings.
+            language: of what is answered, where that is known.
+            also: items to answer that are none of the conversation's yet.
+
+        Raises: what `Stages.voice` raises.
+        """
+        settings, conversation = self.settings, self.conversation
+        output = settings.audio.output
+        if wanted.audio:
+            output = output.model_copy(update={name: own for name, own in wanted.audio.output if own is not None})
+        if wanted.input is not None:
+            conversation = Conversation()
+            for given in wanted.input:
+                conversation.add(Item(role=given.role, text=given.text))
+        instructions = settings.instructions if wanted.instructions is None else wanted.instructions
+        most = wanted.max_output_tokens or settings.max_output_tokens
+        return ReplyRequest(
+            model=settings.model,
+            messages=conversation.messages(instructions, also),
+            max_tokens=MOST_TOKENS if most == "inf" else most,
+            temperature=settings.temperature if wanted.temperature is None else wanted.temperature,
+            voice=self.stages.voice(output.voice_id, language) if self.wants_voice(wanted) else None,
+            speed=output.speed,
+        )
+
+    def wants_voice(self, wanted: ResponseSettings) -> bool:
+        return (wanted.output_modalities or self.settings.output_modalities) == ["audio"]
+
+
+class State(Enum):
+    """Of a turn."""
+
+    SPEAKING = auto()
+    PAUSED = auto()
+    WAITING = auto()
+    TRANSCRIBING = auto()
+    TRANSCRIBED = auto()
+    ANSWERING = auto()
+    INTERRUPTED = auto()
+    DONE = auto()
+
+
+FOLLOWING = {
+    State.SPEAKING: {State.PAUSED, State.WAITING},
+    State.PAUSED: {State.SPEAKING, State.WAITING},
+    State.WAITING: {State.TRANSCRIBING, State.ANSWERING},
+    State.TRANSCRIBING: {State.TRANSCRIBED},
+    State.TRANSCRIBED: {State.ANSWERING},
+    State.ANSWERING: {State.INTERRUPTED},
+    State.INTERRUPTED: set(),
+    State.DONE: set(),
+}
+"""What may follow on a state, besides DONE."""
+
+
+class Turn:
+    """
+        SPEAKING <----> PAUSED      the person speaks; at a pause the turn is prepared, in case it is over
+            |             |
+            +-> WAITING <-+         the speech is over; the turns before it come first
+                |     |
+      TRANSCRIBING    |             (a client's own response.create has no speech to transcribe)
+                |     |
+       TRANSCRIBED    |             an answer is wanted, once nothing more is being said
+                |     |
+                ANSWERING --> INTERRUPTED
+        every state --> DONE        answered, or there is nothing to answer
+
+    Preparing a turn is to transcribe it, to begin its answer (the draft), and to judge by its words whether it is
+    over. Where the person goes on, all of this is thrown away.
+
+    Args:
+        context: of the session.
+        state: SPEAKING, or WAITING where there is no speech.
+        is_detected: whether the voice detector found the speech, so that partial transcripts are of use.
+    """
+
+    def __init__(self, context: Context, state: State, is_detected: bool = False):
+        self.context, self.state = context, state
+        self.item = Item(role="user", is_spoken=True)
+        """What the speech becomes in the conversation."""
+        self.transcription = context.settings.audio.input.transcription
+        self.utterance = Utterance(self._hear, self._show if is_detected and self.transcription else None)
+        self.has_shown = False
+        self.silence_ms: int | None = None
+        """So long a silence ends the speech; None until its words are judged."""
+        self.ended_at: float | None = None
+        """When the voice detector found the end of the speech; monotonic."""
+        self.wants_answer = False
+        self.transcript: Transcript | None = None
+        self.draft: Draft | None = None
+        self.response: Response | None = None
+        self.preparing: asyncio.Task[None] | None = None
+        self.judging: asyncio.Task[None] | None = None
+        """No end of a turn waits for it."""
+        self.responding: asyncio.Task[None] | None = None
+
+    @property
+    def id(self) -> str:
+        return self.item.id
+
+    def _enter(self, state: State) -> None:
+        assert state is State.DONE or state in FOLLOWING[self.state], f"{state} after {self.state}"
+        self.state = state
+
+    # The person speaks.
+
+    def pause(self) -> None:
+        """Perhaps the speech is over."""
+        self._enter(State.PAUSED)
+        detection = self.context.settings.audio.input.turn_detection
+        if detection and (detection.anticipate or detection.is_by_words):
+            self.preparing = asyncio.create_task(self._prepare())
+
+    async def resume(self) -> None:
+        """The speech was not over."""
+        await stop(self.preparing, self.judging)
+        self.preparing, self.silence_ms = None, None
+        await self.utterance.resume()
+        await self.drop_draft()
+        self._enter(State.SPEAKING)
+
+    async def _prepare(self) -> None:
+        try:
+            transcript = await self.utterance.written_so_far()
+            settings = self.context.settings
+            detection = settings.audio.input.turn_detection
+            if transcript.text and detection:
+                is_answered = settings.type == "realtime" and detection.create_response and detection.anticipate
+                if is_answered and not self.context.is_responding:
+                    said = Item(role="user", text=transcript.text)
+                    request = self.context.reply_request(JUST_THE_SESSIONS, transcript.language, [said])
+                    self.draft = Draft(request, request.begin(self.context.stages))
+                is_judged = detection.is_by_words and transcript.language == JUDGED_LANGUAGE
+                if is_judged and self.state is State.PAUSED:  # else the speech is over already
+                    self.judging = asyncio.create_task(self._judge(transcript.text))
+                    return
+        except Exception:  # the end of the turn tries again, and tells the client
+            log.warning("a turn could not be prepared at a pause", exc_info=True)
+        self._expect_end(None)
+
+    async def _judge(self, words: str) -> None:
+        probability = None
+        try:
+            probability = await self.context.stages.end_probability(words)
+        except Exception:
+            log.warning("nobody could tell whether an utterance has ended", exc_info=True)
+        self._expect_end(probability)
+
+    def _expect_end(self, probability: float | None) -> None:
+        if detection := self.context.settings.audio.input.turn_detection:
+            self.silence_ms = detection.silence_ms(probability)
+
+    def end(self, end_ms: int | None) -> None:
+        """The speech is over, and becomes an item.
+
+        Args:
+            end_ms: where it ended, without the silence that told it; None where the client said so.
+        """
+        self._enter(State.WAITING)
+        emit, settings = self.context.wire.emit, self.context.settings
+        if end_ms is not None:
+            self.ended_at = time.monotonic()
+            emit(speech_stopped(self.id, end_ms))
+            detection = settings.audio.input.turn_detection
+            self.wants_answer = settings.type == "realtime" and detection is not None and detection.create_response
+        previous = self.context.conversation.add(self.item)
+        emit(committed(self.id, previous))
+        emit(item_added(self.item, previous))
+        emit(item_done(self.item, previous))
+
+    # It is transcribed.
+
+    async def transcribe(self) -> None:
+        """Writes down what was said; the turn is then TRANSCRIBED, or DONE where there is nothing to answer."""
+        self._enter(State.TRANSCRIBING)
+        try:
+            if self.preparing:
+                await asyncio.wait([self.preparing])
+            self.transcript = await self.utterance.finish()
+        except Exception as error:
+            told = self.context.stages.explain(error)
+            self._tell_transcription(transcription_failed(self.id, told))
+            if self.context.settings.audio.input.transcription is None:
+                self.context.wire.emit_error(told)
+        finally:
+            await stop(self.preparing, self.judging)
+            await self.utterance.close()
+        is_deleted = self.context.conversation.find(self.id) is None
+        if self.transcript is not None and not is_deleted:
+            self.item.text = self.transcript.text
+            if self.item.text:
+                self.context.conversation.language = self.transcript.language
+            self._tell_transcription(transcribed(self.id, self.transcript))
+        if self.wants_answer and self.item.text:
+            self._enter(State.TRANSCRIBED)
+        else:
+            await self.finish()
+
+    async def _hear(self, samples_n: Samples, only_if_idle: bool) -> Transcript | None:
+        language = self.transcription.language if self.transcription else None
+        prompt = self.transcription.prompt if self.transcription else None
+        return await self.context.stages.hear(samples_n, language, prompt, only_if_idle)
+
+    def _show(self, words: str) -> None:
+        self._tell_transcription(partly_transcribed(self.id, f" {words}" if self.has_shown else words))
+        self.has_shown = True
+
+    def _tell_transcription(self, event: BaseModel) -> None:
+        if self.context.settings.audio.input.transcription is not None:
+            self.context.wire.emit(event)
+
+    # It is answered.
+
+    def answer(self, wanted: ResponseSettings = JUST_THE_SESSIONS, ended_at: float | None = None) -> None:
+        """Begins the response; what forbids it is told to the client. `drop_draft` should follow.
+
+        Nothing is waited for: speech that begins meanwhile must find the response, or it would not end it.
+
+        Args:
+            wanted: what it is to have instead of the session's settings.
+            ended_at: when the speech ended that the client waits to hear answered; monotonic.
+        """
+        context, language = self.context, self.context.conversation.language
+        try:
+            request = context.reply_request(wanted, language)
+        except Exception as error:  # no such voice
+            self._enter(State.DONE)
+            return context.wire.emit_error(context.stages.explain(error))
+        if not request.messages:
+            self._enter(State.DONE)
+            message = "there is nothing to answer yet"
+            return context.wire.emit_error({"type": "invalid_request_error", "code": "empty", "message": message})
+        if self.draft and self.draft.request == request:
+            reply, self.draft = self.draft.reply, None
+        else:
+            reply = request.begin(context.stages)
+        metadata = dict(wanted.metadata or {})
+        if request.voice is None and context.wants_voice(wanted):
+            metadata |= {"spoken": "false", "reason": f"no voice speaks {language}"}
+        is_kept = wanted.conversation != "none"
+
+        def on_sound() -> None:
+            if ended_at is not None:
+                context.on_first_sound(time.monotonic() - ended_at)
+
+        self.response = Response(
+            reply=reply,
+            request=request,
+            conversation_id=context.conversation.id if is_kept else None,
+            metadata=metadata,
+            wire=context.wire,
+            explain=context.stages.explain,
+            on_sound=on_sound,
+        )
+        previous = context.conversation.add(reply.item) if is_kept else None
+        context.answered = self
+        self._enter(State.ANSWERING)
+        self.responding = asyncio.create_task(self._respond(self.response, previous))
+
+    async def _respond(self, response: Response, previous: str | None) -> None:
+        try:
+            await response.run(previous)
+        except Exception as error:  # those of the models are told by the response itself
+            log.error("a response broke off", exc_info=error)
+            self.context.wire.emit_error(self.context.stages.explain(error))
+        finally:
+            self._enter(State.INTERRUPTED if response.cancelled else State.DONE)
+
+    async def interrupt(self, reason: Reason) -> None:
+        """Ends the response under way; what can have been heard of it by now stays. Returns when the client is told."""
+        if self.state is not State.ANSWERING or self.response is None or self.responding is None:
+            return
+        if self.response.item.is_spoken:
+            self.response.item.truncate(self.response.played_ms)
+        await self.response.cancel(reason)
+        await asyncio.wait([self.responding])
+
+    async def drop_draft(self) -> None:
+        draft, self.draft = self.draft, None
+        if draft:
+            await draft.reply.close()
+
+    async def finish(self) -> None:
+        """There is nothing more to answer: nothing was said, or it is answered with what follows."""
+        self._enter(State.DONE)
+        await self.drop_draft()
+
+    async def close(self) -> None:
+        """Ends all work."""
+        await stop(self.preparing, self.judging, self.responding)
+        await self.utterance.close()
+        await self.drop_draft()
+        if self.response:
+            await self.response.reply.close()
+        self.state = State.DONE
