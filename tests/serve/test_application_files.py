@@ -162,7 +162,7 @@ class TestKubernetes:
         ),
         (
             "      models:\n        - id: shakespeare@3",
-            "a.yaml:7: applications.0.args.models.0.id: 'shakespeare@3' has an @: choose another id, and put what is",
+            "a.yaml:7: applications.0.args.models.0.id: 'shakespeare@3' has an @: choose another id, and put the model",
         ),
     ],
 )
@@ -177,7 +177,7 @@ def test_wrong_arguments_are_told_with_file_line_and_field(tmp_path, args, messa
         ("proxy_location: HeadOnly\n", "a.yaml:1: applications: Field required"),
         (
             f"{FILE}    deployments:\n      - name: synthesis\n        num_replicas: 2\n",
-            "a.yaml:5: api: say what deployments need in `args`, not in `deployments`",
+            "a.yaml:5: api: set the resources of deployments in `args`, not in `deployments`",
         ),
         (FILE.replace("route_prefix", "route_prefx"), "a.yaml:3: applications.0.route_prefx: unknown field; did you"),
         (f"http_options:\n  prot: 1\n{FILE}", "a.yaml:2: http_options.prot: unknown field; did you mean port?"),
