@@ -266,7 +266,7 @@ def test_the_applications_of_others_neither_count_nor_end_with_ours(address, gat
     assert httpx.get(f"{address}/others", timeout=30).text == "theirs"
     serve.delete("others")
     serve.run(Others.bind(), name="others", route_prefix="/v1")
-    with pytest.raises(InputError, match="'others' of the Serve on this Ray answers at /v1 already"):
+    with pytest.raises(InputError, match="'others' of the Serve on this Ray already has the route /v1"):
         application.join_serve(port, "127.0.0.1")
 
 
