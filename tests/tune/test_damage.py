@@ -18,7 +18,7 @@ from voicechat_platform.training.history import Evaluation
 from voicechat_tune.comparison.compare import run_points
 from voicechat_tune.running.driver import Driver
 from voicechat_tune.running.inspect import trial_facts
-from voicechat_tune.running.messages import Ended
+from voicechat_tune.running.messages import RunEnded
 from voicechat_tune.running.retention import Retention
 from voicechat_tune.running.run import locked
 from voicechat_tune.running.run_files import sweep_folder
@@ -220,12 +220,12 @@ def finish(sweep: SweepFile, study: Study) -> list[Trial]:
     driver = Driver(sweep, study, 3, room=lambda: 1)
     while not driver.is_over():
         key, trial = driver.next_run() or pytest.fail("no run")
-        driver.begins("a", key)
+        driver.start_run("a", key)
         for step in range(2, 17, 2):
-            if driver.reported("a", Evaluation(**evaluation_in(told(step, trial.number + 1 / step)))):
+            if driver.on_report("a", Evaluation(**evaluation_in(told(step, trial.number + 1 / step)))):
                 break
         else:
-            driver.reported("a", Ended("finished", facts={"validation_loss": 1.0}))
+            driver.on_report("a", RunEnded("finished", facts={"validation_loss": 1.0}))
     return study.trials()
 
 
@@ -322,7 +322,7 @@ def test_a_damaged_sweep_of_a_comparison_is_salvaged_by_its_command(tmp_path, mo
     folder.mkdir()
     study = drive(sweep)
     for point in points:
-        study.begin(None, point)
+        study.begin_trial(None, point)
     whole = (folder / JOURNAL).read_bytes()
     (folder / JOURNAL).write_bytes(middle(whole, b"{}"))
     monkeypatch.setattr("voicechat_tune.comparison.compare.run_sweep", lambda sweep, force: drive(sweep).trials())

@@ -77,7 +77,7 @@ def rates(home, tmp_path) -> str:
     folder.mkdir(parents=True)
     notes.note(sweep, folder, force=False)
     study = Study(folder, sweep)
-    study.begin(None, {"training.learning_rate": 0.01})
+    study.begin_trial(None, {"training.learning_rate": 0.01})
     evaluation = Evaluation(1, 2.5, 2.5, 2.5, 2.5, 0.01, 9.0, 0.1, 1.0, 1.0)
     study.record(RunKey(1), {**asdict(evaluation), "spent": 1.0}, clock=1)
     return sweep.name

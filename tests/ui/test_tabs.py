@@ -87,7 +87,7 @@ def rates(home, tmp_path) -> Iterator[Study]:
     notes.note(sweep, folder, force=False)
     study = Study(folder, sweep)
     for number, losses in ((1, (2.0, 1.25)), (2, (3.0,)), (3, (2.5,))):
-        study.begin(None, {"training.learning_rate": number / 100})
+        study.begin_trial(None, {"training.learning_rate": number / 100})
         for step, loss in enumerate(losses, 1):
             evaluation = asdict(Evaluation(step, loss, loss, loss, loss, 0.01, 1.0, 0.1, 1.0, 1.0)) | {"spent": step}
             study.record(RunKey(number), evaluation, clock=step)

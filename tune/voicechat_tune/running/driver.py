@@ -10,7 +10,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from voicechat_platform.training.history import Evaluation
-from voicechat_tune.running.messages import REPORT, DiskFull, Ended, Report
+from voicechat_tune.running.messages import REPORT, DiskFull, Report, RunEnded
 from voicechat_tune.search.samplers import Search
 from voicechat_tune.search.schedulers.interface import Scheduler
 from voicechat_tune.search.study import Study
@@ -74,26 +74,26 @@ class Driver:
             return not self.active
         return self.study.is_over(self.wanted)
 
-    def begins(self, ray_id: str, key: RunKey) -> None:
+    def start_run(self, ray_id: str, key: RunKey) -> None:
         self.active[ray_id] = key
         self.seen[key] = time.monotonic()
 
-    def reported(self, ray_id: str, report: Report) -> bool:
+    def on_report(self, ray_id: str, report: Report) -> bool:
         """Take a run's report; whether it is to stop."""
         key = self.active.get(ray_id)
         if key is None:
             return True
         match report:
             case Evaluation():
-                return self.evaluated(ray_id, key, report)
-            case Ended():
+                return self.on_evaluation(ray_id, key, report)
+            case RunEnded():
                 self.study.end_run(key, report.ending, report.message, {**report.facts, "seconds": self.spent(key)})
             case DiskFull():
                 self.stopping = report.message
-        self.ends(ray_id)
+        self.deactivate(ray_id)
         return True
 
-    def evaluated(self, ray_id: str, key: RunKey, evaluation: Evaluation) -> bool:
+    def on_evaluation(self, ray_id: str, key: RunKey, evaluation: Evaluation) -> bool:
         """Whether the run is to stop after this evaluation, which may be one that was heard of before a kill."""
         spent = self.spent(key)
         self.seen[key] = time.monotonic()
@@ -101,16 +101,16 @@ class Driver:
         if self.study.record(key, {**asdict(evaluation), "spent": spent}, clock):
             self.attempts[key] = 0
         if self.study.trial(key.trial).state != "unfinished":  # another seed of it has failed
-            self.ends(ray_id)
+            self.deactivate(ray_id)
             return True
         if reason := self.should_stop(key, evaluation.step):
             self.study.end_run(key, "stopped", reason, {"seconds": spent})
-            self.ends(ray_id)
+            self.deactivate(ray_id)
             return True
         if reason := reached_limit(self.sweep, self.study.seconds, clock):
             self.stopping = reason
         if self.stopping:
-            self.ends(ray_id)
+            self.deactivate(ray_id)
         return bool(self.stopping)
 
     def should_stop(self, key: RunKey, step: int) -> str:
@@ -127,10 +127,10 @@ class Driver:
         """Seconds that the run has taken, over all its attempts."""
         return self.study.run(key).seconds + time.monotonic() - self.seen[key]
 
-    def ends(self, ray_id: str) -> None:
+    def deactivate(self, ray_id: str) -> None:
         self.active.pop(ray_id, None)
 
-    def broke_off(self, ray_id: str, reason: str, is_fault: bool) -> None:
+    def on_error(self, ray_id: str, reason: str, is_fault: bool) -> None:
         """Note that a run's process died or raised; it is handed out again unless that keeps happening."""
         key = self.active.pop(ray_id, None)
         if key is None:
@@ -185,7 +185,7 @@ class DrivenSearch(Searcher):
         if found is None:
             return Searcher.FINISHED if self.driver.is_over() else None
         key, trial = found
-        self.driver.begins(trial_id, key)
+        self.driver.start_run(trial_id, key)
         parent = trial.lineage.get("parent")
         return {
             "trial": key.trial,
@@ -217,5 +217,5 @@ class DrivenScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         assert self.driver is not None
-        stop = self.driver.reported(trial.trial_id, result[REPORT])
+        stop = self.driver.on_report(trial.trial_id, result[REPORT])
         return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE

@@ -73,7 +73,7 @@ class Follower(tune.Callback):
         # Ray has no error to show of a process that went away with its machine.
         reason = f"{type(cause).__name__}: {cause}".strip() if cause else "its process or its machine is gone"
         key = self.keys.get(trial.trial_id)
-        self.driver.broke_off(trial.trial_id, reason, is_fault=not isinstance(cause, Preempted))
+        self.driver.on_error(trial.trial_id, reason, is_fault=not isinstance(cause, Preempted))
         if key is None:
             return
         self.close_writer(key)

@@ -11,7 +11,7 @@ REPORT = "report"
 
 
 @dataclass(frozen=True)
-class Ended:
+class RunEnded:
     ending: Ending
     message: str = ""
     facts: dict[str, float] = field(default_factory=dict)
@@ -22,7 +22,7 @@ class DiskFull:
     message: str
 
 
-Report = Evaluation | Ended | DiskFull
+Report = Evaluation | RunEnded | DiskFull
 
 
 def send(report: Report) -> None:

@@ -36,7 +36,7 @@ class Retention:
         self.next: Future[None] | None = None
         self.worker = ThreadPoolExecutor(1)  # the registry takes its time; training need not wait for it
 
-    def soon(self) -> None:
+    def schedule(self) -> None:
         """Keep what has finished, in the background; a call that has not begun yet stands for later ones, too."""
         if self.next is None or self.next.running() or self.next.done():
             self.next = self.worker.submit(self.keep_all)
@@ -100,7 +100,7 @@ class Retention:
                 self.files.store.put_file(self.folder / name, f"{self.sweep.name}/{name}")
 
 
-class Keeping(tune.Callback):
+class RetentionCallback(tune.Callback):
     """Ray Tune's side of it: what has finished is kept whenever a run begins or ends."""
 
     def __init__(self, retention: Retention):
@@ -110,10 +110,10 @@ class Keeping(tune.Callback):
         return tune.Callback, ()  # Tune pickles it for a restore of its own, which is never asked for
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.retention.soon()
+        self.retention.schedule()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.retention.soon()
+        self.retention.schedule()
 
 
 def log_failure(keeping: Future[None]) -> None:

@@ -25,7 +25,7 @@ from voicechat_tune.running.disk import is_disk_full
 from voicechat_tune.running.driver import DrivenScheduler, DrivenSearch, Driver
 from voicechat_tune.running.follow import Follower
 from voicechat_tune.running.resources import check_resources, room_for
-from voicechat_tune.running.retention import Keeping, Retention
+from voicechat_tune.running.retention import Retention, RetentionCallback
 from voicechat_tune.running.run_files import object_store, sweep_folder
 from voicechat_tune.running.sweep_index import NOTES, note, open_study, point_to, write_notes
 from voicechat_tune.running.trial import run_trial
@@ -98,7 +98,7 @@ def run_sweep(
         notes = note(sweep, folder, force)
         study = Study(folder, sweep)
         if sweep.warm_start and not study.trials():
-            warm(sweep, study)
+            warm_start(sweep, study)
         wanted = trials_of(sweep) + notes["extended"]
         if extend:
             wanted = extended(sweep, study, folder, notes, extend)
@@ -114,11 +114,13 @@ def run_sweep(
         driver = Driver(sweep, study, wanted, room=lambda: room_for(sweep))
         if resumes:
             log.info("going on with the sweep in %s", folder)
-        conduct(sweep, folder, driver, retention, data, tensorboard)
+        run_tuner(sweep, folder, driver, retention, data, tensorboard)
         return outcome(study, wanted, driver.stopping, retention)
 
 
-def conduct(sweep: SweepFile, folder: Path, driver: Driver, retention: Retention, data: Any, tensorboard: bool) -> None:
+def run_tuner(
+    sweep: SweepFile, folder: Path, driver: Driver, retention: Retention, data: Any, tensorboard: bool
+) -> None:
     """Let Ray Tune run what the driver hands out."""
     quiet_tune(room_for(sweep))
     scratch = folder / ".ray-tune"  # its own notes, of which nothing is needed afterwards
@@ -141,7 +143,10 @@ def conduct(sweep: SweepFile, folder: Path, driver: Driver, retention: Retention
         run_config=tune.RunConfig(
             name=scratch.name,
             storage_path=str(folder),
-            callbacks=[Follower(sweep, driver, folder / "tensorboard" if tensorboard else None), Keeping(retention)],
+            callbacks=[
+                Follower(sweep, driver, folder / "tensorboard" if tensorboard else None),
+                RetentionCallback(retention),
+            ],
             verbose=0,
         ),
     )
@@ -246,10 +251,10 @@ def throw_away(sweep: SweepFile, folder: Path) -> None:
         store.delete(sweep.name)
 
 
-def warm(sweep: SweepFile, study: Study) -> None:
+def warm_start(sweep: SweepFile, study: Study) -> None:
     assert sweep.warm_start is not None
     earlier = open_study(sweep.warm_start)
-    known = study.warm(earlier)
+    known = study.warm_start(earlier)
     if not known:
         raise InputError(
             f"warm_start: no finished trial of {earlier.sweep.name} has the fields, values and objectives of this "

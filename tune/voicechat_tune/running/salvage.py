@@ -13,7 +13,7 @@ from voicechat_tune.running.run_files import object_store, sweep_folder
 from voicechat_tune.running.sweep_index import NOTES, group_of, read_notes, write_notes
 from voicechat_tune.search import journal
 from voicechat_tune.search.samplers import trials_of
-from voicechat_tune.search.study import beginning_of
+from voicechat_tune.search.study import header_of
 from voicechat_tune.search.sweep_file import SweepFile
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def salvage(sweep: SweepFile) -> None:
             for name in (NOTES, journal.JOURNAL):
                 if not (folder / name).exists():
                     store.get_file(f"{sweep.name}/{name}", folder / name)
-        left = journal.salvage(folder / journal.JOURNAL, beginning_of(sweep))
+        left = journal.salvage(folder / journal.JOURNAL, header_of(sweep))
         if left is not None:
             log.info("the journal is sound again: it holds %s", left)
             if store is not None:  # where the next backup takes its place; and another trial may get a lost number
@@ -62,6 +62,6 @@ def rebuilt_notes(sweep: SweepFile, folder: Path) -> dict[str, Any]:
     if not isinstance(group, str) or not group:
         group = Registry().newest_group(sweep.name) or group_of(sweep)
     if type(extended) is not int or extended < 0:
-        held = journal.sound(journal.read_lines(folder / journal.JOURNAL), beginning_of(sweep)).contents.numbered
+        held = journal.sound_lines(journal.read_lines(folder / journal.JOURNAL), header_of(sweep)).contents.numbered
         extended = max(0, held - trials_of(sweep))
     return {"extended": extended, "group": group, "file": sweep.model_dump(mode="json", by_alias=True)}

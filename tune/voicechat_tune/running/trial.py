@@ -25,7 +25,7 @@ from voicechat_platform.training.recipe import Recipe
 from voicechat_platform.training.run_folder import RunFolder
 from voicechat_platform.training.throughput import cache_bytes_per_token, non_embedding_parameters, training_flops
 from voicechat_tune.running.disk import is_disk_full
-from voicechat_tune.running.messages import DiskFull, Ended, send
+from voicechat_tune.running.messages import DiskFull, RunEnded, send
 from voicechat_tune.running.preemption import Preempted, stopping_on_notice
 from voicechat_tune.running.run_files import RunFiles
 from voicechat_tune.search.sweep_file import SweepFile
@@ -47,9 +47,9 @@ def run_trial(config: dict[str, Any], sweep: SweepFile, folder: Path, data: Trai
     try:
         with RunFiles(sweep, folder, key) as files, logged(files.folder / "log.txt"):
             facts = train(config, sweep, files, data, start)
-        send(Ended("finished", facts=facts))
+        send(RunEnded("finished", facts=facts))
     except InputError as error:  # it would come again
-        send(Ended("failed", str(error)))
+        send(RunEnded("failed", str(error)))
     except Exception as error:
         if not is_disk_full(error, folder):
             raise

@@ -34,7 +34,7 @@ class DamagedRecordError(ValueError):
 
 
 @dataclass(frozen=True)
-class Beginning:
+class StudyHeader:
     """The first line: which study it is."""
 
     name: str
@@ -52,7 +52,7 @@ class Beginning:
 
 
 @dataclass
-class Sound:
+class SoundLines:
     """What of a journal's lines is sound."""
 
     lines: list[bytes]
@@ -64,25 +64,25 @@ class Sound:
         return f"{self.contents.numbered} trials, {len(self.contents.over)} of them ended"
 
 
-def sound(lines: list[bytes], beginning: Beginning) -> Sound:
+def sound_lines(lines: list[bytes], header: StudyHeader) -> SoundLines:
     """The lines that are sound and follow each other.
 
     A line may be lost without losing those after it: each of them is kept that still refers to a trial that is there,
     and a trial only where its number is the next one. Before the first trial nothing shows whether one of an
     earlier sweep was lost, so with such ones it ends there.
     """
-    found = Sound([], Contents(beginning.objectives))
+    found = SoundLines([], Contents(header.objectives))
     for number, line in enumerate(lines, 1):
         try:
             found.contents.add(line)
             found.lines.append(line)
         except DamagedLineError as error:
             found.damage = found.damage or (number, str(error))
-            if beginning.is_warm and not found.contents.numbered:
+            if header.is_warm and not found.contents.numbered:
                 break
             if number == 1:
-                found.contents.add(beginning.line())
-                found.lines.append(beginning.line())
+                found.contents.add(header.line())
+                found.lines.append(header.line())
     return found
 
 
@@ -118,7 +118,7 @@ def replay(path: Path) -> JournalStorage:
     return storage
 
 
-def open_journal(path: Path, beginning: Beginning, writable: bool) -> JournalStorage:
+def open_journal(path: Path, header: StudyHeader, writable: bool) -> JournalStorage:
     """Optuna's storage in a journal, all lines of which are sound.
 
     A half-written last line is no damage: a full disk or a machine that lost its power leaves one, and a writer is in
@@ -134,13 +134,13 @@ def open_journal(path: Path, beginning: Beginning, writable: bool) -> JournalSto
     if writable:
         mend(path)
     lines = read_lines(path)
-    found = sound(lines, beginning)
-    check_belongs(path, found, beginning)
+    found = sound_lines(lines, header)
+    check_belongs(path, found, header)
     if found.damage is None:
         try:
             return replay(path)
         except DamagedRecordError as error:
-            found = sound([*lines[: error.line - 1], *lines[error.line :]], beginning)
+            found = sound_lines([*lines[: error.line - 1], *lines[error.line :]], header)
             found.damage = (error.line, str(error))
     line, why = found.damage
     raise InputError(
@@ -149,7 +149,7 @@ def open_journal(path: Path, beginning: Beginning, writable: bool) -> JournalSto
     )
 
 
-def salvage(path: Path, beginning: Beginning) -> Sound | None:
+def salvage(path: Path, header: StudyHeader) -> SoundLines | None:
     """Write the sound lines of a damaged journal in its place; it stays beside it as study.journal.damaged-1, -2 ….
 
     A journal that is lost or empty begins anew.
@@ -164,20 +164,20 @@ def salvage(path: Path, beginning: Beginning) -> Sound | None:
         lines = read_lines(path)
     except InputError:
         lines = []
-    found = sound(lines, beginning)
-    check_belongs(path, found, beginning)
+    found = sound_lines(lines, header)
+    check_belongs(path, found, header)
     new = path.with_name(f".{path.name}.new")
     is_damaged = not lines or found.damage is not None
     while True:
         with new.open("wb") as file:
-            file.writelines(line + b"\n" for line in found.lines or [beginning.line()])
+            file.writelines(line + b"\n" for line in found.lines or [header.line()])
             os.fsync(file.fileno())
         try:
             replay(new)
             break
         except DamagedRecordError as error:
             is_damaged = True
-            found = sound([*found.lines[: error.line - 1], *found.lines[error.line :]], beginning)
+            found = sound_lines([*found.lines[: error.line - 1], *found.lines[error.line :]], header)
     if not is_damaged:
         new.unlink()
         return None
@@ -186,16 +186,16 @@ def salvage(path: Path, beginning: Beginning) -> Sound | None:
     return found
 
 
-def check_belongs(path: Path, found: Sound, beginning: Beginning) -> None:
+def check_belongs(path: Path, found: SoundLines, header: StudyHeader) -> None:
     """
     Raises:
         InputError: the journal is that of another study.
     """
     begun = found.contents.begun
-    if begun and begun != (beginning.name, beginning.directions()):
+    if begun and begun != (header.name, header.directions()):
         raise InputError(
-            f"{path} belongs to a sweep {begun[0]!r} with {len(begun[1])} objectives, not to {beginning.name!r} with "
-            f"{', '.join(beginning.objectives)}: give the file that it began with, or begin anew with --fresh"
+            f"{path} belongs to a sweep {begun[0]!r} with {len(begun[1])} objectives, not to {header.name!r} with "
+            f"{', '.join(header.objectives)}: give the file that it began with, or begin anew with --fresh"
         )
 
 

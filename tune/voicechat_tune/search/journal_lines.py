@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from voicechat_platform.training.history import Evaluation
 
 Ending = Literal["finished", "stopped", "failed"]
-ENDED_BY: dict[int, Ending] = {1: "finished", 2: "stopped", 3: "failed"}
+ENDING_OF_STATE: dict[int, Ending] = {1: "finished", 2: "stopped", 3: "failed"}
 """By Optuna's number of a trial's state: how one of its runs ended then."""
 
 
@@ -27,7 +27,7 @@ class Record(BaseModel):
     worker_id: str
 
 
-class StudyBegins(Record):
+class CreateStudy(Record):
     op_code: Literal[0]
     study_name: str
     directions: Annotated[list[Literal[1, 2]], Field(min_length=1)]
@@ -40,7 +40,7 @@ class StudyAttribute(Record):
     study_id: Literal[0]
 
 
-class TrialBegins(Record):
+class CreateTrial(Record):
     op_code: Literal[4]
     study_id: Literal[0]
     state: Literal[0, 1]
@@ -55,38 +55,38 @@ class TrialBegins(Record):
     intermediate_values: dict[str, float]
 
 
-class OfTrial(Record):
+class TrialRecord(Record):
     trial_id: Annotated[int, Field(ge=0)]
 
 
-class TrialEnds(OfTrial):
+class EndTrial(TrialRecord):
     op_code: Literal[6]
     state: Literal[1, 2, 3]
     datetime_complete: str
     values: list[float] | None
 
 
-class IntermediateValue(OfTrial):
+class IntermediateValue(TrialRecord):
     op_code: Literal[7]
     step: int
     intermediate_value: float
 
 
-class UserAttribute(OfTrial):
+class UserAttribute(TrialRecord):
     op_code: Literal[8]
     user_attr: Annotated[dict[str, Any], Field(min_length=1, max_length=1)]
 
 
-class SystemAttribute(OfTrial):
+class SystemAttribute(TrialRecord):
     op_code: Literal[9]
     system_attr: Annotated[dict[str, Any], Field(min_length=1, max_length=1)]
 
 
-AnyRecord = StudyBegins | StudyAttribute | TrialBegins | TrialEnds | IntermediateValue | UserAttribute | SystemAttribute
-RECORD: TypeAdapter[AnyRecord] = TypeAdapter(Annotated[AnyRecord, Field(discriminator="op_code")])
+AnyLine = CreateStudy | StudyAttribute | CreateTrial | EndTrial | IntermediateValue | UserAttribute | SystemAttribute
+RECORD: TypeAdapter[AnyLine] = TypeAdapter(Annotated[AnyLine, Field(discriminator="op_code")])
 
 
-class Begun(BaseModel):
+class TrialAttributes(BaseModel):
     """The user attributes that a trial of the sweep begins with."""
 
     model_config = ConfigDict(strict=True)
@@ -97,7 +97,7 @@ class Begun(BaseModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reported(Evaluation):
+class EvaluationAttribute(Evaluation):
     """An evaluation as the study keeps it (`study.Run.evaluations`)."""
 
     spent: float
@@ -105,7 +105,7 @@ class Reported(Evaluation):
     clock: float
 
 
-class Ended(BaseModel):
+class EndingAttribute(BaseModel):
     """How a run ended, as the study keeps it."""
 
     model_config = ConfigDict(strict=True)
@@ -115,7 +115,7 @@ class Ended(BaseModel):
     facts: dict[str, float]
 
 
-BEGUN, REPORTED, ENDED = TypeAdapter(Begun), TypeAdapter(Reported), TypeAdapter(Ended)
+TRIAL, EVALUATION, ENDING = TypeAdapter(TrialAttributes), TypeAdapter(EvaluationAttribute), TypeAdapter(EndingAttribute)
 
 
 class DamagedLineError(ValueError):
@@ -147,22 +147,22 @@ class Contents:
             record = RECORD.validate_json(line)
         except ValidationError as error:
             raise DamagedLineError(f"it is not what Optuna writes: {first_fault(error)}") from None
-        if isinstance(record, StudyBegins):
+        if isinstance(record, CreateStudy):
             self.begun = self.begun or (record.study_name, list(record.directions))
             return
         if self.begun is None:
             raise DamagedLineError("no line before it begins the study")
         match record:
-            case TrialBegins():
+            case CreateTrial():
                 self.begin(record)
-            case OfTrial() if record.trial_id >= len(self.trials):
+            case TrialRecord() if record.trial_id >= len(self.trials):
                 raise DamagedLineError(f"no line before it begins the trial with Optuna's id {record.trial_id}")
-            case TrialEnds():
+            case EndTrial():
                 self.end(record)
             case UserAttribute():
                 self.attribute(record)
 
-    def begin(self, record: TrialBegins) -> None:
+    def begin(self, record: CreateTrial) -> None:
         if record.params.keys() != record.distributions.keys():
             raise DamagedLineError("its params are not those of its distributions")
         if "warm" in record.user_attrs:
@@ -170,7 +170,7 @@ class Contents:
                 raise DamagedLineError("it takes a trial of an earlier sweep over that has not ended")
             self.trials.append(None)
             return
-        begun = checked(BEGUN, record.user_attrs)
+        begun = checked(TRIAL, record.user_attrs)
         if record.state != 0 or record.value is not None or record.values is not None:
             raise DamagedLineError("it begins a trial that has ended")
         if begun.number != self.numbered + 1:
@@ -182,8 +182,8 @@ class Contents:
         self.trials.append(begun.number)
         self.numbered += 1
 
-    def end(self, record: TrialEnds) -> None:
-        if ENDED_BY[record.state] not in self.endings.get(record.trial_id, ()):
+    def end(self, record: EndTrial) -> None:
+        if ENDING_OF_STATE[record.state] not in self.endings.get(record.trial_id, ()):
             raise DamagedLineError("it ends a trial, and no line before it says that a run of that ended so")
         if self.begun and record.state == 1 and len(record.values or ()) != len(self.begun[1]):
             raise DamagedLineError("it finishes a trial without a value for each objective")
@@ -196,11 +196,11 @@ class Contents:
         if not re.fullmatch(r"run \d{1,9} (step \d{1,18}|ending)", name):
             raise DamagedLineError(f"a trial has no {name!r}")
         if name.endswith("ending"):
-            ended = checked(ENDED, value)
+            ended = checked(ENDING, value)
             if ended.ending == "finished" and (missing := {"validation_loss", *self.objectives} - ended.facts.keys()):
                 raise DamagedLineError(f"it finishes a run without its {', '.join(sorted(missing))}")
             self.endings.setdefault(record.trial_id, set()).add(ended.ending)
-        elif checked(REPORTED, value).step != int(name.rpartition(" ")[2]):
+        elif checked(EVALUATION, value).step != int(name.rpartition(" ")[2]):
             raise DamagedLineError(f"its step is another one than that of its name, {name!r}")
 
 

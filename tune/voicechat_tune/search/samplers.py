@@ -49,9 +49,9 @@ class Search:
             return None
         point = upcoming.point if self.listed is None else self.listed[number]
         if point is not None:
-            return self.study.begin(None, point, upcoming.lineage)
+            return self.study.begin_trial(None, point, upcoming.lineage)
         drawn, point = self.draw(number)
-        new = self.study.begin(drawn, point, upcoming.lineage)
+        new = self.study.begin_trial(drawn, point, upcoming.lineage)
         self.unfinished[new.number] = drawn.number  # in memory a trial's id is its number
         return new
 

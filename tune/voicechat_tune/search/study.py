@@ -16,7 +16,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from voicechat_platform.errors import InputError
-from voicechat_tune.search.journal import JOURNAL, SALVAGE, Beginning, open_journal
+from voicechat_tune.search.journal import JOURNAL, SALVAGE, StudyHeader, open_journal
 from voicechat_tune.search.journal_lines import Ending
 from voicechat_tune.search.optuna_private import id_of_study, id_of_trial
 from voicechat_tune.search.space import known_in
@@ -53,7 +53,7 @@ class Study:
         self.sweep, self.folder = sweep, folder
         if writable:
             folder.mkdir(parents=True, exist_ok=True)
-        self.storage = open_journal(folder / JOURNAL, beginning_of(sweep), writable)
+        self.storage = open_journal(folder / JOURNAL, header_of(sweep), writable)
         directions = [DIRECTIONS[objective] for objective in sweep.objectives]
         if not writable:
             try:
@@ -107,7 +107,9 @@ class Study:
         """Optuna's view of them, after those of an earlier sweep that this one was warmed with."""
         return self.optuna.get_trials(deepcopy=False)
 
-    def begin(self, drawn: FrozenTrial | None, point: dict[str, Any], lineage: dict[str, int] | None = None) -> Trial:
+    def begin_trial(
+        self, drawn: FrozenTrial | None, point: dict[str, Any], lineage: dict[str, int] | None = None
+    ) -> Trial:
         """Add a trial, whole in one record: a kill leaves all of it or nothing.
 
         Args:
@@ -173,7 +175,7 @@ class Study:
         trial.state = STATES[self.find(trial.number).state]
         del self.unfinished[trial.number]
 
-    def warm(self, earlier: "Study") -> int:
+    def warm_start(self, earlier: "Study") -> int:
         """Let the sampler know the finished trials of an earlier sweep; how many of them fit this space."""
         known = {found.user_attrs.get("warm") for found in self.frozen()}
         finished = [
@@ -203,9 +205,9 @@ class Study:
         optuna.Trial(self.optuna, id_of_trial(found)).set_user_attr(name, value)
 
 
-def beginning_of(sweep: SweepFile) -> Beginning:
+def header_of(sweep: SweepFile) -> StudyHeader:
     objectives = {objective: DIRECTIONS[objective] for objective in sweep.objectives}
-    return Beginning(sweep.name, objectives, sweep.warm_start is not None)
+    return StudyHeader(sweep.name, objectives, sweep.warm_start is not None)
 
 
 def as_trial(found: FrozenTrial) -> Trial:
