@@ -1,7 +1,7 @@
-"""What the lines of a journal may be, and which of them may follow which.
+"""The valid lines of a journal, and their valid order.
 
-Each is checked before Optuna reads it: Optuna itself ends in an exception of its own, or leaves out what it does not
-understand without a word.
+This module checks each line before Optuna reads it. For an invalid line Optuna raises an internal exception, or ignores
+the line without a warning.
 """
 
 import json
@@ -16,11 +16,11 @@ from voicechat_platform.training.history import Evaluation
 
 Ending = Literal["finished", "stopped", "failed"]
 ENDING_OF_STATE: dict[int, Ending] = {1: "finished", 2: "stopped", 3: "failed"}
-"""By Optuna's number of a trial's state: how one of its runs ended then."""
+"""Optuna's numbers of trial states. A trial has this state only if one of its runs ended so."""
 
 
 class Record(BaseModel):
-    """What every line of Optuna's has, whatever else a later version writes."""
+    """The fields of every line. A later version of Optuna may write more of them."""
 
     model_config = ConfigDict(strict=True)
 
@@ -34,7 +34,7 @@ class CreateStudy(Record):
 
 
 class StudyAttribute(Record):
-    """`optuna-dashboard` writes such ones."""
+    """`optuna-dashboard` writes such lines."""
 
     op_code: Literal[2, 3]
     study_id: Literal[0]
@@ -87,7 +87,7 @@ RECORD: TypeAdapter[AnyLine] = TypeAdapter(Annotated[AnyLine, Field(discriminato
 
 
 class TrialAttributes(BaseModel):
-    """The user attributes that a trial of the sweep begins with."""
+    """The first user attributes of a trial of the sweep."""
 
     model_config = ConfigDict(strict=True)
 
@@ -98,7 +98,7 @@ class TrialAttributes(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationAttribute(Evaluation):
-    """An evaluation as the study keeps it (`study.Run.evaluations`)."""
+    """An evaluation in the study's format (`trials.Run.evaluations`)."""
 
     spent: float
     order: int
@@ -106,7 +106,7 @@ class EvaluationAttribute(Evaluation):
 
 
 class EndingAttribute(BaseModel):
-    """How a run ended, as the study keeps it."""
+    """The end of a run in the study's format."""
 
     model_config = ConfigDict(strict=True)
 
@@ -119,44 +119,45 @@ TRIAL, EVALUATION, ENDING = TypeAdapter(TrialAttributes), TypeAdapter(Evaluation
 
 
 class DamagedLineError(ValueError):
-    """A line that cannot follow those before it; the message says why."""
+    """A line is invalid, or cannot follow the lines before it; the message gives the reason."""
 
 
 class Contents:
-    """What the lines so far say, as far as the next one must agree with it."""
+    """The facts from the lines so far that the next line must agree with."""
 
     def __init__(self, objectives: Iterable[str]) -> None:
         self.objectives = set(objectives)
         self.begun: tuple[str, list[int]] | None = None
         """The study's name, and the direction of each objective by Optuna's numbers."""
         self.trials: list[int | None] = []
-        """Under Optuna's id of each: its number, or None for one of an earlier sweep that this one was warmed with."""
+        """The trials' numbers; the index is Optuna's id. None for a trial of the earlier sweep (`warm_start`)."""
         self.numbered = 0
-        """How many of them are this sweep's own."""
+        """The count of this sweep's own trials."""
         self.endings: dict[int, set[str]] = {}
-        """By Optuna's id of a trial: how its runs ended."""
+        """The endings of a trial's runs; the key is Optuna's id of the trial."""
         self.over: set[int] = set()
+        """Optuna's ids of the trials that have ended."""
 
     def add(self, line: bytes) -> None:
-        """Take the next line.
+        """Add the next line.
 
         Raises:
-            DamagedLineError: it is not one that follows those before it; nothing of it is taken.
+            DamagedLineError: the line is invalid, or cannot follow the lines before it. The contents do not change.
         """
         try:
             record = RECORD.validate_json(line)
         except ValidationError as error:
-            raise DamagedLineError(f"it is not what Optuna writes: {first_fault(error)}") from None
+            raise DamagedLineError(f"it does not have Optuna's format: {first_fault(error)}") from None
         if isinstance(record, CreateStudy):
             self.begun = self.begun or (record.study_name, list(record.directions))
             return
         if self.begun is None:
-            raise DamagedLineError("no line before it begins the study")
+            raise DamagedLineError("no earlier line creates the study")
         match record:
             case CreateTrial():
                 self.begin(record)
             case TrialRecord() if record.trial_id >= len(self.trials):
-                raise DamagedLineError(f"no line before it begins the trial with Optuna's id {record.trial_id}")
+                raise DamagedLineError(f"no earlier line creates the trial with Optuna's id {record.trial_id}")
             case EndTrial():
                 self.end(record)
             case UserAttribute():
@@ -164,27 +165,27 @@ class Contents:
 
     def begin(self, record: CreateTrial) -> None:
         if record.params.keys() != record.distributions.keys():
-            raise DamagedLineError("its params are not those of its distributions")
+            raise DamagedLineError("its params and its distributions have different names")
         if "warm" in record.user_attrs:
             if record.state != 1 or record.datetime_complete is None:
-                raise DamagedLineError("it takes a trial of an earlier sweep over that has not ended")
+                raise DamagedLineError("it copies a trial of an earlier sweep that has not ended")
             self.trials.append(None)
             return
         begun = checked(TRIAL, record.user_attrs)
         if record.state != 0 or record.value is not None or record.values is not None:
-            raise DamagedLineError("it begins a trial that has ended")
+            raise DamagedLineError("it creates a trial that has already ended")
         if begun.number != self.numbered + 1:
-            raise DamagedLineError(f"it begins trial {begun.number}, and the one before is trial {self.numbered}")
+            raise DamagedLineError(f"it creates trial {begun.number} after trial {self.numbered}")
         if begun.lineage and not {"member", "generation"} <= begun.lineage.keys():
-            raise DamagedLineError("its lineage names no member and generation")
+            raise DamagedLineError("its lineage has no member or no generation")
         if not 0 <= begun.lineage.get("parent", 0) <= self.numbered:
-            raise DamagedLineError(f"no line before it begins its parent, trial {begun.lineage['parent']}")
+            raise DamagedLineError(f"no earlier line creates its parent, trial {begun.lineage['parent']}")
         self.trials.append(begun.number)
         self.numbered += 1
 
     def end(self, record: EndTrial) -> None:
         if ENDING_OF_STATE[record.state] not in self.endings.get(record.trial_id, ()):
-            raise DamagedLineError("it ends a trial, and no line before it says that a run of that ended so")
+            raise DamagedLineError("it ends a trial, but no earlier line ends a run of this trial in the same way")
         if self.begun and record.state == 1 and len(record.values or ()) != len(self.begun[1]):
             raise DamagedLineError("it finishes a trial without a value for each objective")
         self.over.add(record.trial_id)
@@ -192,29 +193,28 @@ class Contents:
     def attribute(self, record: UserAttribute) -> None:
         [(name, value)] = record.user_attr.items()
         if not name.startswith("run "):
-            return  # optuna-dashboard keeps people's notes there
+            return  # such as people's notes, which optuna-dashboard stores there
         if not re.fullmatch(r"run \d{1,9} (step \d{1,18}|ending)", name):
-            raise DamagedLineError(f"a trial has no {name!r}")
+            raise DamagedLineError(f"a trial has no attribute {name!r}")
         if name.endswith("ending"):
             ended = checked(ENDING, value)
             if ended.ending == "finished" and (missing := {"validation_loss", *self.objectives} - ended.facts.keys()):
-                raise DamagedLineError(f"it finishes a run without its {', '.join(sorted(missing))}")
+                raise DamagedLineError(f"it finishes a run without {', '.join(sorted(missing))}")
             self.endings.setdefault(record.trial_id, set()).add(ended.ending)
         elif checked(EVALUATION, value).step != int(name.rpartition(" ")[2]):
-            raise DamagedLineError(f"its step is another one than that of its name, {name!r}")
+            raise DamagedLineError(f"its step is not the step in its name, {name!r}")
 
 
 def checked(adapter: TypeAdapter[Any], value: Any) -> Any:
     try:
-        return adapter.validate_json(
-            json.dumps(value), strict=True
-        )  # of Python's own, strict takes no dict for a dataclass
+        # From Python values, strict validation accepts no dict for a dataclass; from JSON it does.
+        return adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        raise DamagedLineError(f"it is not what a sweep notes: {first_fault(error)}") from None
+        raise DamagedLineError(f"its attributes do not have the format of a sweep: {first_fault(error)}") from None
 
 
 def first_fault(error: ValidationError) -> str:
     fault = error.errors(include_url=False, include_input=False)[0]
     if fault["type"].startswith("union_tag"):
-        return "it has no op_code that a sweep writes"
+        return "a sweep writes no line with this op_code"
     return ": ".join(part for part in (".".join(map(str, fault["loc"])), fault["msg"]) if part)
