@@ -191,7 +191,7 @@ def test_the_message_says_where_why_and_what_is_left(sweep):
         open_study(sweep.name)
     message = str(refused.value)
     assert message.startswith(f"{journal}:5 is damaged (")
-    assert f"{len(lines) - 1} of its {len(lines)} lines are sound and hold 3 trials, 2 of them ended" in message
+    assert f"{len(lines) - 1} of its {len(lines)} lines are sound, with 3 trials, 2 of them ended" in message
     assert "voicechat sweep FILE --salvage" in message
 
 

@@ -317,7 +317,7 @@ def test_a_new_scheduler_needs_a_class_and_a_line_in_the_table(tmp_path, monkeyp
         ({"sampler": "random"}, "ceiling goes without random"),
         ({"sampler": "gp"}, r"leave scheduler \(ceiling\) out"),
         ({"scheduler": {"kind": "ceiling", "bound": 1, "grace_steps": 2}}, "grace_steps does not belong to ceiling"),
-        ({"scheduler": {"kind": "floor"}}, "no scheduler 'floor'; there are asha, .*, ceiling"),
+        ({"scheduler": {"kind": "floor"}}, "no scheduler 'floor'; give one of asha, .*, ceiling"),
     ):
         with pytest.raises(ValueError, match=message):
             SweepFile.model_validate({**sweep.model_dump(by_alias=True), **fields})

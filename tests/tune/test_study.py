@@ -100,7 +100,7 @@ def test_losses_over_some_windows_are_marked_beside_those_over_all():
     trials = [ended(number, how, {}, with_facts=how == "finished") for number, how in enumerate(endings, 1)]
     losses, caption = losses_shown(sweep_of("s"), trials)
     assert losses == ["3.5000", "≈ 3.6000", "≈ 3.6000", "≈ 3.6000"]
-    assert "over a part of the validation windows" in caption
+    assert "over some of the validation windows" in caption
     assert losses_shown(sweep_of("s"), trials[:1]) == (["3.5000"], None)
     all_windows = sweep_of("s", recipe={"training": {"evaluation_windows": None}})
     assert losses_shown(all_windows, trials) == (["3.5000", "3.6000", "3.6000", "3.6000"], None)
