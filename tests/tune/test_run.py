@@ -127,7 +127,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(sweep_file, voicechat, tmp_p
     trial_processes(run)[0].kill()
     _, stderr = run.communicate(timeout=240)
     assert run.returncode == 0, stderr
-    assert "broke off and goes on" in stderr
+    assert "was interrupted and will continue" in stderr
     trials = trials_in(tmp_path)
     assert len(trials) == 4
     assert {trial.state for trial in trials} <= {"finished", "stopped"}

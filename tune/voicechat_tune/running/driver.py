@@ -1,4 +1,4 @@
-"""Who runs and who stops: the study's decisions, brought to Ray Tune as its searcher and its scheduler."""
+"""The driver starts and stops runs. Ray Tune calls it through a searcher and a scheduler."""
 
 import logging
 import time
@@ -20,15 +20,15 @@ from voicechat_tune.search.trials import RunKey, Trial
 log = logging.getLogger(__name__)
 
 MOST_ATTEMPTS = 3
-"""A run that broke off so often in a row without getting further has failed."""
+"""A run fails after this number of consecutive errors without a new evaluation."""
 
 
 class Driver:
-    """Hands out runs, takes their reports, and says which are to stop.
+    """Selects the next run, stores reports in the study, and decides which runs stop.
 
     Args:
-        wanted: trials in all.
-        room: how many runs may go on at a time, asked whenever one might begin: a cluster may grow.
+        wanted: the total number of trials.
+        room: returns how many runs may be active at a time; called before each new run, because a cluster may grow.
     """
 
     def __init__(self, sweep: SweepFile, study: Study, wanted: int, room: Callable[[], int]):
@@ -36,18 +36,21 @@ class Driver:
         self.scheduler = sweep.scheduler.start(study) if sweep.scheduler else Scheduler()
         self.search = Search(sweep, study, self.scheduler)
         self.active: dict[str, RunKey] = {}
-        """Under Ray's id of each."""
+        """The key is Ray's id of the run."""
         self.attempts: dict[RunKey, int] = {}
         self.stopping = ""
-        """Why no more runs begin and those that go on stop at their next report."""
+        """The reason why no new run starts and the active runs stop at their next report; empty if there is none."""
         self.began = time.monotonic()
         runs = [run for trial in study.trials() for run in trial.runs]
         self.earlier_seconds = max((e["clock"] for run in runs for e in run.evaluations), default=0.0)
         self.seen: dict[RunKey, float] = {}
-        """When each active run was heard of last."""
+        """The time of each run's last report or start."""
 
     def next_run(self) -> tuple[RunKey, Trial] | None:
-        """The next run to train: an unfinished one first, then one more seed, then a new trial; None for now."""
+        """Return the next run: first one of an unfinished trial, else the first run of a new trial.
+
+        None if no run can start now.
+        """
         self.stopping = self.stopping or reached_limit(self.sweep, self.study.seconds, self.clock())
         if self.stopping or len(self.active) >= self.room():
             return None
@@ -59,7 +62,7 @@ class Driver:
         return (RunKey(new.number), new) if new else None
 
     def waiting(self, trial: Trial, active: set[RunKey]) -> RunKey | None:
-        """The first run of the trial that should go on and does not. Later seeds wait for the first to finish."""
+        """Return the first unfinished run of the trial that is not active. The other seeds wait for the first seed."""
         endings = {run.key.seed_index: run.ending for run in trial.runs}
         for index in range(self.sweep.seeds):
             key = RunKey(trial.number, index)
@@ -79,7 +82,7 @@ class Driver:
         self.seen[key] = time.monotonic()
 
     def on_report(self, ray_id: str, report: Report) -> bool:
-        """Take a run's report; whether it is to stop."""
+        """Process a run's report; return whether the run must stop."""
         key = self.active.get(ray_id)
         if key is None:
             return True
@@ -94,13 +97,13 @@ class Driver:
         return True
 
     def on_evaluation(self, ray_id: str, key: RunKey, evaluation: Evaluation) -> bool:
-        """Whether the run is to stop after this evaluation, which may be one that was heard of before a kill."""
+        """Store an evaluation; return whether the run must stop. The study may already have the evaluation."""
         spent = self.spent(key)
         self.seen[key] = time.monotonic()
         clock = self.clock()
         if self.study.record(key, {**asdict(evaluation), "spent": spent}, clock):
             self.attempts[key] = 0
-        if self.study.trial(key.trial).state != "unfinished":  # another seed of it has failed
+        if self.study.trial(key.trial).state != "unfinished":  # another of its seeds has failed
             self.deactivate(ray_id)
             return True
         if reason := self.should_stop(key, evaluation.step):
@@ -114,24 +117,28 @@ class Driver:
         return bool(self.stopping)
 
     def should_stop(self, key: RunKey, step: int) -> str:
-        """Why the scheduler stops a run; empty where it goes on. It looks at a trial's first seed alone."""
+        """Return the scheduler's reason to stop a run, or an empty text. It decides only about a trial's first seed."""
         if key.seed_index or step >= self.sweep.recipe.training.steps:
             return ""
         return self.scheduler.should_stop(self.study.run(key), step)
 
     def clock(self) -> float:
-        """The sweep's seconds so far, over all sittings."""
+        """Return the sweep's seconds so far, over all its starts."""
         return self.earlier_seconds + time.monotonic() - self.began
 
     def spent(self, key: RunKey) -> float:
-        """Seconds that the run has taken, over all its attempts."""
+        """Return the run's seconds so far, over all its attempts."""
         return self.study.run(key).seconds + time.monotonic() - self.seen[key]
 
     def deactivate(self, ray_id: str) -> None:
         self.active.pop(ray_id, None)
 
     def on_error(self, ray_id: str, reason: str, is_fault: bool) -> None:
-        """Note that a run's process died or raised; it is handed out again unless that keeps happening."""
+        """Process the error of a run whose process died or raised. At MOST_ATTEMPTS the run fails, else it runs again.
+
+        Args:
+            is_fault: False after a preemption, which is no attempt.
+        """
         key = self.active.pop(ray_id, None)
         if key is None:
             return
@@ -141,7 +148,7 @@ class Driver:
 
 
 def hours_of(trials: list[Trial]) -> float:
-    """Hours that all runs took together."""
+    """Return the sum of all runs' hours."""
     return sum(run.seconds for trial in trials for run in trial.runs) / 3600
 
 
@@ -150,11 +157,11 @@ def cost_of(sweep: SweepFile, trials: list[Trial]) -> float:
 
 
 def reached_limit(sweep: SweepFile, seconds: float, clock: float) -> str:
-    """Which limit of the sweep is reached; empty for none.
+    """Return the limit of the sweep that is reached, as a text; empty if there is none.
 
     Args:
-        seconds: that all runs took together.
-        clock: the sweep's own.
+        seconds: the sum over all runs.
+        clock: the sweep's seconds, over all its starts.
     """
     limits, hours = sweep.limits, seconds / 3600
     if limits.hours is not None and clock >= limits.hours * 3600:
@@ -168,14 +175,14 @@ def reached_limit(sweep: SweepFile, seconds: float, clock: float) -> str:
 
 
 class DrivenSearch(Searcher):
-    """Ray Tune's side of handing out runs."""
+    """The adapter through which Ray Tune gets the next run from the driver."""
 
     def __init__(self, driver: Driver | None):
         super().__init__()
         self.driver = driver
 
     def __reduce__(self):
-        return DrivenSearch, (None,)  # Tune pickles it for a restore of its own, which is never asked for
+        return DrivenSearch, (None,)  # Tune pickles it for its own restore, which we never use
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         assert self.driver is not None
@@ -196,17 +203,17 @@ class DrivenSearch(Searcher):
         }
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """Nothing to do: the driver knows it from the reports."""
+        """Do nothing: the driver gets the same information from the reports."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to do: all that counts stands in the study."""
+        """Do nothing: the study has the whole state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing to do, as for save."""
+        """Do nothing, as in `save`."""
 
 
 class DrivenScheduler(FIFOScheduler):
-    """Ray Tune's side of stopping runs."""
+    """The adapter through which Ray Tune sends reports to the driver and stops runs."""
 
     def __init__(self, driver: Driver | None):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a run sends to the driver: its evaluations, and how it ended."""
+"""The messages from a run to the driver: its evaluations, and its end."""
 
 from dataclasses import dataclass, field
 
@@ -26,5 +26,5 @@ Report = Evaluation | RunEnded | DiskFull
 
 
 def send(report: Report) -> None:
-    """Send it to the driver in one piece: of every bare number Ray Tune would keep statistics, 50 KiB a run in all."""
+    """Send a report to the driver as one object. For plain numbers Ray Tune keeps statistics, about 50 KiB per run."""
     tune.report({REPORT: report})
