@@ -118,8 +118,8 @@ def test_a_run_keeps_its_step_when_its_node_is_told_to_go(sweep, cluster, tmp_pa
     _, stderr = driver.communicate(timeout=300)
     assert driver.returncode == 0, stderr
     assert 0 < kept < 4000
-    assert "going on from step" in log.read_text()
-    went_on_at = int(log.read_text().partition("going on from step ")[2].split()[0])
+    assert "the run continues from step" in log.read_text()
+    went_on_at = int(log.read_text().partition("the run continues from step ")[2].split()[0])
     assert went_on_at in (kept, kept + 1), "the step that was under way is kept"
     assert trials_in(tmp_path)[0].state == "finished"
 

@@ -311,7 +311,7 @@ def test_a_new_scheduler_needs_a_class_and_a_line_in_the_table(tmp_path, monkeyp
         machine.run(kill_at=40)
     assert decisions(machine.run()) == decisions(whole)
     assert SweepFile.model_validate(sweep.model_dump(mode="json", by_alias=True)) == sweep, "from a sweep's notes"
-    with pytest.raises(InputError, match="ceiling has as many as it has"):
+    with pytest.raises(InputError, match="ceiling has a fixed number of trials"):
         extended(sweep, Study(tmp_path / "whole", sweep), tmp_path, {"extended": 0}, 1)
     for fields, message in (
         ({"sampler": "random"}, "ceiling goes without random"),

@@ -150,7 +150,10 @@ def test_a_backup_that_fails_is_logged_and_tried_again(tmp_path, monkeypatch, ca
         retention.schedule()
         retention.worker.submit(lambda: None).result()  # its only thread is through with it
     (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert "could not be registered or backed up yet; the next attempt follows later: the bucket is gone" in warning.getMessage()
+    assert (
+        "could not be registered or backed up yet; the next attempt follows later: the bucket is gone"
+        in warning.getMessage()
+    )
     assert any(record.exc_info for record in caplog.records), "the whole error can be found"
     retention.finish()
     assert f"s/{JOURNAL}" in put

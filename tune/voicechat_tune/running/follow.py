@@ -80,9 +80,8 @@ class Follower(tune.Callback):
         if self.driver.study.run(key).ending == "failed":
             self.show_failure(key, reason)
         else:
-            self.console.print(
-                f"{name_of(key)} was interrupted and will continue: {reason.splitlines()[0]}", highlight=False
-            )
+            line = f"{name_of(key)} was interrupted and will continue: {reason.splitlines()[0]}"
+            self.console.print(line, highlight=False)
 
     def show_failure(self, key: RunKey, reason: str) -> None:
         self.console.print(

@@ -9,7 +9,7 @@ from ray import tune
 
 from voicechat_platform.registry import Registry, Version
 from voicechat_tune.running.run_files import SweepFiles
-from voicechat_tune.running.sweep_index import NOTES
+from voicechat_tune.running.sweep_index import INDEX
 from voicechat_tune.search.journal import JOURNAL
 from voicechat_tune.search.study import Study
 from voicechat_tune.search.sweep_file import SweepFile
@@ -96,7 +96,7 @@ class Retention:
     def back_up(self) -> None:
         """Copy the study into the object store, if there is one, so that another head node can continue the sweep."""
         if self.files.store is not None:
-            for name in (NOTES, JOURNAL):
+            for name in (INDEX, JOURNAL):
                 self.files.store.put_file(self.folder / name, f"{self.sweep.name}/{name}")
 
 
@@ -119,5 +119,7 @@ class RetentionCallback(tune.Callback):
 def log_failure(keeping: Future[None]) -> None:
     """Log an error. The next call tries again; only an error of the last call is raised."""
     if error := keeping.exception():
-        log.warning("the finished runs could not be registered or backed up yet; the next attempt follows later: %s", error)
+        log.warning(
+            "the finished runs could not be registered or backed up yet; the next attempt follows later: %s", error
+        )
         log.debug("the whole error", exc_info=error)

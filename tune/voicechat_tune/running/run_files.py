@@ -104,9 +104,7 @@ class RunFiles:
             if newest and not checkpoint.exists():
                 self.store.get_folder(f"{prefix}/{newest}", checkpoint)
         if not checkpoint.exists():
-            raise InputError(
-                f"the checkpoint of run {parent}, from which run {self.key} starts, does not exist"
-            )
+            raise InputError(f"the checkpoint of run {parent}, from which run {self.key} starts, does not exist")
         return checkpoint
 
 

@@ -10,7 +10,7 @@ from voicechat_platform.json_file import read_object
 from voicechat_platform.registry import Registry
 from voicechat_tune.running.run import locked
 from voicechat_tune.running.run_files import object_store, sweep_folder
-from voicechat_tune.running.sweep_index import NOTES, group_of, read_notes, write_notes
+from voicechat_tune.running.sweep_index import INDEX, group_of, read_index, write_index
 from voicechat_tune.search import journal
 from voicechat_tune.search.samplers import trials_of
 from voicechat_tune.search.study import header_of
@@ -30,12 +30,12 @@ def salvage(sweep: SweepFile) -> None:
         RegistryError: the index is damaged, and the registry cannot find the sweep's versions.
     """
     folder = sweep_folder(sweep.name, sweep.storage)
-    if not any((folder / name).exists() for name in (journal.JOURNAL, NOTES, "runs")):
+    if not any((folder / name).exists() for name in (journal.JOURNAL, INDEX, "runs")):
         return
     store = object_store(sweep)
     with locked(folder):
         if store is not None:
-            for name in (NOTES, journal.JOURNAL):
+            for name in (INDEX, journal.JOURNAL):
                 if not (folder / name).exists():
                     store.get_file(f"{sweep.name}/{name}", folder / name)
         left = journal.salvage(folder / journal.JOURNAL, header_of(sweep))
@@ -47,19 +47,19 @@ def salvage(sweep: SweepFile) -> None:
                 store.get_file(f"{sweep.name}/{journal.JOURNAL}", folder / f"{journal.JOURNAL}.from-storage")
                 journal.set_aside(folder / "runs")
         try:
-            read_notes(folder)
+            read_index(folder)
         except InputError as error:
-            notes = rebuilt_notes(sweep, folder)
-            journal.set_aside(folder / NOTES)
-            write_notes(folder, notes)
-            log.info("%s; it is now replaced, and the group of its versions is %s", error, notes["group"])
+            index = restored_index(sweep, folder)
+            journal.set_aside(folder / INDEX)
+            write_index(folder, index)
+            log.info("%s; it is now replaced, and the group of its versions is %s", error, index["group"])
 
 
-def rebuilt_notes(sweep: SweepFile, folder: Path) -> dict[str, Any]:
-    """Restore the index of `sweep_index.note` as far as possible, with the given sweep file."""
+def restored_index(sweep: SweepFile, folder: Path) -> dict[str, Any]:
+    """Restore the index of `sweep_index.update_index` as far as possible, with the given sweep file."""
     known: dict[str, Any] = {}
     with contextlib.suppress(InputError):
-        known = read_object(folder / NOTES)
+        known = read_object(folder / INDEX)
     group, extended = known.get("group"), known.get("extended")
     if not isinstance(group, str) or not group:
         group = Registry().newest_group(sweep.name) or group_of(sweep)

@@ -107,7 +107,7 @@ class Storage:
         return True
 
     def names(self, prefix: str = "") -> list[str]:
-        """Return the names of the files and folders directly in the folder `prefix`, sorted; an empty list without it."""
+        """Return the names of the files and folders directly in a folder, sorted; empty if there is none."""
         infos = self.place[0].get_file_info(fs.FileSelector(self.path(prefix), allow_not_found=True))
         return sorted(info.base_name for info in infos if not info.base_name.endswith(PARTIAL))
 
