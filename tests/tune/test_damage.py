@@ -267,7 +267,7 @@ def test_lost_notes_come_back_with_their_group_and_their_extension(sweep, home):
     for group in ("rates-00000a", "rates-other-00000b", "rates-00000c"):
         client.create_experiment(group)
     (folder / INDEX).unlink()
-    with pytest.raises(InputError, match=f"{re.escape(str(folder / INDEX))} is gone"):
+    with pytest.raises(InputError, match=f"{re.escape(str(folder / INDEX))} is missing"):
         drive(fewer)
     salvage(fewer)
     assert read_index(folder) == {
