@@ -26,16 +26,16 @@ class Measured(BaseModel):
     peak_memory_mib: float
 
 
-class Corpus(BaseModel):
+class CorpusFields(BaseModel):
     source: str
     sha256: str
 
 
-class Run(BaseModel):
+class RunFields(BaseModel):
     """The fields that `read_run` guarantees."""
 
     recipe: dict[str, Any]
-    corpus: Corpus
+    corpus: CorpusFields
     tokenizer_sha256: str
     parameters: int
     metrics: Annotated[dict[str, Any], Field(max_length=0)] | Measured
@@ -56,7 +56,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     run = read_object(path)
     try:
-        Run.model_validate(run)
+        RunFields.model_validate(run)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, fault["loc"]))

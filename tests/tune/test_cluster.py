@@ -96,7 +96,7 @@ def test_a_node_dies_and_every_trial_is_accounted_for(sweep, cluster, tmp_path):
     cluster.remove_node(cluster.workers[0], allow_graceful=False)
     stdout, stderr = driver.communicate(timeout=300)
     assert driver.returncode == 0, stderr
-    assert "broke off and goes on" in stderr
+    assert "was interrupted and will continue" in stderr
     trials = trials_in(tmp_path)
     assert [trial.state for trial in trials] == ["finished"] * 3
     assert [trial.runs[0].step for trial in trials] == [1500] * 3
@@ -111,15 +111,15 @@ def test_a_run_keeps_its_step_when_its_node_is_told_to_go(sweep, cluster, tmp_pa
     wait_for(lambda: log.exists() and "begins" in log.read_text(), driver)
     node = node_of_the_trial(cluster)
     tell_to_go(cluster, node)
-    wait_for(lambda: "is about to be taken away: keeping step" in log.read_text(), driver)
-    kept = int(log.read_text().partition("keeping step ")[2].split()[0])
+    wait_for(lambda: "is about to be preempted: saving step" in log.read_text(), driver)
+    kept = int(log.read_text().partition("saving step ")[2].split()[0])
     wait_for(lambda: log.read_text().count("begins") == 2, driver)
     cluster.remove_node(node, allow_graceful=False)
     _, stderr = driver.communicate(timeout=300)
     assert driver.returncode == 0, stderr
     assert 0 < kept < 4000
-    assert "going on from step" in log.read_text()
-    went_on_at = int(log.read_text().partition("going on from step ")[2].split()[0])
+    assert "the run continues from step" in log.read_text()
+    went_on_at = int(log.read_text().partition("the run continues from step ")[2].split()[0])
     assert went_on_at in (kept, kept + 1), "the step that was under way is kept"
     assert trials_in(tmp_path)[0].state == "finished"
 
@@ -131,7 +131,7 @@ def test_workers_keep_their_step_when_the_node_of_one_is_told_to_go(sweep, clust
     wait_for((last / "run.json").exists, driver)
     node = cluster.workers[1]  # each has one of the two workers
     tell_to_go(cluster, node)
-    wait_for(lambda: "a worker's machine is about to be taken away" in log_of(tmp_path, 1), driver)
+    wait_for(lambda: "a worker's machine is about to be preempted" in log_of(tmp_path, 1), driver)
     assert load_training_state(last)["step"] % 1000, "a step between two evaluations is kept"
     cluster.add_node(num_cpus=1)
     cluster.remove_node(node, allow_graceful=False)
@@ -182,7 +182,7 @@ available_node_types:
         ({"cpus_per_trial": 4, "gpus_per_trial": 1, "workers_per_trial": 3}, None),
         ({"cpus_per_trial": 5}, "cpus_per_trial is 5, but the cluster's largest machine has 4 CPUs"),
         ({"gpus_per_trial": 2}, "gpus_per_trial is 2, but the cluster's largest machine has 1 GPUs"),
-        ({"gpus_per_trial": 1, "workers_per_trial": 4}, "asks for 4 GPUs together, but there are 3"),
+        ({"gpus_per_trial": 1, "workers_per_trial": 4}, "needs 4 GPUs in total, but there are 3"),
     ],
 )
 def test_a_cluster_that_grows_says_at_once_what_it_can_never_give(monkeypatch, tmp_path, asked, message, already):

@@ -18,12 +18,20 @@ from voicechat_platform.training.history import Evaluation
 from voicechat_tune.comparison.compare import run_points
 from voicechat_tune.running.driver import Driver
 from voicechat_tune.running.inspect import trial_facts
-from voicechat_tune.running.messages import Ended
+from voicechat_tune.running.messages import RunEnded
 from voicechat_tune.running.retention import Retention
 from voicechat_tune.running.run import locked
 from voicechat_tune.running.run_files import sweep_folder
 from voicechat_tune.running.salvage import salvage
-from voicechat_tune.running.sweep_index import NOTES, POINTER, is_running, note, open_study, point_to, read_notes
+from voicechat_tune.running.sweep_index import (
+    INDEX,
+    POINTER,
+    is_running,
+    open_study,
+    point_to,
+    read_index,
+    update_index,
+)
 from voicechat_tune.search.journal import JOURNAL
 from voicechat_tune.search.ranking import ranked
 from voicechat_tune.search.study import Study
@@ -113,10 +121,10 @@ def drive(sweep: SweepFile) -> Study:
     """Open the sweep as its driver does, up to where Ray would start."""
     folder = sweep_folder(sweep.name, sweep.storage)
     with locked(folder):
-        notes = note(sweep, folder, force=False)
+        index = update_index(sweep, folder, force=False)
         study = Study(folder, sweep)
-        Retention(sweep, study, folder, notes["group"])
-        Driver(sweep, study, 5 + notes["extended"], room=lambda: 1)
+        Retention(sweep, study, folder, index["group"])
+        Driver(sweep, study, 5 + index["extended"], room=lambda: 1)
     return study
 
 
@@ -124,7 +132,7 @@ def look(name: str) -> list[Trial]:
     """Read the sweep as all commands do that show one."""
     study = open_study(name)
     trials = study.trials()
-    assert read_notes(study.folder)["group"]
+    assert read_index(study.folder)["group"]
     trials_table("", trials, study.sweep)
     ranked(trials, study.sweep)
     is_running(study.folder)
@@ -146,7 +154,7 @@ def is_refused(act: Callable[[], Any], path: Path) -> bool:
     return message is not None
 
 
-@pytest.mark.parametrize("file", [JOURNAL, NOTES, POINTER, "lock", f"{JOURNAL}.lock"])
+@pytest.mark.parametrize("file", [JOURNAL, INDEX, POINTER, "lock", f"{JOURNAL}.lock"])
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_file_is_named_and_salvage_goes_on(sweep, file, damage):
     folder = sweep_folder(sweep.name, sweep.storage)
@@ -159,7 +167,7 @@ def test_a_damaged_file_is_named_and_salvage_goes_on(sweep, file, damage):
         assert refused == (damaged != whole)
         return
     assert is_refused(lambda: drive(sweep), path) == refused
-    if file in (JOURNAL, NOTES):
+    if file in (JOURNAL, INDEX):
         salvage(sweep)
         look(sweep.name)
         drive(sweep)
@@ -169,16 +177,16 @@ def test_a_damaged_file_is_named_and_salvage_goes_on(sweep, file, damage):
         assert not refused
 
 
-@pytest.mark.parametrize("file", [JOURNAL, NOTES, POINTER, "lock", f"{JOURNAL}.lock"])
+@pytest.mark.parametrize("file", [JOURNAL, INDEX, POINTER, "lock", f"{JOURNAL}.lock"])
 def test_a_folder_in_a_files_place_is_named(sweep, file):
     folder = sweep_folder(sweep.name, sweep.storage)
     path = sweep_folder(sweep.name) / file if file == POINTER else folder / file
     path.unlink(missing_ok=True)
     path.mkdir()
     refused = is_refused(lambda: look(sweep.name), path)
-    assert refused == (file in (JOURNAL, NOTES, POINTER))
+    assert refused == (file in (JOURNAL, INDEX, POINTER))
     assert is_refused(lambda: point_to(folder, sweep.name) if file == POINTER else drive(sweep), path)
-    if file in (JOURNAL, NOTES):
+    if file in (JOURNAL, INDEX):
         salvage(sweep)
         look(sweep.name)
 
@@ -191,7 +199,7 @@ def test_the_message_says_where_why_and_what_is_left(sweep):
         open_study(sweep.name)
     message = str(refused.value)
     assert message.startswith(f"{journal}:5 is damaged (")
-    assert f"{len(lines) - 1} of its {len(lines)} lines are sound and hold 3 trials, 2 of them ended" in message
+    assert f"{len(lines) - 1} of its {len(lines)} lines are sound, with 3 trials, 2 of them ended" in message
     assert "voicechat sweep FILE --salvage" in message
 
 
@@ -220,12 +228,12 @@ def finish(sweep: SweepFile, study: Study) -> list[Trial]:
     driver = Driver(sweep, study, 3, room=lambda: 1)
     while not driver.is_over():
         key, trial = driver.next_run() or pytest.fail("no run")
-        driver.begins("a", key)
+        driver.start_run("a", key)
         for step in range(2, 17, 2):
-            if driver.reported("a", Evaluation(**evaluation_in(told(step, trial.number + 1 / step)))):
+            if driver.on_report("a", Evaluation(**evaluation_in(told(step, trial.number + 1 / step)))):
                 break
         else:
-            driver.reported("a", Ended("finished", facts={"validation_loss": 1.0}))
+            driver.on_report("a", RunEnded("finished", facts={"validation_loss": 1.0}))
     return study.trials()
 
 
@@ -246,7 +254,7 @@ def test_a_lost_journal_is_not_begun_anew_unasked(sweep):
     folder = sweep_folder(sweep.name, sweep.storage)
     for damaged in (b"", None):
         (folder / JOURNAL).write_bytes(b"") if damaged == b"" else (folder / JOURNAL).unlink()
-        with pytest.raises(InputError, match=r"runs holds what its trials left; .*--salvage"):
+        with pytest.raises(InputError, match=r"runs has files of its trials; .*--salvage"):
             drive(sweep)
     salvage(sweep)
     assert drive(sweep).trials() == []
@@ -258,11 +266,11 @@ def test_lost_notes_come_back_with_their_group_and_their_extension(sweep, home):
     client = Registry().client
     for group in ("rates-00000a", "rates-other-00000b", "rates-00000c"):
         client.create_experiment(group)
-    (folder / NOTES).unlink()
-    with pytest.raises(InputError, match=f"{re.escape(str(folder / NOTES))} is gone"):
+    (folder / INDEX).unlink()
+    with pytest.raises(InputError, match=f"{re.escape(str(folder / INDEX))} is missing"):
         drive(fewer)
     salvage(fewer)
-    assert read_notes(folder) == {
+    assert read_index(folder) == {
         "extended": 1,
         "group": "rates-00000c",
         "file": fewer.model_dump(mode="json", by_alias=True),
@@ -276,15 +284,15 @@ def test_lost_notes_come_back_with_their_group_and_their_extension(sweep, home):
 )
 def test_a_file_of_an_older_version_is_refused_in_plain_words(sweep, change):
     folder = sweep_folder(sweep.name, sweep.storage)
-    notes = read_notes(folder)
-    changed = {**notes, "file": {**notes["file"], **change}}
-    (folder / NOTES).write_text(json.dumps(changed))
+    index = read_index(folder)
+    changed = {**index, "file": {**index["file"], **change}}
+    (folder / INDEX).write_text(json.dumps(changed))
     for act in (lambda: look(sweep.name), lambda: drive(sweep)):
         with pytest.raises(InputError, match=f"file.{next(iter(change))}") as refused:
             act()
         assert "--salvage" in str(refused.value)
     salvage(sweep)
-    assert read_notes(folder) == notes
+    assert read_index(folder) == index
     assert len(look(sweep.name)) == 3
 
 
@@ -322,7 +330,7 @@ def test_a_damaged_sweep_of_a_comparison_is_salvaged_by_its_command(tmp_path, mo
     folder.mkdir()
     study = drive(sweep)
     for point in points:
-        study.begin(None, point)
+        study.begin_trial(None, point)
     whole = (folder / JOURNAL).read_bytes()
     (folder / JOURNAL).write_bytes(middle(whole, b"{}"))
     monkeypatch.setattr("voicechat_tune.comparison.compare.run_sweep", lambda sweep, force: drive(sweep).trials())

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from voicechat_platform.errors import InputError
 from voicechat_platform.training.history import Evaluation
 from voicechat_tune.running.driver import MOST_ATTEMPTS, Driver
-from voicechat_tune.running.messages import Ended
+from voicechat_tune.running.messages import RunEnded
 from voicechat_tune.running.run import extended
 from voicechat_tune.search.journal import JOURNAL
 from voicechat_tune.search.samplers import Search, trials_of
@@ -83,7 +83,7 @@ class Machine:
             self.moment()
             key, trial = driver.next_run()
             ray_id, turn = str(turn), turn + 1
-            driver.begins(ray_id, key)
+            driver.start_run(ray_id, key)
             self.train(driver, ray_id, key, trial)
         written = Study(self.folder, self.sweep, writable=False)
         assert (study.trials(), study.next_order) == (written.trials(), written.next_order), "as the journal"
@@ -95,17 +95,17 @@ class Machine:
         begins = until - 4 if self.sweep.ends_at(trial.lineage) else 0
         done = self.checkpoints.get(key, begins)
         for step in range(begins + 2, done + 1, 2):  # reported again, in case the driver did not hear
-            if driver.reported(ray_id, report(trial, key, step)):
+            if driver.on_report(ray_id, report(trial, key, step)):
                 return
         for step in range(done + 2, until + 1, 2):
             self.moment()
             self.checkpoints[key] = step
             self.moment()
-            if driver.reported(ray_id, report(trial, key, step)):
+            if driver.on_report(ray_id, report(trial, key, step)):
                 return
         self.moment()
         facts = {"validation_loss": loss_of(trial, key, until), "parameters": size_of(trial)}
-        driver.reported(ray_id, Ended("finished", facts=facts))
+        driver.on_report(ray_id, RunEnded("finished", facts=facts))
 
     def mortal(self, write):
         """A writing into the study before which everything may be killed."""
@@ -234,14 +234,14 @@ def test_earlier_trials_of_other_bounds_and_fields_do_not_keep_a_field_out_of_th
     wider = {**NUMBERS, "training.learning_rate": {"loguniform": [0.0001, 0.2]}}
     later = earlier.model_copy(update={"search": Parameters.validate_python(wider)})
     study = Study(tmp_path / "later", later)
-    assert study.warm(Study(tmp_path / "earlier", earlier, writable=False)) == earlier.trials
+    assert study.warm_start(Study(tmp_path / "earlier", earlier, writable=False)) == earlier.trials
     drawn_alone.clear()
     Search(later, study, Scheduler()).draw(0)
     changed = Study(tmp_path / "earlier", later)
     Search(later, changed, Scheduler()).draw(earlier.trials)
     assert drawn_alone == []
     more = later.model_copy(update={"search": Parameters.validate_python({**NUMBERS, **LAYERS})})
-    assert Study(tmp_path / "more", more).warm(changed) == 0
+    assert Study(tmp_path / "more", more).warm_start(changed) == 0
 
 
 def test_the_sampler_learns_from_what_ran(tmp_path):
@@ -311,13 +311,13 @@ def test_a_new_scheduler_needs_a_class_and_a_line_in_the_table(tmp_path, monkeyp
         machine.run(kill_at=40)
     assert decisions(machine.run()) == decisions(whole)
     assert SweepFile.model_validate(sweep.model_dump(mode="json", by_alias=True)) == sweep, "from a sweep's notes"
-    with pytest.raises(InputError, match="ceiling has as many as it has"):
+    with pytest.raises(InputError, match="ceiling has a fixed number of trials"):
         extended(sweep, Study(tmp_path / "whole", sweep), tmp_path, {"extended": 0}, 1)
     for fields, message in (
         ({"sampler": "random"}, "ceiling goes without random"),
         ({"sampler": "gp"}, r"leave scheduler \(ceiling\) out"),
         ({"scheduler": {"kind": "ceiling", "bound": 1, "grace_steps": 2}}, "grace_steps does not belong to ceiling"),
-        ({"scheduler": {"kind": "floor"}}, "no scheduler 'floor'; there are asha, .*, ceiling"),
+        ({"scheduler": {"kind": "floor"}}, "no scheduler 'floor'; give one of asha, .*, ceiling"),
     ):
         with pytest.raises(ValueError, match=message):
             SweepFile.model_validate({**sweep.model_dump(by_alias=True), **fields})
@@ -342,20 +342,20 @@ def test_a_run_that_keeps_breaking_off_has_failed_and_one_that_gets_on_has_not(t
     for attempt in range(MOST_ATTEMPTS):
         key, trial = driver.next_run()
         assert key == RunKey(1)
-        driver.begins(str(attempt), key)
-        driver.broke_off(str(attempt), "killed", is_fault=True)
+        driver.start_run(str(attempt), key)
+        driver.on_error(str(attempt), "killed", is_fault=True)
     assert study.trials()[0].state == "failed"
     for attempt in range(6):
         key, trial = driver.next_run()
         assert key == RunKey(2)
-        driver.begins(f"b{attempt}", key)
-        assert not driver.reported(f"b{attempt}", report(trial, key, 2 * attempt + 2))
-        driver.broke_off(f"b{attempt}", "killed", is_fault=True)
+        driver.start_run(f"b{attempt}", key)
+        assert not driver.on_report(f"b{attempt}", report(trial, key, 2 * attempt + 2))
+        driver.on_error(f"b{attempt}", "killed", is_fault=True)
     assert study.trials()[1].state == "unfinished"
 
 
-def finished(loss: float) -> Ended:
-    return Ended("finished", facts={"validation_loss": loss})
+def finished(loss: float) -> RunEnded:
+    return RunEnded("finished", facts={"validation_loss": loss})
 
 
 def test_seeds_that_run_side_by_side_end_their_trial_with_the_last_of_them(tmp_path):
@@ -363,20 +363,20 @@ def test_seeds_that_run_side_by_side_end_their_trial_with_the_last_of_them(tmp_p
     study = Study(tmp_path, sweep)
     driver = Driver(sweep, study, 1, room=lambda: 2)
     key, trial = driver.next_run()
-    driver.begins("a", key)
+    driver.start_run("a", key)
     assert driver.next_run() is None, "the others wait for the first"
-    driver.reported("a", report(trial, key, 2))
-    driver.reported("a", finished(1.0))
+    driver.on_report("a", report(trial, key, 2))
+    driver.on_report("a", finished(1.0))
     keys = []
     for ray_id in ("b", "c"):
         key, trial = driver.next_run()
-        driver.begins(ray_id, key)
-        driver.reported(ray_id, report(trial, key, 2))
+        driver.start_run(ray_id, key)
+        driver.on_report(ray_id, report(trial, key, 2))
         keys.append(key)
     assert keys == [RunKey(1, 1), RunKey(1, 2)]
-    driver.reported("b", finished(2.0))
+    driver.on_report("b", finished(2.0))
     assert study.trials()[0].state == "unfinished"
-    driver.reported("c", finished(6.0))
+    driver.on_report("c", finished(6.0))
     assert (study.trials()[0].state, study.trials()[0].loss) == ("finished", 3.0)
 
 
@@ -387,12 +387,12 @@ def test_a_scheduler_stops_no_later_seed(tmp_path, monkeypatch):
     sweep = sweep_of("seeds")
     driver = Driver(sweep, Study(tmp_path, sweep), 1, room=lambda: 1)
     key, trial = driver.next_run()
-    driver.begins("a", key)
-    driver.reported("a", finished(1.0))
+    driver.start_run("a", key)
+    driver.on_report("a", finished(1.0))
     key, trial = driver.next_run()
     assert key == RunKey(1, 1)
-    driver.begins("b", key)
-    assert not driver.reported("b", report(trial, key, 2))
+    driver.start_run("b", key)
+    assert not driver.on_report("b", report(trial, key, 2))
 
 
 def test_a_seed_that_fails_stops_the_others(tmp_path):
@@ -401,12 +401,12 @@ def test_a_seed_that_fails_stops_the_others(tmp_path):
     driver = Driver(sweep, study, 1, room=lambda: 2)
     for ray_id in ("a", "b", "c"):
         key, trial = driver.next_run()
-        driver.begins(ray_id, key)
+        driver.start_run(ray_id, key)
         if ray_id == "a":
-            driver.reported("a", finished(1.0))
-    driver.reported("b", Ended("failed", "no number"))
+            driver.on_report("a", finished(1.0))
+    driver.on_report("b", RunEnded("failed", "no number"))
     assert study.trials()[0].state == "failed"
-    assert driver.reported("c", report(trial, key, 2)), "it has to stop"
+    assert driver.on_report("c", report(trial, key, 2)), "it has to stop"
     assert driver.is_over()
 
 

@@ -12,8 +12,8 @@ from voicechat_platform.registry import Registry
 from voicechat_platform.training.history import Evaluation
 from voicechat_tune.running.driver import DrivenScheduler, DrivenSearch, Driver
 from voicechat_tune.running.follow import Follower
-from voicechat_tune.running.messages import REPORT, Ended
-from voicechat_tune.running.retention import Keeping, Retention
+from voicechat_tune.running.messages import REPORT, RunEnded
+from voicechat_tune.running.retention import Retention, RetentionCallback
 from voicechat_tune.search.samplers import trials_of
 from voicechat_tune.search.study import Study
 from voicechat_tune.search.sweep_file import SweepFile
@@ -51,7 +51,7 @@ def sweep_of(kind: str) -> SweepFile:
 class AtOnce(Retention):
     """Does in this thread, where calls are counted, what it does in the background; the registry's time is its own."""
 
-    def soon(self) -> None:
+    def schedule(self) -> None:
         self.keep_all()
 
     def register(self, registry: Registry, trial: Trial, run: Run) -> None:
@@ -63,7 +63,7 @@ def reports(sweep: SweepFile, folder: Path) -> Iterator[None]:
     study = Study(folder, sweep)
     driver = Driver(sweep, study, trials_of(sweep), room=lambda: 1)
     search, scheduler = DrivenSearch(driver), DrivenScheduler(driver)
-    callbacks = [Follower(sweep, driver), Keeping(AtOnce(sweep, study, folder, "group"))]
+    callbacks = [Follower(sweep, driver), RetentionCallback(AtOnce(sweep, study, folder, "group"))]
     turn = 0
     while (config := search.suggest(str(turn))) != Searcher.FINISHED:
         trial = SimpleNamespace(trial_id=str(turn), config=config)
@@ -80,7 +80,7 @@ def reports(sweep: SweepFile, folder: Path) -> Iterator[None]:
             if stops:
                 break
         else:
-            scheduler.on_trial_result(None, trial, {REPORT: Ended("finished", facts={"validation_loss": loss})})
+            scheduler.on_trial_result(None, trial, {REPORT: RunEnded("finished", facts={"validation_loss": loss})})
             yield
         for callback in callbacks:
             callback.on_trial_complete(turn, [], trial)

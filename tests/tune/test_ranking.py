@@ -83,7 +83,7 @@ def study(tmp_path) -> Study:
     steps, speeds = iter(range(10**6)), {"spent": 1.0, "train_loss": 1.0, "tokens_per_second": 1.0}
     told = [((1.0, 3.0), (1.0, 3.0)), ((1.9, 1.9), (1.9, 1.9)), ((2.5, 2.5), (1.8, 1.8)), ((0.5,), (0.5,))]
     for last, best in told:
-        number = study.begin(None, {"training.learning_rate": 0.01 + next(steps) / 1000}).number
+        number = study.begin_trial(None, {"training.learning_rate": 0.01 + next(steps) / 1000}).number
         for seed, (at_end, at_best) in enumerate(zip(last, best, strict=True)):
             key = RunKey(number, seed)
             evaluation = {"step": 10, "validation_loss": at_end, "selection_loss": at_end, "learning_rate": 0.1}
@@ -128,7 +128,7 @@ def test_tables_report_and_promotion_name_the_same_trial(study, monkeypatch):
 
 def test_a_loss_that_is_no_number_is_a_failure(tmp_path):
     study = Study(tmp_path, sweep_of())
-    study.begin(None, {})
+    study.begin_trial(None, {})
     study.end_run(RunKey(1), "finished", facts={"validation_loss": math.inf})
     (trial,) = study.trials()
     assert (trial.state, trial.runs[0].ending) == ("failed", "failed")

@@ -12,7 +12,7 @@ import pytest
 from voicechat_tune.report.conclusion import conclude
 from voicechat_tune.report.document import write_report
 from voicechat_tune.report.figures import pareto
-from voicechat_tune.report.findings import Findings, Heads, Run, Trial, findings_from
+from voicechat_tune.report.findings import Findings, Heads, RunSummary, TrialSummary, findings_from
 from voicechat_tune.report.markdown import fenced, plain
 from voicechat_tune.report.results import Point, pareto_front, table_results
 
@@ -35,7 +35,7 @@ def run(number, variant, table, seed, final, status="finished", **choices):
         "validation_loss": final,
         "test_loss": final + 0.02,
     }
-    return Run(number, variant, table, seed, choices, status, [] if status == "failed" else history, facts)
+    return RunSummary(number, variant, table, seed, choices, status, [] if status == "failed" else history, facts)
 
 
 def comparison(shifts, seeds=8, noise=0.002, tables=("equal width",), **more):
@@ -58,7 +58,7 @@ def sweep(**more):
         run(4, "metric", "tuning", 1, 1.5, "failed", **{"training.learning_rate": 9.0}),
     ]
     trials = [
-        Trial(each.number, each.variant, each.choices, each.status, losses, each.facts, is_ranked, is_best)
+        TrialSummary(each.number, each.variant, each.choices, each.status, losses, each.facts, is_ranked, is_best)
         for each, losses, is_ranked, is_best in [
             (runs[1], [1.6], True, True),
             (runs[0], [1.7], True, False),

@@ -127,7 +127,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(sweep_file, voicechat, tmp_p
     trial_processes(run)[0].kill()
     _, stderr = run.communicate(timeout=240)
     assert run.returncode == 0, stderr
-    assert "broke off and goes on" in stderr
+    assert "was interrupted and will continue" in stderr
     trials = trials_in(tmp_path)
     assert len(trials) == 4
     assert {trial.state for trial in trials} <= {"finished", "stopped"}
@@ -145,7 +145,7 @@ def test_a_sweep_whose_driver_is_killed_ends_as_one_that_was_not(sweep_file, voi
     run = voicechat("sweep", path, "--resume", "--json")
     stdout, stderr = run.communicate(timeout=240)
     assert run.returncode == 0, stderr
-    assert "going on with the sweep" in stderr
+    assert "continuing the sweep" in stderr
     assert decisions(trials_in(tmp_path)) == decisions(trials_in(tmp_path, "whole"))
     assert len(json.loads(stdout)) == sum(trial.state == "finished" for trial in trials_in(tmp_path))
 
@@ -218,7 +218,7 @@ def test_faults_are_said_at_once(sweep_file, shared_ray, home, tmp_path):
     assert "recipe.training.steps: 20 -> 30" in str(refused.value)
     assert "trials: 1 -> 4" in str(refused.value)
     nowhere = "storage: s3://no-such-bucket/x?endpoint_override=127.0.0.1:9&scheme=http\n"
-    with pytest.raises(InputError, match="cannot keep results"):
+    with pytest.raises(InputError, match="cannot store results"):
         run_sweep(read_sweep(sweep_file(20, 10, nowhere)))
 
 
@@ -280,7 +280,7 @@ def test_results_go_to_s3_and_another_machine_goes_on_from_there(
     for name in kept:
         held = [entry.partition("-")[0] for entry in store.names(f"small/runs/{name}")]
         assert sorted(held) == ["best", "last", "log.txt"]
-    assert "going on from step" in "".join(
+    assert "the run continues from step" in "".join(
         voicechat("trial", "small", trial.number).communicate(timeout=60)[0] for trial in trials
     )
 

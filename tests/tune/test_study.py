@@ -33,7 +33,7 @@ def finish(study: Study, rates: list[float]) -> None:
         copy.enqueue_trial({"training.learning_rate": rate})
         trial = copy.ask()
         trial.suggest_float("training.learning_rate", 0.001, 0.1, log=True)
-        study.begin(copy.trials[0], {"training.learning_rate": rate})
+        study.begin_trial(copy.trials[0], {"training.learning_rate": rate})
         study.end_run(RunKey(number), "finished", facts={"validation_loss": rate, "parameters": 1.0})
 
 
@@ -41,11 +41,11 @@ def test_a_warm_start_knows_the_earlier_trials_that_fit_and_counts_them_not(tmp_
     earlier = Study(tmp_path / "earlier", sweep_of("earlier"))
     finish(earlier, [0.002, 0.02, 0.08])
     later = Study(tmp_path / "later", sweep_of("later", high=0.05))
-    assert later.warm(earlier) == 2
-    assert later.warm(earlier) == 2, "again after a kill"
+    assert later.warm_start(earlier) == 2
+    assert later.warm_start(earlier) == 2, "again after a kill"
     assert [found.values for found in later.frozen()] == [[0.002], [0.02]]
     assert later.trials() == []
-    assert later.begin(None, {}).number == 1
+    assert later.begin_trial(None, {}).number == 1
 
 
 def test_a_warm_start_of_which_nothing_fits_is_refused(tmp_path, monkeypatch):
@@ -55,7 +55,7 @@ def test_a_warm_start_of_which_nothing_fits_is_refused(tmp_path, monkeypatch):
     for number, fields in enumerate(({"high": 0.01}, {"objectives": ["validation_loss", "parameters"]})):
         sweep = sweep_of("later", warm_start="earlier", **fields)
         with pytest.raises(InputError, match="warm_start: no finished trial of earlier has the fields, values and obj"):
-            run.warm(sweep, Study(tmp_path / str(number), sweep))
+            run.warm_start(sweep, Study(tmp_path / str(number), sweep))
 
 
 def trial_of(seconds: float) -> Trial:
@@ -100,7 +100,7 @@ def test_losses_over_some_windows_are_marked_beside_those_over_all():
     trials = [ended(number, how, {}, with_facts=how == "finished") for number, how in enumerate(endings, 1)]
     losses, caption = losses_shown(sweep_of("s"), trials)
     assert losses == ["3.5000", "≈ 3.6000", "≈ 3.6000", "≈ 3.6000"]
-    assert "over a part of the validation windows" in caption
+    assert "over some of the validation windows" in caption
     assert losses_shown(sweep_of("s"), trials[:1]) == (["3.5000"], None)
     all_windows = sweep_of("s", recipe={"training": {"evaluation_windows": None}})
     assert losses_shown(all_windows, trials) == (["3.5000", "3.6000", "3.6000", "3.6000"], None)
@@ -147,10 +147,13 @@ def test_a_backup_that_fails_is_logged_and_tried_again(tmp_path, monkeypatch, ca
 
     retention.files.store = SimpleNamespace(put_file=put_file)
     with caplog.at_level(logging.DEBUG, "voicechat_tune.running.retention"):
-        retention.soon()
+        retention.schedule()
         retention.worker.submit(lambda: None).result()  # its only thread is through with it
     (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert "could not be kept yet, which is tried again later: the bucket is gone" in warning.getMessage()
+    assert (
+        "could not be registered or backed up yet; the next attempt follows later: the bucket is gone"
+        in warning.getMessage()
+    )
     assert any(record.exc_info for record in caplog.records), "the whole error can be found"
     retention.finish()
     assert f"s/{JOURNAL}" in put

@@ -11,7 +11,7 @@ import pytest
 from voicechat_platform.settings import settings
 from voicechat_platform.strict_yaml import read_yaml
 from voicechat_platform.training.history import Evaluation
-from voicechat_tune.running import sweep_index as notes
+from voicechat_tune.running import sweep_index
 from voicechat_tune.running.run_files import sweep_folder
 from voicechat_tune.search.study import Study
 from voicechat_tune.search.sweep_file import SweepFile
@@ -75,9 +75,9 @@ def rates(home, tmp_path) -> str:
     sweep = read_yaml(tmp_path / "rates.yaml", SweepFile)
     folder = sweep_folder(sweep.name)
     folder.mkdir(parents=True)
-    notes.note(sweep, folder, force=False)
+    sweep_index.update_index(sweep, folder, force=False)
     study = Study(folder, sweep)
-    study.begin(None, {"training.learning_rate": 0.01})
+    study.begin_trial(None, {"training.learning_rate": 0.01})
     evaluation = Evaluation(1, 2.5, 2.5, 2.5, 2.5, 0.01, 9.0, 0.1, 1.0, 1.0)
     study.record(RunKey(1), {**asdict(evaluation), "spent": 1.0}, clock=1)
     return sweep.name

@@ -24,7 +24,7 @@ from voicechat_platform.training.recipe import Recipe
 from voicechat_serve.api.access import AccessRules, guard
 from voicechat_serve.operations.keys import create_key, fingerprint, make_secret
 from voicechat_tune.report.heads import show_heads
-from voicechat_tune.running import sweep_index as notes
+from voicechat_tune.running import sweep_index
 from voicechat_tune.running.run import locked
 from voicechat_tune.running.run_files import sweep_folder
 from voicechat_tune.search.journal import JOURNAL
@@ -84,10 +84,10 @@ def rates(home, tmp_path) -> Iterator[Study]:
     sweep = read_yaml(tmp_path / "rates.yaml", SweepFile)
     folder = sweep_folder(sweep.name)
     folder.mkdir(parents=True)
-    notes.note(sweep, folder, force=False)
+    sweep_index.update_index(sweep, folder, force=False)
     study = Study(folder, sweep)
     for number, losses in ((1, (2.0, 1.25)), (2, (3.0,)), (3, (2.5,))):
-        study.begin(None, {"training.learning_rate": number / 100})
+        study.begin_trial(None, {"training.learning_rate": number / 100})
         for step, loss in enumerate(losses, 1):
             evaluation = asdict(Evaluation(step, loss, loss, loss, loss, 0.01, 1.0, 0.1, 1.0, 1.0)) | {"spent": step}
             study.record(RunKey(number), evaluation, clock=step)
@@ -189,7 +189,7 @@ def test_a_sweep_is_followed_while_it_runs(rates):
     assert sweeps_tab.reason("its process or its machine is gone") == "its process or its machine is gone"
 
 
-@pytest.mark.parametrize("file", [notes.NOTES, JOURNAL])
+@pytest.mark.parametrize("file", [sweep_index.INDEX, JOURNAL])
 def test_a_broken_sweep_is_told(rates, file):
     (rates.folder / file).write_text("{\n{\n")
     overview, _, trials = sweeps_tab.open_tab("rates")
@@ -211,7 +211,7 @@ async def test_errors_that_are_not_ours_are_told_by_the_log_alone(rates, monkeyp
         sweeps_tab.find_sweeps()[1],
         sweeps_tab.show_sweep("elsewhere"),
     ]
-    monkeypatch.setattr(notes, "open_study", broken)
+    monkeypatch.setattr(sweep_index, "open_study", broken)
     shown.append(sweeps_tab.find_sweeps()[0][0].state)
     shown.append(sweeps_tab.show_sweep("rates"))
     (tmp_path / "heads").write_text("#!/bin/sh\necho 'OSError: /srv/secret/heads' >&2\nexit 1\n")
@@ -256,7 +256,7 @@ def test_a_table_is_stacked_where_the_page_has_no_room_for_it(columns, stacked):
 
 
 def test_a_trial_is_linked_to_its_models(tiny, rates):
-    registry, group = Registry(), notes.read_notes(rates.folder)["group"]
+    registry, group = Registry(), sweep_index.read_index(rates.folder)["group"]
     folder = registry.version("tiny", 1).checkpoint()
     made = [registry.record(group, str(RunKey(*key)), {}, [], folder) for key in ((1, 0), (1, 1), (3, 0))]
     first, again, third = (f'data-version="{version}"' for version in made)
@@ -332,7 +332,11 @@ def cut_off(page: Any) -> dict[int, list[str]]:
 def test_from_a_trial_to_its_model_promoted_and_talked_with(tiny, rates, together, open_page, realtime):
     url, _ = together
     made = Registry().record(
-        notes.read_notes(rates.folder)["group"], "0001", {}, [], Registry().version(*parse_version(tiny)).checkpoint()
+        sweep_index.read_index(rates.folder)["group"],
+        "0001",
+        {},
+        [],
+        Registry().version(*parse_version(tiny)).checkpoint(),
     )
     show_heads(made.checkpoint(), made.checkpoint() / "heads")
     talk = open_page(url, color_scheme="dark")

@@ -1,1 +1,1 @@
-"""Sweeps over recipes on Ray Tune, and one run on several workers on Ray Train. Knows nothing of serving."""
+"""Sweeps over recipes on Ray Tune, and runs on several workers with Ray Train. This package does not import serving."""

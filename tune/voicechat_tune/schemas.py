@@ -1,4 +1,4 @@
-"""JSON schemas of the files that people write, for editors that know the YAML language server's."""
+"""JSON schemas of the files that people write, for editors with a YAML language server."""
 
 import json
 from pathlib import Path
@@ -14,10 +14,10 @@ FILES: dict[str, type[BaseModel]] = {"recipe": Recipe, "sweep": SweepFile, "comp
 
 
 def write_schemas(folder: Path) -> list[Path]:
-    """recipe.json, sweep.json and comparison.json in the folder.
+    """Write recipe.json, sweep.json and comparison.json into the folder, and return their paths.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the folder cannot be written.
     """
     folder = writable_folder(folder, *(f"{name}.json" for name in FILES))
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from voicechat_tune.report.findings import Findings, Run
+from voicechat_tune.report.findings import Findings, RunSummary
 from voicechat_tune.report.formats import listed, quoted, setting, signed_with_interval
 from voicechat_tune.report.results import COMPARED, TableResult, finished
 from voicechat_tune.report.statistics import estimate
@@ -93,7 +93,7 @@ def edges(findings: Findings) -> list[str]:
     return caveats
 
 
-def lost_runs(runs: list[Run]) -> list[str]:
+def lost_runs(runs: list[RunSummary]) -> list[str]:
     """Return the runs without a final loss, grouped by table, variant and status."""
     seeds: dict[tuple[str, str, str], list[int]] = {}
     for run in runs:

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from voicechat_tune.report.caveats import comparison_caveats
-from voicechat_tune.report.findings import Findings, Trial
+from voicechat_tune.report.findings import Findings, TrialSummary
 from voicechat_tune.report.formats import (
     equals_p,
     field_words,
@@ -202,7 +202,7 @@ def sweep_summary(findings: Findings) -> str:
     return said
 
 
-def choices(trial: Trial) -> str:
+def choices(trial: TrialSummary) -> str:
     return ", ".join(f"{field} = {setting(value)}" for field, value in trial.choices.items())
 
 

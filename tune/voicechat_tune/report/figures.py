@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from voicechat_tune.report.findings import Findings, Run, Trial
+from voicechat_tune.report.findings import Findings, RunSummary, TrialSummary
 from voicechat_tune.report.formats import field_words, setting
 from voicechat_tune.report.results import COMPARED, Point, TableResult, finished, pareto_front, variants_of
 from voicechat_tune.report.statistics import Verdict, mean_interval
@@ -67,7 +67,7 @@ def learning_curves(findings: Findings) -> Figure:
     return figure
 
 
-def variant_curve(axis: Axes, runs: list[Run], index: int) -> None:
+def variant_curve(axis: Axes, runs: list[RunSummary], index: int) -> None:
     """Draw the mean over seeds and its interval, at the steps of all runs' evaluations."""
     losses = [{entry["step"]: entry["validation_loss"] for entry in run.history} for run in runs]
     if not losses:
@@ -110,12 +110,12 @@ def sweep_curves(axis: Axes, findings: Findings) -> None:
     axis.legend(handles=lines, fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
 
 
-def curve_of(run: Run) -> tuple[list[int], list[float]]:
+def curve_of(run: RunSummary) -> tuple[list[int], list[float]]:
     """Return steps and losses."""
     return [entry["step"] for entry in run.history], [entry["validation_loss"] for entry in run.history]
 
 
-def finish_curves(axes: list[Axes], runs: list[Run]) -> None:
+def finish_curves(axes: list[Axes], runs: list[RunSummary]) -> None:
     """Set one range for all panels. The first quarter of the steps and a diverged trial may exceed it: they would
     compress the rest."""
     losses = [curve_of(run) for run in runs if run.history]
@@ -225,13 +225,13 @@ def importances(shares: dict[str, float]) -> Figure:
     return figure
 
 
-def searched_fields(trials: list[Trial]) -> list[str]:
+def searched_fields(trials: list[TrialSummary]) -> list[str]:
     """Return the fields whose choices differ between trials."""
     fields = dict.fromkeys(field for trial in trials for field in trial.choices)
     return [field for field in fields if len({repr(trial.choices.get(field)) for trial in trials}) > 1]
 
 
-def parallel_coordinates(trials: list[Trial]) -> Figure:
+def parallel_coordinates(trials: list[TrialSummary]) -> Figure:
     """Draw each ranked trial as a line through its choices and its loss, coloured by the loss; other trials are grey.
 
     Args:

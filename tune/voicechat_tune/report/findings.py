@@ -8,7 +8,7 @@ Table = Literal["equal width", "equal parameters", "equal FLOPs", "tuning"]
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSummary:
     """One training run."""
 
     number: int
@@ -37,7 +37,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialSummary:
     """One point of a sweep's search space, over all its seeds."""
 
     number: int
@@ -80,7 +80,7 @@ class Findings:
     kind: Literal["sweep", "comparison"]
     description: str
     """The question and the method, a paragraph of plain text."""
-    runs: list[Run]
+    runs: list[RunSummary]
     baseline: str | None = None
     """For a comparison: the variant with which the others are compared."""
     margin: float = 0.01
@@ -94,7 +94,7 @@ class Findings:
     """The conditions of the runs: machine, versions, commit, seconds of training, cost, in the order of the report."""
     importances: dict[str, float] = field(default_factory=dict)
     """For a sweep: the importance of each searched field (the sum is 1)."""
-    trials: list[Trial] = field(default_factory=list)
+    trials: list[TrialSummary] = field(default_factory=list)
     """For a sweep: the ranked trials, the best first, then the others by their numbers."""
     objectives: list[str] = field(default_factory=lambda: ["validation_loss"])
     """For a sweep: its objectives; the first is validation_loss."""
@@ -105,7 +105,7 @@ class Findings:
 
 def findings_from(values: dict[str, Any]) -> Findings:
     """Convert the result of `as_dict`, or its JSON, back."""
-    runs = [Run(**run) for run in values["runs"]]
-    trials = [Trial(**trial) for trial in values["trials"]]
+    runs = [RunSummary(**run) for run in values["runs"]]
+    trials = [TrialSummary(**trial) for trial in values["trials"]]
     heads = {variant: Heads(**rows) for variant, rows in values["heads"].items()}
     return Findings(**{**values, "runs": runs, "trials": trials, "heads": heads})

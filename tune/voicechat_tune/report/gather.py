@@ -22,7 +22,7 @@ from voicechat_platform.errors import InputError
 from voicechat_platform.models import GPTForCausalLM
 from voicechat_platform.provenance import machine, provenance
 from voicechat_tune.report import findings as report
-from voicechat_tune.report.findings import Findings, Heads, Run, Table
+from voicechat_tune.report.findings import Findings, Heads, RunSummary, Table
 from voicechat_tune.report.heads import show_heads
 from voicechat_tune.report.results import mean_facts
 from voicechat_tune.running.driver import cost_of, hours_of
@@ -61,7 +61,7 @@ def sweep_findings(study: Study, prompt: str) -> Findings:
     )
 
 
-def trials_of(study: Study, trials: list[Trial]) -> list[report.Trial]:
+def trials_of(study: Study, trials: list[Trial]) -> list[report.TrialSummary]:
     """Return the report's facts about each trial, in the report's order."""
     ranking = ranked(trials, study.sweep)
     compared, best = ({trial.number for trial in found} for found in (ranking, winners(trials, study.sweep)))
@@ -71,7 +71,7 @@ def trials_of(study: Study, trials: list[Trial]) -> list[report.Trial]:
         variant = variant_of(trial, study.sweep)
         runs = runs_of(study, trial, "equal width", variant)
         described.append(
-            report.Trial(
+            report.TrialSummary(
                 number=trial.number,
                 variant=variant,
                 choices={field: value for field, value in trial.point.items() if field != "seed"},
@@ -99,7 +99,7 @@ def comparison_findings(
         placed: each trial with its study, table and variant.
         repeated: tables that also contain the baseline's runs of "equal width".
     """
-    runs: list[Run] = []
+    runs: list[RunSummary] = []
     chosen: dict[str, Path] = {}
     for study, trial, table, variant in placed:
         of_trial = runs_of(study, trial, table, variant)
@@ -133,10 +133,10 @@ def comparison_findings(
     )
 
 
-def runs_of(study: Study, trial: Trial, table: Table, variant: str) -> list[Run]:
+def runs_of(study: Study, trial: Trial, table: Table, variant: str) -> list[RunSummary]:
     """Return a trial's runs that have ended."""
     return [
-        Run(
+        RunSummary(
             number=trial.number,
             variant=variant,
             table=table,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from voicechat_tune.report.findings import Findings, Heads, Run
+from voicechat_tune.report.findings import Findings, Heads, RunSummary
 from voicechat_tune.report.formats import (
     NOTHING,
     amount,
@@ -78,7 +78,7 @@ def comparison_grids(result: TableResult, baseline: str | None) -> list[Grid]:
     return [each for each in grids if len(each.header) > 1]
 
 
-def runs_grid(caption: str, runs: list[Run]) -> Grid:
+def runs_grid(caption: str, runs: list[RunSummary]) -> Grid:
     """Return every run with its choices."""
     fields = list(dict.fromkeys(field for run in runs for field in run.choices))
     header = ["trial", "variant", *short_names(fields), "status", "seed", "steps", "final loss", "best loss"]

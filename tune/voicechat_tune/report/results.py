@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from voicechat_tune.report.findings import Findings, Run, Table, Trial
+from voicechat_tune.report.findings import Findings, RunSummary, Table, TrialSummary
 from voicechat_tune.report.statistics import Difference, Estimate, compare_with, estimate
 
 COMPARED: tuple[Table, ...] = ("equal width", "equal parameters", "equal FLOPs")
@@ -43,7 +43,7 @@ class TableResult:
         return {result.variant: result.difference for result in self.variants if result.difference is not None}
 
 
-def finished(runs: list[Run]) -> list[Run]:
+def finished(runs: list[RunSummary]) -> list[RunSummary]:
     """Return the runs that reached their last step. Only their losses may be compared."""
     return [run for run in runs if run.status == "finished" and run.history]
 
@@ -69,7 +69,9 @@ def table_results(findings: Findings) -> list[TableResult]:
     return results
 
 
-def table_result(table: Table, by_variant: dict[str, list[Run]], baseline: str | None, margin: float) -> TableResult:
+def table_result(
+    table: Table, by_variant: dict[str, list[RunSummary]], baseline: str | None, margin: float
+) -> TableResult:
     losses = {
         variant: {run.seed: run.history[-1]["validation_loss"] for run in runs} for variant, runs in by_variant.items()
     }
@@ -94,14 +96,14 @@ def table_result(table: Table, by_variant: dict[str, list[Run]], baseline: str |
     return TableResult(table, variants, has_baseline=bool(base))
 
 
-def nats_per_character(runs: list[Run]) -> float | None:
+def nats_per_character(runs: list[RunSummary]) -> float | None:
     last = [run.history[-1] for run in runs]
     if any(evaluation.get("nats_per_character") in (None, evaluation["validation_loss"]) for evaluation in last):
         return None
     return float(np.mean([evaluation["nats_per_character"] for evaluation in last]))
 
 
-def mean_facts(runs: list[Run]) -> dict[str, float]:
+def mean_facts(runs: list[RunSummary]) -> dict[str, float]:
     names = dict.fromkeys(name for run in runs for name in run.facts)
     return {name: float(np.mean([run.facts[name] for run in runs if name in run.facts])) for name in names}
 
@@ -126,7 +128,7 @@ def variant_points(table: TableResult, fact: str) -> list[Point]:
     ]
 
 
-def trial_points(trials: list[Trial], fact: str) -> list[Point]:
+def trial_points(trials: list[TrialSummary], fact: str) -> list[Point]:
     """Return each ranked trial of a sweep."""
     return [
         Point(f"trial {trial.number}", "", trial.facts[fact], trial.loss)

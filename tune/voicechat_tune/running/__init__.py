@@ -1,1 +1,1 @@
-"""How a sweep runs: the driver, the trials and their workers, storage, and what is kept."""
+"""The execution of a sweep: the driver, the trials and their workers, storage, and retention."""

@@ -1,15 +1,15 @@
-"""Knowing a full disk from other faults."""
+"""Distinguish a full disk from other faults."""
 
 import errno
 import shutil
 from pathlib import Path
 
 LEAST_FREE = 2**20
-"""Bytes: with less than this left, whatever fails to be written fails for that."""
+"""In bytes. With less free space, a full disk is the reason for any failed write."""
 
 
 def is_disk_full(error: BaseException, folder: Path) -> bool:
-    """Whether an error came of a full disk, or a full quota: torch and safetensors raise errors of their own for it."""
+    """Return whether a full disk or quota caused an error; torch and safetensors raise their own errors for it."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     if "No space left on device" in str(error):

@@ -1,4 +1,4 @@
-"""One run on several workers: the training loop under Ray Train, gradients averaged over gloo or nccl."""
+"""One run on several workers: the training loop with Ray Train, gradients averaged over gloo or nccl."""
 
 import logging
 import os
@@ -40,15 +40,15 @@ def train_on_workers(
     workers: int,
     on_evaluation: Callable[[Evaluation], None],
 ) -> None:
-    """Train as one process would, the batch shared by the workers; the first of them keeps checkpoints in the folder.
+    """Train with the same result as one process. The workers share each batch; the first one writes checkpoints.
 
     Args:
-        folder: the run's, absolute; on a cluster one that every machine shares.
-        workers: processes, each with one CPU core, or one GPU where there are enough.
-        on_evaluation: called at each, from a thread.
+        folder: the run's folder, absolute; on a cluster all machines must share it.
+        workers: the number of processes, each with one CPU core, or with one GPU if there are enough.
+        on_evaluation: called for each evaluation, from a thread.
 
     Raises:
-        InputError: the batch cannot be shared evenly, Ray has too few CPUs, or the loss became no number.
+        InputError: the workers cannot share a batch evenly, Ray has too few CPUs, or the loss became nan or infinite.
     """
     check_shares(recipe, workers)
     start = find_start(recipe)
@@ -58,23 +58,27 @@ def train_on_workers(
         has = ray.cluster_resources()
         use_gpu = has.get("GPU", 0) >= workers
         if not use_gpu and settings().ray_address == "local" and has.get("CPU", 0) < workers:
-            raise InputError(f"{workers} workers need as many CPUs; Ray has {has.get('CPU', 0):g}: ask for fewer")
+            raise InputError(
+                f"{workers} workers need {workers} CPUs, but Ray has {has.get('CPU', 0):g}: give fewer workers"
+            )
         with followed(RunFolder(folder), resume_from, on_evaluation):
             fit(recipe, data, folder, resume_from, start, workers, {"GPU": 1} if use_gpu else {"CPU": 1})
-    except SystemExit:  # what Ray Train makes of Ctrl-C
+    except SystemExit:  # Ray Train raises this after Ctrl-C
         raise KeyboardInterrupt from None
     finally:
-        signal.signal(signal.SIGINT, interrupt)  # Ray Train leaves one of its own behind
+        signal.signal(signal.SIGINT, interrupt)  # Ray Train does not restore the handler
         stop_ray()
 
 
 def train_in_trial(
     recipe: Recipe, data: TrainingData, folder: Path, resume_from: Path | None, start: Path | None, sweep: SweepFile
 ) -> Iterator[Evaluation]:
-    """The same inside a sweep's trial, whose process only waits: yields each evaluation once it is in the folder.
+    """Train on workers inside a sweep's trial; yield each evaluation after its checkpoint is in the folder.
+
+    The trial's own process only waits.
 
     Raises:
-        InputError: as `train_on_workers`.
+        InputError: as in `train_on_workers`.
     """
     run, seen = RunFolder(folder), len(read_history(resume_from)) if resume_from else 0
     resources = {"CPU": sweep.cpus_per_trial, "GPU": sweep.gpus_per_trial}
@@ -134,13 +138,13 @@ def fit(
                 raise cause from None
         raise
     finally:
-        shutil.rmtree(folder / ".ray-train", ignore_errors=True)  # its notes on a run that is over
+        shutil.rmtree(folder / ".ray-train", ignore_errors=True)  # Ray Train's files, not needed any more
 
 
 def train_worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     if not config["use_gpu"]:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides no GPU from who asked for none
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # without a request for a GPU, Ray hides none
     recipe = Recipe.model_validate(config["recipe"])
     resume_from = Path(config["resume_from"]) if config["resume_from"] else None
     start = Path(config["start"]) if config["start"] else None
@@ -151,12 +155,12 @@ def train_worker(config: dict[str, Any]) -> None:
         for evaluation in RunFolder(Path(config["folder"])).train(training):
             train.report(asdict(evaluation))
     if training.stopping and training.step < recipe.training.steps:
-        raise Preempted("a worker's machine is about to be taken away")
+        raise Preempted("a worker's machine is about to be preempted")
 
 
 @contextmanager
 def followed(run: RunFolder, resume_from: Path | None, on_evaluation: Callable[[Evaluation], None]) -> Iterator[None]:
-    """Tells of each evaluation once its checkpoint lies in the folder: Ray Train gives the driver no reports."""
+    """Call `on_evaluation` after each checkpoint in the folder, because Ray Train sends the driver no reports."""
     ended = threading.Event()
     seen = len(read_history(resume_from)) if resume_from else 0
 
@@ -182,10 +186,10 @@ def followed(run: RunFolder, resume_from: Path | None, on_evaluation: Callable[[
 
 
 def evaluations_after(run: RunFolder, seen: int, is_over: bool) -> list[Evaluation]:
-    """Those in the run's last checkpoint that come after so many.
+    """Return the evaluations of the run's last checkpoint, without the first `seen`.
 
     Raises:
-        InputError: the checkpoint is damaged, and the run, which might be just replacing it, is over.
+        InputError: the checkpoint is damaged, and the run is over. An active run may be about to replace it.
     """
     if not (run.last / "run.json").exists():
         return []
@@ -194,5 +198,5 @@ def evaluations_after(run: RunFolder, seen: int, is_over: bool) -> list[Evaluati
     except InputError:
         if is_over:
             raise
-        log.debug("a checkpoint is just being replaced", exc_info=True)
+        log.debug("the run is replacing a checkpoint now", exc_info=True)
         return []

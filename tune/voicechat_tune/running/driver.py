@@ -1,4 +1,4 @@
-"""Who runs and who stops: the study's decisions, brought to Ray Tune as its searcher and its scheduler."""
+"""The driver starts and stops runs. Ray Tune calls it through a searcher and a scheduler."""
 
 import logging
 import time
@@ -10,7 +10,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from voicechat_platform.training.history import Evaluation
-from voicechat_tune.running.messages import REPORT, DiskFull, Ended, Report
+from voicechat_tune.running.messages import REPORT, DiskFull, Report, RunEnded
 from voicechat_tune.search.samplers import Search
 from voicechat_tune.search.schedulers.interface import Scheduler
 from voicechat_tune.search.study import Study
@@ -20,15 +20,15 @@ from voicechat_tune.search.trials import RunKey, Trial
 log = logging.getLogger(__name__)
 
 MOST_ATTEMPTS = 3
-"""A run that broke off so often in a row without getting further has failed."""
+"""A run fails after this number of consecutive errors without a new evaluation."""
 
 
 class Driver:
-    """Hands out runs, takes their reports, and says which are to stop.
+    """Selects the next run, stores reports in the study, and decides which runs stop.
 
     Args:
-        wanted: trials in all.
-        room: how many runs may go on at a time, asked whenever one might begin: a cluster may grow.
+        wanted: the total number of trials.
+        room: returns how many runs may be active at a time; called before each new run, because a cluster may grow.
     """
 
     def __init__(self, sweep: SweepFile, study: Study, wanted: int, room: Callable[[], int]):
@@ -36,18 +36,21 @@ class Driver:
         self.scheduler = sweep.scheduler.start(study) if sweep.scheduler else Scheduler()
         self.search = Search(sweep, study, self.scheduler)
         self.active: dict[str, RunKey] = {}
-        """Under Ray's id of each."""
+        """The key is Ray's id of the run."""
         self.attempts: dict[RunKey, int] = {}
         self.stopping = ""
-        """Why no more runs begin and those that go on stop at their next report."""
+        """The reason why no new run starts and the active runs stop at their next report; empty if there is none."""
         self.began = time.monotonic()
         runs = [run for trial in study.trials() for run in trial.runs]
         self.earlier_seconds = max((e["clock"] for run in runs for e in run.evaluations), default=0.0)
         self.seen: dict[RunKey, float] = {}
-        """When each active run was heard of last."""
+        """The time of each run's last report or start."""
 
     def next_run(self) -> tuple[RunKey, Trial] | None:
-        """The next run to train: an unfinished one first, then one more seed, then a new trial; None for now."""
+        """Return the next run: first one of an unfinished trial, else the first run of a new trial.
+
+        None if no run can start now.
+        """
         self.stopping = self.stopping or reached_limit(self.sweep, self.study.seconds, self.clock())
         if self.stopping or len(self.active) >= self.room():
             return None
@@ -59,7 +62,7 @@ class Driver:
         return (RunKey(new.number), new) if new else None
 
     def waiting(self, trial: Trial, active: set[RunKey]) -> RunKey | None:
-        """The first run of the trial that should go on and does not. Later seeds wait for the first to finish."""
+        """Return the first unfinished run of the trial that is not active. The other seeds wait for the first seed."""
         endings = {run.key.seed_index: run.ending for run in trial.runs}
         for index in range(self.sweep.seeds):
             key = RunKey(trial.number, index)
@@ -74,64 +77,68 @@ class Driver:
             return not self.active
         return self.study.is_over(self.wanted)
 
-    def begins(self, ray_id: str, key: RunKey) -> None:
+    def start_run(self, ray_id: str, key: RunKey) -> None:
         self.active[ray_id] = key
         self.seen[key] = time.monotonic()
 
-    def reported(self, ray_id: str, report: Report) -> bool:
-        """Take a run's report; whether it is to stop."""
+    def on_report(self, ray_id: str, report: Report) -> bool:
+        """Process a run's report; return whether the run must stop."""
         key = self.active.get(ray_id)
         if key is None:
             return True
         match report:
             case Evaluation():
-                return self.evaluated(ray_id, key, report)
-            case Ended():
+                return self.on_evaluation(ray_id, key, report)
+            case RunEnded():
                 self.study.end_run(key, report.ending, report.message, {**report.facts, "seconds": self.spent(key)})
             case DiskFull():
                 self.stopping = report.message
-        self.ends(ray_id)
+        self.deactivate(ray_id)
         return True
 
-    def evaluated(self, ray_id: str, key: RunKey, evaluation: Evaluation) -> bool:
-        """Whether the run is to stop after this evaluation, which may be one that was heard of before a kill."""
+    def on_evaluation(self, ray_id: str, key: RunKey, evaluation: Evaluation) -> bool:
+        """Store an evaluation; return whether the run must stop. The study may already have the evaluation."""
         spent = self.spent(key)
         self.seen[key] = time.monotonic()
         clock = self.clock()
         if self.study.record(key, {**asdict(evaluation), "spent": spent}, clock):
             self.attempts[key] = 0
-        if self.study.trial(key.trial).state != "unfinished":  # another seed of it has failed
-            self.ends(ray_id)
+        if self.study.trial(key.trial).state != "unfinished":  # another of its seeds has failed
+            self.deactivate(ray_id)
             return True
         if reason := self.should_stop(key, evaluation.step):
             self.study.end_run(key, "stopped", reason, {"seconds": spent})
-            self.ends(ray_id)
+            self.deactivate(ray_id)
             return True
         if reason := reached_limit(self.sweep, self.study.seconds, clock):
             self.stopping = reason
         if self.stopping:
-            self.ends(ray_id)
+            self.deactivate(ray_id)
         return bool(self.stopping)
 
     def should_stop(self, key: RunKey, step: int) -> str:
-        """Why the scheduler stops a run; empty where it goes on. It looks at a trial's first seed alone."""
+        """Return the scheduler's reason to stop a run, or an empty text. It decides only about a trial's first seed."""
         if key.seed_index or step >= self.sweep.recipe.training.steps:
             return ""
         return self.scheduler.should_stop(self.study.run(key), step)
 
     def clock(self) -> float:
-        """The sweep's seconds so far, over all sittings."""
+        """Return the sweep's seconds so far, over all its starts."""
         return self.earlier_seconds + time.monotonic() - self.began
 
     def spent(self, key: RunKey) -> float:
-        """Seconds that the run has taken, over all its attempts."""
+        """Return the run's seconds so far, over all its attempts."""
         return self.study.run(key).seconds + time.monotonic() - self.seen[key]
 
-    def ends(self, ray_id: str) -> None:
+    def deactivate(self, ray_id: str) -> None:
         self.active.pop(ray_id, None)
 
-    def broke_off(self, ray_id: str, reason: str, is_fault: bool) -> None:
-        """Note that a run's process died or raised; it is handed out again unless that keeps happening."""
+    def on_error(self, ray_id: str, reason: str, is_fault: bool) -> None:
+        """Process the error of a run whose process died or raised. At MOST_ATTEMPTS the run fails, else it runs again.
+
+        Args:
+            is_fault: False after a preemption, which is no attempt.
+        """
         key = self.active.pop(ray_id, None)
         if key is None:
             return
@@ -141,7 +148,7 @@ class Driver:
 
 
 def hours_of(trials: list[Trial]) -> float:
-    """Hours that all runs took together."""
+    """Return the sum of all runs' hours."""
     return sum(run.seconds for trial in trials for run in trial.runs) / 3600
 
 
@@ -150,11 +157,11 @@ def cost_of(sweep: SweepFile, trials: list[Trial]) -> float:
 
 
 def reached_limit(sweep: SweepFile, seconds: float, clock: float) -> str:
-    """Which limit of the sweep is reached; empty for none.
+    """Return the limit of the sweep that is reached, as a text; empty if there is none.
 
     Args:
-        seconds: that all runs took together.
-        clock: the sweep's own.
+        seconds: the sum over all runs.
+        clock: the sweep's seconds, over all its starts.
     """
     limits, hours = sweep.limits, seconds / 3600
     if limits.hours is not None and clock >= limits.hours * 3600:
@@ -168,14 +175,14 @@ def reached_limit(sweep: SweepFile, seconds: float, clock: float) -> str:
 
 
 class DrivenSearch(Searcher):
-    """Ray Tune's side of handing out runs."""
+    """The adapter through which Ray Tune gets the next run from the driver."""
 
     def __init__(self, driver: Driver | None):
         super().__init__()
         self.driver = driver
 
     def __reduce__(self):
-        return DrivenSearch, (None,)  # Tune pickles it for a restore of its own, which is never asked for
+        return DrivenSearch, (None,)  # Tune pickles it for its own restore, which we never use
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         assert self.driver is not None
@@ -185,7 +192,7 @@ class DrivenSearch(Searcher):
         if found is None:
             return Searcher.FINISHED if self.driver.is_over() else None
         key, trial = found
-        self.driver.begins(trial_id, key)
+        self.driver.start_run(trial_id, key)
         parent = trial.lineage.get("parent")
         return {
             "trial": key.trial,
@@ -196,17 +203,17 @@ class DrivenSearch(Searcher):
         }
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """Nothing to do: the driver knows it from the reports."""
+        """Do nothing: the driver gets the same information from the reports."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to do: all that counts stands in the study."""
+        """Do nothing: the study has the whole state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing to do, as for save."""
+        """Do nothing, as in `save`."""
 
 
 class DrivenScheduler(FIFOScheduler):
-    """Ray Tune's side of stopping runs."""
+    """The adapter through which Ray Tune sends reports to the driver and stops runs."""
 
     def __init__(self, driver: Driver | None):
         super().__init__()
@@ -217,5 +224,5 @@ class DrivenScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         assert self.driver is not None
-        stop = self.driver.reported(trial.trial_id, result[REPORT])
+        stop = self.driver.on_report(trial.trial_id, result[REPORT])
         return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE

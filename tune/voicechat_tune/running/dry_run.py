@@ -1,4 +1,4 @@
-"""What a sweep would do: some of its points, and what they would take, with nothing trained for good."""
+"""The dry run of a sweep: some of its points with their estimated time, memory and cost, without a whole training."""
 
 import time
 from typing import Any
@@ -26,14 +26,15 @@ STEPS_TIMED = 3
 
 
 def estimate(sweep: SweepFile) -> tuple[dict[str, Any], list[Table]]:
-    """Points, listed or drawn as the sampler would draw its first, each model built without memory, and estimates.
+    """Return the estimates as facts and as tables, for listed points or for the sampler's first points.
 
-    Time is what this machine takes for a few steps of the first point, with a run's threads and nothing beside it,
-    scaled by each model's FLOPs; with every run going to its last step, which a scheduler spares many.
+    The models are built without memory for their weights. The time is measured on this machine for a few steps of the
+    first point, with a run's threads and without other runs, and scaled by each model's FLOPs. The estimate assumes
+    that no scheduler stops a run.
 
     Raises:
         InputError: a point is impossible, the data cannot be read, the storage cannot be written, or no machine has
-            what a run asks for.
+            the resources for a run.
     """
     if store := object_store(sweep):
         store.check_writable()
@@ -64,7 +65,7 @@ def estimate(sweep: SweepFile) -> tuple[dict[str, Any], list[Table]]:
         "runs": runs,
         "run_hours": round(hours, 3),
         "cost": round(hours * sweep.hourly_cost(), 2),
-        "scheduler": sweep.scheduler.describe(sweep) if sweep.scheduler else "Every run comes to its end.",
+        "scheduler": sweep.scheduler.describe(sweep) if sweep.scheduler else "Each run trains to its last step.",
         "points": rows,
     }
     return facts, tables(facts, rows[:SHOWN])
@@ -83,9 +84,9 @@ def on_meta(recipe: Recipe, data: TrainingData) -> PreTrainedModel:
 
 
 def timed(sweep: SweepFile, recipe: Recipe, data: TrainingData) -> float:
-    """Seconds of one step, the fastest of a few after the first, on what a run has: its threads, a GPU or none.
+    """Return the seconds of one step: the fastest of a few after the first, with a run's threads, and its GPU if any.
 
-    Of several workers each computes its share of the batch.
+    With several workers, the measured batch is the share of one worker.
     """
     share = recipe.training.model_copy(update={"batch_size": recipe.training.batch_size // sweep.workers_per_trial})
     training = Training(
@@ -108,10 +109,10 @@ def timed(sweep: SweepFile, recipe: Recipe, data: TrainingData) -> float:
 
 
 def memory(model: PreTrainedModel, recipe: Recipe) -> float:
-    """Bytes of one training step: weights, gradients, the optimizer's moments, and what the backward pass keeps.
+    """Estimate the bytes of one training step: weights, gradients, the optimizer's moments, and activations.
 
-    Of each token and layer about sixteen vectors of the model's width and three of the MLP's are kept, and of the last
-    layer's output three rows of logits: a rough count, in float32.
+    For each token and layer, the backward pass needs about sixteen vectors of the model's width and three of the MLP's
+    width, and for each token also three rows of logits. This is a rough count, in float32.
     """
     config = model.config
     moments = 2 if recipe.training.optimizer == "adamw" else 1

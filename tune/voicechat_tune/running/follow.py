@@ -1,4 +1,4 @@
-"""Following a sweep: a live table in a terminal, plain lines elsewhere."""
+"""The progress of a sweep: a live table in a terminal, plain lines elsewhere."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ MOST_ROWS = 20
 
 
 class Follower(tune.Callback):
-    """Shows each trial's choices, step, validation loss and time left; passes on to the driver what broke off."""
+    """Shows each trial's point, step, validation loss and remaining time; it also reports errors to the driver."""
 
     def __init__(self, sweep: SweepFile, driver: Driver, tensorboard: Path | None = None):
         self.sweep, self.driver = sweep, driver
@@ -30,10 +30,10 @@ class Follower(tune.Callback):
         self.writers: dict[RunKey, Any] = {}
         self.tensorboard = tensorboard
         self.keys: dict[str, RunKey] = {}
-        """Of all that ran, by Ray's id: the driver forgets those that ended."""
+        """All runs so far by Ray's id; the driver has only the active ones."""
 
     def __reduce__(self):
-        return tune.Callback, ()  # Tune pickles it for a restore of its own, which is never asked for
+        return tune.Callback, ()  # Tune pickles it for its own restore, which we never use
 
     def setup(self, **info: Any) -> None:
         if self.console.is_terminal:
@@ -70,17 +70,18 @@ class Follower(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         error = trial.get_pickled_error()
         cause = getattr(error, "cause", None) or error
-        # Ray has no error to show of a process that went away with its machine.
+        # Ray has no error for a process that ended with its machine.
         reason = f"{type(cause).__name__}: {cause}".strip() if cause else "its process or its machine is gone"
         key = self.keys.get(trial.trial_id)
-        self.driver.broke_off(trial.trial_id, reason, is_fault=not isinstance(cause, Preempted))
+        self.driver.on_error(trial.trial_id, reason, is_fault=not isinstance(cause, Preempted))
         if key is None:
             return
         self.close_writer(key)
         if self.driver.study.run(key).ending == "failed":
             self.show_failure(key, reason)
         else:
-            self.console.print(f"{name_of(key)} broke off and goes on: {reason.splitlines()[0]}", highlight=False)
+            line = f"{name_of(key)} was interrupted and will continue: {reason.splitlines()[0]}"
+            self.console.print(line, highlight=False)
 
     def show_failure(self, key: RunKey, reason: str) -> None:
         self.console.print(
@@ -90,7 +91,7 @@ class Follower(tune.Callback):
         )
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        """Leave the last table standing."""
+        """Stop the live display; the last table stays on the screen."""
         if self.live is not None:
             self.live.stop()
             self.live = None
@@ -111,7 +112,7 @@ class Follower(tune.Callback):
         self.writers[key].flush()
 
     def close_writer(self, key: RunKey) -> None:
-        """A writer holds a file and a thread, which thousands of runs together may not."""
+        """Close a run's writer. Each writer needs a file and a thread: too many for thousands of runs."""
         if key in self.writers:
             self.writers.pop(key).close()
 
@@ -126,12 +127,12 @@ class Follower(tune.Callback):
         cost = study.seconds / 3600 * self.sweep.hourly_cost()
         spent = f", {cost:.2f} spent" if cost else ""
         title = f"sweep {self.sweep.name}: {done} of {self.driver.wanted} trials done, {clock} passed{spent}"
-        active = set(list(self.driver.active.values()))  # in one go: this is another thread
+        active = set(list(self.driver.active.values()))  # list() is atomic, and this is another thread
         return trials_table(title, worth_showing(study.trials(), self.sweep, active), self.sweep, active)
 
 
 def worth_showing(trials: list[Trial], sweep: SweepFile, active: set[RunKey]) -> list[Trial]:
-    """All, or where they are many those that run, the best, and the latest."""
+    """Return all trials; if there are too many, the active ones, then the best, then the latest."""
     running = {key.trial for key in active}
     first = [trial for trial in trials if trial.number in running]
     wanted = {trial.number: trial for trial in [*first, *ranked(trials, sweep), *reversed(trials)]}
@@ -143,5 +144,5 @@ def name_of(key: RunKey) -> str:
 
 
 def describe(point: dict[str, Any]) -> str:
-    """Fields without their groups: "attention metric, learning_rate 0.0031"."""
+    """Return the fields without their groups: "attention metric, learning_rate 0.0031"."""
     return ", ".join(f"{field.rpartition('.')[2]} {shown(value)}" for field, value in point.items())

@@ -1,4 +1,4 @@
-"""One trial of a sweep, looked at: its choices, its evaluations, its errors and the end of its log."""
+"""The details of one trial of a sweep: its point, its evaluations, its errors and the end of its log."""
 
 from typing import Any
 
@@ -10,9 +10,10 @@ LINES_OF_LOG = 20
 
 
 def trial_facts(name: str, number: int) -> dict[str, Any]:
-    """
+    """Return the details of a trial as plain values, for JSON.
+
     Raises:
-        InputError: there is no such sweep, or no such trial in it.
+        InputError: there is no such sweep, or it has no such trial.
     """
     study = open_study(name)
     trials = study.trials()

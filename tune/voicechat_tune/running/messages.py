@@ -1,4 +1,4 @@
-"""What a run sends to the driver: its evaluations, and how it ended."""
+"""The messages from a run to the driver: its evaluations, and its end."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ REPORT = "report"
 
 
 @dataclass(frozen=True)
-class Ended:
+class RunEnded:
     ending: Ending
     message: str = ""
     facts: dict[str, float] = field(default_factory=dict)
@@ -22,9 +22,9 @@ class DiskFull:
     message: str
 
 
-Report = Evaluation | Ended | DiskFull
+Report = Evaluation | RunEnded | DiskFull
 
 
 def send(report: Report) -> None:
-    """Send it to the driver in one piece: of every bare number Ray Tune would keep statistics, 50 KiB a run in all."""
+    """Send a report to the driver as one object. For plain numbers Ray Tune keeps statistics, about 50 KiB per run."""
     tune.report({REPORT: report})

@@ -1,4 +1,4 @@
-"""Notice that a machine is about to be taken away: Ray calls it a draining node."""
+"""Detect that a machine is about to be preempted; Ray calls it a draining node."""
 
 import logging
 import threading
@@ -15,23 +15,23 @@ SECONDS_BETWEEN_LOOKS = 5
 
 
 class Preempted(Exception):  # noqa: N818 (no error: the run goes on elsewhere)
-    """The run kept its step and left its machine."""
+    """The run saved its step and left its machine."""
 
 
 def node_is_going() -> bool:
-    """Whether the machine of this process is about to go: a spot machine, or `ray drain-node`."""
+    """Return whether this process's machine is about to be preempted: a spot machine, or after `ray drain-node`."""
     return ray.get_runtime_context().get_node_id() in draining_nodes()
 
 
 @contextmanager
 def stopping_on_notice(training: Training) -> Iterator[None]:
-    """Let the run end with its step when its machine is about to be taken away, so that the step is kept."""
+    """Stop the run after its current step when its machine is about to be preempted, so that the step is saved."""
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(SECONDS_BETWEEN_LOOKS):
             if node_is_going():
-                log.info("the machine is about to be taken away: keeping step %d", training.step)
+                log.info("the machine is about to be preempted: saving step %d", training.step)
                 training.stop()
                 return
 

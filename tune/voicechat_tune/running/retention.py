@@ -1,4 +1,4 @@
-"""What stays of a sweep's runs: the finished ones in the registry, their checkpoints on disk, and nothing more."""
+"""Retention: finished runs are registered and keep their checkpoints; all other checkpoints are deleted."""
 
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,7 +9,7 @@ from ray import tune
 
 from voicechat_platform.registry import Registry, Version
 from voicechat_tune.running.run_files import SweepFiles
-from voicechat_tune.running.sweep_index import NOTES
+from voicechat_tune.running.sweep_index import INDEX
 from voicechat_tune.search.journal import JOURNAL
 from voicechat_tune.search.study import Study
 from voicechat_tune.search.sweep_file import SweepFile
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Retention:
-    """Puts each run that has ended into the registry, and deletes the files that nobody needs any more.
+    """Registers the runs that have finished, and deletes the files that are not needed any more.
 
     Args:
         group: the sweep's experiment in the registry.
@@ -32,23 +32,23 @@ class Retention:
         self.discarded: set[RunKey] = set()
         self.looked_at = 0
         self.open: list[Trial] = []
-        """Of those looked at: what may still have a run to keep or to discard."""
+        """The trials that may still have a run to keep or to discard."""
         self.next: Future[None] | None = None
-        self.worker = ThreadPoolExecutor(1)  # the registry takes its time; training need not wait for it
+        self.worker = ThreadPoolExecutor(1)  # the registry is slow, and the driver must not wait for it
 
-    def soon(self) -> None:
-        """Keep what has finished, in the background; a call that has not begun yet stands for later ones, too."""
+    def schedule(self) -> None:
+        """Call `keep_all` in the background, unless a call already waits."""
         if self.next is None or self.next.running() or self.next.done():
             self.next = self.worker.submit(self.keep_all)
             self.next.add_done_callback(log_failure)
 
     def finish(self) -> None:
-        """Keep what is not kept yet; what cannot be kept now is an error."""
+        """Keep all finished runs that are not kept yet; here a failure raises."""
         self.worker.shutdown()
         self.keep_all()
 
     def keep_all(self) -> None:
-        """Register what has finished; recording it again changes nothing."""
+        """Register all finished runs, and discard the others. It has no effect on a run that is already registered."""
         registry = Registry()
         new = self.study.known[self.looked_at :]
         self.open += new
@@ -85,8 +85,8 @@ class Retention:
         self.files.tidy(run.key)
 
     def is_left_behind(self, trial: Trial) -> bool:
-        """Of a population: an interval that no later one goes on from any more."""
-        newest = self.study.known[-1]  # generations begin one after the other
+        """Return whether no later interval of a population can start from this one."""
+        newest = self.study.known[-1]  # generations start one after the other
         return newest.lineage["generation"] > trial.lineage["generation"] + 1
 
     def discard(self, key: RunKey) -> None:
@@ -94,30 +94,32 @@ class Retention:
         self.discarded.add(key)
 
     def back_up(self) -> None:
-        """With an object store: the study goes there, so that another head can go on."""
+        """Copy the study into the object store, if there is one, so that another head node can continue the sweep."""
         if self.files.store is not None:
-            for name in (NOTES, JOURNAL):
+            for name in (INDEX, JOURNAL):
                 self.files.store.put_file(self.folder / name, f"{self.sweep.name}/{name}")
 
 
-class Keeping(tune.Callback):
-    """Ray Tune's side of it: what has finished is kept whenever a run begins or ends."""
+class RetentionCallback(tune.Callback):
+    """Starts the retention whenever a run begins or ends; Ray Tune calls it."""
 
     def __init__(self, retention: Retention):
         self.retention = retention
 
     def __reduce__(self):
-        return tune.Callback, ()  # Tune pickles it for a restore of its own, which is never asked for
+        return tune.Callback, ()  # Tune pickles it for its own restore, which we never use
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.retention.soon()
+        self.retention.schedule()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.retention.soon()
+        self.retention.schedule()
 
 
 def log_failure(keeping: Future[None]) -> None:
-    """Say what went wrong: the next call does it again, and the last one may not fail."""
+    """Log an error. The next call tries again; only an error of the last call is raised."""
     if error := keeping.exception():
-        log.warning("what has finished could not be kept yet, which is tried again later: %s", error)
+        log.warning(
+            "the finished runs could not be registered or backed up yet; the next attempt follows later: %s", error
+        )
         log.debug("the whole error", exc_info=error)

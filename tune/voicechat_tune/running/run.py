@@ -1,4 +1,4 @@
-"""Running a sweep: launch it or go on with it, keep its trials in the registry."""
+"""Run a sweep: start or continue it, and register its finished runs."""
 
 import contextlib
 import fcntl
@@ -25,9 +25,9 @@ from voicechat_tune.running.disk import is_disk_full
 from voicechat_tune.running.driver import DrivenScheduler, DrivenSearch, Driver
 from voicechat_tune.running.follow import Follower
 from voicechat_tune.running.resources import check_resources, room_for
-from voicechat_tune.running.retention import Keeping, Retention
+from voicechat_tune.running.retention import Retention, RetentionCallback
 from voicechat_tune.running.run_files import object_store, sweep_folder
-from voicechat_tune.running.sweep_index import NOTES, note, open_study, point_to, write_notes
+from voicechat_tune.running.sweep_index import INDEX, open_study, point_to, update_index, write_index
 from voicechat_tune.running.trial import run_trial
 from voicechat_tune.running.wheel import build_wheel
 from voicechat_tune.search.journal import JOURNAL
@@ -39,22 +39,23 @@ from voicechat_tune.search.sweep_file import SweepFile
 log = logging.getLogger(__name__)
 
 LOCK_ATTEMPTS = 3
-"""Whoever asks whether a sweep runs (`sweep_index.is_running`) holds its lock for a moment."""
+"""`sweep_index.is_running` also holds the lock, for a moment; so a first attempt may fail."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a sweep."""
+    """The result of a sweep."""
 
     finished: list[Version]
-    """Versions of the runs that came to their end, the best trial first."""
+    """Versions of the finished runs, the best trial first."""
     failed: int
+    """Number of failed trials."""
     unfinished: int
-    """Trials that wait to go on."""
+    """Number of trials that the next start continues or creates."""
     reason: str
-    """Why it ended before its last trial: a limit, a full disk, Ctrl-C; empty when it did not."""
+    """The reason why it ended before its last trial: a limit, a full disk, Ctrl-C; empty if it is complete."""
     mebibytes: float
-    """What its folder and its storage hold."""
+    """The size of its folder and its storage."""
 
     @property
     def complete(self) -> bool:
@@ -68,20 +69,20 @@ class Outcome:
 def run_sweep(
     sweep: SweepFile, fresh: bool = False, force: bool = False, extend: int = 0, tensorboard: bool = False
 ) -> Outcome:
-    """Run a sweep to its end, or go on with one that was interrupted, following it meanwhile.
+    """Run a sweep to its end, or continue an interrupted one, and show its progress.
 
-    Ctrl-C ends it early: what is finished is kept, and the next call goes on.
+    Ctrl-C ends it early: the finished runs are kept, and the next call continues the sweep.
 
     Args:
         sweep: the sweep.
-        fresh: throw away what an earlier sweep of that name left (its versions stay registered).
-        force: go on although the file has changed; what has run stays as it is.
-        extend: trials beyond those that the file asks for.
+        fresh: delete the files of an earlier sweep with this name (its versions stay registered).
+        force: continue although the file has changed; earlier runs do not change.
+        extend: the number of trials to add to those of the file.
         tensorboard: write event files into the sweep's folder.
 
     Raises:
-        InputError: the sweep of that name came from another file or is running now, its storage cannot be written, or
-            it asks for what the machines can never give.
+        InputError: the sweep with this name is from another file or is running now, its storage cannot be written, or
+            the machines can never have the resources for a run.
     """
     folder = sweep_folder(sweep.name, sweep.storage)
     point_to(folder, sweep.name)
@@ -91,18 +92,18 @@ def run_sweep(
             store.check_writable()
         if fresh:
             throw_away(sweep, folder)
-        elif store is not None and not (folder / JOURNAL).exists():  # another head began it
-            for name in (NOTES, JOURNAL):
+        elif store is not None and not (folder / JOURNAL).exists():  # another head node may have started it
+            for name in (INDEX, JOURNAL):
                 store.get_file(f"{sweep.name}/{name}", folder / name)
         resumes = (folder / JOURNAL).exists()
-        notes = note(sweep, folder, force)
+        index = update_index(sweep, folder, force)
         study = Study(folder, sweep)
         if sweep.warm_start and not study.trials():
-            warm(sweep, study)
-        wanted = trials_of(sweep) + notes["extended"]
+            warm_start(sweep, study)
+        wanted = trials_of(sweep) + index["extended"]
         if extend:
-            wanted = extended(sweep, study, folder, notes, extend)
-        retention = Retention(sweep, study, folder, notes["group"])
+            wanted = extended(sweep, study, folder, index, extend)
+        retention = Retention(sweep, study, folder, index["group"])
         if study.is_over(wanted):
             return outcome(study, wanted, "", retention)
         log.info("reading the data")
@@ -113,19 +114,21 @@ def run_sweep(
         check_resources(sweep)
         driver = Driver(sweep, study, wanted, room=lambda: room_for(sweep))
         if resumes:
-            log.info("going on with the sweep in %s", folder)
-        conduct(sweep, folder, driver, retention, data, tensorboard)
+            log.info("continuing the sweep in %s", folder)
+        run_tuner(sweep, folder, driver, retention, data, tensorboard)
         return outcome(study, wanted, driver.stopping, retention)
 
 
-def conduct(sweep: SweepFile, folder: Path, driver: Driver, retention: Retention, data: Any, tensorboard: bool) -> None:
-    """Let Ray Tune run what the driver hands out."""
+def run_tuner(
+    sweep: SweepFile, folder: Path, driver: Driver, retention: Retention, data: Any, tensorboard: bool
+) -> None:
+    """Run the driver's runs with Ray Tune."""
     quiet_tune(room_for(sweep))
-    scratch = folder / ".ray-tune"  # its own notes, of which nothing is needed afterwards
+    scratch = folder / ".ray-tune"  # Tune's own files, not needed afterwards
     shutil.rmtree(scratch, ignore_errors=True)
     resources = {"CPU": sweep.cpus_per_trial, "GPU": sweep.gpus_per_trial}
     if sweep.workers_per_trial > 1:
-        resources = {"CPU": 0, "memory": 2**20}  # its process waits for the workers, which ask for themselves
+        resources = {"CPU": 0, "memory": 2**20}  # its process only waits; the workers request resources
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(run_trial, sweep=sweep, folder=folder, data=data, start=find_start(sweep.recipe)),
@@ -141,7 +144,10 @@ def conduct(sweep: SweepFile, folder: Path, driver: Driver, retention: Retention
         run_config=tune.RunConfig(
             name=scratch.name,
             storage_path=str(folder),
-            callbacks=[Follower(sweep, driver, folder / "tensorboard" if tensorboard else None), Keeping(retention)],
+            callbacks=[
+                Follower(sweep, driver, folder / "tensorboard" if tensorboard else None),
+                RetentionCallback(retention),
+            ],
             verbose=0,
         ),
     )
@@ -150,16 +156,19 @@ def conduct(sweep: SweepFile, folder: Path, driver: Driver, retention: Retention
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tuner.fit()
-    except KeyboardInterrupt:  # Tune takes it in most moments, not in all
+    except KeyboardInterrupt:  # Tune handles Ctrl-C at most moments, but not at all
         driver.stopping = "interrupted"
     finally:
-        signal.signal(signal.SIGINT, interrupt)  # Tune leaves a handler behind that only sets a flag of its own
+        signal.signal(signal.SIGINT, interrupt)  # Tune does not restore the handler
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def quiet_tune(room: int) -> None:
-    """Tune would print its own tables, warn of every default, log each trial three times, save its state, and start
-    one process after the other."""
+    """Set Tune's options.
+
+    With its defaults, Tune would print tables, warn about each default, log each trial three times, save its state, and
+    start one process after the other.
+    """
     for name, value in {
         "TUNE_MAX_PENDING_TRIALS_PG": str(room),
         "RAY_AIR_NEW_OUTPUT": "0",
@@ -174,16 +183,16 @@ def quiet_tune(room: int) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Only one process drives a sweep; a killed one holds it no more.
+    """Lock a sweep for this process. The lock of a killed process is free.
 
     Raises:
-        InputError: another one does, or the folder cannot be written.
+        InputError: another process holds the lock, or the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "lock").open("a+", errors="replace")
     except OSError as error:
-        raise InputError(f"{folder} cannot keep results: {error}; give a folder that can be written") from None
+        raise InputError(f"{folder} cannot store results: {error}; give a folder that can be written") from None
     with file:
         for _ in range(LOCK_ATTEMPTS):
             with contextlib.suppress(OSError):
@@ -192,7 +201,7 @@ def locked(folder: Path) -> Iterator[None]:
             time.sleep(0.1)
         else:
             file.seek(0)
-            raise InputError(f"process {file.read().strip() or '?'} runs the sweep in {folder} now")
+            raise InputError(f"process {file.read().strip() or '?'} runs the sweep in {folder} now: wait for its end")
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -201,9 +210,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def full_disk_explained(folder: Path) -> Iterator[None]:
-    """
+    """Replace an error that a full disk caused by a clear one.
+
     Raises:
-        InputError: in place of what a full disk made fail.
+        InputError: the disk is full.
     """
     try:
         yield
@@ -213,27 +223,27 @@ def full_disk_explained(folder: Path) -> Iterator[None]:
         if not is_disk_full(error, folder):
             raise
         raise InputError(
-            f"the disk is full at {folder}: make room, and the same command goes on from what is finished"
+            f"the disk is full at {folder}: free some space, and run the same command again to continue the sweep"
         ) from error
 
 
-def extended(sweep: SweepFile, study: Study, folder: Path, notes: dict[str, Any], extend: int) -> int:
-    """How many trials there are to be in all, when a sweep that has ended gets some more.
+def extended(sweep: SweepFile, study: Study, folder: Path, index: dict[str, Any], extend: int) -> int:
+    """Add trials to a sweep that has ended, and return the total number of trials.
 
-    One that has not ended goes on first, so that the same command after a Ctrl-C adds nothing twice.
+    If the sweep has not ended, this adds none, so that the same command after a Ctrl-C adds no trials twice.
 
     Raises:
-        InputError: the sweep has as many trials as it has.
+        InputError: the sweep has a fixed number of trials.
     """
     if sweep.points or sweep.sampler == "grid":
-        raise InputError("--extend adds drawn trials; a grid and points have as many as they have")
+        raise InputError("--extend adds drawn trials; a grid and points have a fixed number of trials")
     if sweep.scheduler and not sweep.scheduler.takes_more_trials:
-        raise InputError(f"--extend adds drawn trials; {sweep.scheduler.kind} has as many as it has")
-    wanted = trials_of(sweep) + notes["extended"]
+        raise InputError(f"--extend adds drawn trials; {sweep.scheduler.kind} has a fixed number of trials")
+    wanted = trials_of(sweep) + index["extended"]
     if not study.is_over(wanted):
-        log.info("the sweep has not ended yet: it goes on to its %d trials, and --extend adds none", wanted)
+        log.info("the sweep has not ended yet: it continues to its %d trials, and --extend adds none", wanted)
         return wanted
-    write_notes(folder, {**notes, "extended": notes["extended"] + extend})
+    write_index(folder, {**index, "extended": index["extended"] + extend})
     return wanted + extend
 
 
@@ -246,22 +256,23 @@ def throw_away(sweep: SweepFile, folder: Path) -> None:
         store.delete(sweep.name)
 
 
-def warm(sweep: SweepFile, study: Study) -> None:
+def warm_start(sweep: SweepFile, study: Study) -> None:
     assert sweep.warm_start is not None
     earlier = open_study(sweep.warm_start)
-    known = study.warm(earlier)
+    known = study.warm_start(earlier)
     if not known:
         raise InputError(
             f"warm_start: no finished trial of {earlier.sweep.name} has the fields, values and objectives of this "
-            f"search: leave it out, or search as that sweep did"
+            f"search: leave out warm_start, or use the search of that sweep"
         )
-    log.info("%d finished trials of %s fit this space: the sampler knows them", known, earlier.sweep.name)
+    log.info("the sampler starts with %d finished trials of %s", known, earlier.sweep.name)
 
 
 def outcome(study: Study, wanted: int, stopping: str, retention: Retention) -> Outcome:
-    """
+    """Finish the retention, and return the sweep's result.
+
     Args:
-        stopping: why the driver ended the sweep early, if it did.
+        stopping: the reason why the driver ended the sweep early; empty if it did not.
     """
     retention.finish()
     trials = study.trials()

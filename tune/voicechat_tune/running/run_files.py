@@ -1,4 +1,4 @@
-"""Where the runs of a sweep keep their checkpoints: folders that every machine sees, or an object store."""
+"""The checkpoints of a sweep's runs: in folders that all machines share, or in an object store."""
 
 import re
 import tempfile
@@ -15,26 +15,28 @@ from voicechat_tune.search.sweep_file import SweepFile
 from voicechat_tune.search.trials import RunKey
 
 KEPT = ("best", "last")
-"""In the order in which they are uploaded: were the best lost between the two, nothing would find it out again."""
+"""In the order of the uploads. If a run lost its best checkpoint between the two, it could not find it again."""
 
 
 def sweep_folder(name: str, storage: str | None = None) -> Path:
-    """The sweep's folder: in its storage where that is a folder, else in the home."""
+    """Return the sweep's folder: in its storage if that is a folder, else in the home."""
     if storage is not None and "://" not in storage:
         return given_path(storage) / name
     return settings().home / "sweeps" / name
 
 
 def object_store(sweep: SweepFile) -> Storage | None:
-    """The sweep's storage where it is not a folder."""
+    """Return the sweep's storage if it is an object store, else None."""
     return Storage(sweep.storage) if sweep.storage and "://" in sweep.storage else None
 
 
 class RunFiles:
-    """A run's folder while it trains (a context); with an object store a scratch one, uploaded at each evaluation.
+    """The folder of a run during its training (a context manager).
+
+    With an object store, it is a scratch folder, and `put` uploads it at each evaluation.
 
     Args:
-        folder: the sweep's.
+        folder: the sweep's folder.
 
     Raises:
         InputError: the folder is not on this machine, and there is no object store.
@@ -48,8 +50,8 @@ class RunFiles:
         self.folder = folder / "runs" / str(key)
         if self.store is None and not (folder / "sweep.json").exists():
             raise InputError(
-                f"the sweep's folder {folder} is not on every machine of the cluster: put VOICECHAT_HOME on a shared "
-                f"one, or give the sweep a storage"
+                f"the sweep's folder {folder} is not on all machines of the cluster: set VOICECHAT_HOME to a shared "
+                f"folder, or give the sweep a storage"
             )
 
     def __enter__(self) -> "RunFiles":
@@ -72,7 +74,7 @@ class RunFiles:
             self.store.put_file(self.folder / "log.txt", f"{self.prefix}/log.txt")
 
     def put(self) -> None:
-        """Bring the store up to date; a new checkpoint is there whole before the old one goes."""
+        """Upload the log and new checkpoints. The upload of a checkpoint is complete before the old one is deleted."""
         if self.store is None:
             return
         self.put_log()
@@ -89,10 +91,10 @@ class RunFiles:
                     self.store.delete(f"{self.prefix}/{old}")
 
     def fetch_parent(self, parent: str) -> Path:
-        """The last checkpoint of another run, which this one goes on from.
+        """Return the last checkpoint of another run, from which this one starts.
 
         Raises:
-            InputError: it is gone.
+            InputError: it does not exist.
         """
         if self.store is None:
             checkpoint = self.sweep_folder / "runs" / parent / "last"
@@ -102,12 +104,12 @@ class RunFiles:
             if newest and not checkpoint.exists():
                 self.store.get_folder(f"{prefix}/{newest}", checkpoint)
         if not checkpoint.exists():
-            raise InputError(f"the checkpoint of run {parent}, which run {self.key} goes on from, is gone")
+            raise InputError(f"the checkpoint of run {parent}, from which run {self.key} starts, does not exist")
         return checkpoint
 
 
 class SweepFiles:
-    """The driver's view of all runs' files."""
+    """The files of all runs, for the driver."""
 
     def __init__(self, sweep: SweepFile, folder: Path):
         self.sweep, self.folder, self.store = sweep, folder, object_store(sweep)
@@ -116,7 +118,7 @@ class SweepFiles:
         return self.folder / "runs" / str(key)
 
     def log(self, key: RunKey) -> str:
-        """What the run said, and why it broke off."""
+        """Return the run's log, with its errors."""
         path = self.run_folder(key) / "log.txt"
         if self.store is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +126,10 @@ class SweepFiles:
         return path.read_text() if path.exists() else ""
 
     def best(self, key: RunKey) -> Path:
-        """The best checkpoint of a finished run, on this machine; of an interval, which may have none, the last."""
+        """Return the best checkpoint of a finished run; the last one for an interval, which may have no best one.
+
+        With an object store, it is downloaded first.
+        """
         run = self.run_folder(key)
         if self.store is not None:
             prefix = f"{self.sweep.name}/runs/{key}"
@@ -135,11 +140,11 @@ class SweepFiles:
         return run / "best" if (run / "best").exists() else run / "last"
 
     def discard(self, key: RunKey) -> None:
-        """Delete a run's checkpoints: it was stopped, or others go on from later ones. Its log stays."""
+        """Delete the checkpoints of a run that did not finish or is not needed any more. Its log stays."""
         self.delete(key, (*KEPT, "previous", "parent"))
 
     def tidy(self, key: RunKey) -> None:
-        """Delete what only a run that is not finished needs."""
+        """Delete the files that a finished run does not need."""
         self.delete(key, ("previous", "parent"))
 
     def delete(self, key: RunKey, kinds: tuple[str, ...]) -> None:
@@ -152,12 +157,12 @@ class SweepFiles:
                     self.store.delete(f"{prefix}/{name}")
 
     def mebibytes(self) -> float:
-        """What the sweep takes in all."""
+        """Return the size of the sweep's folder and of its object store."""
         own = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
         return (own + (self.store.size(self.sweep.name) if self.store else 0)) / 2**20
 
 
 def newest_of(names: list[str], kept: str) -> str | None:
-    """The newest of "last-17…", "last-18…"."""
+    """Return the newest of "last-17…", "last-18…"; None if there is none."""
     found = [name for name in names if re.fullmatch(rf"{kept}-\d+", name)]
     return max(found, key=lambda name: int(name.rpartition("-")[2]), default=None)

@@ -1,4 +1,4 @@
-"""Where a sweep's results lie: a local or shared folder, or an object store such as S3, behind the same few methods."""
+"""The storage of a sweep's results: a local or shared folder, or an object store such as S3, with one interface."""
 
 import tempfile
 import threading
@@ -13,21 +13,21 @@ from voicechat_platform.folders import appearing_whole
 from voicechat_platform.paths import given_path
 
 LOCAL = fs.LocalFileSystem()
-COMPLETE = "run.json"  # written last and deleted first: a checkpoint that has it is whole
+COMPLETE = "run.json"  # written last and deleted first: a checkpoint with this file is complete
 PARTIAL = ".partial"
 BUCKET = "the bucket must exist, and the credentials must allow reading, writing and deleting in it: "
 WHAT_TO_DO = {
     "s3": BUCKET + "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws/credentials, or the machine's role",
     "gs": BUCKET + "`gcloud auth application-default login`, or the machine's service account",
 }
-OTHERWISE = "give a folder that can be written, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or what pyarrow.fs knows"
+OTHERWISE = "give a folder that can be written, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or another URI of pyarrow.fs"
 
 
 class Storage:
-    """A place for checkpoints and files, by names relative to it such as "trials/3/last".
+    """A storage for checkpoints and files, with relative names such as "trials/3/last".
 
     Args:
-        uri: a folder, or an address that `pyarrow.fs` understands: `s3://bucket/folder`, `gs://bucket/folder`,
+        uri: a folder, or a URI of `pyarrow.fs`: `s3://bucket/folder`, `gs://bucket/folder`,
             `s3://bucket/folder?endpoint_override=127.0.0.1:9000&scheme=http`, `file:///folder`.
     """
 
@@ -36,7 +36,7 @@ class Storage:
 
     @cached_property
     def place(self) -> tuple[fs.FileSystem, str]:
-        """The filesystem, and the path of our folder in it. Finding a bucket's region may ask the network."""
+        """The filesystem, and the path of our folder in it. To find a bucket's region, this may need the network."""
         if "://" not in self.uri:
             return LOCAL, self.uri
         filesystem, root = fs.FileSystem.from_uri(self.uri)
@@ -46,7 +46,7 @@ class Storage:
         """Write a small file, read it and delete it.
 
         Raises:
-            InputError: that is not possible, or takes longer: object stores retry for minutes, a lost NFS hangs.
+            InputError: this fails or takes longer. Object stores retry for minutes, and a lost NFS server blocks.
         """
         problems: list[Exception] = []
 
@@ -67,25 +67,25 @@ class Storage:
             problems.append(TimeoutError(f"no answer in {seconds:g} s"))
         if problems:
             what, advice = str(problems[0]).partition("\n")[0], WHAT_TO_DO.get(self.uri.partition("://")[0], OTHERWISE)
-            raise InputError(f"{self.uri} cannot keep results: {what}; {advice}") from problems[0]
+            raise InputError(f"{self.uri} cannot store results: {what}; {advice}") from problems[0]
 
     def put_folder(self, local: Path, name: str) -> None:
-        """Upload a checkpoint's folder; `run.json` goes last, so that nobody takes half of it for the whole.
+        """Upload a checkpoint's folder. `run.json` is the last file, so a reader can detect an incomplete upload.
 
-        Give each checkpoint a name of its own: while one replaces another of its name, there is none.
+        Each checkpoint needs a new name: during the upload over an existing one, there is no complete checkpoint.
 
         Raises:
             InputError: the folder has no `run.json`.
         """
         if not (local / COMPLETE).is_file():
-            raise InputError(f"{local} is not a whole checkpoint: it has no {COMPLETE}")
+            raise InputError(f"{local} is not a complete checkpoint: it has no {COMPLETE}")
         self.delete(name)
         files = [path.relative_to(local).as_posix() for path in local.rglob("*") if path.is_file()]
         for file in sorted(files, key=lambda file: (file == COMPLETE, file)):
             self.put_file(local / file, f"{name}/{file}")
 
     def get_folder(self, name: str, local: Path) -> bool:
-        """Download a checkpoint as a new folder, which appears whole or not at all; False if there is no whole one."""
+        """Download a checkpoint as a new folder, atomically; return False if there is no complete checkpoint."""
         if not self.exists(f"{name}/{COMPLETE}"):
             return False
         filesystem, folder = self.place[0], self.path(name)
@@ -96,23 +96,23 @@ class Storage:
         return True
 
     def put_file(self, local: Path, name: str) -> None:
-        """Upload a file, which appears whole or not at all; one of that name is replaced."""
+        """Upload a file atomically; replace an existing one."""
         copy(LOCAL, str(local), self.place[0], self.path(name))
 
     def get_file(self, name: str, local: Path) -> bool:
-        """Download a file, which appears whole or not at all; False if there is none."""
+        """Download a file atomically; return False if it does not exist."""
         if not self.exists(name):
             return False
         copy(self.place[0], self.path(name), LOCAL, str(local.absolute()))
         return True
 
     def names(self, prefix: str = "") -> list[str]:
-        """The files and folders right in the folder `prefix`, sorted; none if there is no such folder."""
+        """Return the names of the files and folders directly in a folder, sorted; empty if there is none."""
         infos = self.place[0].get_file_info(fs.FileSelector(self.path(prefix), allow_not_found=True))
         return sorted(info.base_name for info in infos if not info.base_name.endswith(PARTIAL))
 
     def delete(self, name: str) -> None:
-        """Delete a file or a folder, a checkpoint's `run.json` first; nothing if there is none."""
+        """Delete a file or a folder if it exists; in a checkpoint `run.json` is deleted first."""
         filesystem, path = self.place[0], self.path(name)
         if self.exists(f"{name}/{COMPLETE}"):
             filesystem.delete_file(f"{path}/{COMPLETE}")
@@ -122,7 +122,7 @@ class Storage:
             filesystem.delete_dir(path)
 
     def size(self, name: str = "") -> int:
-        """The bytes of all files below a folder; 0 if there is none."""
+        """Return the bytes of all files below a folder; 0 if it does not exist."""
         below = fs.FileSelector(self.path(name), allow_not_found=True, recursive=True)
         return sum(info.size or 0 for info in self.place[0].get_file_info(below))
 
@@ -130,10 +130,10 @@ class Storage:
         return self.place[0].get_file_info(self.path(name)).type == fs.FileType.File
 
     def path(self, name: str) -> str:
-        """A name's path in the filesystem; the empty name is our folder.
+        """Return a name's path in the filesystem; the empty name is our folder.
 
         Raises:
-            InputError: the name leads out of our folder, or is not written as "folder/file".
+            InputError: the name leads out of our folder, or does not have the form "folder/file".
         """
         if name and ("\\" in name or any(part in ("", ".", "..") for part in name.split("/"))):
             raise InputError(f"{name!r} is not a name below {self.uri}: write folder/file, without . and ..")
@@ -141,7 +141,7 @@ class Storage:
 
 
 def copy(source: fs.FileSystem, path: str, destination: fs.FileSystem, target: str) -> None:
-    """Copy one file so that it appears whole: on a disk by a rename, in an object store when its upload ends."""
+    """Copy one file atomically: on a disk by a rename; in an object store it appears at the end of the upload."""
     if destination.type_name != "local":
         fs.copy_files(path, target, source_filesystem=source, destination_filesystem=destination)
         return

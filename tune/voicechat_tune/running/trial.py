@@ -1,7 +1,7 @@
-"""One run of a sweep: the training loop inside a Ray Tune process, or under Ray Train where it has several workers.
+"""One run of a sweep: the training loop in a Ray Tune process, or with Ray Train if the run has several workers.
 
-A run keeps its checkpoints in a folder of its own, so it goes on from there on whichever machine it is handed to next.
-It reports its evaluations from the start again then, in case the driver did not hear of the last ones.
+Each run has a folder for its checkpoints. So after an interruption it can continue on any machine. It then sends all
+its evaluations again, because the driver may not have received the last ones.
 """
 
 import logging
@@ -25,7 +25,7 @@ from voicechat_platform.training.recipe import Recipe
 from voicechat_platform.training.run_folder import RunFolder
 from voicechat_platform.training.throughput import cache_bytes_per_token, non_embedding_parameters, training_flops
 from voicechat_tune.running.disk import is_disk_full
-from voicechat_tune.running.messages import DiskFull, Ended, send
+from voicechat_tune.running.messages import DiskFull, RunEnded, send
 from voicechat_tune.running.preemption import Preempted, stopping_on_notice
 from voicechat_tune.running.run_files import RunFiles
 from voicechat_tune.search.sweep_file import SweepFile
@@ -35,11 +35,11 @@ log = logging.getLogger(__name__)
 
 
 def run_trial(config: dict[str, Any], sweep: SweepFile, folder: Path, data: TrainingData, start: Path | None) -> None:
-    """Train one run to its end, or to the end of its interval, reporting every evaluation.
+    """Train one run to its end, or to the end of its interval, and report each evaluation.
 
     Args:
-        config: what `DrivenSearch.suggest` handed out.
-        folder: the sweep's.
+        config: the result of `DrivenSearch.suggest`.
+        folder: the sweep's folder.
         data: shared by all runs through Ray's object store.
         start: the folder of the pretrained model, if the sweep fine-tunes one.
     """
@@ -47,19 +47,19 @@ def run_trial(config: dict[str, Any], sweep: SweepFile, folder: Path, data: Trai
     try:
         with RunFiles(sweep, folder, key) as files, logged(files.folder / "log.txt"):
             facts = train(config, sweep, files, data, start)
-        send(Ended("finished", facts=facts))
-    except InputError as error:  # it would come again
-        send(Ended("failed", str(error)))
+        send(RunEnded("finished", facts=facts))
+    except InputError as error:  # another attempt would have the same error
+        send(RunEnded("failed", str(error)))
     except Exception as error:
         if not is_disk_full(error, folder):
             raise
-        send(DiskFull(f"the disk is full at {folder}: make room"))
+        send(DiskFull(f"the disk is full at {folder}: free some space"))
 
 
 def train(
     config: dict[str, Any], sweep: SweepFile, files: "RunFiles", data: TrainingData, start: Path | None
 ) -> dict[str, float]:
-    """Train, and measure the best checkpoint: what is known of it and of its model."""
+    """Train, and return the facts about the best checkpoint and its model."""
     recipe = sweep.recipe_for(config["point"], config["seed_index"])
     run, until = RunFolder(files.folder), config["until"]
     resume_from = run.of_recipe(recipe)
@@ -75,12 +75,12 @@ def train(
     if sweep.workers_per_trial == 1:
         torch.set_num_threads(sweep.threads())
         if not sweep.gpus_per_trial:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides no GPU from who asked for none
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # without a request for a GPU, Ray hides none
         reset_peak_memory()
         belongs_to = f"{sweep.name}/{files.key}"
         training = Training(recipe, data, resume_from, belongs_to, start, shares_machine=sweep.runs_share_machine())
         if training.step:
-            log.info("going on from step %d", training.step)
+            log.info("the run continues from step %d", training.step)
         if until is not None and training.step >= until:
             training.stop()
         with stopping_on_notice(training):
@@ -91,7 +91,7 @@ def train(
                 send_evaluation(evaluation)
         if training.stopping and (until is None or training.step < until):
             files.put()
-            raise Preempted("its machine is about to be taken away")
+            raise Preempted("its machine is about to be preempted")
     else:
         from voicechat_tune.running.distributed import train_in_trial
 
@@ -108,7 +108,7 @@ def train(
 
 
 def facts_of(recipe: Recipe, run: RunFolder, data: TrainingData, is_whole: bool) -> dict[str, float]:
-    """The losses of the best checkpoint (of an interval: of the last one), and its model's size and cost."""
+    """Return the losses of the best checkpoint (for an interval: of the last one), and its model's size and cost."""
     checkpoint = run.finish(data) if is_whole and run.best.exists() else run.last
     model, _ = load_checkpoint(checkpoint)
     metrics = read_run(checkpoint)["metrics"]
@@ -139,7 +139,7 @@ def send_evaluation(evaluation: Evaluation) -> None:
 
 @contextmanager
 def logged(path: Path) -> Iterator[None]:
-    """What this package logs goes to the run's own file, too; so does what broke it off."""
+    """Also write our packages' log lines, and an error that ends the run, into the run's log file."""
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     ours = [logging.getLogger(name) for name in ("voicechat_platform", "voicechat_tune")]
@@ -147,10 +147,10 @@ def logged(path: Path) -> Iterator[None]:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
     try:
-        log.info("begins")
+        log.info("the run begins")
         yield
     except Exception:
-        log.exception("broke off")
+        log.exception("the run was interrupted by an error")
         raise
     finally:
         for logger in ours:
@@ -159,10 +159,10 @@ def logged(path: Path) -> Iterator[None]:
 
 
 def reset_peak_memory() -> None:
-    """Of a process that did another run before."""
+    """Reset the memory peak of a process that may have trained another run before."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        log.debug("the peak is of all runs of this process: /proc/self/clear_refs cannot be written")
+        log.debug("the peak includes earlier runs of this process: /proc/self/clear_refs cannot be written")

@@ -1,7 +1,7 @@
-"""This program as one wheel, which a Ray cluster installs for a job in a second.
+"""Build this program as one wheel, which a Ray cluster installs for a job in a second.
 
-Ray installs a wheel of `py_modules` with `pip install --target`, which would fetch torch and all the rest again for
-each job. So this wheel asks for nothing: the cluster's machines have what it needs.
+Ray installs a wheel of `py_modules` with `pip install --target`. With requirements, this would download torch and all
+other packages again for each job. So this wheel has no requirements: the cluster's machines have the packages.
 """
 
 import base64
@@ -17,18 +17,18 @@ PACKAGES = ("voicechat_platform", "voicechat_tune", "voicechat_serve", "voicecha
 
 
 def build_wheel(folder: Path) -> Path:
-    """Pack the installed packages into a wheel, the same bytes for the same files.
+    """Pack the installed packages into a wheel, with the same bytes for the same files.
 
-    Its version ends in a checksum of the files: Ray takes wheels of one name for the same wheel.
+    Its version ends with a checksum of the files, because for Ray two wheels with one name are the same wheel.
 
     Args:
-        folder: where the wheel is put, made if there is none.
+        folder: the folder for the wheel; it is created if it does not exist.
     """
     files = {name: path.read_bytes() for name, path in sorted(package_files().items())}
     content = hashlib.sha256()
     for name, data in files.items():
         content.update(f"{name}\0{len(data)}\0".encode() + data)
-    released = version("llm-voice-chat").partition("+")[0]  # this may run from such a wheel
+    released = version("llm-voice-chat").partition("+")[0]  # the installed version may be such a wheel
     name = f"llm_voice_chat-{released}+g{content.hexdigest()[:12]}"
     files |= description(name)
     files[f"{name}.dist-info/RECORD"] = record(files, name)
@@ -45,8 +45,8 @@ def build_wheel(folder: Path) -> Path:
 
 
 def package_files() -> dict[str, Path]:
-    """What goes into the wheel, by its place there: each package's files, and the packaged sweeps."""
-    folders = {"voicechat_tune/sweeps": quickstart().parent}  # beside the package where the code is developed
+    """Return the wheel's files by their paths in it: each package's files, and the packaged sweeps."""
+    folders = {"voicechat_tune/sweeps": quickstart().parent}  # in a source tree it is beside the package
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
         assert spec is not None
@@ -61,7 +61,7 @@ def package_files() -> dict[str, Path]:
 
 
 def description(name: str) -> dict[str, bytes]:
-    """The files in which a wheel says what it is, without any requirement."""
+    """Return the metadata files of a wheel, without any requirement."""
     project, number = name.split("-")
     texts = {
         "METADATA": f"Metadata-Version: 2.1\nName: {project.replace('_', '-')}\nVersion: {number}\n",
@@ -72,7 +72,7 @@ def description(name: str) -> dict[str, bytes]:
 
 
 def record(files: dict[str, bytes], name: str) -> bytes:
-    """The list of a wheel's files, each with its checksum and length; the list itself has neither."""
+    """Return the list of a wheel's files, each with its checksum and length, except for the list itself."""
     lines = []
     for path, data in files.items():
         checksum = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()

@@ -1,6 +1,6 @@
-"""The journal of a sweep's study: the file in which Optuna keeps it, one JSON object a line.
+"""The journal of a sweep's study: the file in which Optuna stores it, one JSON object per line.
 
-A disk may lose or garble any line: what is damaged is an error that names the line, and what is sound can be salvaged.
+A disk may lose or damage any line. A damaged line is an error that names the line. A user can salvage the sound lines.
 """
 
 import json
@@ -20,13 +20,13 @@ from voicechat_tune.search.optuna_private import check_trial, id_of_trial
 
 JOURNAL = "study.journal"
 SALVAGE = (
-    "go on from what is sound with `voicechat sweep FILE --salvage` (of a comparison: `voicechat compare FILE "
-    "--salvage`), which keeps the damaged file beside it; or bring a copy back; or begin anew with --fresh"
+    "continue from the sound lines with `voicechat sweep FILE --salvage` (for a comparison: `voicechat compare FILE "
+    "--salvage`), which keeps the damaged file beside the new one; or restore a backup; or start again with --fresh"
 )
 
 
 class DamagedRecordError(ValueError):
-    """A line, from 1, that Optuna cannot read; the message says why."""
+    """Optuna cannot read a line (numbered from 1); the message gives the reason."""
 
     def __init__(self, line: int, why: str):
         super().__init__(why)
@@ -34,60 +34,60 @@ class DamagedRecordError(ValueError):
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """The first line: which study it is."""
+class StudyHeader:
+    """The facts of a journal's first line, which identify the study."""
 
     name: str
     objectives: Mapping[Any, Literal["minimize", "maximize"]]
     is_warm: bool
-    """Whether trials of an earlier sweep may follow it."""
+    """Whether trials of an earlier sweep may follow the first line."""
 
     def line(self) -> bytes:
         record = {"op_code": 0, "worker_id": "salvage", "study_name": self.name, "directions": self.directions()}
         return json.dumps(record).encode()
 
     def directions(self) -> list[int]:
-        """By Optuna's numbers."""
+        """Return Optuna's numbers of the directions."""
         return [1 if direction == "minimize" else 2 for direction in self.objectives.values()]
 
 
 @dataclass
-class Sound:
-    """What of a journal's lines is sound."""
+class SoundLines:
+    """The sound lines of a journal."""
 
     lines: list[bytes]
     contents: Contents
     damage: tuple[int, str] | None = None
-    """The first line, from 1, that is not, and why."""
+    """The number of the first damaged line, from 1, and the reason."""
 
     def __str__(self) -> str:
         return f"{self.contents.numbered} trials, {len(self.contents.over)} of them ended"
 
 
-def sound(lines: list[bytes], beginning: Beginning) -> Sound:
-    """The lines that are sound and follow each other.
+def sound_lines(lines: list[bytes], header: StudyHeader) -> SoundLines:
+    """Return the lines that are sound and can follow each other.
 
-    A line may be lost without losing those after it: each of them is kept that still refers to a trial that is there,
-    and a trial only where its number is the next one. Before the first trial nothing shows whether one of an
-    earlier sweep was lost, so with such ones it ends there.
+    After a lost line, a later line stays if its trial is still there; a new trial stays only if it has the next number.
+    Before the first trial nothing shows whether a trial of the earlier sweep was lost. So with a warm start, damage
+    before the first trial drops all later lines.
     """
-    found = Sound([], Contents(beginning.objectives))
+    found = SoundLines([], Contents(header.objectives))
     for number, line in enumerate(lines, 1):
         try:
             found.contents.add(line)
             found.lines.append(line)
         except DamagedLineError as error:
             found.damage = found.damage or (number, str(error))
-            if beginning.is_warm and not found.contents.numbered:
+            if header.is_warm and not found.contents.numbered:
                 break
             if number == 1:
-                found.contents.add(beginning.line())
-                found.lines.append(beginning.line())
+                found.contents.add(header.line())
+                found.lines.append(header.line())
     return found
 
 
 class CountingFile(JournalFileBackend):
-    """Optuna's file, which knows the line that Optuna is at."""
+    """Optuna's file backend, which also counts the lines that Optuna has read."""
 
     line = 0
 
@@ -97,10 +97,10 @@ class CountingFile(JournalFileBackend):
 
 
 def replay(path: Path) -> JournalStorage:
-    """Optuna's storage in a journal.
+    """Read a journal into Optuna's storage.
 
     Raises:
-        DamagedRecordError: a record holds what only Optuna can check, such as a distribution, and that is not sound.
+        DamagedRecordError: a record has an invalid value that only Optuna can check, such as a distribution.
     """
     backend = CountingFile(str(path))
     try:
@@ -114,70 +114,71 @@ def replay(path: Path) -> JournalStorage:
             check_trial(trial)
         except ValueError as error:
             begins = [n for n, line in enumerate(read_lines(path), 1) if json.loads(line)["op_code"] == 4]
-            raise DamagedRecordError(begins[id_of_trial(trial)], f"its trial is none of Optuna's: {error}") from None
+            raise DamagedRecordError(begins[id_of_trial(trial)], f"its trial is invalid: {error}") from None
     return storage
 
 
-def open_journal(path: Path, beginning: Beginning, writable: bool) -> JournalStorage:
-    """Optuna's storage in a journal, all lines of which are sound.
+def open_journal(path: Path, header: StudyHeader, writable: bool) -> JournalStorage:
+    """Check all lines of a journal, and read it into Optuna's storage.
 
-    A half-written last line is no damage: a full disk or a machine that lost its power leaves one, and a writer is in
-    the midst of one. What it was to say is done again.
+    An incomplete last line is no damage: a full disk or a power failure leaves one, and an active writer may be about
+    to complete it. The sweep repeats the step that the line was to record.
 
     Args:
-        path: the file; it need not be there.
-        writable: for the driver alone: the half-written line is cut off, and the lock of a killed writer removed.
+        path: the file, which may be missing.
+        writable: only for the driver: remove an incomplete last line and the lock of a killed writer.
 
     Raises:
-        InputError: a line is damaged, or the file cannot be read; it says what is left and how to go on.
+        InputError: a line is damaged, or the file cannot be read. The message states which lines are sound, and how to
+            continue.
     """
     if writable:
         mend(path)
     lines = read_lines(path)
-    found = sound(lines, beginning)
-    check_belongs(path, found, beginning)
+    found = sound_lines(lines, header)
+    check_belongs(path, found, header)
     if found.damage is None:
         try:
             return replay(path)
         except DamagedRecordError as error:
-            found = sound([*lines[: error.line - 1], *lines[error.line :]], beginning)
+            found = sound_lines([*lines[: error.line - 1], *lines[error.line :]], header)
             found.damage = (error.line, str(error))
     line, why = found.damage
     raise InputError(
-        f"{path}:{line} is damaged ({why}): {len(found.lines)} of its {len(lines)} lines are sound and hold {found}; "
+        f"{path}:{line} is damaged ({why}): {len(found.lines)} of its {len(lines)} lines are sound, with {found}; "
         f"{SALVAGE}"
     )
 
 
-def salvage(path: Path, beginning: Beginning) -> Sound | None:
-    """Write the sound lines of a damaged journal in its place; it stays beside it as study.journal.damaged-1, -2 ….
+def salvage(path: Path, header: StudyHeader) -> SoundLines | None:
+    """Replace a damaged journal by its sound lines. The damaged file is renamed to study.journal.damaged-1, -2 ….
 
-    A journal that is lost or empty begins anew.
+    A missing or empty journal is replaced by a new one.
 
     Returns:
-        What is left; None where nothing is damaged.
+        The sound lines; None if nothing is damaged.
 
     Raises:
-        InputError: it is the journal of another study.
+        InputError: the journal belongs to another study.
     """
     try:
         lines = read_lines(path)
     except InputError:
         lines = []
-    found = sound(lines, beginning)
-    check_belongs(path, found, beginning)
+    found = sound_lines(lines, header)
+    check_belongs(path, found, header)
     new = path.with_name(f".{path.name}.new")
     is_damaged = not lines or found.damage is not None
     while True:
         with new.open("wb") as file:
-            file.writelines(line + b"\n" for line in found.lines or [beginning.line()])
+            file.writelines(line + b"\n" for line in found.lines or [header.line()])
             os.fsync(file.fileno())
         try:
             replay(new)
             break
         except DamagedRecordError as error:
             is_damaged = True
-            found = sound([*found.lines[: error.line - 1], *found.lines[error.line :]], beginning)
+            found = sound_lines([*found.lines[: error.line - 1], *found.lines[error.line :]], header)
     if not is_damaged:
         new.unlink()
         return None
@@ -186,31 +187,32 @@ def salvage(path: Path, beginning: Beginning) -> Sound | None:
     return found
 
 
-def check_belongs(path: Path, found: Sound, beginning: Beginning) -> None:
-    """
+def check_belongs(path: Path, found: SoundLines, header: StudyHeader) -> None:
+    """Check that the journal belongs to the study.
+
     Raises:
-        InputError: the journal is that of another study.
+        InputError: it belongs to another study.
     """
     begun = found.contents.begun
-    if begun and begun != (beginning.name, beginning.directions()):
+    if begun and begun != (header.name, header.directions()):
         raise InputError(
-            f"{path} belongs to a sweep {begun[0]!r} with {len(begun[1])} objectives, not to {beginning.name!r} with "
-            f"{', '.join(beginning.objectives)}: give the file that it began with, or begin anew with --fresh"
+            f"{path} belongs to a sweep {begun[0]!r} with {len(begun[1])} objectives, not to {header.name!r} with "
+            f"{', '.join(header.objectives)}: give the sweep's original file, or start again with --fresh"
         )
 
 
 def set_aside(path: Path) -> None:
-    """Rename a damaged file, where there is one, to the first name of NAME.damaged-1, -2 … that is free."""
+    """Rename a damaged file, if it exists, to the first free name of NAME.damaged-1, -2 …."""
     if path.exists():
         names = (path.with_name(f"{path.name}.damaged-{number}") for number in count(1))
         path.rename(next(name for name in names if not name.exists()))
 
 
 def read_lines(path: Path) -> list[bytes]:
-    """The whole lines, without a half-written last one; none where there is no file.
+    """Return the complete lines, without an incomplete last line; an empty list if there is no file.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     try:
         return path.read_bytes().split(b"\n")[:-1]
@@ -221,16 +223,16 @@ def read_lines(path: Path) -> list[bytes]:
 
 
 def mend(path: Path) -> None:
-    """Cut a half-written last line off, and remove the lock of a writer that was killed.
+    """Remove an incomplete last line, and the lock of a killed writer.
 
     Raises:
-        InputError: the file cannot be read, or something else lies where the lock is to be.
+        InputError: the file cannot be read, or the lock's path is not a file.
     """
     lock = Path(f"{path}.lock")
     if lock.is_symlink() or lock.is_file():
         lock.unlink()
     elif lock.exists():
-        raise InputError(f"{lock} is in the way of the study's lock: move it away")
+        raise InputError(f"{lock} must be a file, the study's lock: move away what is there")
     whole = sum(len(line) + 1 for line in read_lines(path))
     if path.exists() and whole < path.stat().st_size:
         with path.open("rb+") as file:

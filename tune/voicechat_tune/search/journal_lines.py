@@ -1,7 +1,7 @@
-"""What the lines of a journal may be, and which of them may follow which.
+"""The valid lines of a journal, and their valid order.
 
-Each is checked before Optuna reads it: Optuna itself ends in an exception of its own, or leaves out what it does not
-understand without a word.
+This module checks each line before Optuna reads it. For an invalid line Optuna raises an internal exception, or ignores
+the line without a warning.
 """
 
 import json
@@ -15,32 +15,32 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from voicechat_platform.training.history import Evaluation
 
 Ending = Literal["finished", "stopped", "failed"]
-ENDED_BY: dict[int, Ending] = {1: "finished", 2: "stopped", 3: "failed"}
-"""By Optuna's number of a trial's state: how one of its runs ended then."""
+ENDING_OF_STATE: dict[int, Ending] = {1: "finished", 2: "stopped", 3: "failed"}
+"""Optuna's numbers of trial states. A trial has this state only if one of its runs ended so."""
 
 
 class Record(BaseModel):
-    """What every line of Optuna's has, whatever else a later version writes."""
+    """The fields of every line. A later version of Optuna may write more of them."""
 
     model_config = ConfigDict(strict=True)
 
     worker_id: str
 
 
-class StudyBegins(Record):
+class CreateStudy(Record):
     op_code: Literal[0]
     study_name: str
     directions: Annotated[list[Literal[1, 2]], Field(min_length=1)]
 
 
 class StudyAttribute(Record):
-    """`optuna-dashboard` writes such ones."""
+    """`optuna-dashboard` writes such lines."""
 
     op_code: Literal[2, 3]
     study_id: Literal[0]
 
 
-class TrialBegins(Record):
+class CreateTrial(Record):
     op_code: Literal[4]
     study_id: Literal[0]
     state: Literal[0, 1]
@@ -55,39 +55,39 @@ class TrialBegins(Record):
     intermediate_values: dict[str, float]
 
 
-class OfTrial(Record):
+class TrialRecord(Record):
     trial_id: Annotated[int, Field(ge=0)]
 
 
-class TrialEnds(OfTrial):
+class EndTrial(TrialRecord):
     op_code: Literal[6]
     state: Literal[1, 2, 3]
     datetime_complete: str
     values: list[float] | None
 
 
-class IntermediateValue(OfTrial):
+class IntermediateValue(TrialRecord):
     op_code: Literal[7]
     step: int
     intermediate_value: float
 
 
-class UserAttribute(OfTrial):
+class UserAttribute(TrialRecord):
     op_code: Literal[8]
     user_attr: Annotated[dict[str, Any], Field(min_length=1, max_length=1)]
 
 
-class SystemAttribute(OfTrial):
+class SystemAttribute(TrialRecord):
     op_code: Literal[9]
     system_attr: Annotated[dict[str, Any], Field(min_length=1, max_length=1)]
 
 
-AnyRecord = StudyBegins | StudyAttribute | TrialBegins | TrialEnds | IntermediateValue | UserAttribute | SystemAttribute
-RECORD: TypeAdapter[AnyRecord] = TypeAdapter(Annotated[AnyRecord, Field(discriminator="op_code")])
+AnyLine = CreateStudy | StudyAttribute | CreateTrial | EndTrial | IntermediateValue | UserAttribute | SystemAttribute
+RECORD: TypeAdapter[AnyLine] = TypeAdapter(Annotated[AnyLine, Field(discriminator="op_code")])
 
 
-class Begun(BaseModel):
-    """The user attributes that a trial of the sweep begins with."""
+class TrialAttributes(BaseModel):
+    """The first user attributes of a trial of the sweep."""
 
     model_config = ConfigDict(strict=True)
 
@@ -97,16 +97,16 @@ class Begun(BaseModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reported(Evaluation):
-    """An evaluation as the study keeps it (`study.Run.evaluations`)."""
+class EvaluationAttribute(Evaluation):
+    """An evaluation in the study's format (`trials.Run.evaluations`)."""
 
     spent: float
     order: int
     clock: float
 
 
-class Ended(BaseModel):
-    """How a run ended, as the study keeps it."""
+class EndingAttribute(BaseModel):
+    """The end of a run in the study's format."""
 
     model_config = ConfigDict(strict=True)
 
@@ -115,76 +115,77 @@ class Ended(BaseModel):
     facts: dict[str, float]
 
 
-BEGUN, REPORTED, ENDED = TypeAdapter(Begun), TypeAdapter(Reported), TypeAdapter(Ended)
+TRIAL, EVALUATION, ENDING = TypeAdapter(TrialAttributes), TypeAdapter(EvaluationAttribute), TypeAdapter(EndingAttribute)
 
 
 class DamagedLineError(ValueError):
-    """A line that cannot follow those before it; the message says why."""
+    """A line is invalid, or cannot follow the lines before it; the message gives the reason."""
 
 
 class Contents:
-    """What the lines so far say, as far as the next one must agree with it."""
+    """The facts from the lines so far that the next line must agree with."""
 
     def __init__(self, objectives: Iterable[str]) -> None:
         self.objectives = set(objectives)
         self.begun: tuple[str, list[int]] | None = None
         """The study's name, and the direction of each objective by Optuna's numbers."""
         self.trials: list[int | None] = []
-        """Under Optuna's id of each: its number, or None for one of an earlier sweep that this one was warmed with."""
+        """The trials' numbers; the index is Optuna's id. None for a trial of the earlier sweep (`warm_start`)."""
         self.numbered = 0
-        """How many of them are this sweep's own."""
+        """The count of this sweep's own trials."""
         self.endings: dict[int, set[str]] = {}
-        """By Optuna's id of a trial: how its runs ended."""
+        """The endings of a trial's runs; the key is Optuna's id of the trial."""
         self.over: set[int] = set()
+        """Optuna's ids of the trials that have ended."""
 
     def add(self, line: bytes) -> None:
-        """Take the next line.
+        """Add the next line.
 
         Raises:
-            DamagedLineError: it is not one that follows those before it; nothing of it is taken.
+            DamagedLineError: the line is invalid, or cannot follow the lines before it. The contents do not change.
         """
         try:
             record = RECORD.validate_json(line)
         except ValidationError as error:
-            raise DamagedLineError(f"it is not what Optuna writes: {first_fault(error)}") from None
-        if isinstance(record, StudyBegins):
+            raise DamagedLineError(f"it does not have Optuna's format: {first_fault(error)}") from None
+        if isinstance(record, CreateStudy):
             self.begun = self.begun or (record.study_name, list(record.directions))
             return
         if self.begun is None:
-            raise DamagedLineError("no line before it begins the study")
+            raise DamagedLineError("no earlier line creates the study")
         match record:
-            case TrialBegins():
+            case CreateTrial():
                 self.begin(record)
-            case OfTrial() if record.trial_id >= len(self.trials):
-                raise DamagedLineError(f"no line before it begins the trial with Optuna's id {record.trial_id}")
-            case TrialEnds():
+            case TrialRecord() if record.trial_id >= len(self.trials):
+                raise DamagedLineError(f"no earlier line creates the trial with Optuna's id {record.trial_id}")
+            case EndTrial():
                 self.end(record)
             case UserAttribute():
                 self.attribute(record)
 
-    def begin(self, record: TrialBegins) -> None:
+    def begin(self, record: CreateTrial) -> None:
         if record.params.keys() != record.distributions.keys():
-            raise DamagedLineError("its params are not those of its distributions")
+            raise DamagedLineError("its params and its distributions have different names")
         if "warm" in record.user_attrs:
             if record.state != 1 or record.datetime_complete is None:
-                raise DamagedLineError("it takes a trial of an earlier sweep over that has not ended")
+                raise DamagedLineError("it copies a trial of an earlier sweep that has not ended")
             self.trials.append(None)
             return
-        begun = checked(BEGUN, record.user_attrs)
+        begun = checked(TRIAL, record.user_attrs)
         if record.state != 0 or record.value is not None or record.values is not None:
-            raise DamagedLineError("it begins a trial that has ended")
+            raise DamagedLineError("it creates a trial that has already ended")
         if begun.number != self.numbered + 1:
-            raise DamagedLineError(f"it begins trial {begun.number}, and the one before is trial {self.numbered}")
+            raise DamagedLineError(f"it creates trial {begun.number} after trial {self.numbered}")
         if begun.lineage and not {"member", "generation"} <= begun.lineage.keys():
-            raise DamagedLineError("its lineage names no member and generation")
+            raise DamagedLineError("its lineage has no member or no generation")
         if not 0 <= begun.lineage.get("parent", 0) <= self.numbered:
-            raise DamagedLineError(f"no line before it begins its parent, trial {begun.lineage['parent']}")
+            raise DamagedLineError(f"no earlier line creates its parent, trial {begun.lineage['parent']}")
         self.trials.append(begun.number)
         self.numbered += 1
 
-    def end(self, record: TrialEnds) -> None:
-        if ENDED_BY[record.state] not in self.endings.get(record.trial_id, ()):
-            raise DamagedLineError("it ends a trial, and no line before it says that a run of that ended so")
+    def end(self, record: EndTrial) -> None:
+        if ENDING_OF_STATE[record.state] not in self.endings.get(record.trial_id, ()):
+            raise DamagedLineError("it ends a trial, but no earlier line ends a run of this trial in the same way")
         if self.begun and record.state == 1 and len(record.values or ()) != len(self.begun[1]):
             raise DamagedLineError("it finishes a trial without a value for each objective")
         self.over.add(record.trial_id)
@@ -192,29 +193,28 @@ class Contents:
     def attribute(self, record: UserAttribute) -> None:
         [(name, value)] = record.user_attr.items()
         if not name.startswith("run "):
-            return  # optuna-dashboard keeps people's notes there
+            return  # such as people's notes, which optuna-dashboard stores there
         if not re.fullmatch(r"run \d{1,9} (step \d{1,18}|ending)", name):
-            raise DamagedLineError(f"a trial has no {name!r}")
+            raise DamagedLineError(f"a trial has no attribute {name!r}")
         if name.endswith("ending"):
-            ended = checked(ENDED, value)
+            ended = checked(ENDING, value)
             if ended.ending == "finished" and (missing := {"validation_loss", *self.objectives} - ended.facts.keys()):
-                raise DamagedLineError(f"it finishes a run without its {', '.join(sorted(missing))}")
+                raise DamagedLineError(f"it finishes a run without {', '.join(sorted(missing))}")
             self.endings.setdefault(record.trial_id, set()).add(ended.ending)
-        elif checked(REPORTED, value).step != int(name.rpartition(" ")[2]):
-            raise DamagedLineError(f"its step is another one than that of its name, {name!r}")
+        elif checked(EVALUATION, value).step != int(name.rpartition(" ")[2]):
+            raise DamagedLineError(f"its step is not the step in its name, {name!r}")
 
 
 def checked(adapter: TypeAdapter[Any], value: Any) -> Any:
     try:
-        return adapter.validate_json(
-            json.dumps(value), strict=True
-        )  # of Python's own, strict takes no dict for a dataclass
+        # From Python values, strict validation accepts no dict for a dataclass; from JSON it does.
+        return adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        raise DamagedLineError(f"it is not what a sweep notes: {first_fault(error)}") from None
+        raise DamagedLineError(f"its attributes do not have the format of a sweep: {first_fault(error)}") from None
 
 
 def first_fault(error: ValidationError) -> str:
     fault = error.errors(include_url=False, include_input=False)[0]
     if fault["type"].startswith("union_tag"):
-        return "it has no op_code that a sweep writes"
+        return "a sweep writes no line with this op_code"
     return ": ".join(part for part in (".".join(map(str, fault["loc"])), fault["msg"]) if part)

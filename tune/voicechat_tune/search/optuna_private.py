@@ -1,7 +1,7 @@
-"""Names that Optuna keeps to itself, all in one place: read in Optuna 5.0, which pyproject.toml bounds.
+"""All uses of Optuna's private names, checked with Optuna 5.0; pyproject.toml bounds the version.
 
-What else we rely on beyond its documentation: the records of its journal (`journal_lines.py`), and that a storage in
-memory numbers its trials as it numbers their ids (`samplers.py`).
+We rely on two more undocumented facts: the records of Optuna's journal (`journal_lines.py`), and that in an in-memory
+storage a trial's number equals its id (`samplers.py`).
 """
 
 import optuna
@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial
 
 
 def id_of_trial(trial: FrozenTrial | optuna.Trial) -> int:
-    """Its id in the storage, which counts the trials of all studies there."""
+    """Return the trial's id in the storage, which counts the trials of all its studies."""
     return trial._trial_id
 
 
@@ -18,8 +18,9 @@ def id_of_study(study: optuna.Study) -> int:
 
 
 def check_trial(trial: FrozenTrial) -> None:
-    """
+    """Check a trial as Optuna does when it copies one.
+
     Raises:
-        ValueError: the trial's fields contradict each other. Optuna itself looks when the trial is copied.
+        ValueError: the trial's fields contradict each other.
     """
     trial._validate()

@@ -1,4 +1,4 @@
-"""Which trials of a sweep are better: one order for the tables, the report, the page and promotion."""
+"""The ranking of a sweep's trials: one order for the tables, the report, the page and promotion."""
 
 import math
 
@@ -7,10 +7,10 @@ from voicechat_tune.search.trials import Run, Trial, objective_value
 
 
 def ranked(trials: list[Trial], sweep: SweepFile) -> list[Trial]:
-    """The trials that can be compared, the best first; of equal ones the earlier first.
+    """Return the trials that can be compared, the best first; of equal trials the earlier one first.
 
-    A trial's loss is the mean over its seeds of the best checkpoint's loss, over the whole validation part. So only
-    trials count whose seeds have all finished, and of a population only those of the last generation.
+    A trial's loss is the mean over its seeds of the best checkpoint's loss over the whole validation part. So a trial
+    is ranked only if the runs of all its seeds have finished; in a population, only if it is in the last generation.
     """
     last = (None, sweep.generations())
     losses = {
@@ -23,7 +23,10 @@ def ranked(trials: list[Trial], sweep: SweepFile) -> list[Trial]:
 
 
 def winners(trials: list[Trial], sweep: SweepFile) -> list[Trial]:
-    """The best trial; of several objectives all that no other one beats (the Pareto front), by their losses."""
+    """Return the best trial; with several objectives, the Pareto front: all trials that no other one dominates.
+
+    They are in the order of their losses.
+    """
     ranking = ranked(trials, sweep)
     if len(sweep.objectives) == 1:
         return ranking[:1]
@@ -34,18 +37,21 @@ def winners(trials: list[Trial], sweep: SweepFile) -> list[Trial]:
 
 
 def costs_of(trial: Trial, sweep: SweepFile) -> list[float]:
-    """The trial's objectives, each the better the less it is."""
+    """Return the trial's objectives as costs: less is better."""
     signs = {"minimize": 1, "maximize": -1}
     return [signs[DIRECTIONS[objective]] * objective_value(trial, objective) for objective in sweep.objectives]
 
 
 def dominates(costs: list[float], others: list[float]) -> bool:
-    """Whether it is as good in all, and better in one."""
+    """Return whether the first costs are nowhere worse and in one place better."""
     return costs != others and all(cost <= other for cost, other in zip(costs, others, strict=True))
 
 
 def best_first(trial: Trial) -> list[Run]:
-    """The runs of a trial that have a loss; its heads, its sample and its promoted version are the first one's."""
+    """Return the runs of a trial that have a loss, the best first.
+
+    The first run gives the trial's heads, its sample and its promoted version.
+    """
     losses = {run.key: run.loss for run in trial.runs if run.loss is not None}
     runs = [run for run in trial.runs if run.key in losses]
     return sorted(runs, key=lambda run: (losses[run.key], run.key.seed_index))

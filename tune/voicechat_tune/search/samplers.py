@@ -1,4 +1,4 @@
-"""What comes next: the points of a grid or a list, or what Optuna's sampler draws, unless the scheduler decides it."""
+"""The next trial: its point is from a grid, a list, Optuna's sampler, or the scheduler."""
 
 import warnings
 from typing import Any
@@ -17,10 +17,10 @@ from voicechat_tune.search.trials import Trial
 
 
 class Search:
-    """Begins a sweep's trials, one after the other.
+    """Creates a sweep's trials, one after the other.
 
-    Optuna's sampler draws in a copy of the study in memory, so that the journal gets a trial in one piece. The copy is
-    made once. Before each draw it gets what has been reported of the trials that are unfinished in it.
+    Optuna's sampler draws in a copy of the study in memory, so that the journal gets each trial in one record. The
+    constructor makes the copy once. Before each draw, the copy gets the new reports of its unfinished trials.
     """
 
     def __init__(self, sweep: SweepFile, study: Study, scheduler: Scheduler):
@@ -35,13 +35,13 @@ class Search:
             for place, trial in enumerate(known)
             if trial.user_attrs.get("number") in study.unfinished
         }
-        """By a trial's number its id in the copy."""
+        """The ids in the copy; the key is a trial's number."""
 
     def next_trial(self, wanted: int) -> Trial | None:
-        """Begin the next trial; None where there are enough, or where the scheduler waits for a run.
+        """Create the next trial; return None if there are enough, or if the scheduler waits for a run.
 
         Args:
-            wanted: how many trials there are to be in all (`trials_of`, or more where a sweep is extended).
+            wanted: the total number of trials (`trials_of`, or more after `--extend`).
         """
         number = len(self.study.known)
         upcoming = self.scheduler.next_trial(self.study.known) if number < wanted else None
@@ -49,14 +49,14 @@ class Search:
             return None
         point = upcoming.point if self.listed is None else self.listed[number]
         if point is not None:
-            return self.study.begin(None, point, upcoming.lineage)
+            return self.study.begin_trial(None, point, upcoming.lineage)
         drawn, point = self.draw(number)
-        new = self.study.begin(drawn, point, upcoming.lineage)
+        new = self.study.begin_trial(drawn, point, upcoming.lineage)
         self.unfinished[new.number] = drawn.number  # in memory a trial's id is its number
         return new
 
     def draw(self, number: int) -> tuple[FrozenTrial, dict[str, Any]]:
-        """Let the sampler draw, from what the study knows and a seed of the trial's own: nothing else is remembered."""
+        """Draw a point. The result depends only on the study and on a seed of this trial."""
         self.catch_up()
         self.copy.sampler = make_sampler(self.sweep, number)
         if number < len(self.sweep.first):
@@ -66,7 +66,7 @@ class Search:
         return self.memory.get_trial(id_of_trial(trial)), point
 
     def catch_up(self) -> None:
-        """Copy what has been reported since the last draw."""
+        """Copy the reports since the last draw."""
         for number, place in self.unfinished.items():
             found, there = self.study.find(number), self.memory.get_trial(place)
             for step, loss in found.intermediate_values.items():
@@ -78,7 +78,7 @@ class Search:
 
 
 def trials_of(sweep: SweepFile) -> int:
-    """How many trials the sweep file asks for; an interval of a population counts as one."""
+    """Return the number of trials in the sweep file; each interval of a population counts as a trial."""
     listed = listed_points(sweep)
     if listed is not None:
         return min(len(listed), sweep.trials or len(listed))
@@ -86,7 +86,7 @@ def trials_of(sweep: SweepFile) -> int:
 
 
 def listed_points(sweep: SweepFile) -> list[dict[str, Any]] | None:
-    """The points that are known from the start: those given, or a grid's."""
+    """Return the points that are known in advance: the file's `points`, or a grid's points; else None."""
     if sweep.points:
         return sweep.points
     if sweep.sampler != "grid":
@@ -116,6 +116,6 @@ def make_sampler(sweep: SweepFile, number: int) -> optuna.samplers.BaseSampler:
             case "random":
                 return optuna.samplers.RandomSampler(seed=seed)
             case _:
-                # Runs that are not finished yet count as bad ones, so that several at a time differ. The fields of each
-                # branch are drawn together, with several objectives, too.
+                # constant_liar: unfinished trials count as bad, so that concurrent trials differ. group: the sampler
+                # draws the fields of each branch together, also with several objectives.
                 return optuna.samplers.TPESampler(seed=seed, constant_liar=True, multivariate=True, group=True)

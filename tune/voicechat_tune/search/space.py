@@ -1,4 +1,4 @@
-"""The search space: what each field may be, and in which branch of the space it exists at all."""
+"""The search space: the possible values of each field, and the branch of the space in which the field exists."""
 
 import math
 from typing import Annotated, Any
@@ -15,20 +15,20 @@ Value = str | Whole | float | bool
 
 
 class Parameter(Strict):
-    """What one field may be: exactly one of choice, int, uniform, loguniform and fixed."""
+    """The possible values of one field: exactly one of choice, int, uniform, loguniform and fixed."""
 
     choice: list[Value] | None = Field(default=None, min_length=1, max_length=1000)
     """One of these values."""
     integer: Annotated[tuple[Whole, Whole], Field(strict=False)] | None = Field(default=None, alias="int")
-    """A whole number from the first to the second, both included."""
+    """A whole number between the two, both included."""
     uniform: Annotated[tuple[float, float], Field(strict=False)] | None = None
     """Any number between the two."""
     loguniform: Annotated[tuple[float, float], Field(strict=False)] | None = None
-    """Any number between the two, each factor of ten as likely as another."""
+    """Any number between the two, uniform on a logarithmic scale."""
     fixed: Value | None = None
-    """Always this; for what a branch sets."""
+    """Always this value; useful in a branch."""
     when: dict[str, Value | Annotated[list[Value], Field(min_length=1)]] = Field(default={})
-    """The branch: the field is set only where fields above it have these values, such as {model.attention: metric}."""
+    """The branch: the field exists only if fields above it have these values, such as {model.attention: metric}."""
 
     @model_validator(mode="after")
     def exactly_one(self) -> "Parameter":
@@ -50,11 +50,11 @@ class Parameter(Strict):
         if bounds and not math.isfinite(bounds[1] - bounds[0]):
             raise ValueError(f"the bounds are too far apart: {bounds[0]} and {bounds[1]}")
         if self.choice and len(set(self.choice)) < len(self.choice):
-            raise ValueError(f"choice: a value stands there twice: {self.choice}")
+            raise ValueError(f"choice: a value is listed twice: {self.choice}")
         return self
 
     def examples(self) -> list[Any]:
-        """Values that must all be possible for the parameter to be: its bounds, and one that is no whole number."""
+        """Return values for a check of the recipe: all choices, or the bounds and a number that is not whole."""
         if self.fixed is not None:
             return [self.fixed]
         if self.choice or self.integer:
@@ -71,11 +71,11 @@ class Parameter(Strict):
         return isinstance(value, int if self.integer else int | float) and low <= value <= high
 
     def exists_in(self, point: dict[str, Any]) -> bool:
-        """Whether the point lies in the parameter's branch."""
+        """Return whether the point is in the parameter's branch."""
         return all(point.get(field) in as_list(values) for field, values in self.when.items())
 
     def settles(self) -> dict[str, Any]:
-        """The branch's first values, which any example needs beside it."""
+        """Return the first values of the branch's fields; a point with one of the examples needs them."""
         return {field: as_list(values)[0] for field, values in self.when.items()}
 
     def draw(self, field: str, trial: optuna.Trial) -> Any:
@@ -89,7 +89,7 @@ class Parameter(Strict):
         return trial.suggest_float(field, low, high, log=self.loguniform is not None)
 
     def distribution(self) -> BaseDistribution:
-        """What `draw` draws from, for a parameter that is not fixed."""
+        """Return the distribution of `draw`, for a parameter that is not fixed."""
         if self.choice is not None:
             return CategoricalDistribution(self.choice)
         if self.integer is not None:
@@ -98,17 +98,17 @@ class Parameter(Strict):
         return FloatDistribution(low, high, log=self.loguniform is not None)
 
 
-Space = Annotated[dict[str, Parameter], Field(description="Dotted fields and what each may be")]
+Space = Annotated[dict[str, Parameter], Field(description="Dotted fields and their possible values")]
 
 
 def grid_size(space: dict[str, Parameter]) -> int:
-    """How many combinations there are, branches not taken into account."""
+    """Return the number of combinations, without regard to branches."""
     counts = (p.integer[1] - p.integer[0] + 1 if p.integer else len(p.choice or [0]) for p in space.values())
     return math.prod(counts)
 
 
 def draw_point(space: dict[str, Parameter], trial: optuna.Trial) -> dict[str, Any]:
-    """One point of the space, the parameters drawn in order, those outside its branch left out."""
+    """Draw one point, parameter after parameter; skip a parameter if the point is outside its branch."""
     point: dict[str, Any] = {}
     for field, parameter in space.items():
         if parameter.exists_in(point):
@@ -117,14 +117,14 @@ def draw_point(space: dict[str, Parameter], trial: optuna.Trial) -> dict[str, An
 
 
 def drawn_part(space: dict[str, Parameter], point: dict[str, Any]) -> dict[str, Any]:
-    """A point without what is fixed, which no sampler knows."""
+    """Return a point without its fixed fields, which samplers do not have."""
     return {field: value for field, value in point.items() if space[field].fixed is None}
 
 
 def known_in(space: dict[str, Parameter], trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """Trials, of an earlier space perhaps, as ones of this space, without those that have other fields or values.
+    """Convert trials, perhaps of an earlier space, into trials of this space; skip trials with other fields or values.
 
-    A sampler draws at random what had other bounds in one of the trials that it knows, or was missing there.
+    Without the conversion, a sampler draws a field at random if a known trial lacks it or has other bounds for it.
     """
     distributions = {field: parameter.distribution() for field, parameter in space.items() if parameter.fixed is None}
     known = []
@@ -151,15 +151,16 @@ def known_in(space: dict[str, Parameter], trials: list[FrozenTrial]) -> list[Fro
 
 
 def check_branches(space: dict[str, Parameter]) -> None:
-    """
+    """Check the branches.
+
     Raises:
-        ValueError: a branch depends on what is not above it, or never is.
+        ValueError: a branch depends on a field that is not above it, or on a value that the field never has.
     """
     above: dict[str, Parameter] = {}
     for field, parameter in space.items():
         for on, values in parameter.when.items():
             if on not in above:
-                raise ValueError(f"search.{field}.when: {on} is not searched above it")
+                raise ValueError(f"search.{field}.when: {on} must be a search field above {field}")
             for value in as_list(values):
                 if not above[on].allows(value):
                     raise ValueError(f"search.{field}.when: {on} is never {value}")
@@ -167,21 +168,22 @@ def check_branches(space: dict[str, Parameter]) -> None:
 
 
 def check_first(space: dict[str, Parameter], first: list[dict[str, Any]]) -> None:
-    """
+    """Check the points of `first`.
+
     Raises:
-        ValueError: a point to begin with is not of the space.
+        ValueError: a point is not in the search space.
     """
     for index, point in enumerate(first):
         for field, value in point.items():
             if field not in space:
-                raise ValueError(f"first.{index}: {field} is not searched; searched are {', '.join(space)}")
+                raise ValueError(f"first.{index}: {field} is not a search field; these are: {', '.join(space)}")
             if not space[field].allows(value):
-                raise ValueError(f"first.{index}: {field} = {value} is not among what search.{field} allows")
+                raise ValueError(f"first.{index}: search.{field} does not allow the value {value}")
             missing = [on for on in space[field].when if on not in point]
             if missing:
-                raise ValueError(f"first.{index}: {field} needs {', '.join(missing)} beside it, which its branch is of")
+                raise ValueError(f"first.{index}: {field} needs {', '.join(missing)} too, because of its when")
             if not space[field].exists_in(point):
-                raise ValueError(f"first.{index}: {field} is outside its branch, which is where {space[field].when}")
+                raise ValueError(f"first.{index}: {field} exists only when {space[field].when}")
 
 
 def as_list(values: Any) -> list[Any]:

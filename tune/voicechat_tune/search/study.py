@@ -1,9 +1,9 @@
-"""The memory of a sweep: an Optuna study in a journal that a kill at any moment leaves whole.
+"""The history of a sweep: an Optuna study in a journal that stays valid after a kill at any moment.
 
-A *trial* is one point of the search space; it has a *run*, a training, for each of its seeds. Everything that a sweep
-decides (the next point, which runs a scheduler stops, when a limit is reached) is computed from what stands here and
-from the sweep file alone, so a sweep that goes on after a kill decides as it would have done. `optuna-dashboard` reads
-the journal too.
+A *trial* is one point of the search space. It has one *run*, a training, for each of its seeds. A sweep computes all
+its decisions (the next point, the runs to stop, the end at a limit) only from this history and the sweep file. So a
+sweep that continues after a kill makes the same decisions as without the kill. `optuna-dashboard` can also read the
+journal.
 """
 
 import logging
@@ -16,7 +16,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from voicechat_platform.errors import InputError
-from voicechat_tune.search.journal import JOURNAL, SALVAGE, Beginning, open_journal
+from voicechat_tune.search.journal import JOURNAL, SALVAGE, StudyHeader, open_journal
 from voicechat_tune.search.journal_lines import Ending
 from voicechat_tune.search.optuna_private import id_of_study, id_of_trial
 from voicechat_tune.search.space import known_in
@@ -35,50 +35,50 @@ STATES: dict[TrialState, State] = {
 
 
 class Study:
-    """Opens a sweep's memory, or begins one.
+    """The history of one sweep; the constructor opens it, or creates it.
 
-    The trials are read once; from then on each report changes the one that it is of. So a report takes the driver no
-    longer after thousands of trials than after ten.
+    The constructor reads the trials once. Later, each report changes only its own trial. So the driver needs the same
+    time for a report after ten trials and after thousands.
 
     Args:
-        folder: the sweep's.
-        writable: for the driver alone, of which there is one (`run.locked`). Readers may come at any time, and see what
-            stood there when they came.
+        folder: the sweep's folder.
+        writable: only for the driver; there is one per sweep (`run.locked`). Readers may open the study at any time.
+            They see its state at that moment.
 
     Raises:
-        InputError: its journal is damaged (`journal.open_journal`); to read, it has not begun.
+        InputError: the journal is damaged (`journal.open_journal`), or a reader opens a sweep that has not started.
     """
 
     def __init__(self, folder: Path, sweep: SweepFile, writable: bool = True):
         self.sweep, self.folder = sweep, folder
         if writable:
             folder.mkdir(parents=True, exist_ok=True)
-        self.storage = open_journal(folder / JOURNAL, beginning_of(sweep), writable)
+        self.storage = open_journal(folder / JOURNAL, header_of(sweep), writable)
         directions = [DIRECTIONS[objective] for objective in sweep.objectives]
         if not writable:
             try:
                 self.optuna = optuna.load_study(storage=self.storage, study_name=sweep.name)
             except KeyError:
-                raise InputError(f"{folder / JOURNAL} is empty: the sweep has not begun; {SALVAGE}") from None
+                raise InputError(f"{folder / JOURNAL} is empty: the sweep has not started; {SALVAGE}") from None
         else:
             self.optuna = optuna.create_study(
                 storage=self.storage, study_name=sweep.name, directions=directions, load_if_exists=True
             )
         self.known: list[Trial] = []
         self.ids: list[int] = []
-        """Optuna's of each."""
+        """Optuna's ids of the trials."""
         self.unfinished: dict[int, Trial] = {}
-        """By their numbers, in order."""
+        """By number, in order."""
         self.next_order = 0
-        """Of the next evaluation, among those of all runs."""
+        """The "order" of the next evaluation."""
         self.seconds = 0.0
-        """That all runs took together."""
+        """The sum over all runs."""
         for found in self.frozen():
             if "number" in found.user_attrs:
                 self.add(as_trial(found), id_of_trial(found))
         if writable:
             for trial in list(self.unfinished.values()):
-                self.close(trial)  # the driver was killed between a run's ending and its trial's
+                self.close(trial)  # the driver was killed after it ended a run and before it ended the trial
 
     def add(self, trial: Trial, optuna_id: int) -> None:
         self.known.append(trial)
@@ -89,29 +89,31 @@ class Study:
         self.seconds += sum(run.seconds for run in trial.runs)
 
     def trials(self) -> list[Trial]:
-        """All of this sweep's, in the order of their numbers; the driver's change as the reports come."""
+        """Return all trials of this sweep, in the order of their numbers. Reports change the driver's trials."""
         return list(self.known)
 
     def trial(self, number: int) -> Trial:
         return self.known[number - 1]
 
     def run(self, key: RunKey) -> Run:
-        """A run as it stands; without evaluations where it has reported none."""
+        """Return a run; without evaluations if it has reported none."""
         return next((run for run in self.trial(key.trial).runs if run.key == key), Run(key))
 
     def is_over(self, wanted: int) -> bool:
-        """Whether so many trials have been drawn, and all have ended."""
+        """Return whether there are `wanted` trials, and all have ended."""
         return len(self.known) >= wanted and not self.unfinished
 
     def frozen(self) -> list[FrozenTrial]:
-        """Optuna's view of them, after those of an earlier sweep that this one was warmed with."""
+        """Return Optuna's objects for the trials: first those of the earlier sweep (`warm_start`), then our own."""
         return self.optuna.get_trials(deepcopy=False)
 
-    def begin(self, drawn: FrozenTrial | None, point: dict[str, Any], lineage: dict[str, int] | None = None) -> Trial:
-        """Add a trial, whole in one record: a kill leaves all of it or nothing.
+    def begin_trial(
+        self, drawn: FrozenTrial | None, point: dict[str, Any], lineage: dict[str, int] | None = None
+    ) -> Trial:
+        """Add a trial, in one record: after a kill the journal has the complete trial or nothing of it.
 
         Args:
-            drawn: what Optuna's sampler drew; None for a point that nobody drew.
+            drawn: the trial from Optuna's sampler; None for a point that no sampler drew.
         """
         trial = Trial(len(self.known) + 1, point, "unfinished", [], lineage or {})
         added = create_trial(
@@ -125,7 +127,7 @@ class Study:
         return trial
 
     def record(self, key: RunKey, evaluation: dict[str, Any], clock: float) -> bool:
-        """Remember what a run reported; False if it was known (a run that goes on reports its history again)."""
+        """Store an evaluation; return False if it is already stored (a run that continues sends its history again)."""
         trial = self.trial(key.trial)
         if trial.state != "unfinished":
             return False
@@ -141,25 +143,26 @@ class Study:
             insort(run.evaluations, evaluation, key=step_of)
             self.seconds += run.seconds
         if key.seed_index == 0 and len(self.sweep.objectives) == 1 and step not in found.intermediate_values:
-            # The samplers learn from stopped trials, too.
+            # The samplers also learn from stopped trials.
             optuna.Trial(self.optuna, id_of_trial(found)).report(evaluation["selection_loss"], step)
         return is_new
 
     def end_run(self, key: RunKey, ending: Ending, message: str = "", facts: dict[str, Any] | None = None) -> None:
-        """Note how a run ended; the trial ends with its last one, or with the first that did not finish."""
+        """Store the end of a run. A trial ends with its last run, or with the first run that is stopped or fails."""
         trial = self.trial(key.trial)
         if trial.state != "unfinished":
             return
         if ending == "finished" and not math.isfinite(facts["validation_loss"] if facts else 0.0):
             ending, message = "failed", "the loss of its best checkpoint over the whole validation part is not a number"
-        message = message.encode(errors="replace").decode()  # half a surrogate pair, of a path, is no JSON for others
+        # A path may have half a surrogate pair, which other programs reject in JSON.
+        message = message.encode(errors="replace").decode()
         end: dict[str, Any] = {"ending": ending, "message": message, "facts": facts or {}}
         self.set(self.find(key.trial), f"run {key.seed_index} ending", end)
         run_of(trial, key).end(**end)
         self.close(trial)
 
     def close(self, trial: Trial) -> None:
-        """Tell Optuna how a trial ended, if it has. Pruned is pruned: samplers then take the losses at its rungs."""
+        """If a trial has ended, set its state in Optuna. Samplers use the losses at the rungs of a pruned trial."""
         endings = [run.ending for run in trial.runs]
         if "failed" not in endings and "stopped" not in endings and endings.count("finished") < self.sweep.seeds:
             return
@@ -173,8 +176,8 @@ class Study:
         trial.state = STATES[self.find(trial.number).state]
         del self.unfinished[trial.number]
 
-    def warm(self, earlier: "Study") -> int:
-        """Let the sampler know the finished trials of an earlier sweep; how many of them fit this space."""
+    def warm_start(self, earlier: "Study") -> int:
+        """Add the finished trials of an earlier sweep for the sampler; return how many of them fit this space."""
         known = {found.user_attrs.get("warm") for found in self.frozen()}
         finished = [
             found for found in earlier.frozen() if found.state == TrialState.COMPLETE and "number" in found.user_attrs
@@ -196,16 +199,16 @@ class Study:
         return len(fitting)
 
     def find(self, number: int) -> FrozenTrial:
-        """Optuna's view of a trial."""
+        """Return Optuna's object for a trial."""
         return self.storage.get_trial(self.ids[number - 1])
 
     def set(self, found: FrozenTrial, name: str, value: Any) -> None:
         optuna.Trial(self.optuna, id_of_trial(found)).set_user_attr(name, value)
 
 
-def beginning_of(sweep: SweepFile) -> Beginning:
+def header_of(sweep: SweepFile) -> StudyHeader:
     objectives = {objective: DIRECTIONS[objective] for objective in sweep.objectives}
-    return Beginning(sweep.name, objectives, sweep.warm_start is not None)
+    return StudyHeader(sweep.name, objectives, sweep.warm_start is not None)
 
 
 def as_trial(found: FrozenTrial) -> Trial:

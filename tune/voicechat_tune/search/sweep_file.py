@@ -1,4 +1,4 @@
-"""The sweep file: a recipe, what to vary in it, and how to search. Checked whole before Ray starts."""
+"""The sweep file: a recipe, the fields to vary, and the search method. It is checked completely before Ray starts."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -19,22 +19,23 @@ DIRECTIONS: dict[str, Literal["minimize", "maximize"]] = {
     "cache_bytes_per_token": "minimize",
 }
 MOST_POINTS = 5_000
-"""That a file may list: each is checked before anything starts."""
+"""The limit for a list of points in a file: each point is checked before the sweep starts."""
 MOST_TRIALS = 100_000
 
 
 class Limits(Strict):
-    """When to begin no more; over all sittings of the sweep. Running ones stop at their next evaluation, resumable."""
+    """Limits over all starts of the sweep together. At a limit, no new run starts, and active runs stop at their next
+    evaluation; they can be resumed."""
 
     hours: float | None = Field(default=None, gt=0, le=10**12)
-    """Of the clock, while the sweep runs."""
+    """Hours by the clock while the sweep runs."""
     gpu_hours: float | None = Field(default=None, gt=0, le=10**12)
     cost: float | None = Field(default=None, gt=0, le=10**12)
     """In the currency of `price`."""
 
 
 class Price(Strict):
-    """What machines cost, for estimates, the report, and `limits.cost`."""
+    """The prices of the machines, for estimates, the report, and `limits.cost`."""
 
     cpu_hour: float = Field(default=0, ge=0, le=10**12)
     gpu_hour: float = Field(default=0, ge=0, le=10**12)
@@ -42,53 +43,53 @@ class Price(Strict):
 
 class SweepFile(Strict):
     name: Name
-    """Lower case, digits, hyphens; the folder of the sweep and the experiment in the registry."""
+    """Lower case, digits, hyphens. It also names the sweep's folder and its experiment in the registry."""
     recipe: Recipe = Recipe()
-    """What every trial shares."""
+    """The fields that all trials share."""
     search: Space = Field(default={})
-    """Dotted fields of the recipe's model and training, such as training.learning_rate, and what each may be."""
+    """Dotted fields of the recipe's model and training, such as training.learning_rate, and their possible values."""
     first: list[dict[str, Value]] = Field(default=[], max_length=MOST_POINTS)
-    """Of a search: points to begin with; a parameter that is left out is drawn."""
+    """For a search: the first points to try. The sampler draws the parameters that a point does not give."""
     points: list[dict[str, Value]] = Field(default=[], max_length=MOST_POINTS)
-    """In place of a search: exactly these points, dotted fields and their values, in this order."""
+    """In place of a search: exactly these points, as dotted fields and their values, in this order."""
     sampler: Literal["tpe", "gp", "cma_es", "random", "grid"] = "tpe"
-    """tpe: tree-structured Parzen estimators, all fields of a branch together. gp: Gaussian process, no branches, no
-    scheduler that stops runs. Both draw at random until ten trials have ended. cma_es: numbers alone, no branches.
-    grid: every combination of choices, whole numbers and fixed values, once."""
+    """tpe: tree-structured Parzen estimators, all fields of a branch together. gp: Gaussian process, without branches,
+    and without a scheduler that stops runs. Both draw at random until ten trials have ended. cma_es: only numbers,
+    without branches. random: at random. grid: each combination of choices, whole numbers and fixed values once."""
     trials: int | None = Field(default=None, ge=1, le=MOST_TRIALS)
-    """Points to try; of a grid or of `points` all of them by default."""
+    """The number of points to try; by default all for a grid or for `points`."""
     seeds: int = Field(default=1, ge=1, le=1000)
-    """Runs of each point, from recipe.seed on; a trial's loss is their mean. The scheduler looks at the first: where
-    it is stopped, the others are spared."""
+    """The number of runs of each point, with seeds from recipe.seed on; a trial's loss is their mean. The scheduler
+    decides only about the first run; if it stops that run, the trial has no others."""
     objectives: list[Objective] = Field(default=["validation_loss"], min_length=1)
-    """What is sought, the validation loss first; several give a Pareto set in place of one best trial."""
+    """The quantities to optimise, the validation loss first. Several objectives give a Pareto front of trials."""
     scheduler: AnyScheduler | None = None
-    """What decides which runs go on; None lets every run come to its end."""
+    """Decides which runs stop early; without one, each run trains to its last step."""
     limits: Limits = Limits()
     price: Price = Price()
     cpus_per_trial: float = Field(default=1, gt=0, le=10_000)
     gpus_per_trial: float = Field(default=0, ge=0, le=10_000)
-    """May be a fraction: .25 puts four runs on a GPU."""
+    """May be a fraction: 0.25 puts four runs on a GPU."""
     workers_per_trial: int = Field(default=1, ge=1, le=10_000)
-    """Processes that share each batch of a run, each with the CPUs and GPUs above."""
+    """Processes that share each batch of a run. Each has the CPUs and GPUs above."""
     concurrent: int | None = Field(default=None, ge=1, le=100_000)
-    """Runs at a time; by default as many as the machines have room for when the sweep begins."""
+    """The number of runs at a time; by default as many as the machines have resources for."""
     warm_start: PathText | None = None
-    """An earlier sweep's name: the sampler, tpe or gp, knows its finished trials from the start, those whose fields and
-    values are of this search."""
+    """The name of an earlier sweep. The sampler (tpe or gp) starts with its finished trials, if their fields and values
+    are possible in this search."""
     storage: PathText | None = None
-    """Where results go: a folder that every machine shares, or a URI such as s3://bucket/sweeps; by default the
+    """The place for results: a folder that all machines share, or a URI such as s3://bucket/sweeps; by default the
     sweep's folder in the home."""
     seed: Seed = 1
-    """Of the sampler."""
+    """The sampler's seed."""
 
     @model_validator(mode="after")
     def search_must_fit_the_recipe(self) -> "SweepFile":
         if bool(self.search) == bool(self.points):
-            raise ValueError("give either search, what to vary, or points, exactly what to run")
+            raise ValueError("give either search (the fields to vary) or points (the exact points to run)")
         if self.points:
             if self.first or self.warm_start or self.sampler != "tpe":
-                raise ValueError("points are run as they stand: first, warm_start and sampler belong to a search")
+                raise ValueError("first, warm_start and sampler belong to a search: leave them out with points")
             for index, point in enumerate(self.points):
                 for field in point:
                     if field == "training.steps" or not (field.startswith(("model.", "training.")) or field == "seed"):
@@ -111,37 +112,41 @@ class SweepFile(Strict):
     @model_validator(mode="after")
     def parts_must_go_together(self) -> "SweepFile":
         if len(set(self.objectives)) < len(self.objectives) or self.objectives[0] != "validation_loss":
-            raise ValueError(f"objectives: validation_loss first, and none twice; got {', '.join(self.objectives)}")
+            raise ValueError(
+                f"objectives: give validation_loss first, and no objective twice; got {', '.join(self.objectives)}"
+            )
         if len(self.objectives) > 1 and (self.scheduler or self.sampler == "cma_es"):
-            raise ValueError("several objectives go with tpe, gp, random or grid, and without a scheduler")
+            raise ValueError("several objectives need the sampler tpe, gp, random or grid, and no scheduler")
         if "tokens_per_second" in self.objectives and self.runs_share_machine():
             raise ValueError(
-                "objectives: tokens_per_second of runs that share a machine measures how busy it is; give each run a "
-                "machine of its own with concurrent: 1, or gpus_per_trial: 1 or more"
+                "objectives: if runs share a machine, tokens_per_second depends on the other runs; set concurrent: 1, "
+                "or gpus_per_trial: 1 or more"
             )
         if self.search:
             self.check_sampler()
         if self.sampler == "grid":
             if (combinations := grid_size(self.search)) > MOST_TRIALS:
-                raise ValueError(f"a grid of {combinations:,} points: {MOST_TRIALS:,} is the most; vary less")
+                raise ValueError(
+                    f"the grid has {combinations:,} points; the limit is {MOST_TRIALS:,}: vary fewer fields"
+                )
             if any(p.uniform or p.loguniform for p in self.search.values()):
-                raise ValueError("a grid needs values that can be counted: choice, int or fixed")
+                raise ValueError("a grid needs a finite number of values: use choice, int or fixed")
             if self.first or self.warm_start:
-                raise ValueError("a grid tries everything once: leave first and warm_start out")
+                raise ValueError("a grid tries each point once: leave out first and warm_start")
         listed = [seed for point in self.points if isinstance(seed := point.get("seed"), int)]
         last_seed = max([self.recipe.seed, *listed]) + self.seeds - 1
         if last_seed >= 2**32:
             raise ValueError(
-                f"recipe.seed: with seeds {self.seeds} the last one is {last_seed}, which has over 32 bits"
+                f"recipe.seed: with seeds {self.seeds} the last seed is {last_seed}, which has more than 32 bits"
             )
         if self.trials is None and not self.points and self.sampler != "grid":
-            raise ValueError("trials is missing: how many points to try")
+            raise ValueError("trials is missing: give the number of points to try")
         if self.limits.cost is not None and not self.hourly_cost():
-            raise ValueError("limits.cost needs a price of what a run uses: give price.cpu_hour or price.gpu_hour")
+            raise ValueError("limits.cost needs the price of a run's resources: give price.cpu_hour or price.gpu_hour")
         if self.workers_per_trial > 1 and self.storage is not None and "://" in self.storage:
-            raise ValueError("several workers of a run share a folder: with workers_per_trial give storage as one")
+            raise ValueError("the workers of a run share a folder: with workers_per_trial, storage must be a folder")
         if self.limits.gpu_hours is not None and not self.gpus_per_trial:
-            raise ValueError("limits.gpu_hours never comes: gpus_per_trial is 0")
+            raise ValueError("limits.gpu_hours has no effect, because gpus_per_trial is 0: leave it out")
         training = self.recipe.training
         if training.batch_size % (training.accumulate * self.workers_per_trial):
             raise ValueError(
@@ -153,57 +158,57 @@ class SweepFile(Strict):
         return self
 
     def check_sampler(self) -> None:
-        """Refuse what Optuna's sampler would quietly draw at random, or not look at.
+        """Refuse the fields that Optuna's sampler would draw at random or ignore, without a warning.
 
         Raises:
-            ValueError: the sampler cannot learn from what it is given.
+            ValueError: the sampler does not support one of the fields.
         """
         drawn = {field: parameter for field, parameter in self.search.items() if parameter.fixed is None}
         for field, parameter in drawn.items():
             if self.sampler == "cma_es" and (parameter.choice is not None or parameter.when):
-                remedy = "for branches take tpe" if parameter.when else "for choices take tpe or gp"
-                raise ValueError(f"search.{field}: cma_es searches numbers without branches; {remedy}")
+                remedy = "for branches use tpe" if parameter.when else "for choices use tpe or gp"
+                raise ValueError(f"search.{field}: cma_es searches only numbers, without branches; {remedy}")
             if self.sampler == "gp" and parameter.when:
-                raise ValueError(f"search.{field}.when: gp would draw a branch's fields at random; take tpe")
+                raise ValueError(f"search.{field}.when: gp would draw the fields of a branch at random; use tpe")
         if self.sampler in ("tpe", "gp", "cma_es") and not drawn:
-            raise ValueError(f"search: everything is fixed, so {self.sampler} has nothing to draw; take sampler: grid")
+            raise ValueError(f"search: all fields are fixed, so {self.sampler} has nothing to draw; use sampler: grid")
         if self.sampler == "gp" and self.scheduler and self.scheduler.stops_runs:
             raise ValueError(
-                f"sampler: gp learns nothing from runs that a scheduler stops; take tpe, or leave scheduler "
-                f"({self.scheduler.kind}) out"
+                f"sampler: gp cannot learn from runs that a scheduler stops; use tpe, or leave out scheduler "
+                f"({self.scheduler.kind})"
             )
         if self.warm_start and self.sampler not in ("tpe", "gp"):
             raise ValueError(
-                f"warm_start: {self.sampler} does not look at earlier trials; take tpe or gp, or leave it out"
+                f"warm_start: {self.sampler} does not use earlier trials; use tpe or gp, or leave out warm_start"
             )
 
     def recipe_for(self, point: dict[str, Any], seed_index: int = 0) -> Recipe:
-        """The recipe with a point filled in, for the nth of its seeds."""
+        """Return the recipe of a point, with the seed of this index."""
         return with_fields(self.recipe, {**point, "seed": self.seed_of(point, seed_index)})
 
     def seed_of(self, point: dict[str, Any], seed_index: int) -> int:
-        """Of the nth run of a point."""
+        """Return the seed of a point's run."""
         return point.get("seed", self.recipe.seed) + seed_index
 
     def hourly_cost(self) -> float:
-        """Of one run, in the currency of `price`."""
+        """Return the cost of one run per hour, in the currency of `price`."""
         cpus, gpus = self.cpus_per_trial * self.price.cpu_hour, self.gpus_per_trial * self.price.gpu_hour
         return self.workers_per_trial * (cpus + gpus)
 
     def runs_share_machine(self) -> bool:
-        """Whether a run's speed depends on the other runs: several at a time, none with a whole GPU."""
+        """Return whether a run's speed depends on other runs: there are several at a time, and none has a whole GPU."""
         return self.concurrent != 1 and self.gpus_per_trial < 1
 
     def threads(self) -> int:
-        """Of each process that trains."""
+        """Return the number of threads of each training process."""
         return 1 if self.workers_per_trial > 1 else max(1, int(self.cpus_per_trial))
 
     def generations(self) -> int:
-        """Into how many trials, one after the other, a run of all steps is cut; 1 but for a population."""
+        """Return the number of consecutive trials that together train all steps; 1 except for a population."""
         return self.scheduler.generations(self) if self.scheduler else 1
 
     def ends_at(self, lineage: dict[str, int]) -> int | None:
-        """The step at which a trial of that lineage ends; None for the recipe's last one."""
+        """Return the last step of a trial with this lineage; None for the recipe's last step."""
         return self.scheduler.ends_at(lineage) if self.scheduler else None
 
 
@@ -216,10 +221,10 @@ def check_fits(recipe: Recipe, point: dict[str, Any], where: str) -> None:
 
 
 def with_fields(recipe: Recipe, point: dict[str, Any]) -> Recipe:
-    """A copy of the recipe with dotted fields replaced, checked again.
+    """Return a copy of the recipe with other values of dotted fields; check it.
 
     Raises:
-        InputError: a field is unknown or a value impossible.
+        InputError: a field is unknown, or a value is impossible.
     """
     values = recipe.model_dump()
     for dotted, value in point.items():
@@ -234,16 +239,16 @@ def with_fields(recipe: Recipe, point: dict[str, Any]) -> Recipe:
 
 
 def read_sweep(path: Path) -> SweepFile:
-    """The sweep file, checked.
+    """Read and check a sweep file.
 
     Raises:
-        InputError: with file, line and field of each fault.
+        InputError: the file has faults; the message gives the file, line and field of each.
     """
     return read_yaml(path, SweepFile)
 
 
 def quickstart() -> Path:
-    """The packaged sweep that `voicechat up` runs when there is no model yet."""
+    """Return the packaged sweep that `voicechat up` runs if there is no model yet."""
     package = Path(__file__).parents[1]
     installed = package / "sweeps" / "quickstart.yaml"
     return installed if installed.exists() else package.parent / "sweeps" / "quickstart.yaml"

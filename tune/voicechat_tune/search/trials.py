@@ -1,4 +1,4 @@
-"""Trials and runs: what is known of each, in plain Python."""
+"""Trials and runs of a sweep, as plain Python objects."""
 
 from bisect import insort
 from dataclasses import dataclass, field, fields
@@ -12,7 +12,7 @@ State = Literal["finished", "stopped", "failed", "unfinished"]
 
 @dataclass(frozen=True)
 class RunKey:
-    """Names a run: the trial's number, from 1, and which of its seeds, from 0."""
+    """The key of a run: the trial's number, from 1, and the index of the seed, from 0."""
 
     trial: int
     seed_index: int = 0
@@ -23,22 +23,22 @@ class RunKey:
 
 @dataclass
 class Run:
-    """One training."""
+    """One training of a trial's point, with one seed."""
 
     key: RunKey
     evaluations: list[dict[str, Any]] = field(default_factory=list)
-    """In order of their steps; beside an `Evaluation`'s fields "order", which counts all that came in, and "clock",
-    the sweep's seconds so far over all sittings."""
+    """In order of their steps. Each has an `Evaluation`'s fields and three more: "spent", the run's seconds so far;
+    "order", which counts the evaluations of all runs; "clock", the sweep's seconds so far, over all its starts."""
     ending: Ending | None = None
-    """None while it is unfinished."""
+    """None while the run is unfinished."""
     message: str = ""
-    """Why it failed or was stopped."""
+    """The reason why the run failed or was stopped."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """Of a finished run: the best checkpoint's losses, the model's size, and what it cost."""
+    """For a finished run: the best checkpoint's losses, the model's size, and the cost of the training."""
 
     def end(self, ending: Ending, message: str, facts: dict[str, Any]) -> None:
         self.message, self.facts = message, facts
-        self.ending = ending  # at the end: other threads take a run with an ending as whole
+        self.ending = ending  # last: for other threads, a run with an ending is complete
 
     @property
     def step(self) -> int:
@@ -46,12 +46,12 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """That it had taken at its last evaluation, over all its attempts."""
+        """The duration up to the last evaluation, over all attempts."""
         return self.evaluations[-1]["spent"] if self.evaluations else 0.0
 
     @property
     def loss(self) -> float | None:
-        """Of its best checkpoint where it is finished, else the last one seen; nats per token."""
+        """The loss of a finished run's best checkpoint; for other runs the last loss. In nats per token."""
         if "validation_loss" in self.facts:
             return self.facts["validation_loss"]
         return self.evaluations[-1]["validation_loss"] if self.evaluations else None
@@ -62,27 +62,27 @@ class Trial:
     """One point of the search space."""
 
     number: int
-    """From 1, in the order in which they were drawn."""
+    """From 1, in the order of creation."""
     point: dict[str, Any]
     state: State
     runs: list[Run]
     lineage: dict[str, int]
-    """Of population based training: "member", "generation", and the "parent" trial that it goes on from."""
+    """For population based training: "member", "generation", and the "parent" trial whose checkpoint it starts from."""
 
     @property
     def loss(self) -> float | None:
-        """The mean over its runs so far."""
+        """The mean over the runs so far, in nats per token."""
         losses = [run.loss for run in self.runs if run.loss is not None]
         return sum(losses) / len(losses) if losses else None
 
 
 def evaluation_in(record: dict[str, Any]) -> dict[str, Any]:
-    """An `Evaluation`'s fields alone, of a record that holds more; of an older version's, those it has."""
+    """Return only an `Evaluation`'s fields of a record. A record from an older version may have fewer of them."""
     return {field.name: record[field.name] for field in fields(Evaluation) if field.name in record}
 
 
 def run_of(trial: Trial, key: RunKey) -> Run:
-    """A trial's run, which it has from its first report on."""
+    """Return a trial's run; add it if it is not there yet."""
     for run in trial.runs:
         if run.key == key:
             return run
@@ -96,6 +96,6 @@ def step_of(evaluation: dict[str, Any]) -> int:
 
 
 def objective_value(trial: Trial, objective: str) -> float:
-    """The mean over the trial's runs."""
+    """Return the mean over the trial's finished runs."""
     values = [run.facts[objective] for run in trial.runs if run.ending == "finished"]
     return sum(values) / len(values)

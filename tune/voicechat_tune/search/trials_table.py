@@ -1,4 +1,4 @@
-"""A sweep's trials as a table, for the one who follows it and for those who look at it later, without Ray."""
+"""A table of a sweep's trials, for the live display and for later commands; it does not need Ray."""
 
 from collections.abc import Set
 from typing import Any
@@ -11,8 +11,10 @@ from voicechat_tune.search.trials import Run, RunKey, Trial
 
 
 def trials_table(title: str, trials: list[Trial], sweep: SweepFile, active: Set[RunKey] = frozenset()) -> Table:
-    """A row for each trial: what was chosen, how far it is, its loss (≈ of mid-run); the best is marked, of several
-    objectives all that no other one beats."""
+    """Return a row for each trial: its point, state, step and loss (≈ for a loss from the middle of a run).
+
+    The table marks the best trial; with several objectives it marks all trials that no other trial beats.
+    """
     fields = [field for field in dict.fromkeys(f for trial in trials for f in trial.point) if varies(field, trials)]
     table = Table(title=title)
     table.add_column("trial", justify="right")
@@ -40,14 +42,15 @@ def trials_table(title: str, trials: list[Trial], sweep: SweepFile, active: Set[
             style="bold green" if trial.number in best else None,
         )
     if any(is_estimated(sweep, trial) for trial in trials):
-        table.caption = "≈ over a part of the validation windows, as evaluations in mid-run are; the others over all"
+        table.caption = "≈ is over some of the validation windows (evaluations during a run); the others are over all"
     return table
 
 
 def is_estimated(sweep: SweepFile, trial: Trial) -> bool:
-    """Whether the trial's loss is of evaluations in mid-run: not to be compared with those over the whole part.
+    """Return whether the trial's loss is from evaluations during its runs.
 
-    It is of every run that has not finished, and of a population's intervals but the last.
+    Such a loss cannot be compared with a loss over the whole validation part. This applies to all runs that have not
+    finished, and to all intervals of a population except the last.
     """
     training, ends_at = sweep.recipe.training, sweep.ends_at(trial.lineage)
     if trial.point.get("training.evaluation_windows", training.evaluation_windows) is None:
@@ -61,7 +64,7 @@ def varies(field: str, trials: list[Trial]) -> bool:
 
 
 def seconds_left(run: Run, steps: int) -> float | None:
-    """At the run's own pace so far; None before its first report."""
+    """Estimate from the run's average speed so far; None before its first evaluation."""
     if not run.step:
         return None
     return max(0.0, (steps - run.step) * run.evaluations[-1]["spent"] / run.step)

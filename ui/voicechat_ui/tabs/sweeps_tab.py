@@ -109,21 +109,21 @@ def registered_groups() -> dict[str, list[Any]]:
 
 def sweep_row(name: str, groups: dict[str, list[Any]]) -> tuple[SweepRow, str]:
     """A sweep of the home folder, and its group in the registry."""
-    from voicechat_tune.running.sweep_index import is_running, open_study, read_notes
+    from voicechat_tune.running.sweep_index import is_running, open_study, read_index
     from voicechat_tune.search.ranking import winners
     from voicechat_tune.search.samplers import trials_of
 
     study = open_study(name)
-    notes, trials = read_notes(study.folder), study.trials()
-    wanted = trials_of(study.sweep) + notes["extended"]
+    index, trials = read_index(study.folder), study.trials()
+    wanted = trials_of(study.sweep) + index["extended"]
     done = sum(trial.state != "unfinished" for trial in trials)
     state = (
         "running" if is_running(study.folder) else "finished" if study.is_over(wanted) else "broken off; it can go on"
     )
     best = winners(trials, study.sweep)
     loss = f"{best[0].loss:.4f} (trial {best[0].number})" if best else ""
-    versions = len(groups.get(notes["group"], []))
-    return SweepRow(name, state, f"{done} of {wanted}", loss, versions), notes["group"]
+    versions = len(groups.get(index["group"], []))
+    return SweepRow(name, state, f"{done} of {wanted}", loss, versions), index["group"]
 
 
 def show_sweep(chosen: str | None) -> str:
@@ -179,10 +179,10 @@ def reason(message: str) -> str:
 
 def models_by_trial(folder: Path) -> dict[int, Markup]:
     """The registry's versions of each trial by its number, to be clicked; none where the registry cannot be read."""
-    from voicechat_tune.running.sweep_index import read_notes
+    from voicechat_tune.running.sweep_index import read_index
 
     try:
-        versions = registered_groups().get(read_notes(folder)["group"], [])
+        versions = registered_groups().get(read_index(folder)["group"], [])
     except Exception:  # MLflow's, SQLAlchemy's, the network's: find_sweeps says so
         log.exception("the registry cannot be read")
         return {}

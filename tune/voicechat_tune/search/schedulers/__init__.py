@@ -1,4 +1,4 @@
-"""Schedulers: which runs of a sweep begin, and which are stopped before their end. A new one is a file and a line."""
+"""Schedulers start and stop the runs of a sweep. A new scheduler is one file, and one line in this one."""
 
 from functools import reduce
 from operator import or_
@@ -18,13 +18,14 @@ SCHEDULERS: dict[str, type[SchedulerConfig]] = {
     "percentile": Percentile,
     "pbt": Population,
 }
-"""By the `kind` that a sweep file gives; the first is the default."""
+"""By `kind` in the sweep file; the first is the default."""
 
 
 def config_of(fields: Any) -> SchedulerConfig:
-    """
+    """Return the scheduler's configuration from the fields of a sweep file.
+
     Raises:
-        ValueError: there is no such kind, or its class refuses the fields.
+        ValueError: the kind is unknown, or its class refuses the fields.
     """
     if isinstance(fields, SchedulerConfig):
         return fields
@@ -32,7 +33,7 @@ def config_of(fields: Any) -> SchedulerConfig:
         raise ValueError(f"expected fields such as {{kind: asha, grace_steps: 200}}, got {shortened(fields)}")
     kind = fields.get("kind", next(iter(SCHEDULERS)))
     if not isinstance(kind, str) or kind not in SCHEDULERS:
-        raise ValueError(f"there is no scheduler {shortened(kind)}; there are {', '.join(SCHEDULERS)}")
+        raise ValueError(f"there is no scheduler {shortened(kind)}; give one of {', '.join(SCHEDULERS)}")
     return SCHEDULERS[kind].model_validate(fields)
 
 
@@ -40,4 +41,4 @@ AnyScheduler = Annotated[
     SerializeAsAny[SchedulerConfig],
     PlainValidator(config_of, json_schema_input_type=reduce(or_, SCHEDULERS.values())),
 ]
-"""A field of the class that its `kind` names."""
+"""The type of the field `scheduler`: its `kind` selects the class."""

@@ -1,8 +1,8 @@
-"""Successive halving without waiting (ASHA, arXiv 1810.05934), and Hyperband (arXiv 1603.06560) as several of them.
+"""Asynchronous successive halving (ASHA, arXiv 1810.05934), and Hyperband (arXiv 1603.06560), which combines several.
 
-Nothing is kept here: which runs reached a rung, and in which order, stands in the study, so that a sweep that goes on
-after a kill has the same rungs. Ray's own scheduler loses them (ray-project/ray#30838), and Optuna's pruner decides
-otherwise when it is asked again (docs/experiments.md).
+The study records which runs reached a rung, and in which order. So a sweep that continues after a kill has the same
+rungs. Ray's own scheduler loses them (ray-project/ray#30838), and Optuna's pruner makes another decision when it gets
+the same evaluation again (docs/experiments.md).
 """
 
 import math
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 class Asha(SchedulerConfig):
-    """asha: successive halving without waiting (arXiv 1810.05934): a run that is behind at a rung is stopped."""
+    """asha: asynchronous successive halving (arXiv 1810.05934): at a rung, a run stops if it is behind the others."""
 
     kind: Literal["asha"] = "asha"
     grace_steps: int = Field(ge=1, le=10**9)
-    """No run is stopped before this many steps, the first rung."""
+    """The first rung: no run stops before this step."""
     reduction_factor: float = Field(default=3, gt=1, le=1000)
-    """Of the runs that reach a rung, one in so many goes on."""
+    """At a rung, one in this number of runs continues."""
     stops_runs = True
 
     def check(self, sweep: "SweepFile") -> None:
@@ -41,15 +41,15 @@ class Asha(SchedulerConfig):
         steps = sweep.recipe.training.steps
         rungs = [str(rung) for rung in self.all_rungs(steps) if rung < steps]
         where = f"steps {', '.join(rungs)}" if rungs else "no step"
-        return f"{self.kind} stops runs at {where}: one in {self.reduction_factor:g} goes on."
+        return f"{self.kind} stops runs at {where}: one in {self.reduction_factor:g} continues."
 
     def all_rungs(self, steps: int) -> list[int]:
-        """Steps at which runs are compared, the first rung first; the last one may be the run's last step."""
+        """Return the steps of the rungs, in order; the last one may be the run's last step."""
         count = int(math.log(steps / self.grace_steps) / math.log(self.reduction_factor) + 1e-9) + 1
         return [round(self.grace_steps * self.reduction_factor**power) for power in range(count)]
 
     def rungs(self, steps: int, number: int) -> list[int]:
-        """Those of the trial with a number."""
+        """Return the rungs of the trial with this number."""
         return self.all_rungs(steps)
 
     def start(self, study: "Study") -> Scheduler:
@@ -63,12 +63,12 @@ class Asha(SchedulerConfig):
 
 
 class Hyperband(Asha):
-    """hyperband: asha from several first rungs at once, for sweeps whose early losses mislead (arXiv 1603.06560)."""
+    """hyperband: asha with several first rungs, for sweeps whose early losses are misleading (arXiv 1603.06560)."""
 
     kind: Literal["hyperband"] = "hyperband"  # type: ignore[assignment]
 
     def describe(self, sweep: "SweepFile") -> str:
-        return f"{super().describe(sweep)} Its trials take turns at which of these rungs is their first."
+        return f"{super().describe(sweep)} The first rung of a trial is each of these rungs in turn."
 
     def rungs(self, steps: int, number: int) -> list[int]:
         rungs = self.all_rungs(steps)
@@ -76,16 +76,16 @@ class Hyperband(Asha):
 
 
 class Halving(Scheduler):
-    """Which trial came to which rung, and which stop there."""
+    """Compares the trials at each rung."""
 
     def __init__(self, config: Asha, steps: int):
         self.config, self.steps = config, steps
         self.arrivals: dict[tuple[int, int], dict[int, dict[str, Any]]] = defaultdict(dict)
-        """By how many rungs the bracket has, and the rung: with which evaluation each trial came there."""
+        """Each trial's first evaluation at a rung; the key is the bracket's number of rungs, and the rung."""
 
     def should_stop(self, run: Run, step: int) -> str:
-        """A run stops if this evaluation is its first at a rung, and its loss there is beyond the quantile
-        1 / reduction_factor of those that were there before it."""
+        """Stop a run at its first evaluation at a rung if its loss is above the quantile 1 / reduction_factor of the
+        losses of all runs that reached the rung before it."""
         reached = self.reached(run, step)
         if not reached:
             return ""
@@ -96,7 +96,7 @@ class Halving(Scheduler):
         return ""
 
     def reached(self, run: Run, step: int) -> list[dict[int, dict[str, Any]]]:
-        """The arrivals at each rung that the run comes to with its evaluation at a step, its own now among them."""
+        """Add the run's evaluation to each rung that it reaches at this step; return all evaluations of these rungs."""
         place = bisect_left(run.evaluations, step, key=step_of)
         earlier = run.evaluations[place - 1]["step"] if place else 0
         rungs = self.config.rungs(self.steps, run.key.trial)

@@ -1,4 +1,4 @@
-"""What every scheduler is: the fields that a sweep file gives it, and what it decides while the sweep runs."""
+"""The interface of all schedulers: their fields in a sweep file, and their decisions during the sweep."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,55 +16,55 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NextTrial:
-    """What the next trial of a sweep is."""
+    """The next trial of a sweep."""
 
     point: dict[str, Any] | None = None
-    """Where it stands in the search space; None leaves that to the sampler."""
+    """The point in the search space; None if the sampler is to draw it."""
     lineage: dict[str, int] = field(default_factory=dict)
-    """Of trials that go on from each other's checkpoints: "member", "generation", both from 1, and from the second
-    generation on "parent", the number of the trial whose last checkpoint it begins with."""
+    """For trials that start from other trials' checkpoints: "member" and "generation", both from 1; from the second
+    generation on also "parent", the number of the trial whose last checkpoint this trial starts from."""
 
 
 class Scheduler:
-    """Decides while a sweep runs. This one lets every run come to its end.
+    """Makes the decisions during a sweep. This base class stops no run.
 
-    It is made anew each time the sweep starts, from the study as it stands then, and must decide after a kill as it
-    would have done without: whatever it remembers it must find in the study again.
+    Each start of the sweep creates a new scheduler from the study. After a kill it must make the same decisions as
+    without the kill. So it must be able to restore its whole state from the study.
     """
 
     def next_trial(self, trials: Sequence[Trial]) -> NextTrial | None:
-        """The next trial; None where none can begin before a run has ended.
+        """Return the next trial; None if a run must end first.
 
         Args:
-            trials: all that have begun, in the order of their numbers.
+            trials: all trials so far, in the order of their numbers.
         """
         return NextTrial()
 
     def should_stop(self, run: Run, step: int) -> str:
-        """Why a run is stopped at its evaluation at a step; empty where it goes on.
+        """Return the reason to stop a run at its evaluation of a step; empty if the run continues.
 
-        The driver asks at each evaluation of a trial's first seed but that of the last step. It may ask once more for
-        evaluations that it has asked for: a run that goes on after a kill reports them again.
+        The driver calls this for each evaluation of a trial's first seed, except at the last step. It may call this
+        again for the same evaluation, because a run that continues after a kill sends its evaluations again.
 
         Args:
-            run: with all its evaluations; later ones than that of the step perhaps.
+            run: the run with all its evaluations, perhaps also later ones.
         """
         return ""
 
 
 class SchedulerConfig(Strict):
-    """The fields of a scheduler in a sweep file, and what it is to the rest of the sweep."""
+    """The fields of a scheduler in a sweep file, and its properties that other parts of the sweep need."""
 
     kind: str
     stops_runs: ClassVar[bool] = False
-    """Whether runs end before their last step; a sampler that cannot learn from such runs is refused."""
+    """Whether it stops runs before their last step; then a sampler that cannot learn from such runs is refused."""
     takes_more_trials: ClassVar[bool] = True
     """Whether `--extend` may add trials to a finished sweep."""
 
     @model_validator(mode="before")
     @classmethod
     def own_fields_alone(cls, values: Any) -> Any:
-        """Refuse the fields of other kinds; one that is null counts as left out."""
+        """Refuse the fields of other kinds; null is the same as no field."""
         if not isinstance(values, dict):
             return values
         given = {name: value for name, value in values.items() if name in cls.model_fields or value is not None}
@@ -72,28 +72,28 @@ class SchedulerConfig(Strict):
         for name in given:
             if name not in cls.model_fields:
                 own_kind = cls.model_fields[kind].default
-                raise ValueError(f"{name} does not belong to {own_kind}: leave it out; its fields are {', '.join(own)}")
+                raise ValueError(f"{name} does not belong to {own_kind}: leave it out; {own_kind} has {', '.join(own)}")
         return given
 
     def check(self, sweep: "SweepFile") -> None:
-        """Refuse what does not go together with this scheduler.
+        """Refuse fields of the sweep file that this scheduler does not support.
 
         Raises:
-            ValueError: what is wrong in the sweep file, and what to do.
+            ValueError: such a field is there; the message states what to change.
         """
 
     def describe(self, sweep: "SweepFile") -> str:
-        """What it does in this sweep: one sentence, for the dry run and the report."""
+        """Return one sentence about its rule in this sweep, for the dry run and the report."""
         raise NotImplementedError
 
     def generations(self, sweep: "SweepFile") -> int:
-        """Into how many trials, one after the other, a run of all steps is cut."""
+        """Return the number of consecutive trials that together train all steps."""
         return 1
 
     def ends_at(self, lineage: dict[str, int]) -> int | None:
-        """The step at which a trial of that lineage ends; None for the recipe's last one."""
+        """Return the last step of a trial with this lineage; None for the recipe's last step."""
         return None
 
     def start(self, study: "Study") -> Scheduler:
-        """The scheduler at work, which begins with what the study holds."""
+        """Return the scheduler, with its state restored from the study."""
         raise NotImplementedError

@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 class Percentile(SchedulerConfig):
-    """percentile: a run is stopped at an evaluation if its best loss so far is worse than the median (or another
-    percentile) of what the finished trials had at the same step."""
+    """percentile: a run stops at an evaluation if its best loss so far is worse than the median (or another percentile)
+    of the finished trials' losses at the same step."""
 
     kind: Literal["percentile"] = "percentile"
     grace_steps: int = Field(ge=1, le=10**9)
-    """No run is stopped before this many steps."""
+    """No run stops before this step."""
     percentile: float = Field(default=50, gt=0, lt=100)
-    """How many of 100 runs go on, the best ones: 50 is the median."""
+    """The best runs, in percent, continue; 50 is the median."""
     finished_trials: int = Field(default=5, ge=1, le=10**9)
-    """No run is stopped before so many finished trials have had an evaluation at the same step."""
+    """No run stops before this number of finished trials have an evaluation at the same step."""
     stops_runs = True
 
     def check(self, sweep: "SweepFile") -> None:
@@ -34,8 +34,8 @@ class Percentile(SchedulerConfig):
 
     def describe(self, sweep: "SweepFile") -> str:
         return (
-            f"percentile stops runs from step {self.grace_steps} on that are worse than the best {self.percentile:g}% "
-            f"of the finished trials at the same step, once there are {self.finished_trials} of them."
+            f"From step {self.grace_steps} on, percentile stops runs that are not among the best {self.percentile:g}% "
+            f"of the finished trials at the same step, if there are at least {self.finished_trials} of them."
         )
 
     def start(self, study: "Study") -> Scheduler:
@@ -43,16 +43,16 @@ class Percentile(SchedulerConfig):
 
 
 class Percentiles(Scheduler):
-    """Asks Optuna's pruner, which remembers nothing: the losses stand in the study by their steps.
+    """Uses Optuna's pruner, which has no state: it reads the losses per step from the study.
 
-    It looks through all finished trials at each evaluation, which takes about 2 ms for 5,000 of them.
+    It reads all finished trials at each evaluation, in about 2 ms for 5,000 trials.
     """
 
     def __init__(self, config: Percentile, study: "Study"):
         self.study = study
         self.pruner = PercentilePruner(
             config.percentile,
-            n_startup_trials=0,  # it would count those of a warm start, which have no losses by step
+            n_startup_trials=0,  # it would count the trials of a warm start, which have no losses per step
             n_warmup_steps=config.grace_steps,
             n_min_trials=config.finished_trials,
         )

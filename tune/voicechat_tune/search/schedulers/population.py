@@ -1,8 +1,8 @@
-"""Population based training (arXiv 1711.09846), a generation at a time.
+"""Population based training (arXiv 1711.09846), one generation after the other.
 
-Every member trains for an interval; then those among the worst quarter go on from the checkpoint of one of the best
-quarter, with that one's choices changed a little. A member's interval is a trial of its own that names its parent. What
-comes next is computed from the study and a seed, so that a sweep that goes on after a kill draws the same.
+Each member trains for an interval. Then each member of the worst quarter continues from the checkpoint of a member of
+the best quarter, with slightly different values. Each interval of a member is a trial, whose lineage names its parent.
+The next trial depends only on the study and a seed. So a sweep that continues after a kill draws the same values.
 """
 
 import math
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 FACTORS = (0.8, 1.25)
 RESAMPLE = 0.25
-"""How often a choice is drawn anew in place of being changed a little."""
+"""The probability that a value is drawn again, and not only changed slightly."""
 
 
 class Population(SchedulerConfig):
-    """pbt: population based training (arXiv 1711.09846): every so many steps the worse members go on from the better
-    ones' checkpoints, with their choices changed a little."""
+    """pbt: population based training (arXiv 1711.09846): after each interval, the worst members continue from the best
+    members' checkpoints, with slightly different values."""
 
     kind: Literal["pbt"] = "pbt"
     population: int = Field(ge=2, le=10**9)
-    """How many members."""
+    """The number of members."""
     interval_steps: int = Field(ge=1, le=10**9)
     """Steps between two comparisons of the members."""
     takes_more_trials = False
@@ -39,32 +39,36 @@ class Population(SchedulerConfig):
     def check(self, sweep: "SweepFile") -> None:
         training = sweep.recipe.training
         if sweep.points or sweep.seeds > 1 or sweep.warm_start or sweep.sampler == "grid":
-            raise ValueError("pbt draws its own members: it goes without points, seeds, warm_start and grid")
+            raise ValueError("pbt chooses the points itself: leave out points, seeds, warm_start and grid")
         if sweep.sampler in ("gp", "cma_es"):
             raise ValueError(
-                f"pbt draws its first members before any has finished: leave sampler ({sweep.sampler}) out"
+                f"pbt draws its first members before any trial has finished: leave out sampler ({sweep.sampler})"
             )
         if sweep.workers_per_trial > 1 or "training.optimizer" in sweep.search:
-            raise ValueError("pbt goes on from others' checkpoints: it keeps one optimizer, and one worker a run")
+            raise ValueError(
+                "pbt continues from other members' checkpoints: all must have one optimizer, and one worker per run"
+            )
         if training.patience is not None or "training.patience" in sweep.search:
-            raise ValueError("pbt's members all go on to the last step: leave recipe.training.patience out")
+            raise ValueError("pbt trains all its members to the last step: leave out recipe.training.patience")
         shapes = [field for field in sweep.search if not field.startswith("training.")]
         if shapes:
-            raise ValueError(f"pbt changes choices in mid-run, which fields of the model cannot: {', '.join(shapes)}")
+            raise ValueError(
+                f"pbt changes values during training, so it cannot search fields of the model: {', '.join(shapes)}"
+            )
         if any(parameter.when for parameter in sweep.search.values()):
-            raise ValueError("pbt changes choices in mid-run, so its search has no branches (when)")
+            raise ValueError("pbt changes values during training, so its search cannot have branches (when)")
         if self.interval_steps % training.evaluate_every:
             raise ValueError(
                 f"scheduler.interval_steps ({self.interval_steps}) must be a multiple of "
                 f"recipe.training.evaluate_every ({training.evaluate_every})"
             )
         if sweep.trials != self.population:
-            raise ValueError(f"pbt tries one point for each member: trials must be {self.population}")
+            raise ValueError(f"pbt starts with one point for each member: trials must be {self.population}")
 
     def describe(self, sweep: "SweepFile") -> str:
         return (
             f"pbt trains {self.population} members for {self.generations(sweep)} generations of {self.interval_steps} "
-            f"steps; after each, the worst quarter goes on from the best quarter's checkpoints."
+            f"steps; after each, the worst quarter continues from the best quarter's checkpoints."
         )
 
     def generations(self, sweep: "SweepFile") -> int:
@@ -78,15 +82,15 @@ class Population(SchedulerConfig):
 
 
 class Generations(Scheduler):
-    """Begins the members' intervals, one generation after the other; it remembers nothing."""
+    """Starts the members' intervals, one generation after the other; it has no state."""
 
     def __init__(self, size: int, space: dict[str, Parameter], seed: int):
         self.size, self.space, self.seed = size, space, seed
 
     def next_trial(self, trials: Sequence[Trial]) -> NextTrial | None:
-        """The next interval to train; None until the generation before has ended.
+        """Return the next interval to train; None until the generation before has ended.
 
-        A member whose interval failed is replaced as the worst are.
+        A member whose interval failed is replaced like the worst members.
         """
         generation, member = divmod(len(trials), self.size)
         lineage = {"member": member + 1, "generation": generation + 1}
@@ -109,7 +113,7 @@ class Generations(Scheduler):
 
 
 def explored(space: dict[str, Parameter], point: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
-    """A point near another: each number times 0.8 or 1.25, within its bounds, each choice moved or drawn anew."""
+    """Return a point near another one: each number times 0.8 or 1.25 within its bounds; some values drawn again."""
     changed: dict[str, Any] = {}
     for field, value in point.items():
         parameter = space[field]
