@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from voicechat_platform.settings import Settings, settings
 from voicechat_platform.training.history import Evaluation
 from voicechat_ui.commands.options import join
-from voicechat_ui.training import describe
+from voicechat_ui.model_tasks import describe
 
 RECIPE = """\
 name: tiny

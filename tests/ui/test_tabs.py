@@ -32,9 +32,9 @@ from voicechat_tune.search.study import Study
 from voicechat_tune.search.sweep_file import SweepFile
 from voicechat_tune.search.trials import RunKey
 from voicechat_ui.api_client import ApiClient
+from voicechat_ui.model_tasks import train_recipe
 from voicechat_ui.page import build_page, mount_page
 from voicechat_ui.tabs import html_parts, model_tab, sweeps_tab
-from voicechat_ui.training import train_recipe
 
 RECIPE = """\
 name: tiny

@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from voicechat_ui.cli import app
 from voicechat_ui.talk import conversation as talking
 from voicechat_ui.talk import sound_device
-from voicechat_ui.talk.turns import Turn
+from voicechat_ui.talk.turns import TurnRecord
 
 RATE = 24_000
 STRICT = TypeAdapter(RealtimeServerEvent)
@@ -339,7 +339,7 @@ async def test_speaking_over_the_reply_stops_it_and_tells_what_was_heard(server,
     library.PortAudioError = OSError
     library.RawInputStream, library.RawOutputStream = stream("in"), stream("out")
     monkeypatch.setitem(sys.modules, "sounddevice", library)
-    turns: list[Turn] = []
+    turns: list[TurnRecord] = []
     wanted = talking.Wanted(url=address, key="")
     said: list[str] = []
     holding = asyncio.create_task(talking.hold(wanted, lambda words, end: said.append(words), turns))

@@ -27,7 +27,7 @@ ORIGINS = {
 
 
 @dataclass(frozen=True)
-class LanguageModel:
+class ListedModel:
     """A model that can write a reply."""
 
     id: str
@@ -61,7 +61,7 @@ class ApiClient:
             base_url=base_url, api_key=api_key, timeout=openai.Timeout(30, connect=5), max_retries=1
         )
 
-    async def language_models(self) -> list[LanguageModel]:
+    async def language_models(self) -> list[ListedModel]:
         """Those that can write a reply: the one for a person to begin with comes first, then all in the API's order."""
         found = []
         with self.in_openais_form():
@@ -69,7 +69,7 @@ class ApiClient:
                 more = model.model_extra or {}
                 kind = more.get("type")
                 if kind == "language" if kind else not model.id.startswith(AUDIO_MODEL_PREFIXES):
-                    found.append(LanguageModel(model.id, str(more.get("origin", ""))))
+                    found.append(ListedModel(model.id, str(more.get("origin", ""))))
         return sorted(found, key=lambda model: model.origin != "packaged")
 
     async def require_model(self, name: str) -> None:

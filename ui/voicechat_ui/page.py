@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from starlette.routing import Mount
 
 from voicechat_serve.api.errors import answer_unknown_paths_in_openai_form
-from voicechat_ui.api_client import ORIGINS, ApiClient, LanguageModel
+from voicechat_ui.api_client import ORIGINS, ApiClient, ListedModel
 from voicechat_ui.relay import add_relay
 from voicechat_ui.tabs import html_parts as parts
 from voicechat_ui.tabs.model_tab import add_model_tab, champion_or_version, open_tab
@@ -65,7 +65,7 @@ def build_page(api: ApiClient) -> gr.Blocks:
     async def open_page(before: dict[str, Any] | None) -> tuple[Any, ...]:
         """Fills the pickers: with what was picked `before` the page was loaded anew, where the server still has it."""
         before = before or {}
-        models: list[LanguageModel] = []
+        models: list[ListedModel] = []
         voices: list[tuple[str, str]] = []
         problem = ""
         try:
@@ -173,7 +173,7 @@ def build_page(api: ApiClient) -> gr.Blocks:
     return page
 
 
-def model_picker(models: Sequence[LanguageModel], wanted: str | None) -> gr.Dropdown:
+def model_picker(models: Sequence[ListedModel], wanted: str | None) -> gr.Dropdown:
     """Who there is to talk with; the first one is picked unless the `wanted` one, or a version of one, is there."""
     choices = [(model.label, model.id) for model in models]
     ids = [model.id for model in models]

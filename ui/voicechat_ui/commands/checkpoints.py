@@ -25,7 +25,7 @@ def evaluate(
     from voicechat_platform.corpora.texts import read_text
 
     folder, text = found_checkpoint(checkpoint), read_text(corpus) if corpus else None
-    from voicechat_ui.training import evaluate_checkpoint
+    from voicechat_ui.model_tasks import evaluate_checkpoint
 
     result = evaluate_checkpoint(folder, text)
     emit(result, as_json, "\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in result.items()))
@@ -43,7 +43,7 @@ def generate(
     Example: voicechat generate shakespeare --prompt "The meaning of life is" --tokens 100
     """
     folder = found_checkpoint(checkpoint)
-    from voicechat_ui.training import sample
+    from voicechat_ui.model_tasks import sample
 
     print(sample(folder, prompt, tokens, temperature, seed))
 
@@ -59,7 +59,7 @@ def fold(checkpoint: Reference, out: Annotated[Path, typer.Argument(help="a new 
     if new.exists() and any(new.iterdir()):
         raise InputError(f"{new} is not empty: name a new folder")
     folder = found_checkpoint(checkpoint)
-    from voicechat_ui.training import fold_checkpoint
+    from voicechat_ui.model_tasks import fold_checkpoint
 
     print(f"{out}: a {fold_checkpoint(folder, new)} with the same logits")
 

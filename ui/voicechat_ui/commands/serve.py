@@ -19,7 +19,7 @@ def up(
     """
     chosen = chosen_settings(port, whisper, host)
     with console.status("loading"):
-        from voicechat_ui.services import run_everything
+        from voicechat_ui.launch import run_everything
 
     run_everything(chosen)
 
@@ -40,7 +40,7 @@ def serve(
 
         wanted = read_application(application or local_application()).api
         listed_models(wanted)
-        from voicechat_ui.services import run_services
+        from voicechat_ui.launch import run_services
 
     run_services(chosen, wanted, with_page=False)
 
@@ -58,6 +58,6 @@ def page(
 
     chosen, api = chosen_settings(port, None, host), api_address(api)
     with console.status("loading"):
-        from voicechat_ui.services import run_page
+        from voicechat_ui.launch import run_page
 
     run_page(chosen, api)

@@ -55,7 +55,7 @@ def talk(
     if sound and target and sound.resolve() == target.resolve():
         raise InputError(f"{out} is what is to be said: name another file for the reply")
     from voicechat_ui.talk.conversation import Wanted, hold
-    from voicechat_ui.talk.turns import ConversationEndedError, Turn
+    from voicechat_ui.talk.turns import ConversationEndedError, TurnRecord
 
     wanted = Wanted(
         url=url,
@@ -69,7 +69,7 @@ def talk(
         instructions=instructions,
         language=language,
     )
-    turns: list[Turn] = []
+    turns: list[TurnRecord] = []
     problem, code = "", 0
     try:
         model = asyncio.run(hold(wanted, lambda words, end: print_out(words, end, as_json), turns))

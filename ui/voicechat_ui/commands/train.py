@@ -28,6 +28,6 @@ def train(
     wanted = read_yaml(recipe, Recipe)
     check_sources(wanted)
     folder = writable_folder(out or settings().folder("runs") / wanted.name)
-    from voicechat_ui.training import train_recipe
+    from voicechat_ui.model_tasks import train_recipe
 
     train_recipe(wanted, recipe, folder, resume, workers)

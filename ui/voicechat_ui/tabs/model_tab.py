@@ -215,7 +215,7 @@ def card_facts(version: Any, run: dict[str, Any]) -> dict[str, str]:
 
 def recipe_facts(recipe: dict[str, Any]) -> dict[str, str]:
     """The recipe's fields that have a value, as sweep files write them."""
-    from voicechat_ui.training import flat
+    from voicechat_ui.model_tasks import flat
 
     return {field: str(value) for field, value in flat(recipe).items() if value is not None}
 

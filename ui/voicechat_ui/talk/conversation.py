@@ -22,7 +22,7 @@ from voicechat_platform.errors import InputError
 from voicechat_ui.api_client import ApiClient
 from voicechat_ui.talk.sound_device import BYTES_PER_SAMPLE, PIECE_SAMPLES, RATE, Loudspeaker, Microphone
 from voicechat_ui.talk.sound_file import SoundFile, read_sound
-from voicechat_ui.talk.turns import SETTINGS, ConversationEndedError, Talk, Turn
+from voicechat_ui.talk.turns import SETTINGS, ConversationEndedError, Talk, TurnRecord
 
 PACE = 2
 """A file is said so many times faster than it lasts. Only a person's pace and little more lets the server hear the end
@@ -140,7 +140,7 @@ class Wanted:
         }
 
 
-async def hold(wanted: Wanted, say: Callable[[str, str], None], turns: list[Turn]) -> str:
+async def hold(wanted: Wanted, say: Callable[[str, str], None], turns: list[TurnRecord]) -> str:
     """Hold the conversation to its end.
 
     Args:

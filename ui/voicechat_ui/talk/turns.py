@@ -22,7 +22,7 @@ class ConversationEndedError(Exception):
 
 
 @dataclass
-class Turn:
+class TurnRecord:
     """What was said and answered, and when."""
 
     heard: str = ""
@@ -62,13 +62,13 @@ class Talk:
         self,
         connection: Any,
         say: Callable[[str, str], None],
-        turns: list[Turn],
+        turns: list[TurnRecord],
         file: SoundFile | None = None,
         loudspeaker: Loudspeaker | None = None,
     ) -> None:
         self.connection, self.say, self.file, self.loudspeaker = connection, say, file, loudspeaker
         self.turns = turns
-        self.turn: Turn | None = None
+        self.turn: TurnRecord | None = None
         """The one that is going on."""
         self.is_hearing = False
         """Whether the server is in the middle of an utterance."""
@@ -142,10 +142,10 @@ class Talk:
                     problem = error.message or error.code or "the turn failed"
                 self.end_turn(event.response.status, problem)
 
-    def begin_turn(self) -> Turn:
+    def begin_turn(self) -> TurnRecord:
         if self.turn is not None:  # spoken on before there was a reply
             self.end_turn("cancelled")
-        self.turn = Turn(begun=time.monotonic())
+        self.turn = TurnRecord(begun=time.monotonic())
         self.turns.append(self.turn)
         return self.turn
 
@@ -161,7 +161,7 @@ class Talk:
         if status != "nothing heard":
             self.say(latencies(turn), "\n")
 
-    def play(self, item_id: str, pcm: bytes, turn: Turn) -> None:
+    def play(self, item_id: str, pcm: bytes, turn: TurnRecord) -> None:
         turn.sound_s = round(turn.sound_s + len(pcm) / BYTES_PER_SAMPLE / RATE, 3)
         if self.file is not None:
             self.file.write(pcm)
@@ -204,7 +204,7 @@ def closed_because(error: ConnectionClosed, reason: str) -> str:
     return f"{reason} ({error})"
 
 
-def latencies(turn: Turn) -> str:
+def latencies(turn: TurnRecord) -> str:
     names = {"endpoint": "end heard after", "transcription": "transcript", "first_token": "first word"}
     names |= {"first_sound": "first sound", "total": "all"}
     shown = (f"{names[what]} {seconds:.2f} s" for what, seconds in turn.seconds.items())

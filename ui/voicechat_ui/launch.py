@@ -82,7 +82,7 @@ def tune_first_model() -> None:
 
 
 def print_card(version: Version) -> None:
-    from voicechat_ui.training import sample
+    from voicechat_ui.model_tasks import sample
 
     text = sample(version.checkpoint(), prompt="HAMLET:\n", tokens=220, temperature=0.7, seed=1)
     console.print(
