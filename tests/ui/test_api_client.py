@@ -66,7 +66,7 @@ async def test_what_answers_in_another_form_is_told_as_that(answer, serve, free_
         return HTMLResponse(answer) if isinstance(answer, str) else JSONResponse(answer)
 
     url = f"{serve(app, free_port()).url}/v1"
-    assert f"what answers at {url} has not OpenAI's form" in await ApiClient(url).problem()
+    assert f"the answer from {url} is not in OpenAI's form" in await ApiClient(url).problem()
     with pytest.raises(openai.OpenAIError, match="OpenAI's form"):
         await ApiClient(url).voices()
     with pytest.raises(InputError, match="OpenAI's form"):

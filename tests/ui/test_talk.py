@@ -225,7 +225,7 @@ def test_people_read_words_and_times(server, address, tmp_path, monkeypatch):
     question = write_wav(tmp_path / "question.wav", SPEECH[: 16000 * 2], rate=16000)
     result = run(question, "--url", address)
     assert result.exit_code == 0, result.output
-    assert "You (en): What is love?\nReply: Good morrow.\n  [end heard after 0." in result.stdout
+    assert "You (en): What is love?\nReply: Good morrow.\n  [end detected after 0." in result.stdout
     assert "What was spoken is in question-reply.wav." in result.stderr
     assert seconds_of(tmp_path / "question-reply.wav") == 0.5
 
@@ -242,7 +242,7 @@ def test_without_sound_typed_turns_are_written(server, address, monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     result = run("--text", "--url", address, typed="Hello\n")
     assert result.exit_code == 0, result.output
-    assert "replies are only written" in result.stdout
+    assert "replies are only text" in result.stdout
     assert server.sessions[0]["output_modalities"] == ["text"]
 
 
@@ -321,7 +321,7 @@ def test_no_microphone(server, address, monkeypatch):
     library.PortAudioError = OSError
     library.RawInputStream = lambda **options: (_ for _ in ()).throw(OSError("no default input device"))
     monkeypatch.setitem(sys.modules, "sounddevice", library)
-    assert "no microphone that can be opened (no default input device): give a WAV file" in failure_of()
+    assert "no microphone can be opened (no default input device): give a WAV file" in failure_of()
 
 
 async def test_speaking_over_the_reply_stops_it_and_tells_what_was_heard(server, address, monkeypatch):
@@ -381,7 +381,7 @@ def test_ctrl_c_keeps_what_was_said(server, address, tmp_path):
     )
     assert process.stdout is not None
     for line in process.stdout:
-        if "[end heard after" in line:
+        if "[end detected after" in line:
             break
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
