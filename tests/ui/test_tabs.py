@@ -283,7 +283,7 @@ def test_promoting_and_going_back(tiny):
 
     assert model_tab.open_tab(newest, OPERATOR)[2].visible
     said, undo, before = model_tab.promote_version(newest, OPERATOR)
-    assert f"{newest} is the champion" in said
+    assert f"{newest} is now the champion" in said
     assert (champion(), before, undo.visible, tiny in undo.value) == (newest, tiny, True, True)
     assert model_tab.champion_or_version(newest) == "tiny"
     assert model_tab.champion_or_version(tiny) == tiny

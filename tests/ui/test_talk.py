@@ -226,7 +226,7 @@ def test_people_read_words_and_times(server, address, tmp_path, monkeypatch):
     result = run(question, "--url", address)
     assert result.exit_code == 0, result.output
     assert "You (en): What is love?\nReply: Good morrow.\n  [end detected after 0." in result.stdout
-    assert "What was spoken is in question-reply.wav." in result.stderr
+    assert "The speech of the replies is in question-reply.wav." in result.stderr
     assert seconds_of(tmp_path / "question-reply.wav") == 0.5
 
 
@@ -295,7 +295,7 @@ def test_bad_input_says_what_to_do(server, address, tmp_path, monkeypatch):
     assert "voicechat serve" in failure_of(sound, "--out", tmp_path / "o.wav", "--url", closed, "--model", "m")
     assert "is not a folder" in failure_of(sound, "--out", sound / "o.wav", "--url", address)
     assert not (tmp_path / "o.wav").exists()
-    assert "either a file or --text" in failure_of(sound, "--text")
+    assert "a file and --text exclude each other" in failure_of(sound, "--text")
     assert failure_of(sound, "--out", tmp_path / "o.wav", "--url", address, "--voice", "nobody") == "no such voice"
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     assert "pip install 'llm-voice-chat[talk]'" in failure_of("--url", address)

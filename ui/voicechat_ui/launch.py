@@ -70,7 +70,7 @@ def tune_first_model() -> None:
     try:
         outcome = run_sweep(read_sweep(path))
         if not outcome.complete:
-            console.print(f"Interrupted. Finished trials are kept ({len(outcome.finished)}); the next start goes on.")
+            console.print(f"Interrupted. Finished trials are kept ({len(outcome.finished)}); the next start continues.")
             raise typer.Exit(130)
         if outcome.best is None:
             console.print(f"All {outcome.failed} trials failed; their errors are in the sweeps folder.", style="red")

@@ -221,7 +221,7 @@ def figure(name: str, matrix: Matrix, drawing: Markup, left: float, across: floa
 
 
 def image(matrix: Matrix) -> str:
-    """Return a PNG in a data URI, one pixel per value. The opacity is a square root, so that small values are visible."""
+    """Return a PNG in a data URI, one pixel per value. Opacity is a square root, so that small values are visible."""
     from matplotlib.image import imsave
 
     values = np.array(matrix.values)

@@ -182,5 +182,5 @@ def folded(summary: str, content: str) -> str:
 
 
 def why(error: Exception) -> str:
-    """Return the reason for the user. Only the log has other errors than ours: they may contain paths, addresses, SQL."""
+    """Return the reason for the user. Errors that are not ours may contain paths or SQL: only the log has them."""
     return str(error) if isinstance(error, InputError) else "see the log of this program"

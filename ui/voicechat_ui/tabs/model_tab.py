@@ -110,7 +110,7 @@ def promote_version(chosen: str, request: gr.Request) -> tuple[str, Any, str]:
     except Exception as error:  # of MLflow, SQLAlchemy or the network; or the version is gone
         log.exception("%s cannot be promoted", chosen)
         return fault_block(f"{chosen} cannot be promoted: {parts.why(error)}"), hidden(), ""
-    log.info("%s was promoted on the page by %s", version, getattr(request.state, "key_id", "somebody without a key"))
+    log.info("%s was promoted on the page by %s", version, getattr(request.state, "key_id", "a user without a key"))
     if not before:
         text = f"{version} is now the champion of {version.name}: a service has it after its next start."
     else:

@@ -195,7 +195,7 @@ async def run_until_one_ends(speaking: Any, listening: Any) -> None:
     tasks = [asyncio.ensure_future(part) for part in (speaking, listening)]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        said, heard = tasks
+        sending, listening_task = tasks
         if heard.done() or (said.done() and isinstance(said.exception(), ConnectionClosed)):
             await heard
         said.result()
