@@ -192,13 +192,12 @@ async def hold(wanted: Wanted, show: Callable[[str, str], None], turns: list[Tur
 
 async def run_until_one_ends(speaking: Any, listening: Any) -> None:
     """Wait until `speaking` is done, or until the server ends the conversation: then raise the error of `listening`."""
-    tasks = [asyncio.ensure_future(part) for part in (speaking, listening)]
+    tasks = speaker, listener = asyncio.ensure_future(speaking), asyncio.ensure_future(listening)
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        sending, listening_task = tasks
-        if heard.done() or (said.done() and isinstance(said.exception(), ConnectionClosed)):
-            await heard
-        said.result()
+        if listener.done() or (speaker.done() and isinstance(speaker.exception(), ConnectionClosed)):
+            await listener
+        speaker.result()
     finally:
         for task in tasks:
             task.cancel()
