@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from voicechat_platform.models.configuration import CHOICES, METRIC_DEFAULTS
+from voicechat_platform.models.configuration import CHOICES, OWN_FIELDS
 
 FIELDS: dict[str, tuple] = {**CHOICES, "qk_norm": (False, True)}
 
@@ -38,7 +38,7 @@ def all_variants() -> Iterator[dict[str, Any]]:
 
 def is_metrics(field: str) -> bool:
     """Whether only metric attention has the field."""
-    return field in METRIC_DEFAULTS
+    return field in OWN_FIELDS["metric"]
 
 
 def pairs_of(variant: dict[str, Any]) -> frozenset:

@@ -158,7 +158,7 @@ def test_an_interrupted_sweep_keeps_its_trials_and_goes_on(sweep_file, voicechat
     run.send_signal(signal.SIGINT)
     _, stderr = run.communicate(timeout=120)
     assert run.returncode == 130, stderr
-    assert "what is finished is kept" in stderr
+    assert "finished trials are kept" in stderr
     kept = {str(version) for version in Registry().versions()}
     assert kept
     outcome = run_sweep(read_sweep(path))
@@ -225,7 +225,7 @@ def test_faults_are_said_at_once(sweep_file, shared_ray, home, tmp_path):
 def test_what_has_not_begun_is_said(sweep_file, voicechat_here):
     resumed = voicechat_here("sweep", sweep_file(20, 10), "--resume")
     assert resumed.returncode == 2
-    assert "has not begun" in resumed.stderr
+    assert "has not started" in resumed.stderr
     shown = voicechat_here("trials", "unheard-of")
     assert shown.returncode == 2
     assert "there is no sweep 'unheard-of'" in shown.stderr

@@ -15,7 +15,7 @@ from voicechat_serve.api import models
 from voicechat_serve.api.services import Services
 from voicechat_serve.generation.served_model import ServedModel
 from voicechat_ui import api_client
-from voicechat_ui.api_client import ApiClient, LanguageModel
+from voicechat_ui.api_client import ApiClient, ListedModel
 from voicechat_ui.page import model_picker
 from voicechat_ui.talk.conversation import Wanted, first_model
 
@@ -66,7 +66,7 @@ async def test_what_answers_in_another_form_is_told_as_that(answer, serve, free_
         return HTMLResponse(answer) if isinstance(answer, str) else JSONResponse(answer)
 
     url = f"{serve(app, free_port()).url}/v1"
-    assert f"what answers at {url} has not OpenAI's form" in await ApiClient(url).problem()
+    assert f"the answer from {url} is not in OpenAI's form" in await ApiClient(url).problem()
     with pytest.raises(openai.OpenAIError, match="OpenAI's form"):
         await ApiClient(url).voices()
     with pytest.raises(InputError, match="OpenAI's form"):
@@ -83,12 +83,12 @@ async def test_a_server_that_is_not_there_or_keeps_silent_is_told_of(free_port, 
 
 
 def test_the_picker_keeps_what_was_picked_and_says_who_is_who():
-    known = [LanguageModel("smollm2-135m-instruct", "packaged"), LanguageModel("shakespeare", "tuned")]
+    known = [ListedModel("smollm2-135m-instruct", "packaged"), ListedModel("shakespeare", "tuned")]
     assert model_picker(known, "shakespeare").value == "shakespeare"
     assert model_picker(known, "shakespeare@2").value == "shakespeare@2", "a version of one that is served"
     assert model_picker(known, "gone@2").value == "smollm2-135m-instruct"
     info = model_picker(known, None).info
     assert "Packaged: made for conversation" in info
     assert "Tuned here: " in info
-    assert model_picker([LanguageModel("gpt-9")], None).info is None, "another server's"
+    assert model_picker([ListedModel("gpt-9")], None).info is None, "another server's"
     assert model_picker([], "shakespeare").value is None

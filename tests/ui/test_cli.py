@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from voicechat_platform.settings import Settings, settings
 from voicechat_platform.training.history import Evaluation
 from voicechat_ui.commands.options import join
-from voicechat_ui.training import describe
+from voicechat_ui.model_tasks import describe
 
 RECIPE = """\
 name: tiny
@@ -63,7 +63,7 @@ def test_train_evaluate_generate_promote(voicechat, recipe, tmp_path):
 
     again = voicechat("train", recipe)
     assert again.returncode == 2
-    assert "holds a run already: go on with it with --resume" in again.stderr
+    assert "already contains a run: continue it with --resume" in again.stderr
 
 
 def test_a_peak_that_was_not_measured_is_left_out():
@@ -81,11 +81,11 @@ def test_ctrl_c_keeps_the_step_and_resume_goes_on(recipe, voicechat, tmp_path):
     assert "parameters to train" in told
     run.send_signal(signal.SIGINT)
     assert run.wait(60) == 130
-    step = int(re.search(r"stopped at step (\d+), which is kept: go on with --resume", run.stderr.read())[1])
+    step = int(re.search(r"stopped at step (\d+), with a checkpoint: continue with --resume", run.stderr.read())[1])
     assert step < 600
     result = voicechat("train", recipe, "--resume")
     assert result.returncode == 0, result.stderr
-    assert f"going on from step {step}" in result.stderr
+    assert f"continuing from step {step}" in result.stderr
     assert "step 600: validation" in result.stderr
 
 

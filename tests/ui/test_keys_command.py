@@ -32,7 +32,7 @@ def test_create_list_revoke(voicechat, tmp_path):
 
     assert "laptop" in voicechat("keys", "revoke", "laptop").stdout
     last = voicechat("keys", "revoke", other["id"])
-    assert "nobody is let in now" in last.stderr
+    assert "the service now refuses all requests" in last.stderr
     assert json.loads(voicechat("keys", "list", "--json").stdout) == []
 
 

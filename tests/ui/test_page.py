@@ -342,7 +342,7 @@ def test_the_page_is_accessible_and_fits(
     talk.press("Start conversation")
     talk.wait_for("listening", "hearing")
     talk.page.get_by_role("button", name="Settings").click()
-    expect(talk.page.get_by_label("What the model is told before you talk")).to_be_visible()
+    expect(talk.page.get_by_label("Instructions for the model")).to_be_visible()
     talk.page.wait_for_timeout(300)  # the accordion fades in
     assert serious_faults(talk.page) == []
     assert talk.page.evaluate("document.documentElement.scrollWidth") <= size["width"]

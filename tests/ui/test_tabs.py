@@ -32,9 +32,9 @@ from voicechat_tune.search.study import Study
 from voicechat_tune.search.sweep_file import SweepFile
 from voicechat_tune.search.trials import RunKey
 from voicechat_ui.api_client import ApiClient
+from voicechat_ui.model_tasks import train_recipe
 from voicechat_ui.page import build_page, mount_page
 from voicechat_ui.tabs import html_parts, model_tab, sweeps_tab
-from voicechat_ui.training import train_recipe
 
 RECIPE = """\
 name: tiny
@@ -177,7 +177,7 @@ def test_a_sweep_is_followed_while_it_runs(rates):
     assert re.search("trial 2, <tspan[^>]*>step 1: 3<", trials), (
         "the first losses are not cut off, and say their values"
     )
-    assert "broken off; it can go on" in sweeps_tab.open_tab("rates")[0]
+    assert "interrupted; it can continue" in sweeps_tab.open_tab("rates")[0]
     rates.end_run(RunKey(3), "failed", "ValueError: /srv/secret <b>no</b>")
     overview, _, trials = sweeps_tab.open_tab("rates")
     assert '<td data-column="state">finished</td>' in overview
@@ -219,7 +219,7 @@ async def test_errors_that_are_not_ours_are_told_by_the_log_alone(rates, monkeyp
     monkeypatch.setattr(model_tab.sys, "executable", str(tmp_path / "heads"))
     shown.append([step async for step in model_tab.draw_heads("tiny@1", OPERATOR)][-1][0])
     for text in shown:
-        assert "the log of this program says why" in text
+        assert "see the log of this program" in text
         assert "secret" not in text
     logged = [record.getMessage() + str(record.exc_info) for record in caplog.records]
     assert sum("/srv/secret" in line for line in logged) >= len(shown)
@@ -283,7 +283,7 @@ def test_promoting_and_going_back(tiny):
 
     assert model_tab.open_tab(newest, OPERATOR)[2].visible
     said, undo, before = model_tab.promote_version(newest, OPERATOR)
-    assert f"{newest} is the champion" in said
+    assert f"{newest} is now the champion" in said
     assert (champion(), before, undo.visible, tiny in undo.value) == (newest, tiny, True, True)
     assert model_tab.champion_or_version(newest) == "tiny"
     assert model_tab.champion_or_version(tiny) == tiny
@@ -360,7 +360,7 @@ def test_from_a_trial_to_its_model_promoted_and_talked_with(tiny, rates, togethe
     expect(page.get_by_role("img", name="Learning curve")).to_be_visible()
     page.get_by_text("Layer 0, head 1").click()
     page.locator(".head[open] .cells").first.hover(position={"x": 2, "y": 2})
-    expect(page.locator(".head[open] .value").first).to_have_text(re.compile("“.*” looks at “.*”: 1$"))
+    expect(page.locator(".head[open] .value").first).to_have_text(re.compile("“.*” attends to “.*”: 1$"))
     page.get_by_text("The same in numbers").click()
     assert cut_off(page) == {390: [], 768: [], 1280: []}
 

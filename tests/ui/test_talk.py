@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from voicechat_ui.cli import app
 from voicechat_ui.talk import conversation as talking
 from voicechat_ui.talk import sound_device
-from voicechat_ui.talk.turns import Turn
+from voicechat_ui.talk.turns import TurnRecord
 
 RATE = 24_000
 STRICT = TypeAdapter(RealtimeServerEvent)
@@ -225,8 +225,8 @@ def test_people_read_words_and_times(server, address, tmp_path, monkeypatch):
     question = write_wav(tmp_path / "question.wav", SPEECH[: 16000 * 2], rate=16000)
     result = run(question, "--url", address)
     assert result.exit_code == 0, result.output
-    assert "You (en): What is love?\nReply: Good morrow.\n  [end heard after 0." in result.stdout
-    assert "What was spoken is in question-reply.wav." in result.stderr
+    assert "You (en): What is love?\nReply: Good morrow.\n  [end detected after 0." in result.stdout
+    assert "The speech of the replies is in question-reply.wav." in result.stderr
     assert seconds_of(tmp_path / "question-reply.wav") == 0.5
 
 
@@ -242,7 +242,7 @@ def test_without_sound_typed_turns_are_written(server, address, monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     result = run("--text", "--url", address, typed="Hello\n")
     assert result.exit_code == 0, result.output
-    assert "replies are only written" in result.stdout
+    assert "replies are only text" in result.stdout
     assert server.sessions[0]["output_modalities"] == ["text"]
 
 
@@ -295,7 +295,7 @@ def test_bad_input_says_what_to_do(server, address, tmp_path, monkeypatch):
     assert "voicechat serve" in failure_of(sound, "--out", tmp_path / "o.wav", "--url", closed, "--model", "m")
     assert "is not a folder" in failure_of(sound, "--out", sound / "o.wav", "--url", address)
     assert not (tmp_path / "o.wav").exists()
-    assert "either a file or --text" in failure_of(sound, "--text")
+    assert "a file and --text exclude each other" in failure_of(sound, "--text")
     assert failure_of(sound, "--out", tmp_path / "o.wav", "--url", address, "--voice", "nobody") == "no such voice"
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     assert "pip install 'llm-voice-chat[talk]'" in failure_of("--url", address)
@@ -321,7 +321,7 @@ def test_no_microphone(server, address, monkeypatch):
     library.PortAudioError = OSError
     library.RawInputStream = lambda **options: (_ for _ in ()).throw(OSError("no default input device"))
     monkeypatch.setitem(sys.modules, "sounddevice", library)
-    assert "no microphone that can be opened (no default input device): give a WAV file" in failure_of()
+    assert "no microphone can be opened (no default input device): give a WAV file" in failure_of()
 
 
 async def test_speaking_over_the_reply_stops_it_and_tells_what_was_heard(server, address, monkeypatch):
@@ -339,7 +339,7 @@ async def test_speaking_over_the_reply_stops_it_and_tells_what_was_heard(server,
     library.PortAudioError = OSError
     library.RawInputStream, library.RawOutputStream = stream("in"), stream("out")
     monkeypatch.setitem(sys.modules, "sounddevice", library)
-    turns: list[Turn] = []
+    turns: list[TurnRecord] = []
     wanted = talking.Wanted(url=address, key="")
     said: list[str] = []
     holding = asyncio.create_task(talking.hold(wanted, lambda words, end: said.append(words), turns))
@@ -381,7 +381,7 @@ def test_ctrl_c_keeps_what_was_said(server, address, tmp_path):
     )
     assert process.stdout is not None
     for line in process.stdout:
-        if "[end heard after" in line:
+        if "[end detected after" in line:
             break
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)

@@ -1,1 +1,1 @@
-"""What people touch: the `voicechat` command and the page. Knows everything below."""
+"""The user interface: the `voicechat` command and the page. It may import all other packages."""

@@ -1,4 +1,4 @@
-"""The `voicechat` command: the list of its commands, and what all of them share.
+"""The `voicechat` command: the list of its commands, and their common set-up.
 
 Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 """
@@ -88,7 +88,7 @@ def main() -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    for stop in (signal.SIGTERM, signal.SIGHUP):  # a service manager's stop and a closed terminal are a Ctrl-C
+    for stop in (signal.SIGTERM, signal.SIGHUP):  # for a service manager's stop and a closed terminal: like Ctrl-C
         signal.signal(stop, signal.default_int_handler)
     try:
         app()

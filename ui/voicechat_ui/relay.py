@@ -1,6 +1,6 @@
-"""/v1/realtime where the page stands alone: passes a browser's frames on to the API, with the page's key, and back.
+"""/v1/realtime for a page without an API in its process: forwards frames between the browser and the API.
 
-Under `voicechat up` nothing comes here: Serve gives all of /v1 to the API.
+The relay sends the page's key to the API. Under `voicechat up` it gets no request: Serve routes all of /v1 to the API.
 """
 
 import asyncio
@@ -24,22 +24,22 @@ from voicechat_serve.api.errors import websocket_only
 log = logging.getLogger(__name__)
 
 LARGEST_FRAME_BYTES = 1 << 20
-"""Of either side: 15 seconds of sound as base64, where a client sends a fraction of a second."""
+"""From either side: 15 seconds of sound as base64; a client sends a fraction of a second per frame."""
 
 FRAMES_QUEUED = 16
 
 OPEN_TIMEOUT_S = 5
 
 NEVER_SENT = (1005, 1006, 1015)
-"""Close codes that only say that no code came."""
+"""Close codes that a library sets if the other side sent no code."""
 
 
 def add_relay(app: FastAPI, api_base_url: str, api_key: str) -> None:
-    """Adds the route.
+    """Add the route /v1/realtime.
 
     Args:
         api_base_url: http:// or https://, ends in /v1.
-        api_key: the page's own.
+        api_key: the page's key for the API.
     """
     address = f"ws{api_base_url.removeprefix('http')}/realtime"
 
@@ -72,15 +72,15 @@ def add_relay(app: FastAPI, api_base_url: str, api_key: str) -> None:
 
 
 def refusal(status: int) -> tuple[str, int]:
-    """What to tell the browser, and its close code, where the API answers the opening with an HTTP status."""
+    """Return the message and the close code for the browser if the API refuses the connection with an HTTP status."""
     if status == 401:
         return (
-            "The server wants a key of this page: start the page with one in VOICECHAT_API_KEY.",
+            "The server requires a key from this page: start the page with one in VOICECHAT_API_KEY.",
             WS_1008_POLICY_VIOLATION,
         )
     if status == 404:
         return (
-            "The server has no /v1/realtime: it is of an older version, or of another kind.",
+            "The server has no /v1/realtime: it is an older version or another kind of server.",
             WS_1008_POLICY_VIOLATION,
         )
     if status == 429 or status >= 500:
@@ -89,16 +89,16 @@ def refusal(status: int) -> tuple[str, int]:
 
 
 async def give_up(browser: WebSocket, message: str, code: int) -> None:
-    """Tells why as an error event of the protocol, and closes."""
+    """Send the message as an error event of the protocol, and close the connection."""
     error = {"type": "server_error", "code": "api_unavailable", "message": message, "param": None, "event_id": None}
     event: dict[str, Any] = {"type": "error", "event_id": f"event_{secrets.token_hex(8)}", "error": error}
-    with suppress(WebSocketDisconnect, RuntimeError):  # it has left meanwhile
+    with suppress(WebSocketDisconnect, RuntimeError):  # the browser has disconnected
         await browser.send_json(event)
         await browser.close(code)
 
 
 async def pass_frames(browser: WebSocket, api: ClientConnection) -> None:
-    """Both ways until one side closes, then closes the other. A slow side slows the other down."""
+    """Forward frames both ways until one side closes, then close the other. A slow side slows the other down."""
     directions = [asyncio.create_task(to_api(browser, api)), asyncio.create_task(to_browser(browser, api))]
     try:
         await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
@@ -106,8 +106,8 @@ async def pass_frames(browser: WebSocket, api: ClientConnection) -> None:
         for direction in directions:
             direction.cancel()
         for ending in await asyncio.gather(*directions, return_exceptions=True):
-            if isinstance(ending, Exception):  # no cancellation
-                log.error("a conversation broke off inside the page", exc_info=ending)
+            if isinstance(ending, Exception):  # not a cancellation
+                log.error("the relay of a conversation failed", exc_info=ending)
         await api.close()
 
 
@@ -120,7 +120,7 @@ async def to_api(browser: WebSocket, api: ClientConnection) -> None:
                 return
             await api.send(frame)
     except ConnectionClosed:
-        await asyncio.Event().wait()  # the other direction passes on why, and ends this
+        await asyncio.Event().wait()  # the other direction forwards the close code, then cancels this task
 
 
 async def to_browser(browser: WebSocket, api: ClientConnection) -> None:
@@ -130,7 +130,7 @@ async def to_browser(browser: WebSocket, api: ClientConnection) -> None:
     except ConnectionClosed:
         pass
     except (WebSocketDisconnect, RuntimeError):
-        return  # the browser has left
+        return  # the browser has disconnected
     code = api.close_code or WS_1011_INTERNAL_ERROR
     with suppress(WebSocketDisconnect, RuntimeError):
         await browser.close(WS_1011_INTERNAL_ERROR if code in NEVER_SENT else code, api.close_reason)

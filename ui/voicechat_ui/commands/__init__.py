@@ -1,6 +1,6 @@
-"""The commands of `voicechat`, one file each, or one file for those about the same thing; cli.py lists them.
+"""The commands of `voicechat`: one file per command, or one file for related commands. cli.py lists them.
 
-A command reads what it was given, looks at where it writes, and only then imports the heavy libraries, inside the
-function: `--help` and a misspelled file are answered at once. Two files are no commands: options.py holds what several
-commands are given, output.py what several print.
+A command first reads its input and checks its output paths. Only then it imports the heavy libraries, inside the
+function, so that `--help` and the error for a misspelled file come immediately. Two files are not commands: options.py
+has the options that several commands share, and output.py has their common output.
 """

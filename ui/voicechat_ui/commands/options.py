@@ -1,4 +1,4 @@
-"""What several commands are given: options and arguments of one name and meaning, and how their values are read."""
+"""Options and arguments that several commands share, and the functions that read their values."""
 
 import os
 from pathlib import Path
@@ -9,14 +9,16 @@ import typer
 LOCAL_API = "http://127.0.0.1:8000/v1"
 
 Reference = Annotated[str, typer.Argument(help="a checkpoint's folder, NAME@NUMBER, or NAME for its champion")]
-Port = Annotated[int | None, typer.Option(min=1, max=65535, show_default="8000", help="where to listen")]
+Port = Annotated[int | None, typer.Option(min=1, max=65535, show_default="8000", help="the port to listen on")]
 Application = Annotated[
     Path | None,
-    typer.Option("--application", show_default="local.yaml", help="what to serve: a file as in serve/applications"),
+    typer.Option(
+        "--application", show_default="local.yaml", help="the models to serve: a file like those in serve/applications"
+    ),
 ]
 Host = Annotated[
     str | None,
-    typer.Option(show_default="127.0.0.1", help="the address to listen on; beyond this machine only with a key"),
+    typer.Option(show_default="127.0.0.1", help="the address to listen on; other machines need a key"),
 ]
 Whisper = Annotated[
     Literal["base", "tiny.en"] | None,
@@ -24,21 +26,22 @@ Whisper = Annotated[
 ]
 Address = Annotated[
     str | None,
-    typer.Option(show_default="one of its own", help="the Ray to join, auto on a cluster's head"),
+    typer.Option(show_default="starts a new Ray", help="the Ray cluster to join; auto on its head node"),
 ]
 SweepName = Annotated[str, typer.Argument(help="a sweep's name, its folder, or its file")]
 Salvage = Annotated[
-    bool, typer.Option("--salvage", help="go on with what is sound of a damaged journal; the rest stays beside it")
+    bool, typer.Option("--salvage", help="continue with the intact part of a damaged journal; keep a copy of the rest")
 ]
 Url = Annotated[str, typer.Option(help="base URL of a running API")]
 Key = Annotated[
-    str, typer.Option(envvar=["VOICECHAT_API_KEY", "OPENAI_API_KEY"], show_default=False, help="sent to the URL")
+    str,
+    typer.Option(envvar=["VOICECHAT_API_KEY", "OPENAI_API_KEY"], show_default=False, help="the API key for the URL"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 
 
 def chosen_settings(port: int | None, whisper: str | None, host: str | None) -> Any:
-    """The environment's settings with the command's options over them."""
+    """Return the environment's settings, overridden by the command's options."""
     from voicechat_platform.settings import settings
 
     given = {"port": port, "whisper": whisper, "host": host}
@@ -46,9 +49,10 @@ def chosen_settings(port: int | None, whisper: str | None, host: str | None) -> 
 
 
 def check_sources(recipe: Any) -> None:
-    """
+    """Check that a recipe's text, and the model to start from, exist.
+
     Raises:
-        InputError: the text that a recipe trains on, or the model that it begins with, is not there.
+        InputError: one of them does not exist.
     """
     from voicechat_platform.corpora.texts import check_is_there
 
@@ -58,7 +62,11 @@ def check_sources(recipe: Any) -> None:
 
 
 def found_checkpoint(reference: str) -> Path:
-    """The folder of a checkpoint, as `find_checkpoint` finds it, looked at before torch is imported."""
+    """Return the folder of a checkpoint, like `find_checkpoint`, and check it before the import of torch.
+
+    Raises:
+        InputError: there is no such checkpoint, or the folder is not a checkpoint.
+    """
     from voicechat_platform.checkpoint_files import check_is_checkpoint
     from voicechat_platform.registry import find_checkpoint
 
@@ -68,9 +76,9 @@ def found_checkpoint(reference: str) -> Path:
 
 
 def join(address: str | None) -> None:
-    """Let the settings name the Ray to join, for this process and its children."""
+    """Set the Ray cluster to join in the settings of this process and its children."""
     from voicechat_platform.settings import settings
 
     if address is not None:
         os.environ["VOICECHAT_RAY_ADDRESS"] = address
-        settings.cache_clear()  # they may have been read before
+        settings.cache_clear()  # an earlier call may have read the settings

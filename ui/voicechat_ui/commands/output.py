@@ -1,4 +1,4 @@
-"""What several commands print: results on stdout, progress and remarks on stderr."""
+"""Output of several commands: results on stdout, progress and messages on stderr."""
 
 import json
 from typing import Any, NoReturn
@@ -11,7 +11,7 @@ console = Console(stderr=True, highlight=False)
 
 
 def emit(result: Any, as_json: bool, for_people: Table | list[Table] | str) -> None:
-    """The result on stdout, as JSON for machines or in the form for people."""
+    """Print the result on stdout, as JSON or in the form for people."""
     if as_json:
         print(json.dumps(result, indent=2))
     elif isinstance(for_people, str):
@@ -41,6 +41,6 @@ def versions_table(versions: list[Any]) -> Table:
 
 
 def end_early(reason: str, left: str) -> NoReturn:
-    """Say why a sweep ended before its last trial and what is left of it, and exit as its reason demands."""
+    """Print why a sweep ended before its last trial and what is left, and exit with the status for this reason."""
     console.print(f"Ended early ({reason}): {left}", soft_wrap=True)
     raise typer.Exit(130 if reason == "interrupted" else 1)

@@ -9,7 +9,7 @@ import typer
 def schema(
     out: Annotated[Path, typer.Option(help="folder for the files")] = Path("."),
 ) -> None:
-    """Write the JSON schemas of recipes, sweep files and comparison files, which editors check YAML by.
+    """Write the JSON schemas of recipes, sweep files and comparison files, for editors that check YAML.
 
     Example: voicechat schema --out tune/schemas
     """

@@ -13,13 +13,13 @@ def up(
     whisper: Whisper = None,
     host: Host = None,
 ) -> None:
-    """Everything: tune a first model if there is none, start the services, open the page. Ctrl-C ends it.
+    """Tune a first model if there is none, start the services, and open the page. Ctrl-C stops everything.
 
     Example: voicechat up --port 8080 --whisper tiny.en
     """
     chosen = chosen_settings(port, whisper, host)
     with console.status("loading"):
-        from voicechat_ui.services import run_everything
+        from voicechat_ui.launch import run_everything
 
     run_everything(chosen)
 
@@ -30,7 +30,7 @@ def serve(
     host: Host = None,
     application: Application = None,
 ) -> None:
-    """The OpenAI-compatible API alone, without the page. Ctrl-C ends it.
+    """Serve only the OpenAI-compatible API, without the page. Ctrl-C stops it.
 
     Example: voicechat serve --port 8080
     """
@@ -40,17 +40,17 @@ def serve(
 
         wanted = read_application(application or local_application()).api
         listed_models(wanted)
-        from voicechat_ui.services import run_services
+        from voicechat_ui.launch import run_services
 
     run_services(chosen, wanted, with_page=False)
 
 
 def page(
     api: Url = LOCAL_API,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="where the page listens")] = 8001,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="the page's port")] = 8001,
     host: Host = None,
 ) -> None:
-    """The page alone, as a client of an API that is already running; its key, if that wants one: VOICECHAT_API_KEY.
+    """Serve only the page, as a client of a running API. VOICECHAT_API_KEY gives the API's key, if it requires one.
 
     Example: voicechat page --api http://127.0.0.1:8000/v1 --port 8001
     """
@@ -58,6 +58,6 @@ def page(
 
     chosen, api = chosen_settings(port, None, host), api_address(api)
     with console.status("loading"):
-        from voicechat_ui.services import run_page
+        from voicechat_ui.launch import run_page
 
     run_page(chosen, api)

@@ -3,7 +3,7 @@
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,19 +17,19 @@ def sweep(
     dry_run: Annotated[
         bool, typer.Option(help="check everything, draw some trials, estimate memory, time and price; run nothing")
     ] = False,
-    resume: Annotated[bool, typer.Option(help="go on; an error where there is nothing to go on with")] = False,
-    fresh: Annotated[bool, typer.Option(help="throw away what an earlier sweep of that name left")] = False,
-    force: Annotated[bool, typer.Option(help="go on although the file has changed")] = False,
+    resume: Annotated[bool, typer.Option(help="continue; an error if the sweep has not started")] = False,
+    fresh: Annotated[bool, typer.Option(help="delete an earlier sweep of this name, and start again")] = False,
+    force: Annotated[bool, typer.Option(help="continue although the file has changed")] = False,
     salvage: Salvage = False,
-    extend: Annotated[int, typer.Option(min=0, help="so many trials more than the file asks for")] = 0,
+    extend: Annotated[int, typer.Option(min=0, help="the number of trials to add to those of the file")] = 0,
     address: Address = None,
     tensorboard: Annotated[bool, typer.Option(help="write event files into the sweep's folder")] = False,
     promote_best: Annotated[bool, typer.Option("--promote", help="promote the best trial at the end")] = False,
     as_json: Json = False,
 ) -> None:
-    """Search hyperparameters with Ray Tune; every trial that finishes goes to the registry.
+    """Search hyperparameters with Ray Tune. The registry gets every trial that finishes.
 
-    Ctrl-C keeps what is finished; the same command goes on from there, each run from its last evaluation.
+    Ctrl-C keeps finished trials; the same command continues, each run from its last evaluation.
 
     Example: voicechat sweep tune/sweeps/quickstart.yaml --promote
     """
@@ -45,27 +45,21 @@ def sweep(
     writable_folder(sweep_folder(wanted.name, wanted.storage))
     join(address)
     if dry_run:
-        from voicechat_tune.running.dry_run import estimate
-
-        try:
-            facts, tables = estimate(wanted)
-        finally:
-            stop_ray()
-        emit(facts, as_json, tables)
+        print_estimate(wanted, as_json)
         return
     if promote_best and len(wanted.objectives) > 1:
         raise InputError("several objectives have no single best trial: choose one, then voicechat promote it")
     if salvage:
         if fresh:
-            raise InputError("--fresh throws away what --salvage keeps: give one of them")
+            raise InputError("--fresh deletes what --salvage keeps: give only one of them")
         from voicechat_tune.running.salvage import salvage as salvage_sweep
 
         salvage_sweep(wanted)
     if resume and not is_begun(wanted):
-        raise InputError(f"the sweep {wanted.name!r} has not begun: leave --resume away")
+        raise InputError(f"the sweep {wanted.name!r} has not started: omit --resume")
     from voicechat_tune.running.run import run_sweep
 
-    with redirect_stdout(sys.stderr):  # Ray tells of a lost process on stdout, which is the result's
+    with redirect_stdout(sys.stderr):  # Ray reports a lost process on stdout, which is for the result only
         try:
             outcome = run_sweep(wanted, fresh, force, extend, tensorboard)
         finally:
@@ -74,17 +68,35 @@ def sweep(
     if promote_best and outcome.complete and finished:
         finished = [Registry().promote(finished[0]), *finished[1:]]
     emit([version.facts() for version in finished], as_json, versions_table(finished))
+    print_ending(wanted, outcome, promote_best)
+
+
+def print_estimate(wanted: Any, as_json: bool) -> None:
+    """Print what a sweep would run and cost."""
+    from voicechat_platform.cluster import stop_ray
+    from voicechat_tune.running.dry_run import estimate
+
+    try:
+        facts, tables = estimate(wanted)
+    finally:
+        stop_ray()
+    emit(facts, as_json, tables)
+
+
+def print_ending(wanted: Any, outcome: Any, is_promoted: bool) -> None:
+    """Print failures and the next steps. Exit with an error status if the sweep is not complete or has no best
+    trial."""
     console.print(f"{outcome.mebibytes:,.0f} MiB on disk. Trials: voicechat trials {wanted.name}")
     if outcome.failed:
         console.print(f"{outcome.failed} trials failed.", style="red")
     if not outcome.complete:
         end_early(
             outcome.reason,
-            f"what is finished is kept, {outcome.unfinished} trials are left. The same command goes on from there.",
+            f"finished trials are kept, {outcome.unfinished} trials are left. The same command continues from there.",
         )
     if outcome.best is None:
         raise typer.Exit(1)
     if len(wanted.objectives) > 1:
-        console.print(f"Several objectives: voicechat report {wanted.name} shows which trials no other one beats.")
-    elif not promote_best:
+        console.print(f"Several objectives: voicechat report {wanted.name} shows the trials that no other trial beats.")
+    elif not is_promoted:
         console.print(f"Best: {outcome.best}. Serve it: voicechat promote {outcome.best}")

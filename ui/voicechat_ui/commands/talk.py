@@ -12,32 +12,33 @@ from voicechat_ui.commands.output import console
 
 def talk(
     sound: Annotated[
-        Path | None, typer.Argument(show_default="the microphone", help="what to say, a file in any sound format")
+        Path | None,
+        typer.Argument(show_default="the microphone", help="the speech to send, a file in any sound format"),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(show_default="for a file NAME-reply.wav, else none", help="WAV file for what the model says"),
+        typer.Option(show_default="for a file NAME-reply.wav, else none", help="the WAV file for the replies"),
     ] = None,
-    text: Annotated[bool, typer.Option("--text", help="type instead of speaking, line by line")] = False,
+    text: Annotated[bool, typer.Option("--text", help="type lines instead of speaking")] = False,
     model: Annotated[
-        str | None, typer.Option(show_default="the one that is made for conversation", help="who answers")
+        str | None, typer.Option(show_default="the packaged chat model", help="the model that answers")
     ] = None,
     voice: Annotated[
-        str | None, typer.Option(show_default="the server's", help="the voice, as GET /v1/audio/voices lists them")
+        str | None, typer.Option(show_default="the server's", help="a voice from GET /v1/audio/voices")
     ] = None,
-    speed: Annotated[float, typer.Option(min=0.25, max=4, help="of its speech")] = 1.0,
+    speed: Annotated[float, typer.Option(min=0.25, max=4, help="the speed of the speech")] = 1.0,
     instructions: Annotated[str | None, typer.Option(show_default="none", help="the system prompt")] = None,
     language: Annotated[
-        str | None, typer.Option(show_default="it is detected", help="what is spoken, such as en")
+        str | None, typer.Option(show_default="detected", help="the spoken language, such as en")
     ] = None,
     url: Url = LOCAL_API,
     key: Key = "",
     as_json: Json = False,
 ) -> None:
-    """Talk with a running server: with the microphone, from a sound file, or typed. Ctrl-C ends it.
+    """Talk with a running server: with the microphone, with a sound file, or with typed lines. Ctrl-C ends it.
 
-    A file may hold several utterances: each gets its reply before the next is said. Where an utterance ends is the
-    server's to find out, as with a microphone; the times that it takes stand below each reply.
+    A file may have several utterances: each gets its reply before the command sends the next. The server detects the
+    end of an utterance, as with a microphone. The command prints the latencies below each reply.
 
     Example: voicechat talk question.wav --out reply.wav
     """
@@ -47,15 +48,15 @@ def talk(
     from voicechat_platform.paths import api_address, given_path, writable_file
 
     if sound and text:
-        raise InputError("either a file or --text: typed lines take the file's place")
+        raise InputError("a file and --text exclude each other: give only one of them")
     url = api_address(url)
     if sound:
         sound, out = given_path(sound), out or Path(f"{sound.stem}-reply.wav")
     target = writable_file(out) if out else None
     if sound and target and sound.resolve() == target.resolve():
-        raise InputError(f"{out} is what is to be said: name another file for the reply")
+        raise InputError(f"{out} is the input: give another file for the reply")
     from voicechat_ui.talk.conversation import Wanted, hold
-    from voicechat_ui.talk.turns import ConversationEndedError, Turn
+    from voicechat_ui.talk.turns import ConversationEndedError, TurnRecord
 
     wanted = Wanted(
         url=url,
@@ -69,7 +70,7 @@ def talk(
         instructions=instructions,
         language=language,
     )
-    turns: list[Turn] = []
+    turns: list[TurnRecord] = []
     problem, code = "", 0
     try:
         model = asyncio.run(hold(wanted, lambda words, end: print_out(words, end, as_json), turns))
@@ -85,14 +86,14 @@ def talk(
     if problem:
         console.print(f"[red]error:[/red] {problem}", soft_wrap=True)
     elif not turns and not code:
-        console.print("Nothing was heard.")
+        console.print("The server detected no speech.")
     elif out:
-        console.print(f"What was spoken is in {out}.", soft_wrap=True)
+        console.print(f"The speech of the replies is in {out}.", soft_wrap=True)
     raise typer.Exit(code)
 
 
 def print_out(words: str, end: str, as_json: bool) -> None:
-    """For people on stdout, as it comes; beside JSON, which is stdout's then, on stderr."""
+    """Print text on stdout as it arrives; on stderr if stdout is for JSON."""
     import sys
 
     print(words, end=end, file=sys.stderr if as_json else sys.stdout, flush=True)

@@ -11,12 +11,12 @@ from voicechat_ui.commands.options import check_sources
 def train(
     recipe: Annotated[Path, typer.Argument(help="a recipe file, such as tune/recipes/shakespeare.yaml")],
     out: Annotated[Path | None, typer.Option(show_default="HOME/runs/NAME", help="the run's folder")] = None,
-    resume: Annotated[bool, typer.Option(help="go on from the run's last checkpoint")] = False,
+    resume: Annotated[bool, typer.Option(help="continue from the run's last checkpoint")] = False,
     workers: Annotated[int, typer.Option(min=1, help="processes that share each batch, through Ray Train")] = 1,
 ) -> None:
-    """Train one model from a recipe, fresh or from a pretrained one, and register the best checkpoint.
+    """Train a new or pretrained model with a recipe, and register the best checkpoint.
 
-    Ctrl-C loses nothing: go on with --resume. With several workers it goes on from the last evaluation.
+    After Ctrl-C, --resume continues from the same step; with several workers, from the last evaluation.
 
     Example: voicechat train tune/recipes/shakespeare.yaml
     """
@@ -28,6 +28,6 @@ def train(
     wanted = read_yaml(recipe, Recipe)
     check_sources(wanted)
     folder = writable_folder(out or settings().folder("runs") / wanted.name)
-    from voicechat_ui.training import train_recipe
+    from voicechat_ui.model_tasks import train_recipe
 
     train_recipe(wanted, recipe, folder, resume, workers)

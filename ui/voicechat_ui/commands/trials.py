@@ -1,4 +1,4 @@
-"""`voicechat trials`, `trial` and `report`: what a sweep has found."""
+"""`voicechat trials`, `trial` and `report`: the results of a sweep."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +10,7 @@ from voicechat_ui.commands.output import emit
 
 
 def trials(sweep: SweepName, as_json: Json = False) -> None:
-    """A sweep's trials: what was chosen, how far each is and how good; also while it runs.
+    """List a sweep's trials with their choices, states and losses, also while the sweep runs.
 
     Example: voicechat trials quickstart
     """
@@ -37,10 +37,10 @@ def trials(sweep: SweepName, as_json: Json = False) -> None:
 
 def trial(
     sweep: SweepName,
-    number: Annotated[int, typer.Argument(min=1, help="as `voicechat trials` lists them")],
+    number: Annotated[int, typer.Argument(min=1, help="a number from `voicechat trials`")],
     as_json: Json = False,
 ) -> None:
-    """All about one trial of a sweep: its choices, its evaluations, why it ended, and the end of its log.
+    """Show one trial of a sweep: its choices, its evaluations, the reason for its end, and the end of its log.
 
     Example: voicechat trial quickstart 3
     """
@@ -52,10 +52,12 @@ def trial(
 
 def report(
     sweep: SweepName,
-    out: Annotated[Path | None, typer.Option(show_default="report/ in the sweep's", help="the report's folder")] = None,
-    prompt: Annotated[str, typer.Option(help="what the best model goes on from")] = "The meaning of life is",
+    out: Annotated[
+        Path | None, typer.Option(show_default="report/ in the sweep's folder", help="the report's folder")
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="the prompt for the sample of the best model")] = "The meaning of life is",
 ) -> None:
-    """Write a sweep up: curves, importances, the best model's heads and a sample; HTML, Markdown and raw numbers.
+    """Write a report on a sweep as HTML, Markdown and raw numbers: curves, importances, the best heads and a sample.
 
     Example: voicechat report quickstart --out report
     """

@@ -1,1 +1,1 @@
-"""Load on a running server: what a request asks (targets.py), when it is sent (levels.py), the figures (report.py)."""
+"""Load on a running server: the requests (targets.py), their times (levels.py), the figures (report.py)."""

@@ -1,8 +1,9 @@
-"""When requests are sent, and what is measured of each.
+"""Send requests at their times, and measure each one.
 
-Two ways to send: a closed loop keeps so many streams busy, each of which sends its next request when the last one has
-ended, so a slow server is asked less (and looks better than its users find it: coordinated omission); an open loop
-sends at its own rate whatever the server does, as people do, and measures from the moment a request was due.
+There are two ways to send. A closed loop keeps a number of streams busy; each stream sends its next request when the
+last one has ended. So a slow server gets fewer requests, and its waiting times look too good (coordinated omission). An
+open loop sends at a fixed rate independent of the server, as users do, and measures from the moment when a request was
+due.
 """
 
 import asyncio
@@ -23,49 +24,49 @@ READ_TIMEOUT_S, CONNECT_TIMEOUT_S = 300, 10
 
 REFUSED = (429, 503)
 MOST_REFUSALS = 20
-"""After so many a request is given up, also by those who retry."""
+"""The number of refusals after which a request ends as refused, also with `retry`."""
 
 RETRY_AFTER_S = 1.0
-"""How long to wait after a refusal that does not say."""
+"""The waiting time after a refusal without Retry-After."""
 
 NOT_OPENAIS = (ValueError, LookupError, TypeError, AttributeError)
-"""What reading an answer of another form raises."""
+"""The exceptions when the answer is not in OpenAI's form."""
 
 
 @dataclass
 class Level:
-    """One level of load, and what has been measured of it so far."""
+    """One level of load, and its measurements so far."""
 
     streams: int | None = None
-    """Of a closed loop."""
+    """The number of streams of a closed loop."""
     rate: float | None = None
-    """Of an open loop: requests a second, at random (a Poisson process)."""
+    """Requests per second of an open loop, at random moments (a Poisson process)."""
     requests: int | None = None
-    """How many in all; or until `seconds` are over, when requests under way are still waited for."""
+    """The total number; None to send until `seconds` are over, and then to wait for running requests."""
     seconds: float | None = None
     retry: bool = False
-    """Whether a refused request waits as long as it is told and is sent again, as OpenAI's clients do."""
+    """Send a refused request again after the time in Retry-After, as OpenAI's clients do."""
     seed: int = 0
     samples: list[Sample] = field(default_factory=list)
-    """Of requests that have ended."""
+    """The samples of requests that have ended."""
     under_way: int = 0
-    """Requests that have not ended."""
+    """The number of requests that have not ended."""
     began: float = 0.0
 
     def ends_before(self, number: int, moment: float) -> bool:
-        """Whether the request of that number, at so many seconds from the beginning, is one too many."""
+        """Return whether the level ends before the request of this number, at this moment in seconds from the start."""
         enough = self.requests is not None and number >= self.requests
         return enough or (self.seconds is not None and moment >= self.seconds)
 
 
 async def run(level: Level, client: httpx.AsyncClient, target: Target, on_change: Callable[[], None]) -> None:
-    """Sends a level's requests and waits for all of them; cancelled, it leaves what has been measured in the level.
+    """Send a level's requests and wait for all of them. After a cancellation the level has the samples so far.
 
     Args:
-        level: what to send; its samples are filled.
-        client: with the server's address and the key.
-        target: what to ask.
-        on_change: called whenever a request begins or ends.
+        level: the requests to send; this function appends its samples.
+        client: has the server's address and the key.
+        target: the endpoint and the content of the requests.
+        on_change: this function calls it when a request starts or ends.
     """
     level.began = time.perf_counter()
     numbers = itertools.count()
@@ -94,7 +95,7 @@ async def run(level: Level, client: httpx.AsyncClient, target: Target, on_change
 
 
 def arrivals(rate: float, seed: int) -> Iterator[float]:
-    """Moments of a Poisson process, in seconds from its beginning."""
+    """Yield the moments of a Poisson process, in seconds from its start."""
     generator, moment = random.Random(seed), 0.0
     while True:
         moment += generator.expovariate(rate)
@@ -102,7 +103,7 @@ def arrivals(rate: float, seed: int) -> Iterator[float]:
 
 
 async def measure(client: httpx.AsyncClient, target: Target, number: int, due: float, retry: bool) -> Sample:
-    """Sends one request and reads its answer."""
+    """Send one request and read its answer."""
     sample = Sample(due=due, sent=time.perf_counter())
     while True:
         try:
@@ -112,22 +113,22 @@ async def measure(client: httpx.AsyncClient, target: Target, number: int, due: f
                     await response.aread()
                     sample.outcome = "refused"
                     sample.refusals += 1
-                    told = response.headers.get("retry-after")
-                    sample.refusals_without_retry_after += told is None
+                    retry_after = response.headers.get("retry-after")
+                    sample.refusals_without_retry_after += retry_after is None
                     if retry and sample.refusals < MOST_REFUSALS:
-                        await asyncio.sleep(seconds_to_wait(told))
+                        await asyncio.sleep(seconds_to_wait(retry_after))
                         continue
                 elif response.status_code != 200:
                     sample.outcome, sample.error = "failed", (await response.aread()).decode(errors="replace")
                 else:
                     sample.outcome = "done" if await target.read(response, sample) else "lost"
-                    sample.error = "" if sample.outcome == "done" else "the answer has no end"
-        except httpx.HTTPError as error:  # no connection, one that broke, or a timeout
+                    sample.error = "" if sample.outcome == "done" else "the answer is not complete"
+        except httpx.HTTPError as error:  # no connection, a lost connection, or a timeout
             sample.outcome, sample.error = "lost", repr(error)
         except AnswerError as error:
             sample.outcome, sample.error = "failed", str(error)
         except NOT_OPENAIS as error:
-            sample.outcome, sample.error = "failed", f"the answer has not OpenAI's form: {error!r}"
+            sample.outcome, sample.error = "failed", f"the answer is not in OpenAI's form: {error!r}"
         sample.ended = time.perf_counter()
         return sample
 
@@ -135,7 +136,7 @@ async def measure(client: httpx.AsyncClient, target: Target, number: int, due: f
 def seconds_to_wait(retry_after: str | None) -> float:
     try:
         return max(float(retry_after or RETRY_AFTER_S), 0.0)
-    except ValueError:  # a date, which HTTP allows too
+    except ValueError:  # HTTP also allows a date
         return RETRY_AFTER_S
 
 
@@ -147,18 +148,18 @@ async def run_levels(
     on_change: Callable[[Level], None],
     **wanted: Any,
 ) -> None:
-    """Runs one level after the other; cancelled, it leaves in the levels what has been measured.
+    """Run one level after the other. After a cancellation the levels have the samples so far.
 
     Args:
-        levels: what to send; their samples are filled.
-        endpoint: which one to load.
-        url: the server's, with its /v1.
-        key: sent as every client sends it.
-        on_change: called with a level whenever one of its requests begins or ends.
+        levels: the requests to send; this function appends their samples.
+        endpoint: the endpoint to load.
+        url: the server's base URL, with /v1.
+        key: the API key.
+        on_change: this function calls it with a level when one of the level's requests starts or ends.
         wanted: the other arguments of `choose_target`.
 
     Raises:
-        InputError: as `choose_target`.
+        InputError: the same as from `choose_target`, or the server's answer is not in OpenAI's form.
     """
     client = httpx.AsyncClient(
         base_url=url,
@@ -172,6 +173,6 @@ async def run_levels(
         except InputError:
             raise
         except NOT_OPENAIS as error:
-            raise InputError(f"what answers at {url} has not OpenAI's form: {error!r}") from error
+            raise InputError(f"the answer from {url} is not in OpenAI's form: {error!r}") from error
         for level in levels:
             await run(level, client, target, functools.partial(on_change, level))

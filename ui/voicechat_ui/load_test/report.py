@@ -1,4 +1,4 @@
-"""A load test run and told: numbers of each level for machines, and a table of them for people."""
+"""Run a load test with progress, and report each level: numbers for JSON, and a table for people."""
 
 import asyncio
 from collections import Counter
@@ -16,9 +16,9 @@ PERCENTILES = (50, 90, 99)
 
 
 def summary(level: Level) -> dict[str, Any]:
-    """All that is known of one level. Times are in seconds; a list without values gives None.
+    """Return all figures of one level. Times are in seconds; percentiles without values are None.
 
-    Times of an open loop begin when a request was due. Only answers that came whole count in times and throughput.
+    Times of an open loop start when a request was due. Times and throughput count only complete answers.
     """
     done = [sample for sample in level.samples if sample.outcome == "done"]
     outcomes = Counter(sample.outcome for sample in level.samples)
@@ -62,7 +62,7 @@ def summary(level: Level) -> dict[str, Any]:
 
 
 def inter_token(sample: Sample) -> float:
-    """Seconds a token after the first. Tokens travel several to a message, so messages say less than the usage."""
+    """Return the seconds per token after the first. A message may have several tokens, so the usage counts them."""
     assert sample.first is not None
     assert sample.last is not None
     return (sample.last - sample.first) / (sample.completion_tokens - 1)
@@ -78,27 +78,27 @@ def percentiles(values: Sequence[float]) -> dict[str, float] | None:
 def run_load_test(
     levels: Sequence[Level], endpoint: EndpointName, url: str, key: str, console: Console, **wanted: Any
 ) -> tuple[list[dict[str, Any]], bool]:
-    """Runs the levels with progress on the console.
+    """Run the levels with progress on the console.
 
     Args:
-        levels: what to send.
-        console: where progress is shown.
-        endpoint, url, key, wanted: as `run_levels`.
+        levels: the requests to send.
+        console: for the progress.
+        endpoint, url, key, wanted: the same as for `run_levels`.
 
     Returns:
-        A summary of each level that has begun, and whether Ctrl-C ended them early.
+        A summary of each level that has started, and whether Ctrl-C ended the test early.
 
     Raises:
-        InputError: no server, no such model, or it refuses the key.
+        InputError: there is no server or no such model, or the server refuses the key.
     """
     interrupted = False
-    with console.status("asking the server") as status:
+    with console.status("connecting to the server") as status:
 
         def show(level: Level) -> None:
             outcomes = Counter(sample.outcome for sample in level.samples)
-            told = ", ".join(f"{amount} {outcome}" for outcome, amount in outcomes.items())
+            ended = ", ".join(f"{amount} {outcome}" for outcome, amount in outcomes.items())
             status.update(
-                f"{level_name(level.streams, level.rate)}: {level.under_way} under way, {told or 'none ended'}"
+                f"{level_name(level.streams, level.rate)}: {level.under_way} running, {ended or 'none ended'}"
             )
 
         try:
@@ -113,7 +113,7 @@ def level_name(streams: int | None, rate: float | None) -> str:
 
 
 def table(title: str, summaries: Sequence[dict[str, Any]]) -> Table:
-    """One column for each level, one row for each measure that any of them has."""
+    """Return a table with a column for each level and a row for each measure that at least one level has."""
     shown = Table(title=title, title_justify="left")
     shown.add_column("")
     shown.add_column("")
@@ -159,7 +159,7 @@ def table(title: str, summaries: Sequence[dict[str, Any]]) -> Table:
 
 
 def number(value: float | None) -> str:
-    """Three digits at least; counts as they are."""
+    """Return a number with at least three digits; counts unchanged."""
     if value is None:
         return ""
     return f"{value:,.0f}" if isinstance(value, int) or value >= 100 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""What a request of each endpoint asks, and how its answer is read into a sample."""
+"""The content of the requests to each endpoint, and the reading of the answers into samples."""
 
 import io
 import json
@@ -17,7 +17,7 @@ EndpointName = Literal["chat", "completions", "speech", "transcriptions"]
 Outcome = Literal["done", "refused", "failed", "lost"]
 
 SPEECH_RATE = 24_000
-"""Samples a second of `pcm`, 2 bytes each."""
+"""Samples per second of `pcm`, 2 bytes each."""
 
 TEXT = (
     "time and tide wait for no man who sits by the river to watch a boat go down under grey clouds while the old "
@@ -28,19 +28,19 @@ WORDS = TEXT.split()
 
 @dataclass(kw_only=True)
 class Sample:
-    """One request. Moments are of `time.perf_counter`, in seconds."""
+    """The measurements of one request. Moments are values of `time.perf_counter`, in seconds."""
 
     due: float
-    """When it should have been sent."""
+    """The planned moment of sending."""
     sent: float = 0.0
     first: float | None = None
-    """The first text or sound; of transcriptions, the answer."""
+    """The moment of the first text or sound; for transcriptions, of the answer."""
     last: float | None = None
     ended: float = 0.0
     longest_pause: float = 0.0
-    """Between two messages of the stream, in seconds."""
+    """The longest time between two messages of the stream, in seconds."""
     outcome: Outcome = "lost"
-    """"lost": nothing, or an answer without its end; "failed": an error; "refused": 429 or 503."""
+    """"lost": no answer, or an incomplete one; "failed": an error; "refused": 429 or 503."""
     status: int | None = None
     error: str = ""
     refusals: int = 0
@@ -50,7 +50,7 @@ class Sample:
     audio_seconds: float = 0.0
 
     def arrived(self) -> None:
-        """A piece of the answer has come."""
+        """Note the arrival of a piece of the answer."""
         now = time.perf_counter()
         if self.last is None:
             self.first = now
@@ -60,33 +60,33 @@ class Sample:
 
 
 class AnswerError(Exception):
-    """An error that came in the middle of a stream."""
+    """An error message inside a stream."""
 
 
 class Target(Protocol):
-    """What is asked, and how the answer is read."""
+    """The requests to one endpoint."""
 
     @property
     def path(self) -> str:
-        """Of the endpoint."""
+        """The path of the endpoint."""
         ...
 
     def content(self, number: int) -> dict[str, Any]:
-        """httpx's arguments for the body of the request of that number."""
+        """Return httpx's arguments for the body of the request of this number."""
         ...
 
     async def read(self, response: httpx.Response, sample: Sample) -> bool:
-        """Fills the sample; False when the answer ended before its end.
+        """Read the answer into the sample. Return False if the answer is incomplete.
 
         Raises:
-            AnswerError: the server says in the stream that it failed.
+            AnswerError: the stream contains an error message.
         """
         ...
 
 
 @dataclass
 class TextTarget:
-    """Streamed text; tokens are counted by the server's own usage."""
+    """Streamed text. The server's usage gives the numbers of tokens."""
 
     path: Literal["/chat/completions", "/completions"]
     model: str
@@ -95,7 +95,7 @@ class TextTarget:
     seed: int
 
     def content(self, number: int) -> dict[str, Any]:
-        # A prompt of its own for each request: a server may keep what it has read.
+        # Each request has another prompt, because a server may cache prompts.
         chosen = random.Random(f"{self.seed}/{number}").choices(WORDS, k=self.words)
         body: dict[str, Any] = {
             "model": self.model,
@@ -111,7 +111,7 @@ class TextTarget:
         ended = False
         async for event in events(response):
             if event is None:
-                ended = True  # read on, or the connection could not be used again
+                ended = True  # read to the end, so that the connection can be used again
                 continue
             if "error" in event:
                 raise AnswerError(event["error"]["message"])
@@ -126,7 +126,7 @@ class TextTarget:
 
 @dataclass
 class SpeechTarget:
-    """Speech as it is made."""
+    """Streamed speech."""
 
     model: str
     words: int
@@ -147,7 +147,7 @@ class SpeechTarget:
 
 @dataclass
 class TranscriptionTarget:
-    """A sound file written down."""
+    """The transcription of a sound file."""
 
     model: str
     sound: bytes
@@ -164,7 +164,7 @@ class TranscriptionTarget:
 
 
 async def events(response: httpx.Response) -> AsyncIterator[dict[str, Any] | None]:
-    """The objects of a stream of server-sent events; None for its [DONE]."""
+    """Yield the objects of a stream of server-sent events; None for its [DONE]."""
     async for line in response.aiter_lines():
         if line.startswith("data:"):
             content = line.removeprefix("data:").strip()
@@ -181,25 +181,25 @@ async def choose_target(
     sound: bytes | None,
     seed: int,
 ) -> Target:
-    """What to ask of this server; asks it a little first, which also tells whether it is there.
+    """Return the target for this server. A few requests to the server find its models and the length of a prompt.
 
     Args:
-        client: with the server's address and the key.
-        endpoint: which one to load.
-        model: its name; the server's first language model, "tts-1" or "whisper-1" by default.
-        prompt_tokens: about how long a prompt, template included; or of how many words a text to speak.
-        max_tokens: most tokens of an answer.
-        sound: the file to transcribe; speech that the server makes, by default.
-        seed: of the texts.
+        client: has the server's address and the key.
+        endpoint: the endpoint to load.
+        model: its name; by default the server's first language model, "tts-1" or "whisper-1".
+        prompt_tokens: the approximate tokens of a prompt with the template, or the words of a text to speak.
+        max_tokens: the most tokens of an answer.
+        sound: the file to transcribe; by default speech from the server.
+        seed: for the texts.
 
     Raises:
-        InputError: no server, no such model, or it refuses the key.
+        InputError: there is no server or no such model, or the server refuses the key.
     """
-    models = (await asked(client, "GET", "/models"))["data"]
+    models = (await request_json(client, "GET", "/models"))["data"]
     if endpoint == "speech":
         return SpeechTarget(model or "tts-1", prompt_tokens, seed)
     if endpoint == "transcriptions":
-        return TranscriptionTarget(model or "whisper-1", sound or await spoken(client, seed))
+        return TranscriptionTarget(model or "whisper-1", sound or await server_speech(client, seed))
     language = [card["id"] for card in models if card.get("type", "language") == "language"]
     if not language:
         raise InputError("the server has no language model: choose --endpoint speech or transcriptions")
@@ -211,24 +211,25 @@ async def choose_target(
     async def tokens(words: int) -> int:
         body = of_words(words, 1).content(0)["json"] | {"stream": False}
         del body["stream_options"]
-        return (await asked(client, "POST", path, json=body))["usage"]["prompt_tokens"]
+        return (await request_json(client, "POST", path, json=body))["usage"]["prompt_tokens"]
 
-    # Only the server can count its tokens: two prompts tell what a word costs, and what the template does.
+    # Only the server can count its tokens: two prompts give the tokens per word and the tokens of the template.
     few, more = await tokens(4), await tokens(20)
     per_word = (more - few) / 16
     words = round((prompt_tokens - few) / per_word) + 4 if per_word else 4
     return of_words(max(words, 1), max_tokens)
 
 
-async def asked(client: httpx.AsyncClient, method: str, path: str, **content: Any) -> dict[str, Any]:
-    """
+async def request_json(client: httpx.AsyncClient, method: str, path: str, **content: Any) -> dict[str, Any]:
+    """Return the JSON object of an answer.
+
     Raises:
-        InputError: the server is not there, or answers with an error.
+        InputError: no server answers, or the answer is an error.
     """
-    return json.loads(await answered(client, method, path, **content))
+    return json.loads(await request_bytes(client, method, path, **content))
 
 
-async def answered(client: httpx.AsyncClient, method: str, path: str, **content: Any) -> bytes:
+async def request_bytes(client: httpx.AsyncClient, method: str, path: str, **content: Any) -> bytes:
     try:
         response = await client.request(method, path, **content)
     except httpx.HTTPError as error:
@@ -240,9 +241,9 @@ async def answered(client: httpx.AsyncClient, method: str, path: str, **content:
     return response.content
 
 
-async def spoken(client: httpx.AsyncClient, seed: int) -> bytes:
-    """A WAV file of a few seconds of speech, made by the server itself."""
-    pcm = await answered(client, "POST", "/audio/speech", **SpeechTarget("tts-1", 10, seed).content(0))
+async def server_speech(client: httpx.AsyncClient, seed: int) -> bytes:
+    """Return a WAV file with a few seconds of speech from the server."""
+    pcm = await request_bytes(client, "POST", "/audio/speech", **SpeechTarget("tts-1", 10, seed).content(0))
     file = io.BytesIO()
     with wave.open(file, "wb") as writer:
         writer.setparams((1, 2, SPEECH_RATE, 0, "NONE", ""))

@@ -1,1 +1,1 @@
-"""The page's tabs of models and sweeps, and what they are drawn with: parts of HTML, curves, maps of heads."""
+"""The page's tabs on models and sweeps, and their parts: HTML, line charts, maps of heads."""

@@ -1,7 +1,7 @@
-"""What a model's heads have learned, as a piece of HTML: a card for each head, which opens on a click.
+"""HTML of what a model's heads have learned: a card for each head, which opens on a click.
 
-The matrices are transparent images, in two colours that are seen on light and on dark ground; their labels are text.
-Each cell says its value when it is pointed at (`VALUES`).
+The matrices are transparent images in two colours that are visible on light and dark backgrounds. Their labels are
+text. The pointer on a cell shows its value (`VALUES`).
 """
 
 import base64
@@ -18,25 +18,25 @@ from markupsafe import Markup
 from voicechat_ui.tabs import html_parts as parts
 
 MOST_HEADS = 36
-"""That are drawn: each takes some 30 kB of the page."""
+"""The most heads to draw. Each takes about 30 kB of the page."""
 MOST_DIRECTIONS = 16
 MOST_LETTERS = 8
-"""Of a label; the value has all."""
+"""The most letters of a label; the text below the matrix shows all."""
 CELL = 14
-"""The side of a matrix's cell, as high as a label."""
+"""The side of a matrix's cell, equal to the height of a label."""
 LETTER = 8.5
-"""How wide a label's letter is at most."""
+"""The greatest width of a label's letter."""
 BARS_WIDTH, BARS_HEIGHT = 336, 120
 ATTRACTS, REPELS = (13, 148, 136), (234, 88, 12)
-"""Red, green and blue of what is above zero, and below."""
+"""Red, green and blue of values above zero, and below zero."""
 
 SCORES = {
-    "symmetry": "of its form: 1 for a metric, about 0.5 for random queries and keys",
+    "symmetry": "share of the symmetric part in the head's form: 1 for a metric, about 0.5 for random queries and keys",
     "self_weight": "attention to the same token",
-    "previous_token": "attention to the token before",
-    "induction": "attention to what followed the token last time",
+    "previous_token": "attention to the previous token",
+    "induction": "attention to the token that followed the last occurrence of this token",
 }
-"""The numbers of each head that are shown as a table, 0 to 1."""
+"""The scores of each head, 0 to 1, each shown as a table, with their meanings."""
 
 CARD = Markup(
     '<details class="head"><summary><img src="{small}" alt="">{name}</summary><div class="maps">{maps}</div></details>'
@@ -45,18 +45,18 @@ MAP = Markup(
     '<figure><svg viewBox="0 -3 {width} {height}" role="img" aria-label="{name}: {caption}">{drawing}'
     '<rect class="here" width="0" height="0"/>'
     '<rect class="cells" x="{left}" y="0" width="{across}" height="{down}" data-map="{data}"/></svg>'
-    '<figcaption>{caption}<output class="value">Point at it for its values.</output></figcaption></figure>'
+    '<figcaption>{caption}<output class="value">Point at a cell to see its value.</output></figcaption></figure>'
 )
-VALUES = """const tell = ({ target, clientX, clientY }) => {
+VALUES = """const showValue = ({ target, clientX, clientY }) => {
   const cells = target.closest(".cells");
   if (!cells) return;
-  const { says, rows, columns, values } = JSON.parse(cells.dataset.map);
+  const { template, rows, columns, values } = JSON.parse(cells.dataset.map);
   const box = cells.getBoundingClientRect();
   const place = (at, from, size, count) => Math.max(0, Math.min(count - 1, Math.floor(((at - from) / size) * count)));
   const row = place(clientY, box.top, box.height, rows.length);
   const column = place(clientX, box.left, box.width, columns.length);
   const names = { row: rows[row], column: columns[column], value: values[row][column] };
-  cells.closest("figure").querySelector(".value").textContent = says.replace(/{(\w+)}/g, (_, name) => names[name]);
+  cells.closest("figure").querySelector(".value").textContent = template.replace(/{(\w+)}/g, (_, name) => names[name]);
   const here = cells.parentElement.querySelector(".here");
   const [left, width, height] = [cells.x.baseVal.value, cells.width.baseVal.value, cells.height.baseVal.value];
   here.setAttribute("x", left + (column * width) / columns.length);
@@ -64,26 +64,27 @@ VALUES = """const tell = ({ target, clientX, clientY }) => {
   here.setAttribute("width", width / columns.length);
   here.setAttribute("height", height / rows.length);
 };
-for (const event of ["pointermove", "pointerdown"]) element.addEventListener(event, tell);"""
-"""For gr.HTML(js_on_load=…): tells the value of the cell that is pointed at or touched, and frames the cell."""
+for (const event of ["pointermove", "pointerdown"]) element.addEventListener(event, showValue);"""
+"""For gr.HTML(js_on_load=…): shows the value of the cell at the pointer or finger, and frames the cell."""
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """Values of which one of a head's pictures is made."""
+    """The values of one picture of a head."""
 
     caption: str
-    says: str
-    """Of a cell that is pointed at, with {row}, {column} and {value}."""
+    template: str
+    """The text for the cell at the pointer, with {row}, {column} and {value}."""
     rows: Sequence[str]
     columns: Sequence[str]
     values: Sequence[Sequence[float]]
 
 
 def head_maps(read: dict[str, Any]) -> str:
-    """
+    """Return the HTML of all heads.
+
     Args:
-        read: what `voicechat heads` writes to heads.json.
+        read: the content of heads.json, which `voicechat heads` writes.
 
     Returns:
         Tables of scores with a row for each layer, then the cards.
@@ -93,14 +94,16 @@ def head_maps(read: dict[str, Any]) -> str:
         card(f"Layer {head['layer']}, head {head['head']}", matrices(read, head)) for head in heads[:MOST_HEADS]
     )
     left_out = len(heads) - MOST_HEADS
-    more = f" The last {left_out} heads are not drawn here; `voicechat heads` draws all." if left_out > 0 else ""
-    told = f"Attention of each head: rows look at columns. Open one to see it large, with its other pictures.{more}"
+    more = (
+        f" The last {left_out} heads are not drawn here; `voicechat heads` draws all of them." if left_out > 0 else ""
+    )
+    text = f"The attention of each head: rows attend to columns. Click a head for more pictures.{more}"
     scores = "".join(score_table(heads, name, meaning) for name, meaning in SCORES.items())
-    return f'<div class="scores">{scores}</div>{parts.notice(told)}<div class="heads">{cards}</div>'
+    return f'<div class="scores">{scores}</div>{parts.notice(text)}<div class="heads">{cards}</div>'
 
 
 def score_table(heads: Sequence[dict[str, Any]], name: str, meaning: str) -> str:
-    """One of `SCORES`: layers down, heads across, the higher the more coloured."""
+    """Return the table of one of `SCORES`: layers as rows, heads as columns; a higher score has a stronger colour."""
     layers = sorted({head["layer"] for head in heads})
     across = sorted({head["head"] for head in heads})
     scores = {(head["layer"], head["head"]): head[name] for head in heads}
@@ -113,14 +116,14 @@ def shaded(score: float) -> Markup:
 
 
 def matrices(read: dict[str, Any], head: dict[str, Any]) -> list[Matrix]:
-    """Attention first: its picture is also the small one."""
-    commonest, text = read["tokens"], read["text"]
+    """Return the matrices of a head, attention first: the closed card shows the first one."""
+    common, text = read["tokens"], read["text"]
     spectrum = head["eigenvalues"]
     directions = [f"{value:+.2g}" for value in spectrum[:MOST_DIRECTIONS]]
     return [
         Matrix(
-            "Attention weights over the beginning of the validation text; rows look at columns.",
-            "“{row}” looks at “{column}”: {value}",
+            "Attention weights over the beginning of the validation text; rows attend to columns.",
+            "“{row}” attends to “{column}”: {value}",
             text,
             text,
             head["attention"],
@@ -134,17 +137,17 @@ def matrices(read: dict[str, Any], head: dict[str, Any]) -> list[Matrix]:
             [spectrum],
         ),
         Matrix(
-            "The commonest tokens along the head's own directions, by their eigenvalues.",
-            "“{row}” along the direction of eigenvalue {column}: {value}",
-            commonest,
+            "The most common tokens along the eigenvectors of the head's form; columns: eigenvalues.",
+            "“{row}” along the eigenvector of eigenvalue {column}: {value}",
+            common,
             directions,
             [row[:MOST_DIRECTIONS] for row in head["loadings"]],
         ),
         Matrix(
-            "How far the commonest tokens are from each other, as the head sees them; orange below zero.",
+            "Squared distances between the most common tokens under the head's form; orange below zero.",
             "from “{row}” to “{column}”: {value}",
-            commonest,
-            commonest,
+            common,
+            common,
             head["token_distances"],
         ),
     ]
@@ -156,7 +159,7 @@ def card(name: str, shown: Sequence[Matrix]) -> Markup:
 
 
 def heat(name: str, matrix: Matrix) -> Markup:
-    """A coloured cell for each value, with labels on the left and below."""
+    """Return a coloured cell for each value, with labels on the left and below."""
     across, down = CELL * len(matrix.columns), CELL * len(matrix.rows)
     left, below = room(matrix.rows), room(matrix.columns)
     labels = [
@@ -176,7 +179,7 @@ def heat(name: str, matrix: Matrix) -> Markup:
 
 
 def bars(name: str, matrix: Matrix) -> Markup:
-    """A bar for each value of the only row, up or down from zero."""
+    """Return a bar for each value of the only row, up or down from zero."""
     (values,) = matrix.values
     top, bottom = max(0.0, *values), min(0.0, *values)
     scale = BARS_HEIGHT / ((top - bottom) or 1)
@@ -199,7 +202,7 @@ def bars(name: str, matrix: Matrix) -> Markup:
 
 def figure(name: str, matrix: Matrix, drawing: Markup, left: float, across: float, down: float, below: float) -> Markup:
     data = {
-        "says": matrix.says,
+        "template": matrix.template,
         "rows": matrix.rows,
         "columns": matrix.columns,
         "values": [[float(f"{value:.3g}") for value in row] for row in matrix.values],
@@ -218,7 +221,7 @@ def figure(name: str, matrix: Matrix, drawing: Markup, left: float, across: floa
 
 
 def image(matrix: Matrix) -> str:
-    """A pixel for each value, as a PNG in a data URI: the larger, the less transparent; small ones are seen, too."""
+    """Return a PNG in a data URI, one pixel per value. Opacity is a square root, so that small values are visible."""
     from matplotlib.image import imsave
 
     values = np.array(matrix.values)
@@ -230,12 +233,12 @@ def image(matrix: Matrix) -> str:
 
 
 def room(labels: Sequence[str]) -> float:
-    """For labels and a gap beside a matrix."""
+    """Return the width for labels and a gap beside a matrix."""
     return 8 + LETTER * max((wide(short(label)) for label in labels), default=0)
 
 
 def short(label: str) -> str:
-    """At most `MOST_LETTERS` of it; a space is seen as a dot."""
+    """Return a label of at most `MOST_LETTERS` letters, with dots for spaces."""
     letters = label.replace(" ", "·")
     if wide(letters) <= MOST_LETTERS:
         return letters
@@ -245,5 +248,5 @@ def short(label: str) -> str:
 
 
 def wide(text: str) -> int:
-    """Its width in letters: Chinese ones count twice."""
+    """Return the width of a text in letters: wide letters, such as Chinese ones, count twice."""
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)

@@ -6,8 +6,8 @@ from markupsafe import Markup, escape
 
 from voicechat_platform.errors import InputError
 
-# Gradio shows HTML as it is, its style included. Its own rules for tables are outdone by naming the class twice; the
-# colours are its variables, so that both themes fit.
+# Gradio shows HTML unchanged, with its style. A class named twice overrides Gradio's own rules for tables. The colours
+# are Gradio's variables, so that they fit the light and the dark theme.
 STYLE = """<style>
 .facts.facts { color: var(--body-text-color); font-size: .92rem; }
 .facts .wide { overflow-x: auto; }
@@ -87,7 +87,7 @@ STYLE = """<style>
 }
 </style>"""
 
-# Of a table that is wider than the page: each row becomes a few lines, in which each cell says its column.
+# For a table that is wider than the page: each row becomes a few lines, and each cell shows its column's name.
 STACKED = """@media (max-width: {below}px) {{
   .facts .below-{below} thead {{ display: none; }}
   .facts.facts .below-{below} tr {{
@@ -99,13 +99,13 @@ STACKED = """@media (max-width: {below}px) {{
 }}
 """
 PAGE_WIDTHS = (640, 900, 1120, 99_999)
-"""In CSS pixels, below which there are tables that are stacked. A phone has some 390."""
+"""In CSS pixels. Below each width, some tables are stacked. A phone has about 390."""
 BESIDE_TABLE, LETTER, BETWEEN_COLUMNS = 80, 8.5, 14
-"""CSS pixels: of the page's width, of a letter, after each column."""
+"""In CSS pixels: the part of the page's width beside a table, the width of a letter, the gap after each column."""
 
 
 def block(*parts: str) -> str:
-    """What one HTML component of a tab shows."""
+    """Return the content of one HTML component of a tab."""
     stacked = "".join(STACKED.format(below=width) for width in PAGE_WIDTHS)
     return f'{STYLE}<style>{stacked}</style><div class="facts">{"".join(parts)}</div>'
 
@@ -119,12 +119,12 @@ def fault(text: str) -> str:
 
 
 def facts(pairs: dict[str, str]) -> str:
-    """A list of names and what they stand for."""
+    """Return a list of names and values."""
     return "<dl>" + "".join(f"<dt>{escape(n)}</dt><dd>{escape(v)}</dd>" for n, v in pairs.items()) + "</dl>"
 
 
 def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], best: int | None = None) -> str:
-    """A table whose first column names its rows. A cell that is `Markup` stays as it is.
+    """Return a table whose first column has the names of the rows. `Markup` cells are not escaped.
 
     Args:
         best: the row to mark.
@@ -136,19 +136,19 @@ def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], b
             f'<td data-column="{escape(column)}">{escape(cell)}</td>'
             for column, cell in zip(columns[1:], others, strict=True)
         )
-        mark, said = (' class="best"', " (best)") if number == best else ("", "")
-        body += f'<tr{mark}><th scope="row" data-column="{escape(columns[0])}">{escape(first)}{said}</th>{cells}</tr>'
-    # The caption does not scroll with a table that is wider than the page.
+        mark, suffix = (' class="best"', " (best)") if number == best else ("", "")
+        body += f'<tr{mark}><th scope="row" data-column="{escape(columns[0])}">{escape(first)}{suffix}</th>{cells}</tr>'
+    # The caption is outside the region that scrolls a wide table. tabindex lets the keyboard scroll it, too.
     return (
         f'<div><p class="caption">{escape(caption)}</p>'
-        f'<div class="wide" role="region" aria-label="{escape(caption)}" tabindex="0">'  # scrolls by keyboard, too
+        f'<div class="wide" role="region" aria-label="{escape(caption)}" tabindex="0">'
         f'<table class="{stacks(columns, rows)}" aria-label="{escape(caption)}">'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></div>"
     )
 
 
 def stacks(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The class of a table that is stacked where the page has no room for it; none where a phone has."""
+    """Return the class that stacks a table on pages that are too narrow for it; empty if it fits a phone."""
     letters = [
         max(longest_word(column), *(longest_word(row[number]) for row in rows)) if rows else longest_word(column)
         for number, column in enumerate(columns)
@@ -163,7 +163,7 @@ def longest_word(cell: str) -> int:
 
 
 def version_button(version: str) -> Markup:
-    """A version's name, which a click shows in the tab on models (`VERSION_CLICKS`)."""
+    """Return a button with a version's name. A click shows the version in the tab on models (`VERSION_CLICKS`)."""
     return Markup(
         '<button type="button" class="link" data-version="{0}" aria-label="Show the model {0}">{0}</button>'
     ).format(version)
@@ -173,14 +173,14 @@ VERSION_CLICKS = """element.addEventListener("click", ({ target }) => {
   const { version } = target.closest("button[data-version]")?.dataset ?? {};
   if (version) trigger("click", { version });
 });"""
-"""For gr.HTML(js_on_load=…): a click on a `version_button` is the component's, with the version in its data."""
+"""For gr.HTML(js_on_load=…): a click on a `version_button` triggers the component's click, with the version as data."""
 
 
 def folded(summary: str, content: str) -> str:
-    """Content that opens on a click."""
+    """Return content that opens on a click."""
     return f"<details><summary>{escape(summary)}</summary>{content}</details>"
 
 
 def why(error: Exception) -> str:
-    """The reason that a person is told. What is no error of ours names files, addresses and SQL: it is for the log."""
-    return str(error) if isinstance(error, InputError) else "the log of this program says why"
+    """Return the reason for the user. Errors that are not ours may contain paths or SQL: only the log has them."""
+    return str(error) if isinstance(error, InputError) else "see the log of this program"

@@ -1,7 +1,7 @@
-"""The page's tab on models: what the registry knows of a version, how it learned, and what its heads have learned.
+"""The page's tab on models: the registry's facts about a version, its learning curve, and what its heads have learned.
 
-Nothing is read before the tab is opened. What reads files and the registry are plain functions, which Gradio runs in
-threads. The heads' pictures take their own process: drawing them would hold the page's event loop up.
+The tab reads nothing before the user opens it. Functions that read files and the registry are not async, so that Gradio
+runs them in threads. A separate process draws the heads, because drawing would block the page's event loop.
 """
 
 import asyncio
@@ -26,32 +26,32 @@ log = logging.getLogger(__name__)
 
 READING = "Reading the registry …"
 NOT_ALLOWED = (
-    "Who is served to everybody is an operator's to choose, and the key that you came with is no operator's: "
-    "`voicechat keys create NAME --operator` makes one."
+    "Only an operator can promote a model for all users, and your key is not an operator's key: "
+    "`voicechat keys create NAME --operator` creates one."
 )
 EMPTY = (
-    "The registry holds no model yet. Tune some with `voicechat sweep tune/sweeps/quickstart.yaml --promote`, or train "
+    "The registry has no model yet. Tune models with `voicechat sweep tune/sweeps/quickstart.yaml --promote`, or train "
     "one with `voicechat train tune/recipes/shakespeare.yaml`; then press Refresh."
 )
 DRAWING_S = 300
-"""After which drawing is given up: the models that a laptop tunes take some ten seconds."""
+"""The time limit for drawing. Models that a laptop can tune take about ten seconds."""
 
 
 @dataclass(frozen=True)
 class ModelTab:
-    """What the rest of the page needs of the tab."""
+    """The components of the tab for the rest of the page."""
 
     version: gr.Dropdown
     talk: gr.Button
-    """Asks to talk with the chosen version."""
-    said: gr.HTML
-    """What came of a button."""
+    """Opens a conversation with the chosen version."""
+    result: gr.HTML
+    """The result of a button."""
     shown: list[Any]
-    """What `open_tab` fills."""
+    """The outputs of `open_tab`."""
 
 
 def add_model_tab(tab: gr.Tab) -> ModelTab:
-    """Builds the components, inside `with gr.Tab(...) as tab`."""
+    """Add the components, inside `with gr.Tab(...) as tab`."""
     with gr.Row():
         version = gr.Dropdown(
             [],
@@ -66,7 +66,7 @@ def add_model_tab(tab: gr.Tab) -> ModelTab:
         talk = gr.Button("Talk with this one", visible=False, size="md", min_width=200, scale=0)
         promote = gr.Button("Promote", visible=False, size="md", min_width=200, scale=0)
         undo = gr.Button(visible=False, size="md", min_width=200, scale=0)
-    said = gr.HTML()
+    result = gr.HTML()
     before = gr.State("")
     card = gr.HTML(parts.block(parts.notice(READING)))
     heads = gr.HTML(js_on_load=VALUES)
@@ -77,57 +77,59 @@ def add_model_tab(tab: gr.Tab) -> ModelTab:
     gr.on([tab.select, refresh.click], open_tab, [version], [version, *buttons, card, heads, draw], **event)
     version.input(show_version, [version], [*buttons, card, heads, draw], **event)
     for button, promoted in ((promote, version), (undo, before)):
-        button.click(promote_version, [promoted], [said, undo, before], **event).then(
+        button.click(promote_version, [promoted], [result, undo, before], **event).then(
             open_tab, [version], [version, *buttons, card, heads, draw], **event
         )
-    gr.on([tab.select, version.input], lambda: ("", gr.Button(visible=False)), None, [said, undo], **event)
-    # One at a time for all pages together: each takes a core for some seconds.
+    gr.on([tab.select, version.input], lambda: ("", gr.Button(visible=False)), None, [result, undo], **event)
+    # One drawing at a time for all pages: each takes a core for some seconds.
     event["show_progress"] = "hidden"
     draw.click(draw_heads, [version], [heads, draw], concurrency_limit=1, **event)
-    return ModelTab(version, talk, said, [version, *buttons, card, heads, draw])
+    return ModelTab(version, talk, result, [version, *buttons, card, heads, draw])
 
 
 def may_promote(request: gr.Request) -> bool:
-    """Whether who asks may change what is served, which the guard before the page has noted (serve's access.py)."""
+    """Return whether the user may promote a model, which the page's guard stores in the request (serve's access.py)."""
     return bool(getattr(request.state, "is_operator", False))
 
 
 def promote_version(chosen: str, request: gr.Request) -> tuple[str, Any, str]:
-    """Makes a version its model's champion.
+    """Make a version the champion of its model.
 
     Returns:
-        What came of it, the button that undoes it, and the version that this button promotes.
+        The result in HTML, the button that undoes the promotion, and the version that this button promotes.
     """
     from voicechat_platform.registry import Registry, parse_version
 
     if not may_promote(request):
-        return told(NOT_ALLOWED), hidden(), ""
+        return fault_block(NOT_ALLOWED), hidden(), ""
     try:
         registry = Registry()
         version = registry.version(*parse_version(chosen))
         before = next((str(each) for each in registry.champions() if each.name == version.name), "")
         registry.promote(version)
-    except Exception as error:  # MLflow's, SQLAlchemy's, the network's; or the version is gone
+    except Exception as error:  # of MLflow, SQLAlchemy or the network; or the version is gone
         log.exception("%s cannot be promoted", chosen)
-        return told(f"{chosen} cannot be promoted: {parts.why(error)}"), hidden(), ""
-    log.info("%s was promoted on the page by %s", version, getattr(request.state, "key_id", "somebody without a key"))
+        return fault_block(f"{chosen} cannot be promoted: {parts.why(error)}"), hidden(), ""
+    log.info("%s was promoted on the page by %s", version, getattr(request.state, "key_id", "a user without a key"))
     if not before:
-        text = f"{version} is the champion of {version.name} now: it is served from the service's next start on."
+        text = f"{version} is now the champion of {version.name}: a service has it after its next start."
     else:
-        text = f"{version} is the champion of {version.name} now: a running service has it within seconds."
+        text = f"{version} is now the champion of {version.name}: a running service has it within seconds."
     undo = gr.Button(f"Undo: go back to {before}", visible=before not in ("", str(version)))
     return parts.block(parts.notice(text)), undo, before
 
 
 def open_tab(chosen: str | None, request: gr.Request) -> tuple[Any, ...]:
-    """The list of versions as it is now, and the chosen one, or the first."""
+    """Return the current list of versions, and the view of the chosen version, or of the first one."""
     from voicechat_platform.registry import Registry
 
     try:
         versions = sorted(Registry().versions(), key=lambda version: not version.is_champion)
-    except Exception as error:  # MLflow's, SQLAlchemy's, the network's
+    except Exception as error:  # of MLflow, SQLAlchemy or the network
         log.exception("the registry cannot be read")
-        return gr.Dropdown(choices=[], value=None), *nothing(told(f"The registry cannot be read: {parts.why(error)}"))
+        return gr.Dropdown(choices=[], value=None), *nothing(
+            fault_block(f"The registry cannot be read: {parts.why(error)}")
+        )
     if not versions:
         return gr.Dropdown(choices=[], value=None), *nothing(parts.block(parts.notice(EMPTY)))
     choices = [(label(version), str(version)) for version in versions]
@@ -137,10 +139,10 @@ def open_tab(chosen: str | None, request: gr.Request) -> tuple[Any, ...]:
 
 
 def champion_or_version(chosen: str) -> str:
-    """What the API calls a version: by its model's name where it is the champion, and NAME@NUMBER else.
+    """Return the API's name of a version: the model's name for the champion, else NAME@NUMBER.
 
     Raises:
-        InputError: there is no such version.
+        InputError: the version does not exist.
     """
     from voicechat_platform.registry import Registry, parse_version
 
@@ -149,18 +151,18 @@ def champion_or_version(chosen: str) -> str:
 
 
 def nothing(card: str) -> tuple[Any, ...]:
-    """A tab that shows no version, only why."""
+    """Return the view without a version; `card` gives the reason."""
     return hidden(), hidden(), card, "", hidden()
 
 
 def label(version: Any) -> str:
-    """Short, for a phone's line: all else is on the card."""
+    """Return a short name that fits a line of a phone; the card has all other facts."""
     return f"{version}: {version.nats_per_character:.4f}{', champion' if version.is_champion else ''}"
 
 
 def show_version(chosen: str | None, request: gr.Request) -> tuple[Any, ...]:
-    """What can be done with it, the card with the learning curve, the heads where they have been drawn before, else the
-    button to draw them."""
+    """Return the view of a version: the buttons to talk with it and to promote it, the card with the learning curve,
+    the heads if they were drawn before, and the button to draw them."""
     from voicechat_platform.checkpoint_files import read_run
     from voicechat_platform.registry import Registry, parse_version
 
@@ -182,16 +184,16 @@ def show_version(chosen: str | None, request: gr.Request) -> tuple[Any, ...]:
         try:
             heads = drawn_heads(folder)
         except Exception as error:
-            log.warning("the heads in %s cannot be read (%s): they are to be drawn again", folder / "heads", error)
+            log.warning("the heads in %s cannot be read (%s): draw them again", folder / "heads", error)
             heads = ""
-    except Exception as error:  # whatever is broken in a file or a folder: the page goes on
+    except Exception as error:  # any damage of a file or a folder: the page must stay usable
         log.exception("%s cannot be shown", chosen)
-        return nothing(told(f"{chosen} cannot be shown: {parts.why(error)}"))
+        return nothing(fault_block(f"{chosen} cannot be shown: {parts.why(error)}"))
     return gr.Button(visible=True), promote, card, heads, gr.Button(visible=not heads)
 
 
 def card_facts(version: Any, run: dict[str, Any]) -> dict[str, str]:
-    """What there is to know of a version, in words, by name."""
+    """Return the facts about a version, in words, by name."""
     recipe, metrics = run["recipe"], run["metrics"]
     model = recipe["model"]
     variant = ", ".join(filter(None, [f"{model['attention']} attention", model.get("metric")]))
@@ -214,8 +216,8 @@ def card_facts(version: Any, run: dict[str, Any]) -> dict[str, str]:
 
 
 def recipe_facts(recipe: dict[str, Any]) -> dict[str, str]:
-    """The recipe's fields that have a value, as sweep files write them."""
-    from voicechat_ui.training import flat
+    """Return the recipe's fields that have a value, with dotted names as in sweep files."""
+    from voicechat_ui.model_tasks import flat
 
     return {field: str(value) for field, value in flat(recipe).items() if value is not None}
 
@@ -223,12 +225,12 @@ def recipe_facts(recipe: dict[str, Any]) -> dict[str, str]:
 def curve(history: list[dict[str, float]]) -> str:
     whole = [entry for entry in history if "train_loss" in entry and "validation_loss" in entry]
     if not whole:
-        return parts.notice("There are no evaluations to draw a learning curve from.")
+        return parts.notice("There are no evaluations for a learning curve.")
 
-    caption = "Learning curve: the loss over the steps. Point at the line for its values."
+    caption = "Learning curve: the loss over the steps. Point at a line to see its values."
     best = min(whole, key=lambda entry: entry["validation_loss"])
     first, last = whole[0], whole[-1]
-    shows = (
+    description = (
         f"Learning curve: the validation loss falls from {first['validation_loss']:.3f} at step {first['step']:.0f} to "
         f"{best['validation_loss']:.3f} at step {best['step']:.0f}; at the last step, {last['step']:.0f}, it is "
         f"{last['validation_loss']:.3f}, the training loss {last['train_loss']:.3f}."
@@ -241,17 +243,17 @@ def curve(history: list[dict[str, float]]) -> str:
         [f"{entry['step']:.0f}", f"{entry['train_loss']:.4f}", f"{entry['validation_loss']:.4f}"] for entry in whole
     ]
     table = parts.table("Losses in nats per token", ("step", "training", "validation"), rows, whole.index(best))
-    chart = line_chart(lines, "step", "loss (nats per token)", caption, shows)
+    chart = line_chart(lines, "step", "loss (nats per token)", caption, description)
     return chart + parts.folded("The curve in numbers", table)
 
 
 def drawn_heads(folder: Path) -> str:
-    """The pictures and read-outs of the heads that a checkpoint's folder holds; empty where there are none."""
+    """Return the pictures and readouts of the heads from a checkpoint's folder; empty if it has none."""
     drawn = folder / "heads"
-    if not (drawn / "heads.json").exists():  # written last
+    if not (drawn / "heads.json").exists():  # `voicechat heads` writes this file last
         return ""
     read = json.loads((drawn / "heads.json").read_text())
-    if "text" not in read:  # an older version's, which kept only pictures: they are drawn anew
+    if "text" not in read:  # an older version of this program kept only pictures: draw them again
         return ""
     names = [name for name, value in read["heads"][0].items() if not isinstance(value, list)]
     rows = [
@@ -265,39 +267,42 @@ def drawn_heads(folder: Path) -> str:
 
 
 async def draw_heads(chosen: str | None, request: gr.Request) -> AsyncGenerator[tuple[str, Any], None]:
-    """Draws the heads of a version, and keeps the pictures in its checkpoint's folder."""
+    """Draw the heads of a version, and keep the pictures in its checkpoint's folder."""
     if not chosen:
         return
-    yield parts.block(parts.notice(f"Reading and drawing the heads of {chosen}: some ten seconds, once.")), hidden()
+    yield (
+        parts.block(parts.notice(f"Reading and drawing the heads of {chosen}: about ten seconds, only once.")),
+        hidden(),
+    )
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "voicechat_ui.cli", "heads", chosen, "--json"),
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        with contextlib.suppress(ProcessLookupError):  # it has ended already
-            os.setpriority(os.PRIO_PROCESS, process.pid, 10)  # those who talk meanwhile come first
+        with contextlib.suppress(ProcessLookupError):  # it has already ended
+            os.setpriority(os.PRIO_PROCESS, process.pid, 10)  # conversations have priority
         async with asyncio.timeout(DRAWING_S):
-            _, said = await process.communicate()
+            _, output = await process.communicate()
     except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):  # it has ended in this very moment
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
             process.kill()
         await process.wait()
-        said = f"error: it takes more than {DRAWING_S // 60} minutes".encode()
+        output = f"error: it takes more than {DRAWING_S // 60} minutes".encode()
     finally:
         if process.returncode is None:
             process.kill()
     if process.returncode:
-        log.error("the heads of %s cannot be drawn: %s", chosen, said.decode(errors="replace"))
-        kind, _, reason = said.decode(errors="replace").strip().rpartition("\n")[2].partition("error: ")
-        error = RuntimeError() if kind else InputError(reason)  # the command tells those of ours in one line
-        yield told(f"The heads of {chosen} cannot be drawn: {parts.why(error)}"), gr.Button(visible=True)
+        log.error("the heads of %s cannot be drawn: %s", chosen, output.decode(errors="replace"))
+        kind, _, reason = output.decode(errors="replace").strip().rpartition("\n")[2].partition("error: ")
+        error = RuntimeError() if kind else InputError(reason)  # the command prints only our errors in one line
+        yield fault_block(f"The heads of {chosen} cannot be drawn: {parts.why(error)}"), gr.Button(visible=True)
         return
     *_, heads, button = await asyncio.to_thread(show_version, chosen, request)
     yield heads, button
 
 
-def told(problem: str) -> str:
+def fault_block(problem: str) -> str:
     return parts.block(parts.fault(problem))
 
 

@@ -1,5 +1,7 @@
-"""The page's tab on sweeps: those that this machine's home folder holds, those that only the registry knows, and the
-trials of the chosen one, also while it runs. Nothing is read before the tab is opened, and nothing on the event loop.
+"""The page's tab on sweeps: the sweeps of this machine's home folder, the sweeps that only the registry has, and the
+trials of the chosen sweep, also while it runs.
+
+The tab reads nothing before the user opens it, and nothing on the event loop.
 """
 
 import logging
@@ -20,7 +22,7 @@ log = logging.getLogger(__name__)
 READING = "Reading the sweeps …"
 EMPTY = (
     "There is no sweep yet. `voicechat sweep tune/sweeps/quickstart.yaml --promote` tunes a first model in a few "
-    "minutes; press Refresh while it runs to watch its trials."
+    "minutes. Press Refresh while it runs to see its trials."
 )
 
 
@@ -33,14 +35,14 @@ class SweepRow:
     trials: str = ""
     best: str = ""
     versions: int = 0
-    """How many of its trials are in the registry."""
+    """The number of its versions in the registry."""
 
 
 def add_sweeps_tab(tab: gr.Tab) -> gr.HTML:
-    """Builds the components, inside `with gr.Tab(...) as tab`.
+    """Add the components, inside `with gr.Tab(...) as tab`.
 
     Returns:
-        The trials: a click on the model of one is a click on them, with its "version" in the event's data.
+        The trials. A click on a trial's model triggers their click event, with "version" in the event's data.
     """
     sweeps = gr.HTML(parts.block(parts.notice(READING)))
     with gr.Row():
@@ -55,7 +57,7 @@ def add_sweeps_tab(tab: gr.Tab) -> gr.HTML:
 
 
 def open_tab(chosen: str | None) -> tuple[str, Any, str]:
-    """The sweeps as they are now, and the trials of the chosen one, or of the newest."""
+    """Return the current sweeps, and the trials of the chosen sweep, or of the newest one."""
     rows, problem = find_sweeps()
     fault = parts.fault(problem) if problem else ""
     if not rows:
@@ -71,12 +73,12 @@ def open_tab(chosen: str | None) -> tuple[str, Any, str]:
 
 
 def find_sweeps() -> tuple[list[SweepRow], str]:
-    """Those of the home folder, then those that only the registry knows; and why the registry cannot be read, if so."""
+    """Return the sweeps of the home folder, then those that only the registry has, and a problem of the registry."""
     from voicechat_tune.running.sweep_index import known_sweeps
 
     try:
         groups, problem = registered_groups(), ""
-    except Exception as error:  # MLflow's, SQLAlchemy's, the network's
+    except Exception as error:  # of MLflow, SQLAlchemy or the network
         log.exception("the registry cannot be read")
         groups, problem = {}, f"The registry cannot be read: {parts.why(error)}"
     rows = []
@@ -96,7 +98,7 @@ def find_sweeps() -> tuple[list[SweepRow], str]:
 
 
 def registered_groups() -> dict[str, list[Any]]:
-    """The registry's versions by the sweep that made them; what `voicechat train` made belongs to none."""
+    """Return the registry's versions by their sweep, without those of `voicechat train`."""
     from voicechat_platform.registry import Registry
 
     groups: dict[str, list[Any]] = {}
@@ -108,7 +110,7 @@ def registered_groups() -> dict[str, list[Any]]:
 
 
 def sweep_row(name: str, groups: dict[str, list[Any]]) -> tuple[SweepRow, str]:
-    """A sweep of the home folder, and its group in the registry."""
+    """Return a sweep of the home folder, and its group in the registry."""
     from voicechat_tune.running.sweep_index import is_running, open_study, read_index
     from voicechat_tune.search.ranking import winners
     from voicechat_tune.search.samplers import trials_of
@@ -118,7 +120,11 @@ def sweep_row(name: str, groups: dict[str, list[Any]]) -> tuple[SweepRow, str]:
     wanted = trials_of(study.sweep) + index["extended"]
     done = sum(trial.state != "unfinished" for trial in trials)
     state = (
-        "running" if is_running(study.folder) else "finished" if study.is_over(wanted) else "broken off; it can go on"
+        "running"
+        if is_running(study.folder)
+        else "finished"
+        if study.is_over(wanted)
+        else "interrupted; it can continue"
     )
     best = winners(trials, study.sweep)
     loss = f"{best[0].loss:.4f} (trial {best[0].number})" if best else ""
@@ -127,20 +133,20 @@ def sweep_row(name: str, groups: dict[str, list[Any]]) -> tuple[SweepRow, str]:
 
 
 def show_sweep(chosen: str | None) -> str:
-    """The trials of a sweep and their learning curves."""
+    """Return the trials of a sweep and their learning curves."""
     from voicechat_tune.running.sweep_index import known_sweeps
 
     if not chosen:
         return ""
     try:
         return parts.block(*(trials_of_study(chosen) if chosen in known_sweeps() else trials_of_group(chosen)))
-    except Exception as error:  # whatever is broken in its folder: the page goes on
+    except Exception as error:  # any damage in its folder: the page must stay usable
         log.exception("the sweep %s cannot be shown", chosen)
         return parts.block(parts.fault(f"The sweep {chosen} cannot be shown: {parts.why(error)}"))
 
 
 def trials_of_study(name: str) -> list[str]:
-    """The same table as `voicechat trials`, and the same curves as in the report."""
+    """Return the same table as `voicechat trials`, and the same curves as in the report."""
     from voicechat_tune.running.sweep_index import is_running, open_study
     from voicechat_tune.search.trials_table import trials_table
 
@@ -165,12 +171,12 @@ def trials_of_study(name: str) -> list[str]:
         for run in trial.runs
         if run.ending == "failed"
     ]
-    more = f"More of a trial: voicechat trial {name} NUMBER. All of it written up: voicechat report {name}."
+    more = f"More about a trial: voicechat trial {name} NUMBER. A report on the sweep: voicechat report {name}."
     return [shown, *failures, curves(trials, study.sweep), parts.notice(more)]
 
 
 def reason(message: str) -> str:
-    """Of a run's failure, as the study keeps it: what we say as it is, of others' exceptions only the kind."""
+    """Return the reason of a run's failure from the study's message: our text, or only the type of other exceptions."""
     line = message.partition("\n")[0].removeprefix(f"{InputError.__name__}: ")
     kind = line.partition(": ")[0]
     is_foreign = kind.isidentifier() and kind[0].isupper() and ": " in line
@@ -178,22 +184,22 @@ def reason(message: str) -> str:
 
 
 def models_by_trial(folder: Path) -> dict[int, Markup]:
-    """The registry's versions of each trial by its number, to be clicked; none where the registry cannot be read."""
+    """Return buttons for the registry's versions by trial number; empty if the registry cannot be read."""
     from voicechat_tune.running.sweep_index import read_index
 
     try:
         versions = registered_groups().get(read_index(folder)["group"], [])
-    except Exception:  # MLflow's, SQLAlchemy's, the network's: find_sweeps says so
+    except Exception:  # of MLflow, SQLAlchemy or the network: find_sweeps reports it
         log.exception("the registry cannot be read")
         return {}
     return {trial: buttons_of(found) for trial, found in by_trial(versions).items()}
 
 
 def by_trial(versions: list[Any]) -> dict[int, list[Any]]:
-    """Versions by the number of the trial, in the order of the trial's seeds."""
+    """Return versions by trial number, in the order of the trial's seeds."""
     found: dict[int, list[Any]] = {}
     for version in sorted(versions, key=lambda version: version.origin):
-        # A run is named by its trial's number, and from the second seed on by the seed's: 0004, 0004-2.
+        # The name of a run is its trial's number, and from the second seed on also the seed's: 0004, 0004-2.
         found.setdefault(int(version.origin.partition("/")[2].partition("-")[0]), []).append(version)
     return found
 
@@ -203,7 +209,7 @@ def buttons_of(versions: list[Any]) -> Markup:
 
 
 def ranked_versions(versions: list[Any]) -> list[tuple[int, float, list[Any]]]:
-    """Each trial with its loss (nats per character, the mean over its seeds) and its versions, the best first."""
+    """Return each trial with its loss (nats/character, the mean over its seeds) and its versions, the best first."""
     found = [
         (trial, sum(version.nats_per_character for version in seeds) / len(seeds), seeds)
         for trial, seeds in by_trial(versions).items()
@@ -212,7 +218,7 @@ def ranked_versions(versions: list[Any]) -> list[tuple[int, float, list[Any]]]:
 
 
 def curves(trials: list[Any], sweep: Any) -> str:
-    """The learning curves: the ranking's first first, then those that go on, then those that ended early."""
+    """Return the learning curves: ranked trials first, the best at the top, then running trials, then stopped ones."""
     from voicechat_tune.search.ranking import ranked
 
     ranking = ranked(trials, sweep)
@@ -227,12 +233,10 @@ def curves(trials: list[Any], sweep: Any) -> str:
         for run in trial.runs
         if run.evaluations
     ]
-    caption = (
-        "Learning curves of the trials: the best is thick, those that go on are dotted. Point at one for its values."
-    )
+    caption = "Learning curves: the best trial is thick, running trials are dotted. Point at a curve to see its values."
     ends = "; ".join(f"{line.label} {line.points[-1][1]:.3f} at step {line.points[-1][0]}" for line in lines)
-    shows = f"Validation loss over steps. {ends}."
-    return line_chart(lines, "step", "validation loss (nats per token)", caption, shows)
+    description = f"Validation loss over steps. {ends}."
+    return line_chart(lines, "step", "validation loss (nats per token)", caption, description)
 
 
 def style_of(trial: Any, run: Any, ranking: list[Any]) -> Style:
@@ -244,14 +248,14 @@ def style_of(trial: Any, run: Any, ranking: list[Any]) -> Style:
 
 
 def trials_of_group(group: str) -> list[str]:
-    """What the registry alone knows of a sweep's trials."""
+    """Return the trials of a sweep that only the registry has."""
     versions = registered_groups().get(group, [])
     if not versions:
-        return [parts.fault(f"There is no sweep {group} any more; press Refresh.")]
+        return [parts.fault(f"The sweep {group} no longer exists; press Refresh.")]
     rows = [
         [str(trial), buttons_of(seeds), seeds[0].attention, f"{seeds[0].parameters:,}", f"{loss:.4f}"]
         for trial, loss, seeds in ranked_versions(versions)
     ]
     columns = ("trial", "model", "variant", "parameters", "nats per character")
-    told = "Its folder is not on this machine: only the trials in the registry are shown."
-    return [parts.table(f"Trials of {group}", columns, rows, best=0), parts.notice(told)]
+    text = "The folder of this sweep is not on this machine: the table shows only the trials in the registry."
+    return [parts.table(f"Trials of {group}", columns, rows, best=0), parts.notice(text)]

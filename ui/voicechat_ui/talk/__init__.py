@@ -1,1 +1,1 @@
-"""`voicechat talk`: the course of a conversation, the server's events as turns, sound files and the sound card."""
+"""`voicechat talk`: the conversation, its turns from the server's events, sound files and the sound device."""

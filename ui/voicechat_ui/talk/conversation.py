@@ -1,7 +1,7 @@
-"""`voicechat talk`: a spoken conversation from a terminal, over the realtime protocol as any other client speaks it.
+"""`voicechat talk`: a conversation from a terminal, over the realtime protocol like any other client.
 
-What the person says comes from a sound file, from this machine's microphone, or typed. What the model says is printed,
-and goes as sound into a file or to the loudspeaker.
+The user's input comes from a sound file, from this machine's microphone, or from the keyboard. The command prints the
+model's replies, and writes their sound into a file or plays it on the loudspeaker.
 """
 
 import asyncio
@@ -22,81 +22,81 @@ from voicechat_platform.errors import InputError
 from voicechat_ui.api_client import ApiClient
 from voicechat_ui.talk.sound_device import BYTES_PER_SAMPLE, PIECE_SAMPLES, RATE, Loudspeaker, Microphone
 from voicechat_ui.talk.sound_file import SoundFile, read_sound
-from voicechat_ui.talk.turns import SETTINGS, ConversationEndedError, Talk, Turn
+from voicechat_ui.talk.turns import SETTINGS, ConversationEndedError, Talk, TurnRecord
 
 PACE = 2
-"""A file is said so many times faster than it lasts. Only a person's pace and little more lets the server hear the end
-of an utterance before the beginning of the next one is on its way: it would answer both at once."""
+"""A file is sent at this multiple of its real speed. At a higher one, the next utterance would start before the server
+has detected the end of the last one, and the server would answer both in one reply."""
 
 CLOSING_SILENCE_S = 1.0
-"""After a file: the server waits for half a second of it before it takes an utterance for ended."""
+"""After a file: the server detects the end of an utterance after half a second of silence."""
 
 PATIENCE_S = 20.0
-"""For the end of an utterance while nothing but silence is sent."""
+"""For the server to detect the end of an utterance while this command sends only silence."""
 
 
-async def say_file(talk: Talk, pcm: bytes) -> None:
-    """Says a file as a person would: whoever is answered listens to the end.
+async def send_file(talk: Talk, pcm: bytes) -> None:
+    """Send a file. Before each utterance, wait until the reply to the last one is complete.
 
     Raises:
-        ConversationEndedError: the server never took the last utterance for ended.
+        ConversationEndedError: the server did not detect the end of the last utterance.
     """
     size = PIECE_SAMPLES * BYTES_PER_SAMPLE
     silence = bytes(size)
     pieces = [pcm[start : start + size] for start in range(0, len(pcm), size)]
     pieces += [silence] * int(CLOSING_SILENCE_S * RATE / PIECE_SAMPLES)
     for piece in pieces:
-        await talk.turn_over()
+        await talk.wait_for_user_turn()
         await talk.send_sound(piece)
         await asyncio.sleep(PIECE_SAMPLES / RATE / PACE)
     patience = time.monotonic() + PATIENCE_S
-    while talk.is_hearing:
+    while talk.user_is_speaking:
         if time.monotonic() > patience:
-            raise ConversationEndedError("the server does not hear the end of what was said")
+            raise ConversationEndedError("the server did not detect the end of the last utterance")
         await talk.send_sound(silence)
         await asyncio.sleep(PIECE_SAMPLES / RATE)
-    await talk.turn_over()
+    await talk.wait_for_user_turn()
 
 
-async def say_aloud(talk: Talk, microphone: Microphone) -> None:
-    """Sends what the microphone hears, until the conversation ends."""
+async def send_microphone(talk: Talk, microphone: Microphone) -> None:
+    """Send the microphone's sound until the conversation ends."""
     microphone.start()
     while True:
         await talk.send_sound(await microphone.pieces.get())
 
 
-async def say_typed(talk: Talk) -> None:
-    """Sends line after line; the next one is asked for when the reply is there."""
+async def send_typed_lines(talk: Talk) -> None:
+    """Send each typed line. Read the next line after the reply."""
     async with contextlib.aclosing(typed_lines()) as lines:
         async for line in lines:
             if line.strip():
                 await talk.stop_playing()
                 await talk.send_text(line.strip())
-                await talk.turn_over()
+                await talk.wait_for_user_turn()
     while talk.loudspeaker is not None and talk.loudspeaker.is_playing:
         await asyncio.sleep(0.1)
 
 
 async def typed_lines() -> AsyncGenerator[str, None]:
-    """What is typed, line by line, each asked for only when it is wanted.
+    """Yield typed lines. Each is read only when the caller requests it.
 
-    Read in a thread of its own, which nobody waits for: after Ctrl-C it would wait for one more line.
+    A separate daemon thread reads, so that after Ctrl-C the process does not wait for one more line.
     """
     loop = asyncio.get_running_loop()
     while True:
         line: asyncio.Future[str | None] = loop.create_future()
 
-        def tell(found: str | None, line: asyncio.Future[str | None] = line) -> None:
+        def deliver(found: str | None, line: asyncio.Future[str | None] = line) -> None:
             if not line.done():
                 line.set_result(found)
 
-        def read(tell: Callable[[str | None], None] = tell) -> None:
+        def read(deliver: Callable[[str | None], None] = deliver) -> None:
             try:
                 found: str | None = input("> " if sys.stdin.isatty() else "")
             except (EOFError, OSError, ValueError):
                 found = None
             with contextlib.suppress(RuntimeError):  # the conversation is over
-                loop.call_soon_threadsafe(tell, found)
+                loop.call_soon_threadsafe(deliver, found)
 
         threading.Thread(target=read, daemon=True).start()
         typed = await line
@@ -107,13 +107,13 @@ async def typed_lines() -> AsyncGenerator[str, None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What the command was asked for."""
+    """The command's options."""
 
     url: str
     key: str
     model: str | None = None
     sound: Path | None = None
-    """What to say; the microphone, or typed lines, when not given."""
+    """The file to send; None for the microphone, or for typed lines."""
     typed: bool = False
     out: Path | None = None
     voice: str | None = None
@@ -122,9 +122,9 @@ class Wanted:
     language: str | None = None
 
     def session(self, is_spoken: bool) -> Any:
-        """For `session.update`; what is not given is the server's choice."""
+        """Return the session for `session.update`, without the options that the user did not give."""
         transcription = {"model": "whisper-1"} | ({"language": self.language} if self.language else {})
-        # A file goes on by itself, and is not to cut off the replies; at its pace the words are judged too late.
+        # A file must not interrupt the replies. At its speed the semantic detection would come too late.
         is_file = self.sound is not None
         detection = {"type": "server_vad" if is_file else "semantic_vad", "interrupt_response": not is_file}
         output = {"speed": self.speed} | ({"voice": self.voice} if self.voice else {})
@@ -140,18 +140,20 @@ class Wanted:
         }
 
 
-async def hold(wanted: Wanted, say: Callable[[str, str], None], turns: list[Turn]) -> str:
+async def hold(wanted: Wanted, show: Callable[[str, str], None], turns: list[TurnRecord]) -> str:
     """Hold the conversation to its end.
 
     Args:
-        turns: filled as they happen, so that they are known when it is interrupted, too.
+        wanted: the command's options.
+        show: prints a text; its second argument is the end of the line.
+        turns: this function appends each turn when it starts, so that the caller has them after Ctrl-C, too.
 
     Returns:
         The model that answered.
 
     Raises:
-        InputError: the file is no sound, there is no microphone, no server answers, or it refuses the key.
-        ConversationEndedError: the server broke it off.
+        InputError: the file contains no sound, there is no microphone, no server answers, or it refuses the key.
+        ConversationEndedError: the server ended the conversation.
     """
     pcm = read_sound(wanted.sound) if wanted.sound else None
     async with contextlib.AsyncExitStack() as opened:
@@ -160,56 +162,61 @@ async def hold(wanted: Wanted, say: Callable[[str, str], None], turns: list[Turn
             microphone = Microphone()
             opened.callback(microphone.close)
         if pcm is None:
-            loudspeaker = find_loudspeaker(wanted, say)
+            loudspeaker = find_loudspeaker(wanted, show)
         if loudspeaker is not None:
             opened.callback(loudspeaker.close)
         model = wanted.model or await first_model(wanted)
         client = openai.AsyncOpenAI(base_url=wanted.url, api_key=wanted.key or "none")
         connection = await opened.enter_async_context(opened_connection(client, model, wanted.url))
-        file = SoundFile(wanted.out) if wanted.out else None  # only now: it takes the place of an earlier one
+        file = SoundFile(wanted.out) if wanted.out else None  # only now, because it replaces an earlier file
         if file is not None:
             opened.callback(file.close)
-        talk = Talk(connection, say, turns, file, loudspeaker)
+        talk = Talk(connection, show, turns, file, loudspeaker)
         session = wanted.session(is_spoken=bool(file or loudspeaker))
 
         async def speak() -> None:
             await connection.session.update(session=session, event_id=SETTINGS)
             if microphone is not None:
-                say(f"Speak with {model}; Ctrl-C ends it. With headphones it does not hear itself.", "\n")
-                await say_aloud(talk, microphone)
+                show(
+                    f"Speak with {model}; Ctrl-C ends it. Without headphones the microphone records the replies.", "\n"
+                )
+                await send_microphone(talk, microphone)
             elif pcm is not None:
-                await say_file(talk, pcm)
+                await send_file(talk, pcm)
             else:
-                await say_typed(talk)
+                await send_typed_lines(talk)
 
-        await until_said(speak(), talk.listen())
+        await run_until_one_ends(speak(), talk.listen())
         return model
 
 
-async def until_said(speaking: Any, listening: Any) -> None:
-    """Until all is said and answered, or the server ends the conversation: `listening` knows why it does."""
-    tasks = [asyncio.ensure_future(part) for part in (speaking, listening)]
+async def run_until_one_ends(speaking: Any, listening: Any) -> None:
+    """Wait until `speaking` is done, or until the server ends the conversation: then raise the error of `listening`."""
+    tasks = speaker, listener = asyncio.ensure_future(speaking), asyncio.ensure_future(listening)
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        said, heard = tasks
-        if heard.done() or (said.done() and isinstance(said.exception(), ConnectionClosed)):
-            await heard
-        said.result()
+        if listener.done() or (speaker.done() and isinstance(speaker.exception(), ConnectionClosed)):
+            await listener
+        speaker.result()
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def find_loudspeaker(wanted: Wanted, say: Callable[[str, str], None]) -> Loudspeaker | None:
-    """The loudspeaker; where there is none, typed turns go on in writing."""
+def find_loudspeaker(wanted: Wanted, show: Callable[[str, str], None]) -> Loudspeaker | None:
+    """Return the loudspeaker, or None if a typed conversation has none.
+
+    Raises:
+        InputError: there is no loudspeaker, and the input is not typed.
+    """
     try:
         return Loudspeaker()
     except InputError as error:
         if not wanted.typed:
             raise
         if not wanted.out:
-            say(f"(replies are only written: {error})", "\n")
+            show(f"(replies are only text: {error})", "\n")
         return None
 
 
@@ -232,7 +239,7 @@ async def opened_connection(client: openai.AsyncOpenAI, model: str, url: str) ->
         status = error.response.status_code
         try:
             why = json.loads(error.response.body or b"")["error"]["message"]
-        except (ValueError, KeyError, TypeError):  # no server of OpenAI's kind, or a proxy before it
+        except (ValueError, KeyError, TypeError):  # another kind of server, or a proxy in front of it
             why = "is it an OpenAI-compatible API with /realtime?"
         key = "; set VOICECHAT_API_KEY" if status in (401, 403) else ""
         raise InputError(f"the server at {url} refused the conversation ({status}): {why}{key}") from error

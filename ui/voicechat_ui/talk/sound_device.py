@@ -8,40 +8,41 @@ from typing import Any
 from voicechat_platform.errors import InputError
 
 RATE = 24_000
-"""Samples a second of the realtime protocol."""
+"""Samples per second in the realtime protocol."""
 
 PIECE_SAMPLES = RATE // 25
 BYTES_PER_SAMPLE = 2
 
 PIECES_KEPT = 250
-"""Ten seconds of the microphone's, for a server that does not take them at once."""
+"""Ten seconds of the microphone's sound, for a server that does not accept them immediately."""
 
 
 def sound_library() -> ModuleType:
-    """
+    """Return the package sounddevice.
+
     Raises:
-        InputError: it is not installed, or lacks the library of the system that it needs.
+        InputError: it is not installed, or the system has no PortAudio.
     """
     try:
         import sounddevice
     except ImportError:
         raise InputError(
             "this machine's microphone and loudspeaker need the package sounddevice: pip install "
-            "'llm-voice-chat[talk]'; from a sound file (voicechat talk question.wav) it works without"
+            "'llm-voice-chat[talk]'. A sound file (voicechat talk question.wav) works without it"
         ) from None
     except OSError as error:
         raise InputError(
             f"sounddevice cannot work here ({error}): install PortAudio, on Debian with apt-get install "
-            f"libportaudio2; from a sound file (voicechat talk question.wav) it works without"
+            f"libportaudio2. A sound file (voicechat talk question.wav) works without it"
         ) from None
     return sounddevice
 
 
 class Microphone:
-    """24 kHz signed 16-bit mono samples in pieces of 40 ms, from `start` on.
+    """A source of 24 kHz signed 16-bit mono samples in pieces of 40 ms, from `start` on.
 
     Raises:
-        InputError: there is none, or it cannot be opened.
+        InputError: there is no microphone, or it cannot be opened.
     """
 
     def __init__(self) -> None:
@@ -53,16 +54,14 @@ class Microphone:
                 samplerate=RATE, channels=1, dtype="int16", blocksize=PIECE_SAMPLES, callback=self._take
             )
         except library.PortAudioError as error:
-            raise InputError(
-                f"there is no microphone that can be opened ({error}): give a WAV file, or type with --text"
-            ) from None
+            raise InputError(f"no microphone can be opened ({error}): give a WAV file, or type with --text") from None
 
     def _take(self, samples: Any, *about: Any) -> None:
-        """Called in a thread of PortAudio's."""
+        """Keep the samples. A thread of PortAudio calls this."""
         self._loop.call_soon_threadsafe(self._keep, bytes(samples))
 
     def _keep(self, piece: bytes) -> None:
-        if not self.pieces.full():  # a server that has stalled for so long will not hear this
+        if not self.pieces.full():  # drop the piece if the server has not accepted sound for ten seconds
             self.pieces.put_nowait(piece)
 
     def start(self) -> None:
@@ -73,10 +72,10 @@ class Microphone:
 
 
 class Loudspeaker:
-    """Plays 24 kHz signed 16-bit mono samples, as they come and without gaps between them.
+    """Plays 24 kHz signed 16-bit mono samples as they arrive, without gaps between them.
 
     Raises:
-        InputError: there is none, or it cannot be opened.
+        InputError: there is no loudspeaker, or it cannot be opened.
     """
 
     def __init__(self) -> None:
@@ -84,17 +83,15 @@ class Loudspeaker:
         self._waiting = bytearray()
         self._lock = threading.Lock()
         self.num_played = 0
-        """Bytes that the device has taken, over all."""
+        """The total number of bytes that the device has played."""
         try:
             self._stream = library.RawOutputStream(samplerate=RATE, channels=1, dtype="int16", callback=self._give)
         except library.PortAudioError as error:
-            raise InputError(
-                f"there is no loudspeaker that can be opened ({error}): keep the sound with --out"
-            ) from None
+            raise InputError(f"no loudspeaker can be opened ({error}): write the sound to a file with --out") from None
         self._stream.start()
 
     def _give(self, out: Any, frames: int, *about: Any) -> None:
-        """Called in a thread of PortAudio's, which wants so many samples at once."""
+        """Fill `out` with this number of samples. A thread of PortAudio calls this."""
         with self._lock:
             sound = bytes(self._waiting[: frames * BYTES_PER_SAMPLE])
             del self._waiting[: len(sound)]
@@ -110,7 +107,7 @@ class Loudspeaker:
             self._waiting += pcm
 
     def drop(self) -> None:
-        """Be silent at once."""
+        """Stop playing immediately."""
         with self._lock:
             self._waiting.clear()
 

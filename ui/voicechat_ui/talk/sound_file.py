@@ -1,4 +1,4 @@
-"""Sound files for `voicechat talk`: what is said, and what is answered.
+"""Sound files for `voicechat talk`: the user's speech, and the model's replies.
 
 Letters: n samples.
 """
@@ -15,10 +15,10 @@ from voicechat_ui.talk.sound_device import BYTES_PER_SAMPLE, RATE
 
 
 def read_sound(path: Path) -> bytes:
-    """A sound file as signed 16-bit mono samples at the protocol's rate.
+    """Return a sound file as signed 16-bit mono samples at the protocol's rate.
 
     Raises:
-        InputError: there is no such file, or no sound in it.
+        InputError: the file does not exist, or contains no sound.
     """
     try:
         samples_n = decode(path.read_bytes())
@@ -31,7 +31,11 @@ def read_sound(path: Path) -> bytes:
 
 
 class SoundFile:
-    """A WAV file of what the model says, kept whole whatever happens: its length is written with every piece."""
+    """A WAV file of the model's speech. It is valid at any time: each write also updates the length in its header.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
 
     def __init__(self, path: Path) -> None:
         try:

@@ -1,4 +1,4 @@
-"""What the server tells in a conversation, event by event: as turns, as words in the terminal, and as sound."""
+"""The server's events of a conversation, converted to turns, to text in the terminal, and to sound."""
 
 import asyncio
 import base64
@@ -14,33 +14,33 @@ from voicechat_ui.talk.sound_device import BYTES_PER_SAMPLE, RATE, Loudspeaker
 from voicechat_ui.talk.sound_file import SoundFile
 
 TYPED, SETTINGS = "typed", "settings"
-"""Mark what a typed turn and what the command's options ask for, so that an error tells what it answers."""
+"""Event ids of a typed turn and of the command's options. An error event names the event that caused it."""
 
 
 class ConversationEndedError(Exception):
-    """The server has ended the conversation; the message says why."""
+    """The server has ended the conversation; the message gives the reason."""
 
 
 @dataclass
-class Turn:
-    """What was said and answered, and when."""
+class TurnRecord:
+    """The speech of the user and the reply in one turn, with its times."""
 
     heard: str = ""
     language: str | None = None
     reply: str = ""
     status: str = "in progress"
-    """completed, cancelled, failed, incomplete; "nothing heard" where nothing was said."""
+    """completed, cancelled, failed, incomplete; "nothing heard" if the transcript is empty."""
     problem: str = ""
-    """Why it failed, or why the reply is not spoken."""
+    """The reason for the failure, or for a reply without speech."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """endpoint: of sound sent after the utterance's end until the server had decided that it was one. All others from
-    that moment on, or from when a typed message was sent: transcription, first_token, first_sound, total."""
+    """endpoint: the sound sent between the utterance's end and the moment when the server detected this end. From this
+    moment, or from the sending of a typed message: transcription, first_token, first_sound, total."""
     sound_s: float = 0.0
-    """How long the spoken reply is."""
+    """The length of the spoken reply."""
     begun: float = field(default=0.0, repr=False)
 
     def note(self, what: str) -> None:
-        """Something has happened for the first time."""
+        """Store the time of an event, if it is the first of its kind."""
         self.seconds.setdefault(what, round(time.monotonic() - self.begun, 3))
 
     def facts(self) -> dict[str, Any]:
@@ -48,43 +48,43 @@ class Turn:
 
 
 class Talk:
-    """One conversation: what the server tells, as turns, words in the terminal, and sound.
+    """One conversation: handles the server's events, and sends the user's sound and text.
 
     Args:
-        connection: an open one of the `openai` client's.
-        say: prints; its second argument is how the line ends.
-        turns: filled as they happen.
-        file: gets what the model says.
-        loudspeaker: plays it.
+        connection: an open connection of the `openai` client.
+        show: prints a text; its second argument is the end of the line.
+        turns: this object appends each turn when it starts.
+        file: records the model's speech.
+        loudspeaker: plays the model's speech.
     """
 
     def __init__(
         self,
         connection: Any,
-        say: Callable[[str, str], None],
-        turns: list[Turn],
+        show: Callable[[str, str], None],
+        turns: list[TurnRecord],
         file: SoundFile | None = None,
         loudspeaker: Loudspeaker | None = None,
     ) -> None:
-        self.connection, self.say, self.file, self.loudspeaker = connection, say, file, loudspeaker
+        self.connection, self.show, self.file, self.loudspeaker = connection, show, file, loudspeaker
         self.turns = turns
-        self.turn: Turn | None = None
-        """The one that is going on."""
-        self.is_hearing = False
-        """Whether the server is in the middle of an utterance."""
+        self.turn: TurnRecord | None = None
+        """The current turn."""
+        self.user_is_speaking = False
+        """True between the start and the end of an utterance, as the server detects them."""
         self.changed = asyncio.Condition()
-        """Of the two above."""
+        """Notified when `turn` or `user_is_speaking` may have changed."""
         self.sent_ms = 0.0
-        """Of sound, so far."""
+        """The length of the sound sent so far."""
         self.item_id, self.item_begins = "", 0
-        """The reply that was spoken last, and at which byte of the loudspeaker's it begins."""
+        """The last spoken reply, and its first byte in the loudspeaker's count `num_played`."""
 
     async def listen(self) -> None:
-        """Follows the server's events until it ends the conversation.
+        """Handle the server's events until it ends the conversation.
 
         Raises:
-            ConversationEndedError: as soon as it has.
-            InputError: it refuses the command's options.
+            ConversationEndedError: the server has ended the conversation.
+            InputError: the server refuses the command's options.
         """
         reason = "the server has ended the conversation"
         try:
@@ -100,17 +100,17 @@ class Talk:
                 async with self.changed:
                     self.changed.notify_all()
         except ConnectionClosed as error:
-            raise ConversationEndedError(closed_because(error, reason)) from error
+            raise ConversationEndedError(closing_reason(error, reason)) from error
         raise ConversationEndedError(reason)
 
     async def follow(self, event: Any) -> None:
         turn = self.turn
         match event.type:
             case "input_audio_buffer.speech_started":
-                self.is_hearing = True
+                self.user_is_speaking = True
                 await self.stop_playing()
             case "input_audio_buffer.speech_stopped":
-                self.is_hearing = False
+                self.user_is_speaking = False
                 turn = self.begin_turn()
                 turn.seconds["endpoint"] = round(max(0.0, self.sent_ms - event.audio_end_ms) / 1000, 3)
             case "conversation.item.input_audio_transcription.completed" if turn:
@@ -119,14 +119,14 @@ class Talk:
                 turn.language = event.languages[0].code if event.languages else None
                 if turn.heard:
                     language = f" ({turn.language})" if turn.language else ""
-                    self.say(f"You{language}: {turn.heard}", "\n")
+                    self.show(f"You{language}: {turn.heard}", "\n")
                 else:
                     self.end_turn("nothing heard")
             case "conversation.item.input_audio_transcription.failed" if turn:
                 self.end_turn("failed", event.error.message or "the transcription failed")
             case "response.output_audio_transcript.delta" | "response.output_text.delta" if turn:
                 turn.note("first_token")
-                self.say(event.delta if turn.reply else f"Reply: {event.delta}", "")
+                self.show(event.delta if turn.reply else f"Reply: {event.delta}", "")
                 turn.reply += event.delta
             case "response.output_audio.delta" if turn:
                 turn.note("first_sound")
@@ -142,10 +142,10 @@ class Talk:
                     problem = error.message or error.code or "the turn failed"
                 self.end_turn(event.response.status, problem)
 
-    def begin_turn(self) -> Turn:
-        if self.turn is not None:  # spoken on before there was a reply
+    def begin_turn(self) -> TurnRecord:
+        if self.turn is not None:  # the user has continued to speak before the reply
             self.end_turn("cancelled")
-        self.turn = Turn(begun=time.monotonic())
+        self.turn = TurnRecord(begun=time.monotonic())
         self.turns.append(self.turn)
         return self.turn
 
@@ -155,13 +155,13 @@ class Talk:
         turn.note("total")
         turn.status, turn.problem = status, problem
         if turn.reply:
-            self.say("", "\n")
+            self.show("", "\n")
         if problem:
-            self.say(f"({problem})", "\n")
+            self.show(f"({problem})", "\n")
         if status != "nothing heard":
-            self.say(latencies(turn), "\n")
+            self.show(latencies(turn), "\n")
 
-    def play(self, item_id: str, pcm: bytes, turn: Turn) -> None:
+    def play(self, item_id: str, pcm: bytes, turn: TurnRecord) -> None:
         turn.sound_s = round(turn.sound_s + len(pcm) / BYTES_PER_SAMPLE / RATE, 3)
         if self.file is not None:
             self.file.write(pcm)
@@ -171,7 +171,7 @@ class Talk:
             self.loudspeaker.write(pcm)
 
     async def stop_playing(self) -> None:
-        """Falls silent for whoever begins to speak, and tells the server how much of the reply was heard."""
+        """Stop playing because the user speaks, and send the server the length of the reply that was played."""
         if self.loudspeaker is None or not self.loudspeaker.is_playing:
             return
         self.loudspeaker.drop()
@@ -191,21 +191,21 @@ class Talk:
         await self.connection.conversation.item.create(item=item, event_id=TYPED)
         await self.connection.response.create(event_id=TYPED)
 
-    async def turn_over(self) -> None:
-        """Waits until it is the person's turn: there is no reply to wait for, or they are speaking already."""
+    async def wait_for_user_turn(self) -> None:
+        """Wait until the user may speak: there is no reply to wait for, or the user is already speaking."""
         async with self.changed:
-            await self.changed.wait_for(lambda: self.turn is None or self.is_hearing)
+            await self.changed.wait_for(lambda: self.turn is None or self.user_is_speaking)
 
 
-def closed_because(error: ConnectionClosed, reason: str) -> str:
-    """What a person is told when the server has closed the connection; `reason` is what it said before."""
+def closing_reason(error: ConnectionClosed, reason: str) -> str:
+    """Return the message for a connection that the server has closed; `reason` is the server's last error message."""
     if error.rcvd and error.rcvd.reason == "the API key was revoked":
         return "the API key was revoked or has expired: set VOICECHAT_API_KEY to another one"
     return f"{reason} ({error})"
 
 
-def latencies(turn: Turn) -> str:
-    names = {"endpoint": "end heard after", "transcription": "transcript", "first_token": "first word"}
+def latencies(turn: TurnRecord) -> str:
+    names = {"endpoint": "end detected after", "transcription": "transcript", "first_token": "first word"}
     names |= {"first_sound": "first sound", "total": "all"}
     shown = (f"{names[what]} {seconds:.2f} s" for what, seconds in turn.seconds.items())
     return f"  [{', '.join(shown)}]"

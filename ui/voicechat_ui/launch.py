@@ -1,6 +1,6 @@
-"""`voicechat up`, `serve` and `page`: from nothing to a page that answers, with progress, and down again cleanly.
+"""`voicechat up`, `serve` and `page`: start the services or the page, show progress, and stop everything on Ctrl-C.
 
-Gradio, PyTorch and Optuna are imported where they are used: `voicechat serve` starts seconds earlier without them.
+The functions that use Gradio, PyTorch and Optuna import them: without them `voicechat serve` starts seconds earlier.
 """
 
 import asyncio
@@ -44,8 +44,8 @@ def run_everything(settings: Settings) -> None:
     """Tune and promote a first model if there is no champion, then serve until Ctrl-C.
 
     Raises:
-        InputError: the port is in use, an asset is missing, or it would listen beyond this machine without a key; found
-            before anything is tuned.
+        InputError: before any tuning: the port is in use, an asset is missing, or the service would listen beyond this
+            machine without a key.
     """
     access_rules(settings)
     require_address(settings)
@@ -56,7 +56,7 @@ def run_everything(settings: Settings) -> None:
 
 
 def prepare_assets(whisper: str) -> None:
-    """Whatever is served or trained on, joined or converted where that has not been done yet."""
+    """Join or convert all assets that the services and the first sweep need, unless this was done before."""
     for name in (f"whisper-{whisper}", f"{CHAT_MODEL}-int8", "hibari", "shakespeare-plays"):
         locate(name)
 
@@ -70,10 +70,10 @@ def tune_first_model() -> None:
     try:
         outcome = run_sweep(read_sweep(path))
         if not outcome.complete:
-            console.print(f"Interrupted. Finished trials are kept ({len(outcome.finished)}); the next start goes on.")
+            console.print(f"Interrupted. Finished trials are kept ({len(outcome.finished)}); the next start continues.")
             raise typer.Exit(130)
         if outcome.best is None:
-            console.print(f"All {outcome.failed} trials failed; their errors are below the sweeps folder.", style="red")
+            console.print(f"All {outcome.failed} trials failed; their errors are in the sweeps folder.", style="red")
             raise typer.Exit(1)
     except BaseException:
         stop_ray()
@@ -82,7 +82,7 @@ def tune_first_model() -> None:
 
 
 def print_card(version: Version) -> None:
-    from voicechat_ui.training import sample
+    from voicechat_ui.model_tasks import sample
 
     text = sample(version.checkpoint(), prompt="HAMLET:\n", tokens=220, temperature=0.7, seed=1)
     console.print(
@@ -98,17 +98,17 @@ def print_card(version: Version) -> None:
 
 
 def run_services(settings: Settings, arguments: APIArguments, with_page: bool) -> None:
-    """Serve until Ctrl-C, then leave no process behind.
+    """Serve until Ctrl-C, then stop all processes.
 
     Args:
-        arguments: what is served, as an application file names it.
+        arguments: the models to serve, from an application file.
 
     Raises:
-        InputError: the port is in use, an asset is missing, or it would listen beyond this machine
-            without a key.
+        InputError: the port is in use, an asset is missing, or the service would listen beyond this machine without a
+            key.
     """
-    # The page's own key lives as long as the service. It goes to the page as an argument: the variables of a replica's
-    # environment are shown by Ray's dashboard and logs.
+    # The page's own key is valid as long as the service runs. The page gets it as an argument, because Ray's dashboard
+    # and logs show the environment variables of a replica.
     page_key = make_secret()
     access = access_rules(settings, page_key)
     require_address(settings)
@@ -125,7 +125,7 @@ def run_services(settings: Settings, arguments: APIArguments, with_page: bool) -
 
         page = partial(mount_page, api_base_url=api, api_key=page_key)
     started = time.monotonic()
-    with page_files(settings), console.status("starting Ray") as status, torn_down():
+    with page_files(settings), console.status("starting Ray") as status, stopped_at_end():
         start_ray()
         status.update("starting the services")
         deploy(models, arguments, settings.port, page, access)
@@ -143,43 +143,44 @@ def run_services(settings: Settings, arguments: APIArguments, with_page: bool) -
         ids = [model.id for model, _ in models]
         model = CHAT_MODEL if CHAT_MODEL in ids else ids[0]
         announce(address if with_page else None, api, model, access.keys_required)
-        with suppress(KeyboardInterrupt):  # how a service is meant to end
+        with suppress(KeyboardInterrupt):  # the normal end of a service
             while True:
                 time.sleep(1)
 
 
 @contextmanager
-def torn_down() -> Iterator[None]:
-    """Stops what was started however the block ends."""
+def stopped_at_end() -> Iterator[None]:
+    """Stop the services and Ray when the block ends, also after an error."""
     try:
         yield
     finally:
         console.print("stopping")
         try:
-            stop()  # lets the replicas end what they have begun
+            stop()  # the replicas complete their running requests
         finally:
             stop_ray()
 
 
 @contextmanager
 def page_files(settings: Settings) -> Iterator[None]:
-    """A folder of this service's own for what its page keeps for a while, which Gradio reads in the page's process."""
+    """Set a separate folder for the temporary files of this page. Gradio reads the variable in the page's process."""
     with scratch_folder(settings.folder("page"), "") as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(folder)
         yield
 
 
 def require_address(settings: Settings) -> None:
-    """
+    """Check that the port is free. In an existing Ray cluster its Serve may use the port; `deploy` checks that case.
+
     Raises:
-        InputError: the port is in use; the Serve of a Ray that is joined may hold it, which `deploy` looks at.
+        InputError: the port is in use.
     """
     if settings.ray_address == "local":
         require_free(settings.port, settings.host)
 
 
 def reachable(host: str) -> str:
-    """The address to call a service by that listens on `host`, as it is written in a URL."""
+    """Return the address in a URL for calls to a service that listens on `host`."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"[{host}]" if ":" in host else host
 
@@ -196,15 +197,15 @@ def announce(page: str | None, api: str, model: str, needs_key: bool) -> None:
         f"Try:   curl {api}/chat/completions {header}-H 'Content-Type: application/json' -d '{request}'", soft_wrap=True
     )
     if needs_key:
-        console.print("Every request needs a key; a browser asks for it as a password, with any name for the user.")
+        console.print("Every request needs a key; enter it in the browser as the password, with any user name.")
     console.print("Ctrl-C stops everything.\n")
 
 
 def run_page(settings: Settings, api: str) -> None:
-    """The page alone, until Ctrl-C.
+    """Serve only the page, until Ctrl-C.
 
     Raises:
-        InputError: the port is in use, or it would listen beyond this machine without a key.
+        InputError: the port is in use, or the page would listen beyond this machine without a key.
     """
     import uvicorn
     from fastapi import FastAPI
@@ -216,7 +217,7 @@ def run_page(settings: Settings, api: str) -> None:
     key = settings.api_key.get_secret_value() or "none"
     console.print(f"Talk:  http://{reachable(settings.host)}:{settings.port} (the API is {api})")
     if problem := asyncio.run(ApiClient(api, key).problem()):
-        console.print(f"{problem} The page asks it again whenever it is opened.", soft_wrap=True)
+        console.print(f"{problem} The page tries again each time you open it.", soft_wrap=True)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     guard(app, access, "Basic")
     answer_errors_in_openai_form(app)
@@ -229,10 +230,10 @@ def run_page(settings: Settings, api: str) -> None:
             http=BoundedConnection,
             ws_max_size=LARGEST_FRAME_BYTES,
             log_level="warning",
-            timeout_graceful_shutdown=1,  # an open page holds a connection for good: do not wait for it to close
+            timeout_graceful_shutdown=1,  # an open page keeps a connection: do not wait for it to close
         )
 
 
 def shown(path: Path) -> Path:
-    """Relative to the working folder where that is shorter to read."""
+    """Return the path relative to the working folder, if it is inside."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

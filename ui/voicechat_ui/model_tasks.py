@@ -1,4 +1,4 @@
-"""The commands about one model: train it, evaluate it, let it write."""
+"""The work of the commands on one model: train it, evaluate it, generate text, fold it."""
 
 import hashlib
 import logging
@@ -35,23 +35,23 @@ console = Console(stderr=True, highlight=False)
 
 
 def train_recipe(recipe: Recipe, path: Path, folder: Path, resume: bool, workers: int = 1) -> None:
-    """Train, checkpointing at every evaluation and on Ctrl-C, and register the best checkpoint.
+    """Train with a checkpoint at every evaluation and on Ctrl-C, and register the best checkpoint.
 
     Args:
-        path: the recipe's file, of which the run's folder gets a copy.
-        folder: the run's, absolute.
+        path: the recipe's file; this function copies it into the run's folder.
+        folder: the run's folder, absolute.
 
     Raises:
-        InputError: the run's folder holds a run already and is not to be resumed.
+        InputError: the run's folder has a run and `resume` is false, or it has no checkpoint and `resume` is true.
         RegistryError: the registry does not answer.
     """
     run = RunFolder(folder)
     if run.holds_a_run() and not resume:
-        raise InputError(f"{folder} holds a run already: go on with it with --resume, or choose another --out")
+        raise InputError(f"{folder} already contains a run: continue it with --resume, or choose another --out")
     if resume and not run.holds_a_run():
-        raise InputError(f"{folder} holds no checkpoint to resume from; leave --resume away")
+        raise InputError(f"{folder} contains no checkpoint to resume from: omit --resume")
     registry = Registry()
-    registry.champions()  # asked before the work: what comes of it is to be kept there
+    registry.champions()  # fails before the training if the registry does not answer
     resume_from = run.resume_from(recipe) if resume else None
     data = load_data(recipe)
     if workers == 1:
@@ -59,11 +59,11 @@ def train_recipe(recipe: Recipe, path: Path, folder: Path, resume: bool, workers
     else:
         from voicechat_tune.running.distributed import train_on_workers
 
-        train_on_workers(recipe, data, folder, resume_from, workers, tell)
+        train_on_workers(recipe, data, folder, resume_from, workers, log_evaluation)
     best = run.finish(data)
     facts = read_run(best)
     choices = flat(recipe.model_dump(mode="json"))
-    # The weights belong to it: the same recipe may give others after a change of the code or of what it begins with.
+    # The name includes the weights: the same recipe gives other weights after a change of the code or of `init_from`.
     run_name = hashlib.sha256(f"{choices} {data.sha256} {facts['files']}".encode()).hexdigest()[:12]
     version = registry.record("train", run_name, choices, read_run(run.last)["history"], best)
     shutil.copy(path, folder / "recipe.yaml")
@@ -84,21 +84,21 @@ def train_here(recipe: Recipe, data: TrainingData, run: RunFolder, resume_from: 
     with stopping_at_interrupt(training), progress:
         log.info("%s: %s%s parameters to train", recipe.name, f"{learning:,}", of_all)
         if resume_from is not None:
-            log.info("going on from step %d", training.step)
+            log.info("continuing from step %d", training.step)
         task = progress.add_task("", total=recipe.training.steps, completed=training.step, status="training")
         training.on_step = lambda: progress.update(task, completed=training.step)
         for evaluation in run.train(training):
             progress.update(task, completed=evaluation.step, status=describe(evaluation))
             if not console.is_terminal:
-                tell(evaluation)
+                log_evaluation(evaluation)
     if training.stopping:
-        log.info("stopped at step %d, which is kept: go on with --resume", training.step)
+        log.info("stopped at step %d, with a checkpoint: continue with --resume", training.step)
         raise KeyboardInterrupt
 
 
 @contextmanager
 def stopping_at_interrupt(training: Training) -> Iterator[None]:
-    """The first Ctrl-C lets the step end, so that its state can be kept; a second one breaks off."""
+    """Stop after the current step at the first Ctrl-C, so that its state can be saved; immediately at the second."""
 
     def stop(number: int, frame: Any) -> None:
         if training.stopping:
@@ -115,7 +115,7 @@ def stopping_at_interrupt(training: Training) -> Iterator[None]:
 
 
 def flat(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Dotted fields, as sweep files write them."""
+    """Return the recipe with dotted field names, as in sweep files."""
     fields: dict[str, Any] = {}
     for name, value in recipe.items():
         inner = value.items() if isinstance(value, dict) else ()
@@ -123,7 +123,7 @@ def flat(recipe: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def tell(evaluation: Evaluation) -> None:
+def log_evaluation(evaluation: Evaluation) -> None:
     log.info("step %d: %s", evaluation.step, describe(evaluation))
 
 
@@ -138,7 +138,11 @@ def describe(evaluation: Evaluation) -> str:
 
 
 def evaluate_checkpoint(folder: Path, other: Text | None) -> dict[str, Any]:
-    """Loss over the validation part of the checkpoint's own data, or over the whole of another text."""
+    """Return the loss over the validation part of the checkpoint's own data, or over the whole of another text.
+
+    Raises:
+        InputError: the tokenizer knows fewer than two characters of the text, or the checkpoint has no data of its own.
+    """
     model, tokenizer = load_checkpoint(folder)
     if other is None:
         return evaluate_on_own_data(folder, model)
@@ -146,9 +150,9 @@ def evaluate_checkpoint(folder: Path, other: Text | None) -> dict[str, Any]:
     tokens = encode(tokenizer, text)
     characters = len(tokenizer.decode(tokens.tolist()))
     if characters < len(text):
-        log.info("%d characters that the tokenizer does not know are left out", len(text) - characters)
+        log.info("skipped %d characters that the tokenizer does not know", len(text) - characters)
     if len(tokens) < 2:
-        raise InputError(f"{other.source} has no two characters that the checkpoint's tokenizer knows")
+        raise InputError(f"the checkpoint's tokenizer knows fewer than two characters of {other.source}")
     context = min(model.config.max_position_embeddings, LONGEST_WINDOW)
     loss = mean_loss(model, windows_of(tokens, context))
     return {
@@ -161,12 +165,12 @@ def evaluate_checkpoint(folder: Path, other: Text | None) -> dict[str, Any]:
 
 
 LONGEST_WINDOW = 1024
-"""Some pretrained models claim a hundred thousand positions."""
+"""In tokens, per window. Some pretrained models have a hundred thousand positions."""
 
 
 def evaluate_on_own_data(folder: Path, model: Any) -> dict[str, Any]:
     if not (folder / "run.json").exists():
-        raise InputError(f"{folder} was not trained here, so it has no text of its own: name one with --corpus")
+        raise InputError(f"{folder} was not trained here, so it has no text of its own: give one with --corpus")
     recipe = read_recipe(folder)
     data = load_data(recipe)
     check_same_data(folder, data)
@@ -184,17 +188,21 @@ def evaluate_on_own_data(folder: Path, model: Any) -> dict[str, Any]:
 
 
 def sample(folder: Path, prompt: str, tokens: int, temperature: float, seed: int | None) -> str:
-    """The prompt and what the model adds to it, within one context."""
+    """Return the prompt and the text that the model adds, within one context.
+
+    Raises:
+        InputError: the tokenizer knows no character of the prompt, or the prompt fills the context.
+    """
     model, tokenizer = load_checkpoint(folder)
     prompt_ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
     if not prompt_ids.shape[1]:
-        raise InputError(f"none of the prompt's characters is known to the model's tokenizer: {prompt!r}")
+        raise InputError(f"the model's tokenizer knows no character of the prompt {prompt!r}")
     context = model.config.max_position_embeddings
     room = context - prompt_ids.shape[1]
     if room < 1:
         raise InputError(f"the prompt has {prompt_ids.shape[1]} tokens; the model's context is {context}")
     if tokens > room:
-        log.info("the context of %d tokens leaves room for %d", context, room)
+        log.info("the context of %d tokens leaves room for %d more tokens", context, room)
     if seed is not None:
         torch.manual_seed(seed)
     how = (
@@ -206,7 +214,7 @@ def sample(folder: Path, prompt: str, tokens: int, temperature: float, seed: int
 
 
 def fold_checkpoint(folder: Path, out: Path) -> str:
-    """Write the folded model and the tokenizer into a new folder; the name of its architecture.
+    """Write the folded model and the tokenizer into a new folder. Return the name of its architecture.
 
     Raises:
         InputError: the model cannot be folded.
