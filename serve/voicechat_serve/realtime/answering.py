@@ -76,15 +76,19 @@ class Answering:
             await self.context.answered.interrupt(reason)
 
     async def cancel_expected(self, reason: Reason) -> bool:
-        """Cancels the response that is to follow once all that was said is transcribed; whether there was one."""
+        """Cancel the response that follows once all speech is transcribed; return whether there was one to cancel."""
         expected = [turn for turn in self.untranscribed.values() if turn.wants_answer]
         if not (expected or self.unanswered or self.requested):
             return False
         requested, self.requested = self.requested, None
-        await stop(requested)
-        for turn in self.untranscribed.values():
+        unanswered, self.unanswered = self.unanswered, None
+        for turn in expected:
             turn.wants_answer = False
-        await self._drop_unanswered()
+        await stop(requested)
+        if unanswered:
+            await unanswered.finish()
+        for turn in expected:
+            await turn.drop_draft()
         await decline(self.context.settings.model, reason, self.context.wire, self.context.stages)
         return True
 
@@ -125,22 +129,19 @@ class Answering:
         self.requested = None
         if self.context.is_responding:
             return self.context.wire.emit_error(already_responding().body)
-        await self._drop_unanswered()
-        Turn(self.context, State.WAITING).answer(wanted)
-
-    async def _drop_unanswered(self) -> None:
-        unanswered, self.unanswered = self.unanswered, None
-        if unanswered:
+        if unanswered := self.unanswered:
+            self.unanswered = None
             await unanswered.finish()
+        Turn(self.context, State.WAITING).answer(wanted)
 
     def _put(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Turns follow one another: what was said first is transcribed, and answered, first."""
-        before = self.queue[-1] if self.queue else None
+        before = list(self.queue)  # all of them: the last may be cancelled while others go on
 
         async def in_order() -> None:
             try:
                 if before:
-                    await asyncio.wait([before])
+                    await asyncio.wait(before)
             except BaseException:
                 work.close()
                 raise
