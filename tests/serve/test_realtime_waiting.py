@@ -176,3 +176,42 @@ async def test_a_reply_has_one_part_to_cut(content_index):
         error = (await client.until("error"))["error"]
         assert (error["code"], error["param"]) == ("invalid_value", "content_index")
         assert not client.all("conversation.item.truncated")
+
+
+async def test_what_follows_a_cancelled_response_does_not_overtake_what_came_before(question):
+    stages = MadeUpStages()
+    stages.hearing_allowed.clear()
+    async with connected(stages) as client:
+        client.send("session.update", session={"audio": {"input": {"turn_detection": None}}})
+        client.play(question)
+        client.send("input_audio_buffer.commit")
+        client.send("response.create")
+        client.play(question)
+        client.send("input_audio_buffer.commit")
+        await client.until("input_audio_buffer.committed", 2)
+        client.send("response.cancel")
+        await client.until("response.done")
+        await asyncio.sleep(0.05)
+        assert len(stages.heard) == 1, "the second waits for the first"
+
+
+async def test_a_cancelled_answer_is_no_longer_drafted(question):
+    stages = MadeUpStages()
+    stages.waits.clear()
+    stages.hearing_allowed.clear()
+    async with connected(stages) as client:
+        client.play(question)
+        await client.until("input_audio_buffer.speech_stopped")
+        first_allowed, stages.hearing_allowed = stages.hearing_allowed, asyncio.Event()
+        stages.hearing_allowed.set()
+        client.play(up_to_the_pause(question))
+        await client.until_asked()
+        client.play(silence(1))
+        await client.until("input_audio_buffer.speech_stopped", 2)
+        assert stages.at_work == 1
+        client.send("response.cancel")
+        await client.until("response.done")
+        assert stages.at_work == 0, "nobody waits for the draft"
+        first_allowed.set()
+        await client.until("conversation.item.input_audio_transcription.completed", 2)
+        assert len(client.all("response.done")) == 1

@@ -1,4 +1,4 @@
-"""A session's turns in their order, and their answers: one response at a time."""
+"""Transcribe and answer a session's turns in order, with one response at a time."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ class Answering:
     """
     Args:
         context: of the session.
-        listening: tells whether more is being said.
+        listening: detects whether the person speaks again.
     """
 
     def __init__(self, context: Context, listening: Listening):
@@ -30,9 +30,9 @@ class Answering:
         self.queue: list[asyncio.Task[None]] = []
         """Turns that are transcribed and answered, in their order."""
         self.untranscribed: dict[str, Turn] = {}
-        """By the item. One that waits for others may never begin."""
+        """Turns by the id of their item. One that waits for others may never begin."""
         self.unanswered: Turn | None = None
-        """Was transcribed, and its answer left off because more followed."""
+        """A transcribed turn without an answer, because more speech followed."""
         self.requested: asyncio.Task[None] | None = None
         """The client's own response, while it waits for what was said before."""
 
@@ -45,17 +45,17 @@ class Answering:
             raise EventError("too_many_turns", f"{MOST_TURNS} turns wait already: wait until one is through")
 
     async def wait_for_place(self) -> None:
-        """Waits until one more turn can wait."""
+        """Wait until the queue has a place for one more turn."""
         while len(self.queue) >= MOST_TURNS:
             await asyncio.wait([self.queue[0]])
 
     def add(self, turn: Turn) -> None:
-        """The turn, whose speech is over, is transcribed and answered when those before it are."""
+        """Transcribe and answer a turn whose speech is over, after those before it."""
         self.untranscribed[turn.id] = turn
         self._put(self._take(turn))
 
     def request(self, wanted: ResponseSettings) -> None:
-        """The client's own response begins when what was said before is transcribed and answered.
+        """Begin the client's own response when all earlier speech is transcribed and answered.
 
         Raises:
             EventError: there is another already, or too many turns wait.
@@ -66,30 +66,34 @@ class Answering:
         self.requested = self._put(self._answer_request(wanted))
 
     def answer_the_rest(self) -> None:
-        """What followed has come to nothing: what was said before it is answered."""
+        """Answer the earlier turn, because the speech that followed was dropped."""
         if self.unanswered and len(self.queue) < MOST_TURNS:
             self._put(self._answer())
 
     async def interrupt(self, reason: Reason) -> None:
-        """Ends the response under way."""
+        """End the response under way."""
         if self.context.answered:
             await self.context.answered.interrupt(reason)
 
     async def cancel_expected(self, reason: Reason) -> bool:
-        """Cancels the response that is to follow once all that was said is transcribed; whether there was one."""
+        """Cancel the response that follows once all speech is transcribed; return whether there was one to cancel."""
         expected = [turn for turn in self.untranscribed.values() if turn.wants_answer]
         if not (expected or self.unanswered or self.requested):
             return False
         requested, self.requested = self.requested, None
-        await stop(requested)
-        for turn in self.untranscribed.values():
+        unanswered, self.unanswered = self.unanswered, None
+        for turn in expected:
             turn.wants_answer = False
-        await self._drop_unanswered()
+        await stop(requested)
+        if unanswered:
+            await unanswered.finish()
+        for turn in expected:
+            await turn.drop_draft()
         await decline(self.context.settings.model, reason, self.context.wire, self.context.stages)
         return True
 
     async def close(self) -> None:
-        """Ends all work."""
+        """End all work."""
         await stop(*self.queue)
         for turn in (*self.untranscribed.values(), self.unanswered, self.context.answered):
             if turn:
@@ -110,7 +114,7 @@ class Answering:
         await self._answer(turn.ended_at)
 
     async def _answer(self, ended_at: float | None = None) -> None:
-        """Answers what was said, if it was not yet: the turn that has just ended, or one before."""
+        """Answer the turn that has just ended, or an earlier one, unless all are answered."""
         if self.unanswered and self.context.answered and self.context.answered.responding:
             await asyncio.wait([self.context.answered.responding])  # it was not to be interrupted
         if (turn := self.unanswered) is None:
@@ -125,22 +129,19 @@ class Answering:
         self.requested = None
         if self.context.is_responding:
             return self.context.wire.emit_error(already_responding().body)
-        await self._drop_unanswered()
+        if unanswered := self.unanswered:
+            self.unanswered = None
+            await unanswered.finish()
         Turn(self.context, State.WAITING).answer(wanted)
 
-    async def _drop_unanswered(self) -> None:
-        unanswered, self.unanswered = self.unanswered, None
-        if unanswered:
-            await unanswered.finish()
-
     def _put(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Turns follow one another: what was said first is transcribed, and answered, first."""
-        before = self.queue[-1] if self.queue else None
+        """Add work to the queue; it begins when all work before it has ended."""
+        before = list(self.queue)  # all of them: the last may be cancelled while others go on
 
         async def in_order() -> None:
             try:
                 if before:
-                    await asyncio.wait([before])
+                    await asyncio.wait(before)
             except BaseException:
                 work.close()
                 raise

@@ -46,7 +46,7 @@ class Context:
     wire: Wire
     conversation: Conversation
     on_first_sound: Callable[[float], None]
-    """Told the seconds from the end of a spoken turn to the first sound of its response."""
+    """Receives the seconds from the end of a spoken turn to the first sound of its response."""
     answered: "Turn | None" = None
     """The turn whose response is under way, or was the last one."""
 
@@ -224,7 +224,7 @@ class Turn:
         """The speech is over, and becomes an item.
 
         Args:
-            end_ms: where it ended, without the silence that told it; None where the client said so.
+            end_ms: where it ended, without the silence after it; None if the client committed it.
         """
         self._enter(State.WAITING)
         emit, settings = self.context.wire.emit, self.context.settings
@@ -241,7 +241,7 @@ class Turn:
     # It is transcribed.
 
     async def transcribe(self) -> None:
-        """Writes down what was said; the turn is then TRANSCRIBED, or DONE where there is nothing to answer."""
+        """Transcribe the speech; the turn is then TRANSCRIBED, or DONE if there is nothing to answer."""
         self._enter(State.TRANSCRIBING)
         try:
             if self.preparing:
@@ -282,13 +282,13 @@ class Turn:
     # It is answered.
 
     def answer(self, wanted: ResponseSettings = JUST_THE_SESSIONS, ended_at: float | None = None) -> None:
-        """Begins the response; what forbids it is told to the client. `drop_draft` should follow.
+        """Begin the response, or send the client an error. The caller must call `drop_draft` afterwards.
 
-        Nothing is waited for: speech that begins meanwhile must find the response, or it would not end it.
+        This method awaits nothing: speech that begins meanwhile must find the response to interrupt it.
 
         Args:
             wanted: what it is to have instead of the session's settings.
-            ended_at: when the speech ended that the client waits to hear answered; monotonic.
+            ended_at: when the speech of the answered turn ended; monotonic.
         """
         context, language = self.context, self.context.conversation.language
         try:
@@ -337,7 +337,7 @@ class Turn:
             self._enter(State.INTERRUPTED if response.cancelled else State.DONE)
 
     async def interrupt(self, reason: Reason) -> None:
-        """Ends the response under way; what can have been heard of it by now stays. Returns when the client is told."""
+        """End the response under way, and keep the part that can have been played. Return after its `response.done`."""
         if self.state is not State.ANSWERING or self.response is None or self.responding is None:
             return
         if self.response.item.is_spoken:
@@ -351,7 +351,7 @@ class Turn:
             await draft.reply.close()
 
     async def finish(self) -> None:
-        """There is nothing more to answer: nothing was said, or it is answered with what follows."""
+        """End a turn that needs no answer of its own: it has no words, or the next answer covers it."""
         self._enter(State.DONE)
         await self.drop_draft()
 

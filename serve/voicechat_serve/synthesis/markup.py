@@ -181,7 +181,7 @@ COMMANDS = {
         "propto": "is proportional to",
     },
 }
-"""LaTeX's commands in words; for other commands the name is read, as for \alpha."""
+"""LaTeX's commands in words; for other commands the name is read, as for \\alpha."""
 SILENT_COMMAND = re.compile(
     r"\\(?:left|right|big|Big|displaystyle|limits|quad|qquad|,|;|:|!|\s)(?![a-z])"
     r"|\\(?:begin|end)\s*\{[^}]*\}|\\(?:text|mathrm|mathbf|mathit|mathbb|mathcal|operatorname|boxed|textbf)\b|[&~]"
@@ -191,8 +191,8 @@ POWERS = {"2": " squared", "3": " cubed"}
 
 
 def latex(source: str, is_english: bool) -> str:
-    """Return a formula in words: "x^2 + \frac{a}{b}" -> "x squared + a over b"; in other languages without its
-    marks."""
+    """Return a formula in words: "x^2 + \\frac{a}{b}" -> "x squared + a over b"; in other languages without
+    its marks."""
     text = SILENT_COMMAND.sub(" ", source.replace("\\\\", ", "))
     if not is_english:
         return " ".join(re.sub(r"[\\{}$]", " ", text).split())

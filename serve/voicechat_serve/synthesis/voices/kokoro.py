@@ -32,7 +32,7 @@ LANGUAGES = {"a": "en-us", "b": "en-gb", "e": "es", "f": "fr-fr", "h": "hi", "i"
 """A voice's first letter -> its language in espeak-ng's notation. It cannot read Japanese (j) and Chinese (z)."""
 
 PAUSE_S = 0.25
-"""The pause after a sentence: the package cuts off the silence around it, and a quarter of a second must remain."""
+"""The pause after a sentence. The package cuts off the silence around it."""
 
 SLOWEST, FASTEST = 0.5, 2.0
 """The package's range of speeds; other speeds are spoken at its limits."""
