@@ -143,7 +143,7 @@ class Client:
 
     async def until(self, kind: str, count: int = 1) -> dict[str, Any]:
         """Waits for the count-th event of a kind."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(found := self.all(kind)) < count:
                 self.news.clear()
                 await self.news.wait()
@@ -151,13 +151,13 @@ class Client:
 
     async def until_asked(self) -> None:
         """Waits until an answer is begun."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not self.stages.asked:
                 await asyncio.sleep(0.01)
 
     async def until_judged(self) -> None:
         """Waits until somebody was asked whether an utterance is at its end."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not self.stages.judged:
                 await asyncio.sleep(0.01)
 
