@@ -316,7 +316,7 @@ def test_a_new_scheduler_needs_a_class_and_a_line_in_the_table(tmp_path, monkeyp
         extended(sweep, Study(tmp_path / "whole", sweep), tmp_path, {"extended": 0}, 1)
     for fields, message in (
         ({"sampler": "random"}, "ceiling goes without random"),
-        ({"sampler": "gp"}, r"leave scheduler \(ceiling\) out"),
+        ({"sampler": "gp"}, r"leave out scheduler \(ceiling\)"),
         ({"scheduler": {"kind": "ceiling", "bound": 1, "grace_steps": 2}}, "grace_steps does not belong to ceiling"),
         ({"scheduler": {"kind": "floor"}}, "no scheduler 'floor'; give one of asha, .*, ceiling"),
     ):

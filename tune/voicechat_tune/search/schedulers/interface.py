@@ -44,8 +44,9 @@ class Scheduler:
     def should_stop(self, run: Run, step: int) -> str:
         """Return the reason to stop a run at its evaluation of a step; empty if the run continues.
 
-        The driver calls this for each evaluation of a trial's first seed; at the last step it ignores the answer. It may
-        call this again for the same evaluation, because a run that continues after a kill sends its evaluations again.
+        The driver calls this for each evaluation of a trial's first seed; at the last step it ignores the answer. It
+        may call this again for the same evaluation, because a run that continues after a kill sends its evaluations
+        again.
 
         Args:
             run: the run with all its evaluations, perhaps also later ones.
