@@ -31,6 +31,7 @@ from voicechat_tune.running.sweep_index import (
     point_to,
     read_index,
     update_index,
+    write_index,
 )
 from voicechat_tune.search.journal import JOURNAL
 from voicechat_tune.search.ranking import ranked
@@ -294,6 +295,25 @@ def test_a_file_of_an_older_version_is_refused_in_plain_words(sweep, change):
     salvage(sweep)
     assert read_index(folder) == index
     assert len(look(sweep.name)) == 3
+
+
+@pytest.mark.parametrize("kind", ["asha", "hyperband", "pbt"])
+def test_the_index_of_an_earlier_version_go_on(kind, tmp_path):
+    """It wrote the fields of all schedulers with each."""
+    own = {"population": 4, "interval_steps": 4} if kind == "pbt" else {"grace_steps": 2}
+    search = {"training.learning_rate": {"loguniform": [0.001, 0.1]}}
+    fields = {**SWEEP, "name": "old", "search": search, "trials": 4, "scheduler": {"kind": kind, **own}}
+    sweep = SweepFile.model_validate(fields)
+    update_index(sweep, tmp_path, force=False)
+    study = Study(tmp_path, sweep)
+    study.begin_trial(None, {"training.learning_rate": 0.01}, {"member": 1, "generation": 1} if kind == "pbt" else None)
+    index = read_index(tmp_path)
+    all_fields = {"grace_steps": None, "reduction_factor": 3.0, "population": None, "interval_steps": None}
+    index["file"]["scheduler"] = {"kind": kind, **all_fields, **own}
+    write_index(tmp_path, index)
+    assert open_study(str(tmp_path)).sweep == sweep
+    assert update_index(sweep, tmp_path, force=False)["group"] == index["group"]
+    assert len(open_study(str(tmp_path)).trials()) == 1
 
 
 HOSTILE = (None, True, -1, 0, 3, 99, 2**70, 1.5, "", "x", "\ud800", [], [None], {}, {"a": {}}, [1, 2], float("nan"))

@@ -1,6 +1,7 @@
 """A sweep broken off at any moment decides as one that was not: the study is all that it remembers."""
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -315,7 +316,7 @@ def test_a_new_scheduler_needs_a_class_and_a_line_in_the_table(tmp_path, monkeyp
         extended(sweep, Study(tmp_path / "whole", sweep), tmp_path, {"extended": 0}, 1)
     for fields, message in (
         ({"sampler": "random"}, "ceiling goes without random"),
-        ({"sampler": "gp"}, r"leave scheduler \(ceiling\) out"),
+        ({"sampler": "gp"}, r"leave out scheduler \(ceiling\)"),
         ({"scheduler": {"kind": "ceiling", "bound": 1, "grace_steps": 2}}, "grace_steps does not belong to ceiling"),
         ({"scheduler": {"kind": "floor"}}, "no scheduler 'floor'; give one of asha, .*, ceiling"),
     ):
@@ -393,6 +394,20 @@ def test_a_scheduler_stops_no_later_seed(tmp_path, monkeypatch):
     assert key == RunKey(1, 1)
     driver.start_run("b", key)
     assert not driver.on_report("b", report(trial, key, 2))
+
+
+def test_a_rung_that_is_reached_with_the_last_step_counts_before_a_kill_as_after(tmp_path):
+    """Trial 1 has one evaluation, at its last step; trial 2 comes to the rung at step 2 behind it."""
+    sweep = sweep_of("tpe and asha")
+    study = Study(tmp_path, sweep)
+    driver = Driver(sweep, study, 2, room=lambda: 2)
+    for ray_id in ("a", "b"):
+        driver.start_run(ray_id, driver.next_run()[0])
+    second = study.trials()[1]
+    assert not driver.on_report("a", Evaluation(16, 1.0, 1.0, 1.0, 1.0, 0.01, 1.0, 0.1, 1.0, 1.0))
+    study.record(RunKey(2), {**asdict(report(second, RunKey(2), 2)), "selection_loss": 9.0, "spent": 1.0}, 1.0)
+    assert Driver(sweep, Study(tmp_path, sweep, writable=False), 2, room=lambda: 2).should_stop(RunKey(2), 2)
+    assert driver.should_stop(RunKey(2), 2)
 
 
 def test_a_seed_that_fails_stops_the_others(tmp_path):

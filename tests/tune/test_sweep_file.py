@@ -87,6 +87,12 @@ def test_a_point_fills_the_recipe(tmp_path):
             r"pbt changes values during training, so it cannot search fields of the model: model\.attention",
         ),
         ("{grace_steps: 250", "{grace_steps: 0", r"s\.yaml:10: scheduler\.grace_steps: "),
+        ("{grace_steps: 250", "\n  {grace_steps: 250, typo: null", r"s\.yaml:11: scheduler\.typo: .* grace_steps, red"),
+        (
+            "{grace_steps: 250",
+            "\n  {kind: ashes, grace_steps: 250",
+            r"s\.yaml:11: scheduler\.kind: .*'ashes'; give one",
+        ),
     ],
 )
 def test_a_wrong_sweep_file_says_where_and_what(tmp_path, old, new, message):

@@ -118,9 +118,10 @@ class Driver:
 
     def should_stop(self, key: RunKey, step: int) -> str:
         """Return the scheduler's reason to stop a run, or an empty text. It decides only about a trial's first seed."""
-        if key.seed_index or step >= self.sweep.recipe.training.steps:
+        if key.seed_index:
             return ""
-        return self.scheduler.should_stop(self.study.run(key), step)
+        reason = self.scheduler.should_stop(self.study.run(key), step)  # it may note even the last step
+        return reason if step < self.sweep.recipe.training.steps else ""
 
     def clock(self) -> float:
         """Return the sweep's seconds so far, over all its starts."""

@@ -104,10 +104,18 @@ def read_index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX
     try:
         index = read_object(path)
+        drop_foreign_field(index)
         validate(index, SweepIndex, str(path))
     except InputError as error:
         raise InputError(f"{error}\n{SALVAGE}") from None
     return index
+
+
+def drop_foreign_field(index: dict[str, Any]) -> None:
+    """Remove a field that earlier versions wrote for pbt: reduction_factor, which only asha and hyperband read."""
+    match index:
+        case {"file": {"scheduler": {"kind": "pbt"} as scheduler}}:
+            scheduler.pop("reduction_factor", None)
 
 
 def write_index(folder: Path, index: dict[str, Any]) -> None:

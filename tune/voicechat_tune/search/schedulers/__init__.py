@@ -8,7 +8,7 @@ from pydantic import PlainValidator, SerializeAsAny
 
 from voicechat_platform.strict_yaml import shortened
 from voicechat_tune.search.schedulers.halving import Asha, Hyperband
-from voicechat_tune.search.schedulers.interface import SchedulerConfig
+from voicechat_tune.search.schedulers.interface import SchedulerConfig, fault_in
 from voicechat_tune.search.schedulers.percentile import Percentile
 from voicechat_tune.search.schedulers.population import Population
 
@@ -22,7 +22,7 @@ SCHEDULERS: dict[str, type[SchedulerConfig]] = {
 
 
 def config_of(fields: Any) -> SchedulerConfig:
-    """Return the scheduler's configuration from the fields of a sweep file.
+    """Return the scheduler's configuration from the fields of a sweep file; another kind's field may be null.
 
     Raises:
         ValueError: the kind is unknown, or its class refuses the fields.
@@ -33,8 +33,10 @@ def config_of(fields: Any) -> SchedulerConfig:
         raise ValueError(f"expected fields such as {{kind: asha, grace_steps: 200}}, got {shortened(fields)}")
     kind = fields.get("kind", next(iter(SCHEDULERS)))
     if not isinstance(kind, str) or kind not in SCHEDULERS:
-        raise ValueError(f"there is no scheduler {shortened(kind)}; give one of {', '.join(SCHEDULERS)}")
-    return SCHEDULERS[kind].model_validate(fields)
+        raise fault_in("kind", kind, f"there is no scheduler {shortened(kind)}; give one of {', '.join(SCHEDULERS)}")
+    own = SCHEDULERS[kind].model_fields
+    foreign = {name for config in SCHEDULERS.values() for name in config.model_fields if name not in own}
+    return SCHEDULERS[kind].model_validate({k: v for k, v in fields.items() if v is not None or k not in foreign})
 
 
 AnyScheduler = Annotated[

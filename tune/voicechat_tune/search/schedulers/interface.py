@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import model_validator
+from pydantic import ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from voicechat_platform.strict_yaml import Strict
 from voicechat_tune.search.trials import Run, Trial
@@ -43,13 +44,20 @@ class Scheduler:
     def should_stop(self, run: Run, step: int) -> str:
         """Return the reason to stop a run at its evaluation of a step; empty if the run continues.
 
-        The driver calls this for each evaluation of a trial's first seed, except at the last step. It may call this
-        again for the same evaluation, because a run that continues after a kill sends its evaluations again.
+        The driver calls this for each evaluation of a trial's first seed; at the last step it ignores the answer. It
+        may call this again for the same evaluation, because a run that continues after a kill sends its evaluations
+        again.
 
         Args:
             run: the run with all its evaluations, perhaps also later ones.
         """
         return ""
+
+
+def fault_in(field: str, value: Any, message: str) -> ValidationError:
+    """Return the error of one field, so that the message has the line of this field."""
+    fault = PydanticCustomError("value_error", "{message}", {"message": message})
+    return ValidationError.from_exception_data("scheduler", [{"type": fault, "loc": (field,), "input": value}])
 
 
 class SchedulerConfig(Strict):
@@ -64,16 +72,16 @@ class SchedulerConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def own_fields_alone(cls, values: Any) -> Any:
-        """Refuse the fields of other kinds; null is the same as no field."""
+        """Refuse the fields of other kinds."""
         if not isinstance(values, dict):
             return values
-        given = {name: value for name, value in values.items() if name in cls.model_fields or value is not None}
         kind, *own = cls.model_fields
-        for name in given:
+        for name, value in values.items():
             if name not in cls.model_fields:
                 own_kind = cls.model_fields[kind].default
-                raise ValueError(f"{name} does not belong to {own_kind}: leave it out; {own_kind} has {', '.join(own)}")
-        return given
+                message = f"{name} does not belong to {own_kind}: leave it out; {own_kind} has {', '.join(own)}"
+                raise fault_in(name, value, message)
+        return values
 
     def check(self, sweep: "SweepFile") -> None:
         """Refuse fields of the sweep file that this scheduler does not support.
