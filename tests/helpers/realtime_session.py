@@ -161,6 +161,17 @@ class Client:
             while not self.stages.judged:
                 await asyncio.sleep(0.01)
 
+    async def settled(self) -> None:
+        """Waits until the session has done all that it can do without another event.
+
+        It has no threads, so each round of the loop does one step of whatever is ready, on a slow machine too. What
+        it does after an event is far fewer steps.
+        """
+        while self.frames.qsize() or self.session.wire.inbox.qsize():
+            await asyncio.sleep(0)
+        for _ in range(1000):
+            await asyncio.sleep(0)
+
     def all(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in self.events if event["type"] == kind]
 

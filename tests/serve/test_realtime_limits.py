@@ -204,7 +204,7 @@ async def test_leaving_ends_also_the_turns_that_wait(question):
         client.play(question)
         client.play(question)
         await client.until("input_audio_buffer.speech_stopped", 2)
-        await asyncio.sleep(0.05)
+        await client.settled()
 
 
 async def test_a_buffer_that_is_full_takes_no_more(monkeypatch):

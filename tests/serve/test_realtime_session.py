@@ -103,7 +103,7 @@ async def test_without_anticipation_the_answer_is_begun_at_the_endpoint(question
     async with connected() as client:
         client.send("session.update", session={"audio": {"input": {"turn_detection": {"anticipate": False}}}})
         client.play(up_to_the_pause(question))
-        await asyncio.sleep(0.2)
+        await client.settled()
         assert not client.stages.asked
         client.play(silence(0.5))
         await client.until("response.done")
@@ -153,7 +153,7 @@ async def test_the_words_tell_how_long_a_silence_ends_the_turn(question, eagerne
         speech_n = question[: np.flatnonzero(np.abs(question) > 0.02)[-1]]
         client.play(np.concatenate([speech_n, silence(0.26)]))
         await client.until_judged()
-        await asyncio.sleep(0.05)
+        await client.settled()
         assert not client.all("input_audio_buffer.speech_stopped")
         assert len(stages.asked) == 1, "the answer is begun meanwhile"
         client.play(silence(4))
@@ -195,7 +195,7 @@ async def test_a_turn_does_not_wait_for_ever_for_a_judge_whose_word_is_not_about
         client.play(question[: len(question) // 2])
         await client.until("input_audio_buffer.speech_started", 2)
         stages.judging_allowed.set()
-        await asyncio.sleep(0.05)
+        await client.settled()
         assert client.session.listening.voice_activity.silence_ms == 1500
 
 
@@ -205,7 +205,7 @@ async def test_a_setting_that_changes_in_a_pause_does_not_end_it(question):
     async with connected(stages) as client:
         await by_words(client)
         await judged_pause(client, question)
-        await asyncio.sleep(0.05)
+        await client.settled()
         client.send("session.update", session={"instructions": "Be brief."})
         client.play(silence(0.7))
         client.send("input_audio_buffer.clear")
@@ -237,7 +237,7 @@ async def test_without_a_judge_a_silence_of_middling_length_ends_the_turn(questi
         await by_words(client)
         client.play(up_to_the_pause(question))
         await client.until_asked()
-        await asyncio.sleep(0.05)
+        await client.settled()
         client.play(silence(0.5))
         done = await client.until("response.done")
         assert done["response"]["status"] == "completed"
@@ -251,7 +251,7 @@ async def test_another_language_is_not_judged(question):
         await by_words(client)
         client.play(up_to_the_pause(question))
         await client.until_asked()
-        await asyncio.sleep(0.05)
+        await client.settled()
         client.play(silence(0.5))
         await client.until("response.done")
         assert not stages.judged
@@ -263,7 +263,7 @@ async def test_by_words_but_without_anticipation_nothing_is_answered_early(quest
     async with connected(stages) as client:
         await by_words(client, anticipate=False)
         await judged_pause(client, question)
-        await asyncio.sleep(0.05)
+        await client.settled()
         assert not stages.asked
         client.play(silence(0.5))
         await client.until("response.done")
@@ -342,7 +342,7 @@ async def test_where_no_word_was_said_nobody_answers(question):
         client.play(question)
         completed = await client.until("conversation.item.input_audio_transcription.completed")
         assert completed["transcript"] == ""
-        await asyncio.sleep(0.05)
+        await client.settled()
         assert not client.all("response.created")
         assert not stages.asked
 
@@ -542,7 +542,7 @@ async def test_an_early_answer_to_what_the_client_commits_is_not_left_at_work(qu
         await client.until_asked()
         client.send("input_audio_buffer.commit")
         await client.until("conversation.item.input_audio_transcription.completed")
-        await asyncio.sleep(0.05)
+        await client.settled()
         assert stages.at_work == 0
 
 
@@ -555,7 +555,7 @@ async def test_two_utterances_before_an_answer_are_answered_once(question):
         await client.until("input_audio_buffer.speech_stopped", 2)
         stages.hearing_allowed.set()
         await client.until("response.done")
-        await asyncio.sleep(0.05)
+        await client.settled()
         assert len(client.all("response.created")) == 1
         assert stages.asked[-1][1] == [{"role": "user", "content": "What is love\nWhat is love"}]
 
@@ -571,7 +571,7 @@ async def test_what_was_said_before_an_utterance_that_comes_to_nothing_is_answer
         await client.until("input_audio_buffer.speech_started", 2)
         stages.hearing_allowed.set()
         await client.until("conversation.item.input_audio_transcription.completed")
-        await asyncio.sleep(0.05)
+        await client.settled()
         assert not client.all("response.created")
         if broken_off_by == "a failure":
             stages.failing = "transcription"
@@ -598,7 +598,7 @@ async def test_speech_that_begins_while_an_early_answer_is_thrown_away_is_not_sp
         stages.speak, usual = speak, stages.speak
         client.play(up_to_the_pause(question))
         await client.until_asked()
-        await asyncio.sleep(0.05)
+        await client.settled()
         client.send("session.update", session={"model": "poet"})  # so the draft is not what is wanted
         client.play(silence(0.5))
         await client.until("conversation.item.input_audio_transcription.completed")
@@ -606,7 +606,7 @@ async def test_speech_that_begins_while_an_early_answer_is_thrown_away_is_not_sp
         client.play(question[: len(question) // 2])
         await client.until("input_audio_buffer.speech_started", 2)
         closing.set()
-        await asyncio.sleep(0.1)
+        await client.settled()
         responses = client.all("response.created"), client.all("response.done")
         assert len(responses[0]) == len(responses[1]), "a reply goes on while the person speaks"
 

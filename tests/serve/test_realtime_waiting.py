@@ -191,7 +191,7 @@ async def test_what_follows_a_cancelled_response_does_not_overtake_what_came_bef
         await client.until("input_audio_buffer.committed", 2)
         client.send("response.cancel")
         await client.until("response.done")
-        await asyncio.sleep(0.05)
+        await client.settled()
         assert len(stages.heard) == 1, "the second waits for the first"
 
 
