@@ -344,6 +344,7 @@ async def test_where_no_word_was_said_nobody_answers(question):
         assert completed["transcript"] == ""
         await client.settled()
         assert not client.all("response.created")
+        assert not client.all("error")
         assert not stages.asked
 
 
