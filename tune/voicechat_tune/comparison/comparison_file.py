@@ -56,13 +56,13 @@ class ComparisonFile(Strict):
             if field == "training.steps":
                 raise ValueError(f"tuning.{field}: all runs have the same steps")
             if len(set(values)) < len(values):
-                raise ValueError(f"tuning.{field}: a value stands there twice: {values}")
+                raise ValueError(f"tuning.{field}: each value may be there only once; got {values}")
         if (runs := len(self.variants) * math.prod(map(len, self.tuning.values()))) > MOST_POINTS:
             raise ValueError(f"tuning: {runs:,} runs of all combinations and variants; {MOST_POINTS:,} is the most")
         if (runs := len(self.variants) * len(self.tables) * self.seeds) > MOST_POINTS:
             raise ValueError(f"seeds: {runs:,} runs of all seeds, variants and tables; {MOST_POINTS:,} is the most")
         if len(set(self.tables)) < len(self.tables):
-            raise ValueError(f"tables: none twice; got {', '.join(self.tables)}")
+            raise ValueError(f"tables: each table may be there only once; got {', '.join(self.tables)}")
         if self.recipe.seed + self.seeds >= 2**32:
             raise ValueError(f"recipe.seed: the last of {self.seeds} seeds after it has over 32 bits")
         self.check_variants()
