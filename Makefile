@@ -34,7 +34,7 @@ check: .venv/tested
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/pytest -m "not nightly" --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/pytest -m "not nightly" --numprocesses 2 --no-loadscope-reorder $(ARGS)
 
 nightly: check
 	$(BIN)/pytest -m nightly $(ARGS)

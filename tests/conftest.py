@@ -8,6 +8,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
+
+# These files share one running service, so one process takes them all.
+SERVICE_FILES = {
+    f"tests/serve/test_{name}.py" for name in ("api", "living_service", "metrics", "realtime", "transcriptions")
+}
 
 FOLDER = Path(tempfile.gettempdir(), f"voicechat-tests-{os.getuid()}")
 
@@ -40,3 +46,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         with locked("next.lock", fcntl.LOCK_EX):
             running.enter_context(locked("running.lock", kind))
         return (yield)
+
+
+class SharedService(LoadFileScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        """Return the name of the tests that stay in one process."""
+        file = super()._split_scope(nodeid)
+        return "the running service" if file in SERVICE_FILES else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> SharedService:
+    return SharedService(config, log)

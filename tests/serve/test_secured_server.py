@@ -65,7 +65,7 @@ def server(tiny_model, keys_file, secret, page_key) -> Iterator[str]:
             page,
             access,
         )
-        application.wait_until_ready(timeout_s=120)
+        application.wait_until_ready(timeout_s=300)
         yield f"http://127.0.0.1:{port}"
     finally:
         application.stop()

@@ -125,6 +125,6 @@ def test_a_damaged_checkpoint_is_waited_for_only_while_it_may_be_replaced(tmp_pa
     (run.last / "run.json").write_text('{"history": [')
     with caplog.at_level("DEBUG", "voicechat_tune.running.distributed"):
         assert evaluations_after(run, 0, is_over=False) == []
-    assert "just being replaced" in caplog.text
+    assert "is replacing a checkpoint" in caplog.text
     with pytest.raises(InputError, match=r"run\.json"):
         evaluations_after(run, 0, is_over=True)
