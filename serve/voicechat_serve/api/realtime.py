@@ -11,7 +11,7 @@ from starlette.status import WS_1008_POLICY_VIOLATION, WS_1013_TRY_AGAIN_LATER
 from voicechat_platform.errors import InputError
 from voicechat_serve.api.errors import APIError, api_error, shortened, websocket_only
 from voicechat_serve.api.request_log import current_request
-from voicechat_serve.api.services import BRIEF_S, JUDGED_S, Services, answered, streamed
+from voicechat_serve.api.services import BRIEF_S, CLASSIFIER_S, Services, answered, streamed
 from voicechat_serve.audio import Samples
 from voicechat_serve.generation.chat_tokenizer import Message
 from voicechat_serve.generation.loaded_model import Delta, GenerationOptions
@@ -100,7 +100,7 @@ class ServiceStages:
         )
 
     async def end_probability(self, words: str) -> float | None:
-        return await answered(self.services.transcription.end_probability.remote(words), JUDGED_S)
+        return await answered(self.services.transcription.end_probability.remote(words), CLASSIFIER_S)
 
     async def write(self, model: str, messages: list[Message], sampling: dict[str, Any]) -> AsyncGenerator[Delta, None]:
         handle, version = self.services.language_model(model)

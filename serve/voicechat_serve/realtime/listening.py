@@ -148,7 +148,7 @@ class Listening:
         assert self.voice_activity is not None
         assert self.detection is not None
         self._expect_end()
-        begins_after_ms = INTERRUPTS_AFTER_MS if self.context.is_heard else BEGINS_AFTER_MS  # a cough ends no reply
+        begins_after_ms = INTERRUPTS_AFTER_MS if self.context.is_audible else BEGINS_AFTER_MS  # a cough ends no reply
         change = self.voice_activity.feed(chunk_n, begins_after_ms)
         if change == "started":
             self.turn = Turn(self.context, State.SPEAKING, is_detected=True)

@@ -28,7 +28,7 @@ from voicechat_serve.audio import Samples
 from voicechat_serve.generation.chat_tokenizer import Message
 from voicechat_serve.generation.loaded_model import Delta
 from voicechat_serve.realtime.conversation import Failed, Reply, SpeechChunk, TextDelta, new_id
-from voicechat_serve.realtime.server_events import item_added, item_done, told_item
+from voicechat_serve.realtime.server_events import item_added, item_done, item_resource
 from voicechat_serve.realtime.session_settings import MOST_TOKENS
 from voicechat_serve.realtime.stages import Stages
 from voicechat_serve.realtime.wire import Wire
@@ -125,22 +125,22 @@ class Response:
 
     async def run(self, previous_item_id: str | None) -> None:
         """Sends all of it, to the end or to where it is cancelled."""
-        self._tell_begin(previous_item_id)
+        self._emit_begin(previous_item_id)
         async for event in self.reply.events():
             match event:
                 case TextDelta(delta):
-                    await self._tell_text(delta)
+                    await self._emit_text(delta)
                 case SpeechChunk(samples_n):
-                    await self._tell_sound(samples_n)
+                    await self._emit_sound(samples_n)
                 case Failed(_, error):
                     self.failure = self.explain(error)
         self.item.is_in_progress = False
         if self.failure:
             self.item.is_complete = False
-        self._tell_end(previous_item_id)
+        self._emit_end(previous_item_id)
 
-    def _tell_begin(self, previous_item_id: str | None) -> None:
-        response, item = self.told("in_progress"), told_item(self.item)
+    def _emit_begin(self, previous_item_id: str | None) -> None:
+        response, item = self.resource("in_progress"), item_resource(self.item)
         self.emit(ResponseCreatedEvent(type="response.created", event_id=new_id("event"), response=response))
         self.emit(ResponseOutputItemAddedEvent(type="response.output_item.added", item=item, **self._output()))
         if self.conversation_id:
@@ -148,7 +148,7 @@ class Response:
         part = self._part(with_text=False)
         self.emit(ResponseContentPartAddedEvent(type="response.content_part.added", **part, **self._content()))
 
-    async def _tell_text(self, delta: str) -> None:
+    async def _emit_text(self, delta: str) -> None:
         place = self._content()
         event = (
             ResponseAudioTranscriptDeltaEvent(type="response.output_audio_transcript.delta", delta=delta, **place)
@@ -157,7 +157,7 @@ class Response:
         )
         await self.wire.post(event)
 
-    async def _tell_sound(self, samples_n: Samples) -> None:
+    async def _emit_sound(self, samples_n: Samples) -> None:
         size = int(DELTA_S * SPEECH_RATE)
         for start in range(0, len(samples_n), size):
             if self.cancelled:
@@ -170,7 +170,7 @@ class Response:
                 self.sounds_since = time.monotonic()
                 self.on_sound()
 
-    def _tell_end(self, previous_item_id: str | None) -> None:
+    def _emit_end(self, previous_item_id: str | None) -> None:
         text, place = self.item.text, self._content
         if self.item.is_spoken:
             self.emit(ResponseAudioDoneEvent(type="response.output_audio.done", **place()))
@@ -181,13 +181,13 @@ class Response:
             )
         else:
             self.emit(ResponseTextDoneEvent(type="response.output_text.done", text=text, **place()))
-        part, item = self._part(with_text=True), told_item(self.item)
+        part, item = self._part(with_text=True), item_resource(self.item)
         self.emit(ResponseContentPartDoneEvent(type="response.content_part.done", **part, **place()))
         self.emit(ResponseOutputItemDoneEvent(type="response.output_item.done", item=item, **self._output()))
         if self.conversation_id:
             self.emit(item_done(self.item, previous_item_id))
         self.metadata |= self._left_unspoken()
-        response = self.told(self.status)
+        response = self.resource(self.status)
         self.emit(ResponseDoneEvent(type="response.done", event_id=new_id("event"), response=response))
 
     def _left_unspoken(self) -> dict[str, str]:
@@ -209,7 +209,7 @@ class Response:
         is_cut = self.reply.last is not None and self.reply.last.finish_reason == "length"
         return "incomplete" if is_cut else "completed"
 
-    def told(self, status: str) -> RealtimeResponse:
+    def resource(self, status: str) -> RealtimeResponse:
         """The response as the client is told of it."""
         details: dict[str, dict[str, Any]] = {
             "cancelled": {"type": "cancelled", "reason": self.cancelled},
@@ -227,7 +227,7 @@ class Response:
                 "id": self.id,
                 "status": status,
                 "status_details": details.get(status),
-                "output": [told_item(self.item)] if is_done else [],
+                "output": [item_resource(self.item)] if is_done else [],
                 "conversation_id": self.conversation_id,
                 "usage": usage if is_done else None,
                 "audio": {"output": voice} if self.item.is_spoken else None,

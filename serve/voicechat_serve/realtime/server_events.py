@@ -94,13 +94,13 @@ def transcription_failed(item_id: str, error: dict[str, Any]) -> ConversationIte
 
 def item_added(item: Item, previous: str | None) -> ConversationItemAdded:
     return ConversationItemAdded(
-        type="conversation.item.added", event_id=new_id("event"), previous_item_id=previous, item=told_item(item)
+        type="conversation.item.added", event_id=new_id("event"), previous_item_id=previous, item=item_resource(item)
     )
 
 
 def item_done(item: Item, previous: str | None) -> ConversationItemDone:
     return ConversationItemDone(
-        type="conversation.item.done", event_id=new_id("event"), previous_item_id=previous, item=told_item(item)
+        type="conversation.item.done", event_id=new_id("event"), previous_item_id=previous, item=item_resource(item)
     )
 
 
@@ -117,7 +117,7 @@ ITEM_TYPES: dict[Role, type[ItemMessage]] = {
 }
 
 
-def told_item(item: Item) -> ItemMessage:
+def item_resource(item: Item) -> ItemMessage:
     """An item as the client is told of it, with the text as far as it was heard."""
     if item.role == "assistant":
         kind = "output_audio" if item.is_spoken else "output_text"

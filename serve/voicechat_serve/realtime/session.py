@@ -26,7 +26,7 @@ from voicechat_serve.realtime.answering import Answering
 from voicechat_serve.realtime.conversation import Conversation, Item, new_id, stop
 from voicechat_serve.realtime.errors import EventError, SessionEndedError
 from voicechat_serve.realtime.listening import Listening
-from voicechat_serve.realtime.server_events import item_added, item_done, speech_started, told_item
+from voicechat_serve.realtime.server_events import item_added, item_done, item_resource, speech_started
 from voicechat_serve.realtime.session_settings import (
     CLIENT_EVENTS,
     Append,
@@ -59,7 +59,7 @@ LONGEST_EVENT_ID = 512
 SILENCE_CHECKED_S = 0.1
 """While somebody speaks and no sound comes."""
 
-TOLD_LATE_MS = 50
+CLOCK_TOLERANCE_MS = 50
 """By which a client's clock may overshoot the end of a reply's sound."""
 
 
@@ -95,7 +95,7 @@ class Session:
     async def run(self) -> tuple[int, str]:
         """To the end; returns the code and the reason to close with. Raises what `receive` raises."""
         wire = self.wire
-        self.emit(SessionCreatedEvent(type="session.created", event_id=new_id("event"), session=self.told()))
+        self.emit(SessionCreatedEvent(type="session.created", event_id=new_id("event"), session=self.resource()))
         tasks = [asyncio.create_task(work()) for work in (wire.read, self._handle_all, wire.write, wire.watch)]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -119,7 +119,7 @@ class Session:
     async def _handle_all(self) -> None:
         while True:
             now = time.monotonic()
-            if self.context.is_heard or self.listening.is_speaking:
+            if self.context.is_audible or self.listening.is_speaking:
                 self.last_activity = now
             if now > self.began + SESSION_S:
                 raise SessionEndedError("session_expired", f"a session lasts {SESSION_S // 60} minutes: open another")
@@ -134,9 +134,9 @@ class Session:
                 await self._notice(change)
             await asyncio.sleep(0)  # many at once take their turn with what is sent, and with other sessions
 
-    def told(self) -> RealtimeSessionCreateRequest | RealtimeTranscriptionSessionCreateRequest:
+    def resource(self) -> RealtimeSessionCreateRequest | RealtimeTranscriptionSessionCreateRequest:
         """As the client is told of it: OpenAI's fields and ours."""
-        told = self.context.settings.told() | {"id": self.id}
+        told = self.context.settings.resource() | {"id": self.id}
         if transcription := told["audio"]["input"]["transcription"]:
             transcription["model"] = transcription["model"] or self.context.stages.transcription_model
         if self.context.settings.type == "realtime":
@@ -188,7 +188,7 @@ class Session:
             self.listening.begin(wanted)
             if is_lost:
                 self.emit(InputAudioBufferClearedEvent(type="input_audio_buffer.cleared", event_id=new_id("event")))
-        self.emit(SessionUpdatedEvent(type="session.updated", event_id=new_id("event"), session=self.told()))
+        self.emit(SessionUpdatedEvent(type="session.updated", event_id=new_id("event"), session=self.resource()))
 
     async def _create_item(self, event: CreateItem) -> None:
         place = None
@@ -215,7 +215,7 @@ class Session:
         item = self._item(event.item_id, "item_retrieve_invalid_item_id")
         self.emit(
             ConversationItemRetrieved(
-                type="conversation.item.retrieved", event_id=new_id("event"), item=told_item(item)
+                type="conversation.item.retrieved", event_id=new_id("event"), item=item_resource(item)
             )
         )
 
@@ -235,7 +235,7 @@ class Session:
             raise EventError("invalid_value", "a reply has one part: content_index must be 0", "content_index")
         if item.role != "assistant" or not item.is_spoken:
             raise EventError("item_truncate_invalid_item_id", "only a spoken reply can be cut", "item_id")
-        if not 0 <= event.audio_end_ms <= item.milliseconds + TOLD_LATE_MS:
+        if not 0 <= event.audio_end_ms <= item.milliseconds + CLOCK_TOLERANCE_MS:
             message = f"audio_end_ms must be 0 to {int(item.milliseconds)}, which is all of the sound"
             raise EventError("invalid_value", message, "audio_end_ms")
         item.truncate(event.audio_end_ms)

@@ -124,7 +124,7 @@ class TurnDetection(Checked):
     """Begin to answer at the first short pause; thrown away if the person goes on."""
     idle_timeout_ms: NotSupported = Field(default=None, exclude=True)
 
-    def told(self) -> dict[str, Any]:
+    def resource(self) -> dict[str, Any]:
         return self.model_dump(exclude={"silence_duration_ms" if self.is_by_words else "eagerness"})
 
     @property
@@ -238,11 +238,11 @@ class SessionSettings(Checked):
                 param = f"session.audio.input.turn_detection.{foreign}"
                 raise EventError("invalid_value", f"{param}: {detection.type} has no such field", param)
 
-    def told(self) -> dict[str, Any]:
+    def resource(self) -> dict[str, Any]:
         """As the client is told them."""
         told = self.model_dump() | {"object": "realtime.session"}
         if detection := self.audio.input.turn_detection:
-            told["audio"]["input"]["turn_detection"] = detection.told()
+            told["audio"]["input"]["turn_detection"] = detection.resource()
         if self.type == "realtime":
             return told | {
                 "tool_choice": "auto",

@@ -29,10 +29,10 @@ from voicechat_serve.transcription.transcriber import Transcript
 
 log = logging.getLogger("ray.serve.voicechat.realtime")
 
-JUDGED_LANGUAGE = "en"
+CLASSIFIED_LANGUAGE = "en"
 """The only one in which the words tell whether the person has finished."""
 
-JUST_THE_SESSIONS = ResponseSettings()
+NO_OVERRIDES = ResponseSettings()
 """Nothing but the session's settings."""
 
 
@@ -60,7 +60,7 @@ class Context:
         return self.answered is not None and self.answered.state is State.ANSWERING
 
     @property
-    def is_heard(self) -> bool:
+    def is_audible(self) -> bool:
         """Whether a response is being made, or can still be playing."""
         return self.is_responding or (self.response is not None and self.response.is_playing)
 
@@ -160,7 +160,7 @@ class Turn:
         self.draft: Draft | None = None
         self.response: Response | None = None
         self.preparing: asyncio.Task[None] | None = None
-        self.judging: asyncio.Task[None] | None = None
+        self.classifying: asyncio.Task[None] | None = None
         """No end of a turn waits for it."""
         self.responding: asyncio.Task[None] | None = None
 
@@ -183,7 +183,7 @@ class Turn:
 
     async def resume(self) -> None:
         """The speech was not over."""
-        await stop(self.preparing, self.judging)
+        await stop(self.preparing, self.classifying)
         self.preparing, self.silence_ms = None, None
         await self.utterance.resume()
         await self.drop_draft()
@@ -191,24 +191,24 @@ class Turn:
 
     async def _prepare(self) -> None:
         try:
-            transcript = await self.utterance.written_so_far()
+            transcript = await self.utterance.transcribe_so_far()
             settings = self.context.settings
             detection = settings.audio.input.turn_detection
             if transcript.text and detection:
                 is_answered = settings.type == "realtime" and detection.create_response and detection.anticipate
                 if is_answered and not self.context.is_responding:
                     said = Item(role="user", text=transcript.text)
-                    request = self.context.reply_request(JUST_THE_SESSIONS, transcript.language, [said])
+                    request = self.context.reply_request(NO_OVERRIDES, transcript.language, [said])
                     self.draft = Draft(request, request.begin(self.context.stages))
-                is_judged = detection.is_by_words and transcript.language == JUDGED_LANGUAGE
-                if is_judged and self.state is State.PAUSED:  # else the speech is over already
-                    self.judging = asyncio.create_task(self._judge(transcript.text))
+                is_classified = detection.is_by_words and transcript.language == CLASSIFIED_LANGUAGE
+                if is_classified and self.state is State.PAUSED:  # else the speech is over already
+                    self.classifying = asyncio.create_task(self._classify(transcript.text))
                     return
         except Exception:  # the end of the turn tries again, and tells the client
             log.warning("a turn could not be prepared at a pause", exc_info=True)
         self._expect_end(None)
 
-    async def _judge(self, words: str) -> None:
+    async def _classify(self, words: str) -> None:
         probability = None
         try:
             probability = await self.context.stages.end_probability(words)
@@ -249,18 +249,18 @@ class Turn:
             self.transcript = await self.utterance.finish()
         except Exception as error:
             told = self.context.stages.explain(error)
-            self._tell_transcription(transcription_failed(self.id, told))
+            self._emit_transcription(transcription_failed(self.id, told))
             if self.context.settings.audio.input.transcription is None:
                 self.context.wire.emit_error(told)
         finally:
-            await stop(self.preparing, self.judging)
+            await stop(self.preparing, self.classifying)
             await self.utterance.close()
         is_deleted = self.context.conversation.find(self.id) is None
         if self.transcript is not None and not is_deleted:
             self.item.text = self.transcript.text
             if self.item.text:
                 self.context.conversation.language = self.transcript.language
-            self._tell_transcription(transcribed(self.id, self.transcript))
+            self._emit_transcription(transcribed(self.id, self.transcript))
         if self.wants_answer and self.item.text:
             self._enter(State.TRANSCRIBED)
         else:
@@ -272,16 +272,16 @@ class Turn:
         return await self.context.stages.hear(samples_n, language, prompt, only_if_idle)
 
     def _show(self, words: str) -> None:
-        self._tell_transcription(partly_transcribed(self.id, f" {words}" if self.has_shown else words))
+        self._emit_transcription(partly_transcribed(self.id, f" {words}" if self.has_shown else words))
         self.has_shown = True
 
-    def _tell_transcription(self, event: BaseModel) -> None:
+    def _emit_transcription(self, event: BaseModel) -> None:
         if self.context.settings.audio.input.transcription is not None:
             self.context.wire.emit(event)
 
     # It is answered.
 
-    def answer(self, wanted: ResponseSettings = JUST_THE_SESSIONS, ended_at: float | None = None) -> None:
+    def answer(self, wanted: ResponseSettings = NO_OVERRIDES, ended_at: float | None = None) -> None:
         """Begin the response, or send the client an error. The caller must call `drop_draft` afterwards.
 
         This method awaits nothing: speech that begins meanwhile must find the response to interrupt it.
@@ -357,7 +357,7 @@ class Turn:
 
     async def close(self) -> None:
         """Ends all work."""
-        await stop(self.preparing, self.judging, self.responding)
+        await stop(self.preparing, self.classifying, self.responding)
         await self.utterance.close()
         await self.drop_draft()
         if self.response:

@@ -78,7 +78,7 @@ class Utterance:
         elif self.show and self.tail_samples >= self.next_partial and self._is_heard_so_far():
             self.partial = asyncio.create_task(self._show_what_is_sure())
 
-    async def written_so_far(self) -> Transcript:
+    async def transcribe_so_far(self) -> Transcript:
         """All that was said by now: perhaps it is over, and then `finish` gives the same.
 
         Raises: what `hear` raises.
@@ -99,10 +99,10 @@ class Utterance:
         await stop(guess)
 
     async def finish(self) -> Transcript:
-        """All that was said; no sound follows. Raises as `written_so_far`, which is tried again where it failed."""
+        """All that was said; no sound follows. Raises as `transcribe_so_far`, which is tried again where it failed."""
         if self.guess and self.guess.done() and (self.guess.cancelled() or self.guess.exception()):
             self.guess = None
-        return await self.written_so_far()
+        return await self.transcribe_so_far()
 
     async def close(self) -> None:
         """Ends all work, and frees the sound."""
