@@ -33,7 +33,7 @@ class Stages(Protocol):
         """Require a transcription model of that name. Raises APIError if there is none."""
 
     def language_code(self, tag: str) -> str:
-        """Return the transcription model's code for a language. Raises APIError if the model does not know the language."""
+        """Return the transcription model's code for a language. Raises APIError if it does not know the language."""
 
     def voice(self, name: str, language: str | None) -> str | None:
         """Return the id of the voice of that name, or of another that speaks the language; None if no voice speaks it.
