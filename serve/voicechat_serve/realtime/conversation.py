@@ -92,7 +92,7 @@ class Item:
         return sum(sentence.ms for sentence in self.spoken)
 
     def truncate(self, ms: float) -> None:
-        """Record how much of the reply's sound was played. The text is kept whole, because a better figure may follow."""
+        """Record how much of the reply's sound was played. Keep the whole text, because a better figure may follow."""
         self.heard_ms = ms
         self.is_complete = False
 

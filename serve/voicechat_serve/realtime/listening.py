@@ -29,7 +29,7 @@ from voicechat_serve.transcription.voice_activity import (
 LONGEST_UTTERANCE_S = 600
 
 SOUND_LATE_S = 1.0
-"""A client that sends no sound for so long during an utterance has stopped sending: the missing sound counts as silence.
+"""A client that sends no sound for so long during an utterance has stopped. The missing sound counts as silence.
 A network that stalls for a shorter time ends no turn."""
 
 SHORTEST_COMMIT_MS = 100

@@ -30,7 +30,7 @@ from voicechat_serve.transcription.transcriber import Transcript
 log = logging.getLogger("ray.serve.voicechat.realtime")
 
 CLASSIFIED_LANGUAGE = "en"
-"""The only language that the end-of-turn classifier knows."""
+"""The only language in which the words show whether the person has finished."""
 
 NO_OVERRIDES = ResponseSettings()
 """The session's settings apply without a change."""

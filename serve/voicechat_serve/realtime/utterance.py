@@ -101,7 +101,10 @@ class Utterance:
         await stop(guess)
 
     async def finish(self) -> Transcript:
-        """Return the transcript of the whole utterance. Retry a `transcribe_so_far` that failed; raise what it raises."""
+        """Return the transcript of the whole utterance. Transcribe again if `transcribe_so_far` failed.
+
+        Raises: what `hear` raises.
+        """
         if self.guess and self.guess.done() and (self.guess.cancelled() or self.guess.exception()):
             self.guess = None
         return await self.transcribe_so_far()
