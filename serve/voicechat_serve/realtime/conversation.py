@@ -32,7 +32,7 @@ log = logging.getLogger("ray.serve.voicechat.realtime")
 Role = Literal["system", "user", "assistant"]
 Stage = Literal["generation", "synthesis"]
 Synthesize = Callable[[str], AsyncGenerator[Samples, None]]
-"""A sentence as the voice says it -> its samples (n,), float32 at SPEECH_RATE."""
+"""A sentence as the voice speaks it -> its samples (n,), float32 at SPEECH_RATE."""
 
 Made = TypeVar("Made")
 
@@ -64,7 +64,7 @@ class Spoken:
     start: int = 0
     """The first place in the reply's text where the sentence can begin."""
     aloud: str = ""
-    """The sentence as the voice says it, if that differs from the text."""
+    """The sentence as the voice speaks it, if that differs from the text."""
 
 
 @dataclass

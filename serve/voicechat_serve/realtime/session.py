@@ -340,4 +340,4 @@ HANDLERS: dict[str, Callable[[Session, Any], Awaitable[None]]] = {
     "response.cancel": Session._cancel_response,
     "output_audio_buffer.clear": Session._clear_output,
 }
-"""The function for each of the client's events. The event is checked by its type in CLIENT_EVENTS before."""
+"""The function for each of the client's events. It receives the event after the check by its type in CLIENT_EVENTS."""

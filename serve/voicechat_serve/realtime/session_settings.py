@@ -362,7 +362,7 @@ class CreateItem(ClientEvent):
 
 
 class NamedItem(ClientEvent):
-    """For `conversation.item.retrieve` and `.delete`."""
+    """The event `conversation.item.retrieve` or `.delete`."""
 
     item_id: Name
 

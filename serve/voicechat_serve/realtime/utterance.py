@@ -77,7 +77,7 @@ class Utterance:
             return
         if self.tail_samples >= LONGEST_PART_S * HEARING_RATE:
             await self._cut()
-        elif self.show and self.tail_samples >= self.next_partial and self._is_heard_so_far():
+        elif self.show and self.tail_samples >= self.next_partial and self._is_transcribed_so_far():
             self.partial = asyncio.create_task(self._show_what_is_sure())
 
     async def transcribe_so_far(self) -> Transcript:
@@ -114,7 +114,7 @@ class Utterance:
         await stop(self.partial, self.guess, *self.parts)
         self.tail = []
 
-    def _is_heard_so_far(self) -> bool:
+    def _is_transcribed_so_far(self) -> bool:
         return all(part.done() for part in self.parts) and (self.partial is None or self.partial.done())
 
     async def _cut(self) -> None:

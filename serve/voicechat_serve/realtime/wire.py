@@ -56,7 +56,7 @@ class Wire:
         self.overflowing = asyncio.Event()
 
     async def read(self) -> None:
-        """Receive frames without end. Otherwise Ray Serve would keep them without a limit.
+        """Receive frames without end. Ray Serve would otherwise keep them, without a limit.
 
         Raises: what `receive` raises; SessionEndedError, too many frames wait for the session.
         """
@@ -119,7 +119,7 @@ class Wire:
     def emit(self, event: BaseModel) -> None:
         """Send an event, in the order of the calls. If too many events wait for the client, `watch` ends the session.
 
-        This method does not raise for that: no task may wait for the task that calls it.
+        This method raises no error for that, because it is possible that no other task waits for the calling task.
         """
         frame = as_frame(event)
         if self.unsent_bytes + len(frame) > MOST_UNSENT_BYTES:
@@ -155,7 +155,7 @@ def too_slow() -> SessionEndedError:
 
 
 def as_frame(event: BaseModel) -> str:
-    """Return an event of `openai.types.realtime` as JSON, with the fields that were set (null ones too) and no others."""
+    """Return an event of `openai.types.realtime` as JSON, with the fields that were set, null ones too; omit others."""
     return event.model_dump_json(exclude_unset=True)
 
 
