@@ -40,9 +40,9 @@ class MadeUpStages:
         self.asked: list[tuple[str, list[dict[str, str]], dict[str, Any]]] = []
         self.probability: float | None = None
         """That an utterance is at its end."""
-        self.judged: list[str] = []
-        self.judging_allowed = asyncio.Event()
-        self.judging_allowed.set()
+        self.classified: list[str] = []
+        self.classifying_allowed = asyncio.Event()
+        self.classifying_allowed.set()
         self.at_work = 0
         self.spoken_as: tuple[str, float] | None = None
         self.failing = ""
@@ -61,8 +61,8 @@ class MadeUpStages:
         return Transcript(" ".join(self.words.split()[:num_words]), language or self.language, self.heard[-1])
 
     async def end_probability(self, words):
-        self.judged.append(words)
-        await self.judging_allowed.wait()
+        self.classified.append(words)
+        await self.classifying_allowed.wait()
         return self.probability
 
     async def write(self, model, messages, sampling) -> AsyncGenerator[Delta, None]:
@@ -155,10 +155,10 @@ class Client:
             while not self.stages.asked:
                 await asyncio.sleep(0.01)
 
-    async def until_judged(self) -> None:
-        """Waits until somebody was asked whether an utterance is at its end."""
+    async def until_classified(self) -> None:
+        """Wait until the classifier received the words of an utterance."""
         async with asyncio.timeout(60):
-            while not self.stages.judged:
+            while not self.stages.classified:
                 await asyncio.sleep(0.01)
 
     async def settled(self) -> None:

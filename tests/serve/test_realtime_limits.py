@@ -380,7 +380,7 @@ async def test_too_much_that_a_response_tells_ends_the_session_not_the_response(
 
 async def test_a_response_that_breaks_off_is_told(monkeypatch):
     async with connected() as client:
-        monkeypatch.setattr("voicechat_serve.realtime.response.told_item", lambda item: 1 / 0)
+        monkeypatch.setattr("voicechat_serve.realtime.response.item_resource", lambda item: 1 / 0)
         client.session.conversation.add(Item(role="user", text="Hello."))
         client.send("response.create")
         assert (await client.until("error"))["error"]["type"] == "server_error"

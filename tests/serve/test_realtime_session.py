@@ -128,10 +128,10 @@ async def by_words(client: Client, **settings: Any) -> None:
     await client.until("session.updated")
 
 
-async def judged_pause(client: Client, question: np.ndarray) -> None:
+async def classified_pause(client: Client, question: np.ndarray) -> None:
     """Speaks up to a pause that is not yet the end, and waits until somebody was asked whether it is."""
     client.play(up_to_the_pause(question))
-    await client.until_judged()
+    await client.until_classified()
 
 
 @pytest.mark.parametrize(
@@ -145,14 +145,14 @@ async def judged_pause(client: Client, question: np.ndarray) -> None:
         ("medium", None, 700),
     ],
 )
-async def test_the_words_tell_how_long_a_silence_ends_the_turn(question, eagerness, probability, silence_ms):
+async def test_the_words_decide_how_long_a_silence_ends_the_turn(question, eagerness, probability, silence_ms):
     stages = MadeUpStages()
     stages.probability = probability
     async with connected(stages) as client:
         await by_words(client, eagerness=eagerness)
         speech_n = question[: np.flatnonzero(np.abs(question) > 0.02)[-1]]
         client.play(np.concatenate([speech_n, silence(0.26)]))
-        await client.until_judged()
+        await client.until_classified()
         await client.settled()
         assert not client.all("input_audio_buffer.speech_stopped")
         assert len(stages.asked) == 1, "the answer is begun meanwhile"
@@ -165,36 +165,36 @@ async def test_the_words_tell_how_long_a_silence_ends_the_turn(question, eagerne
         await client.until("response.done")
 
 
-async def test_who_goes_on_after_a_silence_is_judged_anew(question):
+async def test_speech_that_continues_after_a_silence_is_classified_again(question):
     stages = MadeUpStages()
     stages.probability = 0.001
     async with connected(stages) as client:
         await by_words(client)
-        await judged_pause(client, question)
+        await classified_pause(client, question)
         stages.probability = 0.9
         client.play(np.concatenate([silence(0.6), question[np.flatnonzero(np.abs(question) > 0.02)[0] :], silence(1)]))
         await client.until("response.done")
-        assert len(stages.judged) == 2
+        assert len(stages.classified) == 2
         assert len(client.all("input_audio_buffer.speech_started")) == 1
-        assert client.session.listening.voice_activity.silence_ms == 1500, "until the next utterance is judged"
+        assert client.session.listening.voice_activity.silence_ms == 1500, "until the next utterance is classified"
 
 
-async def test_a_turn_does_not_wait_for_ever_for_a_judge_whose_word_is_not_about_the_next_one(question):
+async def test_a_turn_does_not_wait_for_ever_for_the_classifier_and_a_late_result_does_not_end_the_next_one(question):
     stages = MadeUpStages()
     stages.probability = 0.9
-    stages.judging_allowed.clear()
+    stages.classifying_allowed.clear()
     async with connected(stages) as client:
         await by_words(client)
-        await judged_pause(client, question)
+        await classified_pause(client, question)
         client.play(silence(0.7))
         client.send("session.update", session={"instructions": "Be brief."})
         await client.until("session.updated", 2)
-        assert not client.all("input_audio_buffer.speech_stopped"), "the judge may still say that more follows"
+        assert not client.all("input_audio_buffer.speech_stopped"), "the classifier may still find that more follows"
         client.play(silence(0.8))
         await client.until("response.done")
         client.play(question[: len(question) // 2])
         await client.until("input_audio_buffer.speech_started", 2)
-        stages.judging_allowed.set()
+        stages.classifying_allowed.set()
         await client.settled()
         assert client.session.listening.voice_activity.silence_ms == 1500
 
@@ -204,7 +204,7 @@ async def test_a_setting_that_changes_in_a_pause_does_not_end_it(question):
     stages.probability = 0.001
     async with connected(stages) as client:
         await by_words(client)
-        await judged_pause(client, question)
+        await classified_pause(client, question)
         await client.settled()
         client.send("session.update", session={"instructions": "Be brief."})
         client.play(silence(0.7))
@@ -219,18 +219,18 @@ async def test_a_turn_that_nobody_answers_ends_by_its_words_too(question, begin_
     stages.probability = 0.9
     async with connected(stages, **begin_with) as client:
         await by_words(client, create_response=False)
-        await judged_pause(client, question)
+        await classified_pause(client, question)
         await client.until("session.updated")
         client.play(silence(0.1))
         await client.until("conversation.item.input_audio_transcription.completed")
         assert not stages.asked
 
 
-async def test_without_a_judge_a_silence_of_middling_length_ends_the_turn(question):
+async def test_without_a_classifier_a_silence_of_middling_length_ends_the_turn(question):
     stages = MadeUpStages()
 
     async def end_probability(words):
-        raise OSError("no judge")
+        raise OSError("no classifier")
 
     stages.end_probability = end_probability
     async with connected(stages) as client:
@@ -244,7 +244,7 @@ async def test_without_a_judge_a_silence_of_middling_length_ends_the_turn(questi
         assert not client.all("error")
 
 
-async def test_another_language_is_not_judged(question):
+async def test_another_language_is_not_classified(question):
     stages = MadeUpStages()
     stages.language, stages.probability = "de", 0.001
     async with connected(stages) as client:
@@ -254,7 +254,7 @@ async def test_another_language_is_not_judged(question):
         await client.settled()
         client.play(silence(0.5))
         await client.until("response.done")
-        assert not stages.judged
+        assert not stages.classified
 
 
 async def test_by_words_but_without_anticipation_nothing_is_answered_early(question):
@@ -262,7 +262,7 @@ async def test_by_words_but_without_anticipation_nothing_is_answered_early(quest
     stages.probability = 0.1
     async with connected(stages) as client:
         await by_words(client, anticipate=False)
-        await judged_pause(client, question)
+        await classified_pause(client, question)
         await client.settled()
         assert not stages.asked
         client.play(silence(0.5))
@@ -529,10 +529,10 @@ async def test_after_an_interruption_nothing_is_heard_any_more(question):
         client.send("conversation.item.create", item=written("Go on."))
         client.send("response.create")
         await client.until("response.output_audio.delta")
-        assert client.session.context.is_heard
+        assert client.session.context.is_audible
         client.send("response.cancel")
         await client.until("response.done")
-        assert not client.session.context.is_heard
+        assert not client.session.context.is_audible
 
 
 async def test_an_early_answer_to_what_the_client_commits_is_not_left_at_work(question):

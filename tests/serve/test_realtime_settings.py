@@ -169,7 +169,7 @@ async def test_a_session_is_told_with_all_its_fields_ours_and_null_ones_too(kind
     async with connected(type=kind) as client:
         client.send("session.update", session={"audio": {"input": {"turn_detection": detection}}})
         told = (await client.until("session.updated"))["session"]
-        settings = client.session.context.settings.told()
+        settings = client.session.context.settings.resource()
         settings["audio"]["input"]["transcription"]["model"] = client.stages.transcription_model
         assert told == settings | {"id": client.session.id}
         assert told["audio"]["input"]["turn_detection"]["anticipate"] is False

@@ -30,17 +30,17 @@ async def test_a_turn_ends_although_no_more_sound_comes(question, kind, silent_s
     assert stopped["audio_end_ms"] <= client.session.listening.heard_ms, "a time of the sound that was sent"
 
 
-async def test_a_judgement_that_comes_after_the_last_sound_ends_the_turn(question, monkeypatch):
+async def test_a_classification_that_comes_after_the_last_sound_ends_the_turn(question, monkeypatch):
     monkeypatch.setattr(listening, "SOUND_LATE_S", 1000.0)
     stages = MadeUpStages()
     stages.probability = 0.9
-    stages.judging_allowed.clear()
+    stages.classifying_allowed.clear()
     async with connected(stages) as client:
         client.send("session.update", session={"audio": {"input": {"turn_detection": {"type": "semantic_vad"}}}})
         client.play(np.concatenate([speech_alone(question), silence(1)]))
-        await client.until_judged()
+        await client.until_classified()
         assert not client.all("input_audio_buffer.speech_stopped")
-        stages.judging_allowed.set()
+        stages.classifying_allowed.set()
         await client.until("response.done")
 
 

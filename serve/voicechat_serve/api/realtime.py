@@ -1,4 +1,4 @@
-"""/realtime: a spoken conversation over a WebSocket, in the events of OpenAI's realtime protocol."""
+"""The route /realtime: a spoken conversation over a WebSocket, in the events of OpenAI's realtime protocol."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -11,7 +11,7 @@ from starlette.status import WS_1008_POLICY_VIOLATION, WS_1013_TRY_AGAIN_LATER
 from voicechat_platform.errors import InputError
 from voicechat_serve.api.errors import APIError, api_error, shortened, websocket_only
 from voicechat_serve.api.request_log import current_request
-from voicechat_serve.api.services import BRIEF_S, JUDGED_S, Services, answered, streamed
+from voicechat_serve.api.services import BRIEF_S, CLASSIFIER_S, Services, answered, streamed
 from voicechat_serve.audio import Samples
 from voicechat_serve.generation.chat_tokenizer import Message
 from voicechat_serve.generation.loaded_model import Delta, GenerationOptions
@@ -38,15 +38,16 @@ def router(services: Services) -> APIRouter:
     async def realtime(websocket: WebSocket, model: str = "", intent: str = "") -> None:
         is_transcription = intent == "transcription"
         model = model or next(iter(services.language_models))
-        await websocket.accept()  # before any refusal: a browser's script cannot read the status of one
+        # Accept before a refusal too: a browser's script cannot read the HTTP status of a refused WebSocket.
+        await websocket.accept()
 
         async def refuse(error: dict[str, Any], code: int) -> None:
-            told = RealtimeErrorEvent(type="error", event_id=new_id("event"), error=RealtimeError(**error))
-            await websocket.send_text(as_frame(told))
+            event = RealtimeErrorEvent(type="error", event_id=new_id("event"), error=RealtimeError(**error))
+            await websocket.send_text(as_frame(event))
             await websocket.close(code, error["code"])
 
         if intent not in ("", "transcription"):
-            message = f"intent={shortened(intent, 40)} is not supported, only transcription, or none for a conversation"
+            message = f"intent={shortened(intent, 40)} is not supported: give transcription, or none for a conversation"
             body = {"type": "invalid_request_error", "code": "invalid_value", "message": message, "param": "intent"}
             return await refuse(body, WS_1008_POLICY_VIOLATION)
         try:
@@ -54,7 +55,7 @@ def router(services: Services) -> APIRouter:
         except APIError as error:
             return await refuse(stages.explain(error), WS_1008_POLICY_VIOLATION)
         if len(open_sessions) >= services.realtime_sessions:
-            message = f"{len(open_sessions)} conversations are going on, which is the limit: try again later"
+            message = f"{len(open_sessions)} conversations are open, which is the limit: try again later"
             body = {"type": "server_error", "code": "too_many_sessions", "message": message}
             return await refuse(body, WS_1013_TRY_AGAIN_LATER)
         settings = SessionSettings(type="transcription" if is_transcription else "realtime", model=model)
@@ -85,7 +86,7 @@ def router(services: Services) -> APIRouter:
 
 
 class ServiceStages:
-    """The deployments behind the interface of a session."""
+    """The models of a session: the deployments, called through `Services`."""
 
     def __init__(self, services: Services):
         self.services = services
@@ -100,7 +101,7 @@ class ServiceStages:
         )
 
     async def end_probability(self, words: str) -> float | None:
-        return await answered(self.services.transcription.end_probability.remote(words), JUDGED_S)
+        return await answered(self.services.transcription.end_probability.remote(words), CLASSIFIER_S)
 
     async def write(self, model: str, messages: list[Message], sampling: dict[str, Any]) -> AsyncGenerator[Delta, None]:
         handle, version = self.services.language_model(model)

@@ -31,7 +31,7 @@ WHOLE_S = 840.0
 BRIEF_S = 60.0
 """For calls during a turn: the transcription of an utterance, the lookup of a version."""
 
-JUDGED_S = 5.0
+CLASSIFIER_S = 5.0
 """For the end-of-turn classifier, whose result is useless later."""
 
 RESERVED_NAMES = {*TRANSCRIPTION_ALIASES, SYNTHESIS_MODEL, *SYNTHESIS_ALIASES}

@@ -15,34 +15,36 @@ from voicechat_serve.realtime.turn import Context, State, Turn
 log = logging.getLogger("ray.serve.voicechat.realtime")
 
 MOST_TURNS = 16
-"""That wait for one another: each may hold a minute of sound."""
+"""The most turns in the queue: each may hold a minute of sound."""
 
 
 class Answering:
-    """
+    """The queue of a session's turns and responses.
+
     Args:
-        context: of the session.
+        context: the session's.
         listening: detects whether the person speaks again.
     """
 
     def __init__(self, context: Context, listening: Listening):
         self.context, self.listening = context, listening
         self.queue: list[asyncio.Task[None]] = []
-        """Turns that are transcribed and answered, in their order."""
+        """The work on turns, transcription and answer, in the order of the turns."""
         self.untranscribed: dict[str, Turn] = {}
-        """Turns by the id of their item. One that waits for others may never begin."""
+        """Turns by the id of their item. A turn that waits for others may never begin."""
         self.unanswered: Turn | None = None
         """A transcribed turn without an answer, because more speech followed."""
         self.requested: asyncio.Task[None] | None = None
-        """The client's own response, while it waits for what was said before."""
+        """The response that the client requested, while it waits for the speech before it."""
 
     def require_place(self) -> None:
-        """
+        """Require a place in the queue for one more turn.
+
         Raises:
             EventError: too many turns wait.
         """
         if len(self.queue) >= MOST_TURNS:
-            raise EventError("too_many_turns", f"{MOST_TURNS} turns wait already: wait until one is through")
+            raise EventError("too_many_turns", f"{MOST_TURNS} turns wait already: wait until one is finished")
 
     async def wait_for_place(self) -> None:
         """Wait until the queue has a place for one more turn."""
@@ -50,15 +52,15 @@ class Answering:
             await asyncio.wait([self.queue[0]])
 
     def add(self, turn: Turn) -> None:
-        """Transcribe and answer a turn whose speech is over, after those before it."""
+        """Transcribe and answer a turn whose speech is over, after the turns before it."""
         self.untranscribed[turn.id] = turn
         self._put(self._take(turn))
 
     def request(self, wanted: ResponseSettings) -> None:
-        """Begin the client's own response when all earlier speech is transcribed and answered.
+        """Begin the response that the client requests, when all earlier speech is transcribed and answered.
 
         Raises:
-            EventError: there is another already, or too many turns wait.
+            EventError: there is another response already, or too many turns wait.
         """
         if self.context.is_responding or self.requested:
             raise already_responding()
@@ -71,12 +73,12 @@ class Answering:
             self._put(self._answer())
 
     async def interrupt(self, reason: Reason) -> None:
-        """End the response under way."""
+        """End the active response."""
         if self.context.answered:
             await self.context.answered.interrupt(reason)
 
     async def cancel_expected(self, reason: Reason) -> bool:
-        """Cancel the response that follows once all speech is transcribed; return whether there was one to cancel."""
+        """Cancel the response that is to follow when all speech is transcribed. Return whether there was one."""
         expected = [turn for turn in self.untranscribed.values() if turn.wants_answer]
         if not (expected or self.unanswered or self.requested):
             return False
@@ -114,13 +116,13 @@ class Answering:
         await self._answer(turn.ended_at)
 
     async def _answer(self, ended_at: float | None = None) -> None:
-        """Answer the turn that has just ended, or an earlier one, unless all are answered."""
+        """Answer the turn that has just ended, or an earlier one. Do nothing if all turns are answered."""
         if self.unanswered and self.context.answered and self.context.answered.responding:
-            await asyncio.wait([self.context.answered.responding])  # it was not to be interrupted
+            await asyncio.wait([self.context.answered.responding])  # the speech must not interrupt it
         if (turn := self.unanswered) is None:
             return
         if self.listening.is_speaking or self.queue[-1] is not asyncio.current_task():
-            return await turn.drop_draft()  # the answer to what follows answers this too
+            return await turn.drop_draft()  # the next answer covers this turn too
         self.unanswered = None
         turn.answer(ended_at=ended_at)
         await turn.drop_draft()
@@ -135,8 +137,8 @@ class Answering:
         Turn(self.context, State.WAITING).answer(wanted)
 
     def _put(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Add work to the queue; it begins when all work before it has ended."""
-        before = list(self.queue)  # all of them: the last may be cancelled while others go on
+        """Add work to the queue. The work begins when all work before it has ended."""
+        before = list(self.queue)  # all of them: the last may be cancelled while others still run
 
         async def in_order() -> None:
             try:
@@ -155,11 +157,11 @@ class Answering:
     def _end(self, task: asyncio.Task[None]) -> None:
         self.queue.remove(task)
         if not task.cancelled() and (error := task.exception()):
-            log.error("a turn broke off", exc_info=error)
+            log.error("a turn failed", exc_info=error)
             if isinstance(error, Exception):
                 self.context.wire.emit_error(self.context.stages.explain(error))
 
 
 def already_responding() -> EventError:
-    message = "a response is under way: cancel it, or wait for its response.done"
+    message = "a response is active already: cancel it, or wait for its response.done"
     return EventError("conversation_already_has_active_response", message)

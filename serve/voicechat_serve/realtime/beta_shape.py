@@ -1,7 +1,8 @@
-"""Settings in the shape of the protocol's beta, brought into the present one.
+"""Convert settings in the shape of the protocol's beta into the present shape.
 
-Many clients still send the beta's flat fields (`modalities`, `turn_detection`, `input_audio_format`, …). Each has one
-clear place today; a client that mixes both shapes is refused, because one of the two values would be lost.
+Many clients still send the beta's flat fields (`modalities`, `turn_detection`, `input_audio_format`, …). Each of them
+has exactly one place in the present shape. A client that gives a field in both shapes gets an error, because one of the
+two values would be lost.
 """
 
 from typing import Any
@@ -19,18 +20,19 @@ PLACES = {
     "modalities": ("output_modalities",),
     "max_response_output_tokens": ("max_output_tokens",),
 }
-"""The beta's field -> where it stands today."""
+"""The beta's field -> its path in the present shape."""
 
 FORMATS = {"pcm16": {"type": "audio/pcm", "rate": 24000}}
-"""The beta's names of formats. Those of telephony (g711_ulaw, g711_alaw) stay as they are, and are refused by name."""
+"""The beta's names of formats. The names of the telephony formats (g711_ulaw, g711_alaw) are not converted: the session
+refuses them by name."""
 
 
 def present_shape(given: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """The same settings with every field of the beta's in its present place.
+    """Return the same settings, with every field of the beta in its present place.
 
     Args:
-        given: of a session or a response, as the client sent them.
-        prefix: where they stood in the event, such as "session.".
+        given: the settings of a session or a response, as the client sent them.
+        prefix: their path in the event, such as "session.".
 
     Raises:
         EventError: a field is given in both shapes.

@@ -1,15 +1,15 @@
-"""A spoken conversation: who said what, and a reply that is spoken while it is written; plain asyncio, no Ray.
+"""A spoken conversation: its messages, and a reply that is spoken while it is generated. Plain asyncio, no Ray.
 
     pieces of text -+-> TextDelta events, at once
-                    +-> sentences -> what is said of each -> synthesize(it) -> SpeechChunk events
+                    +-> sentences -> text for the voice -> synthesize(text) -> SpeechChunk events
 
-Two tasks run during a reply, one writing and one speaking; both put their events into one queue, so text never waits
-for speech. Both begin when the reply is made, before anybody reads its events: a reply can be begun on the guess that
-the person has finished, and be thrown away. Closing it stops both tasks, and whatever they wait for, before the close
-returns; nothing is handed out afterwards.
+Two tasks run during a reply: one generates text, the other one synthesizes it. Both put their events into one queue, so
+text never waits for speech. Both begin when the reply is made, before a reader takes its events: a reply can begin
+while it is not yet certain that the person has finished, and be discarded. `Reply.close` stops both tasks, and the
+calls that they wait for, before it returns. The reader gets no event afterwards.
 
-The history keeps what was heard: an item's text is what was handed out of its reply, and of a reply that was broken off
-in mid-sentence only the words whose sound was played (`Item.truncate`).
+The history keeps the text that the person heard. An item's text is the text that the reply's reader received. Of a
+reply that was interrupted within a sentence, the history keeps only the words whose sound was played (`Item.truncate`).
 """
 
 import asyncio
@@ -32,19 +32,19 @@ log = logging.getLogger("ray.serve.voicechat.realtime")
 Role = Literal["system", "user", "assistant"]
 Stage = Literal["generation", "synthesis"]
 Synthesize = Callable[[str], AsyncGenerator[Samples, None]]
-"""What is said of a sentence -> its samples (n,), float32 at SPEECH_RATE."""
+"""A sentence as the voice speaks it -> its samples (n,), float32 at SPEECH_RATE."""
 
 Made = TypeVar("Made")
 
 EVENTS_AHEAD = 64
-"""Events that a reader may fall behind by before the stages wait for it."""
+"""The most events that may wait for the reader; then the stages wait for it."""
 
 MOST_ITEMS = 1000
 MOST_CHARACTERS = 2**20
-"""The oldest items are forgotten; no model's context reaches so far back."""
+"""Beyond these limits the oldest items are deleted; no model's context reaches so far back."""
 
 MS_PER_CHARACTER = 65
-"""Of speech at a usual speed: for a sentence of which only the beginning was made."""
+"""The length of speech at a usual speed, for a sentence of which only the beginning was synthesized."""
 
 
 def new_id(kind: str) -> str:
@@ -56,14 +56,15 @@ class Spoken:
     """A sentence of a reply and the length of its sound."""
 
     text: str
-    """As it is written."""
+    """The sentence as it is written."""
     ms: float = 0.0
+    """The length of its sound so far."""
     is_whole: bool = False
-    """Whether all of its sound was made."""
+    """Whether all of its sound was synthesized."""
     start: int = 0
-    """Where the reply's text may hold it, at the earliest."""
+    """The first place in the reply's text where the sentence can begin."""
     aloud: str = ""
-    """What the voice was given to say, where that is not the text itself."""
+    """The sentence as the voice speaks it, if that differs from the text."""
 
 
 @dataclass
@@ -73,37 +74,37 @@ class Item:
     role: Role
     id: str = field(default_factory=lambda: new_id("item"))
     text: str = ""
-    """Of a sound, what was said in it, once that is known."""
+    """The transcript if the item is sound; empty until it is known."""
     is_spoken: bool = False
-    """Whether it is sound: the person's recording, or a reply with a voice."""
+    """Whether the item is sound: the person's speech, or a spoken reply."""
     is_complete: bool = True
-    """False while it is being made, and for good when it was broken off."""
+    """False while the item is in progress; it stays False if the item was interrupted."""
     is_in_progress: bool = False
-    """While it is being made."""
+    """Whether the reply is still being generated."""
     spoken: list[Spoken] = field(default_factory=list)
-    """The sentences of a reply that went to the voice, in their order."""
+    """The sentences of a reply that have sound, in their order."""
     heard_ms: float | None = None
-    """How much of the sound was played, where that was not all of it."""
+    """How much of the sound was played; None means all of it."""
 
     @property
     def milliseconds(self) -> float:
-        """Length of the reply's sound so far."""
+        """The length of the reply's sound so far."""
         return sum(sentence.ms for sentence in self.spoken)
 
     def truncate(self, ms: float) -> None:
-        """The reply's sound was played only so far; its text remains known, for a better figure that may follow."""
+        """Record how much of the reply's sound was played. Keep the whole text, because a better figure may follow."""
         self.heard_ms = ms
         self.is_complete = False
 
     @property
     def heard(self) -> str:
-        """The text, as far as its sound was played; the last word is a whole one."""
+        """The text, as far as its sound was played. It ends with a whole word."""
         if self.heard_ms is None:
             return self.text
         end, left_ms = 0, self.heard_ms
         for sentence in self.spoken:
             begin = self.text.find(sentence.text, max(end, sentence.start))
-            if begin < 0:  # not handed out yet
+            if begin < 0:  # the reader has not received it yet
                 break
             whole_ms = (
                 sentence.ms
@@ -120,19 +121,19 @@ class Item:
 
 
 class Conversation:
-    """The items in their order."""
+    """The items of a conversation, in their order."""
 
     def __init__(self) -> None:
         self.id = new_id("conv")
         self.items: list[Item] = []
         self.language: str | None = None
-        """Of what was said last; None where that was written."""
+        """The language of the person's last message; None if that message was written."""
 
     def find(self, id: str) -> Item | None:
         return next((item for item in self.items if item.id == id), None)
 
     def add(self, item: Item, place: int | None = None) -> str | None:
-        """Puts an item at the end, or at a place counted from 0; returns the id of the one before it."""
+        """Put an item at the end, or at a place counted from 0. Return the id of the item before it."""
         place = len(self.items) if place is None else place
         self.items.insert(place, item)
         previous = self.items[place - 1].id if place else None
@@ -141,15 +142,15 @@ class Conversation:
         return previous
 
     def messages(self, instructions: str = "", also: Sequence[Item] = ()) -> list[Message]:
-        """What a model is asked to go on from.
+        """Return the messages that the model continues.
 
         Args:
-            instructions: stand before everything else.
-            also: items that stand at the end, though they are none of the conversation's yet.
+            instructions: the system message; it comes before all items.
+            also: items that come after all others; they do not belong to the conversation yet.
 
         Returns:
-            Messages without empty ones; two in a row of the same role are joined, because chat templates want the
-            person and the model in turns.
+            The messages, without empty ones. Two consecutive messages of the same role are joined, because chat
+            templates require that the person and the model alternate.
         """
         messages: list[Message] = [{"role": "system", "content": instructions}] if instructions.strip() else []
         for item in [*self.items, *also]:
@@ -164,14 +165,14 @@ class Conversation:
 
 @dataclass(frozen=True)
 class TextDelta:
-    """The next piece of the reply, as the model wrote it."""
+    """The next piece of the reply's text, as the model generated it."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class SpeechChunk:
-    """The next stretch of the spoken reply."""
+    """The next samples of the spoken reply."""
 
     samples_n: Samples
 
@@ -188,23 +189,23 @@ Event = TextDelta | SpeechChunk | Failed
 
 
 class Reply:
-    """A reply in the making, which begins at once.
+    """A reply that is being generated. It begins at once.
 
     Args:
-        pieces: the reply as the model writes it; closed with the reply.
-        synthesize: the voice; None for a reply in writing.
-        language: ISO-639-1 code of what the voice speaks.
+        pieces: the reply's text, as the model generates it; `close` closes them too.
+        synthesize: the voice; None for a written reply.
+        language: ISO-639-1 code of the voice's language.
     """
 
     def __init__(
         self, pieces: AsyncGenerator[Delta, None], synthesize: Synthesize | None, language: str = "en"
     ) -> None:
         self.item = Item(role="assistant", is_spoken=synthesize is not None, is_complete=False, is_in_progress=True)
-        """Grows with the events that are handed out."""
+        """The reply's item; it grows with the events that the reader receives."""
         self.last: Delta | None = None
-        """The model's last piece: it tells the counts of tokens and why it ended."""
+        """The model's last piece: it has the counts of tokens and the finish reason."""
         self.unspoken: list[str] = []
-        """What the voice could not say of the text."""
+        """The parts of the text that the voice could not speak."""
         self._reader = Reader(language)
         self._pieces = pieces
         self._synthesize = synthesize
@@ -214,7 +215,7 @@ class Reply:
         self._work = asyncio.create_task(self._both())
 
     async def events(self) -> AsyncGenerator[Event, None]:
-        """The reply as it is made, to its end or to its close; for one reader."""
+        """Yield the reply's events until it ends or is closed. There must be only one reader."""
         while not self._is_closed and (made := await self._events.get()) is not None:
             event, sentence = made
             match event:
@@ -233,12 +234,12 @@ class Reply:
                 sentence.is_whole = True
 
     async def close(self) -> None:
-        """End it where it is; returns when nothing of it is at work any more."""
+        """Stop the reply. Return when all of its work has ended."""
         self._is_closed = True
         await stop(self._work)
-        await self._pieces.aclose()  # where the work was stopped before it began
+        await self._pieces.aclose()  # if the work was stopped before it began
         with contextlib.suppress(asyncio.QueueFull):
-            self._events.put_nowait(None)  # for a reader that waits
+            self._events.put_nowait(None)  # wakes a reader that waits
 
     async def _both(self) -> None:
         stages: dict[asyncio.Task[None], Stage] = {
@@ -276,7 +277,7 @@ class Reply:
                 continue
             reading = self._reader.read(sentence.text, sentence.begins_line)
             self.unspoken += reading.unspoken
-            if not reading.aloud:  # as of "..." or "***"; some voices invent a noise
+            if not reading.aloud:  # for "..." or "***", for example; some voices invent a noise
                 continue
             spoken, has_sound = Spoken(sentence.text, start=sentence.start, aloud=reading.aloud), False
             async with contextlib.aclosing(self._synthesize(reading.aloud)) as chunks:
@@ -288,10 +289,10 @@ class Reply:
 
 
 async def uncancelled(stage: Coroutine[Any, Any, Made]) -> Made:
-    """Run a stage; a cancellation that nobody asked this task for is a failure like any other.
+    """Run a stage, and raise RuntimeError if it is cancelled although this task was not.
 
-    A stage's backend may raise CancelledError for reasons of its own, and asyncio would end the task in silence, with
-    the other stage waiting for it for ever.
+    A stage's backend may raise CancelledError for reasons of its own. asyncio would then end the task without an error,
+    and the other stage would wait for it for ever.
     """
     try:
         return await stage
@@ -303,8 +304,8 @@ async def uncancelled(stage: Coroutine[Any, Any, Made]) -> Made:
 
 
 async def stop(*tasks: asyncio.Task[Any] | None) -> None:
-    """Cancel tasks and wait until each is over, however it ends. What one raises that was still running is logged:
-    nobody waits for it any more."""
+    """Cancel tasks, and wait until each has ended. An error of a task that was still running is logged, because no
+    other task receives it."""
     begun = [task for task in tasks if task is not None]
     running = [task for task in begun if not task.done()]
     for task in running:

@@ -1,8 +1,8 @@
-"""What can be wrong with an event of the client's, and how a session ends."""
+"""The errors of the client's events, and the error that ends a session."""
 
 
 class EventError(Exception):
-    """An event of the client's cannot be done; the session goes on."""
+    """The session cannot do what an event of the client requests; the session continues."""
 
     def __init__(self, code: str, message: str, param: str | None = None, kind: str = "invalid_request_error"):
         super().__init__(message)
@@ -10,7 +10,7 @@ class EventError(Exception):
 
 
 class SessionEndedError(Exception):
-    """The session is over; the client is told why."""
+    """The session is over; the client receives the reason."""
 
     def __init__(self, code: str, message: str, close_code: int = 1000):
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""How a session listens: sound in pieces of any size, cut into turns by the voice in it, or by the client.
+"""How a session listens: it takes sound in pieces of any size, and the voice detector or the client cuts it into turns.
 
 Letters: n samples.
 """
@@ -29,33 +29,34 @@ from voicechat_serve.transcription.voice_activity import (
 LONGEST_UTTERANCE_S = 600
 
 SOUND_LATE_S = 1.0
-"""A client that sends no sound for so long in the middle of an utterance has stopped sending: what is missing counts as
-silence. A network that stalls for less ends no turn."""
+"""A client that sends no sound for so long during an utterance has stopped. The missing sound counts as silence.
+A network that stalls for a shorter time ends no turn."""
 
 SHORTEST_COMMIT_MS = 100
 
 
 class Listening:
-    """
+    """The input audio buffer of a session, with the detector of speech.
+
     Args:
-        context: of the session whose turns are heard.
+        context: the session's.
     """
 
     def __init__(self, context: Context):
         self.context = context
         self.resampler = soxr.ResampleStream(SPEECH_RATE, HEARING_RATE, 1, dtype="float32", quality="MQ")
         self.rest_n: Samples = np.zeros(0, np.float32)
-        """Less than a chunk."""
+        """Samples that do not fill a chunk yet."""
         self.samples = 0
-        """Heard so far, without the rest: the session's clock."""
+        """The number of samples received so far, without the rest: the session's clock."""
         self.before: deque[Samples] = deque()
-        """Chunks before speech has begun: its padding."""
+        """The chunks before the speech: its padding."""
         self.turn: Turn | None = None
-        """Which is being spoken."""
+        """The turn that the person speaks at present."""
         self.begin(context.settings.audio.input.turn_detection)
 
     def begin(self, detection: TurnDetection | None) -> None:
-        """Listens in another way from now on; what was heard of a turn must be gone."""
+        """Begin to listen with other settings of turn detection. The caller must first discard the present turn."""
         self.detection = detection
         self.voice_activity = (
             VoiceActivity(detection.threshold, detection.longest_silence_ms) if detection is not None else None
@@ -63,9 +64,9 @@ class Listening:
         self.before.clear()
 
     def adjust(self, detection: TurnDetection) -> None:
-        """Other figures for the detector at work."""
+        """Change the settings of the active detector."""
         if detection == self.detection:
-            return  # the silence that has begun keeps its length
+            return  # a silence that has begun keeps its length
         assert self.voice_activity is not None
         self.detection = detection
         self.voice_activity.threshold = detection.threshold
@@ -78,36 +79,37 @@ class Listening:
 
     @property
     def heard_ms(self) -> float:
-        """The session's time: how much sound has come in."""
+        """The session's time: the length of the sound received so far."""
         return 1000 * self.samples / HEARING_RATE
 
     @property
     def start_ms(self) -> int:
-        """Where the turn begins."""
+        """The start of the turn, in the session's time."""
         assert self.turn is not None
         return max(0, round(self.heard_ms - 1000 * self.turn.utterance.seconds))
 
     @property
     def end_ms(self) -> int:
-        """Where the speech has ended, without the silence that told it."""
+        """The end of the speech, in the session's time, without the silence after it."""
         return round(self.heard_ms - (self.voice_activity.quiet_ms if self.voice_activity else 0))
 
     async def hear(self, encoded: str) -> AsyncGenerator[Change, None]:
-        """Takes in sound; what it changes is told at the sample where that is noticed.
+        """Take sound, and yield each change at the sample where it is detected.
 
         Args:
             encoded: base64 of 16-bit samples at SPEECH_RATE.
 
         Raises:
-            EventError: it is no such thing, or a buffer that the client should have committed is full.
+            EventError: the text is not that, or the buffer is full because the client did not commit it.
         """
         try:
             pcm = base64.b64decode(encoded, validate=True)
         except (binascii.Error, ValueError):
             raise EventError("invalid_value", "audio is not base64", "audio") from None
         if len(pcm) % 2:
-            raise EventError("invalid_value", "audio is 16-bit samples, so an even number of bytes", "audio")
-        for start in range(0, len(pcm), SPEECH_RATE * 2):  # by the second: long ones take their turn with the others
+            raise EventError("invalid_value", "audio is 16-bit samples, so it needs an even number of bytes", "audio")
+        # One second at a time, so that a long sound does not delay the other sessions.
+        for start in range(0, len(pcm), SPEECH_RATE * 2):
             samples_n = np.frombuffer(pcm[start : start + SPEECH_RATE * 2], "<i2").astype(np.float32) / 32768
             self.rest_n = np.concatenate([self.rest_n, self.resampler.resample_chunk(samples_n)])
             while len(self.rest_n) >= CHUNK:
@@ -119,10 +121,10 @@ class Listening:
                 await asyncio.sleep(0)
 
     def miss(self, seconds: float) -> Change | None:
-        """What changes because no sound has come for a while.
+        """Return what changes because no sound has come for a while; None if nothing changes.
 
         Args:
-            seconds: since the last sound.
+            seconds: the time since the last sound.
         """
         if self.voice_activity is None:
             return None
@@ -130,7 +132,8 @@ class Listening:
         return self.voice_activity.miss(1000 * seconds if seconds >= SOUND_LATE_S else 0.0)
 
     def _expect_end(self) -> None:
-        """The silence ends the turn sooner or later, by its words. Until they are judged, the longest one does."""
+        """Set the length of the silence that ends the turn. It depends on the words. Until they are classified, it is
+        the longest silence of the settings."""
         assert self.voice_activity is not None
         assert self.detection is not None
         by_words_ms = self.turn.silence_ms if self.turn else None
@@ -140,7 +143,7 @@ class Listening:
         self.turn = self.turn or Turn(self.context, State.SPEAKING)
         if self.turn.utterance.seconds >= LONGEST_UTTERANCE_S:
             self._take_rest()
-            message = f"the buffer holds {LONGEST_UTTERANCE_S // 60} minutes: commit or clear it"
+            message = f"the buffer is full with {LONGEST_UTTERANCE_S // 60} minutes of sound: commit or clear it"
             raise EventError("input_audio_buffer_full", message)
         await self.turn.utterance.append(chunk_n)
 
@@ -148,7 +151,8 @@ class Listening:
         assert self.voice_activity is not None
         assert self.detection is not None
         self._expect_end()
-        begins_after_ms = INTERRUPTS_AFTER_MS if self.context.is_heard else BEGINS_AFTER_MS  # a cough ends no reply
+        # A cough must not interrupt a reply.
+        begins_after_ms = INTERRUPTS_AFTER_MS if self.context.is_audible else BEGINS_AFTER_MS
         change = self.voice_activity.feed(chunk_n, begins_after_ms)
         if change == "started":
             self.turn = Turn(self.context, State.SPEAKING, is_detected=True)
@@ -157,7 +161,7 @@ class Listening:
             self.before.clear()
         elif self.turn is None:
             self.before.append(chunk_n)
-            # What may be the beginning of speech is not yet known to be it, so it is kept besides the padding.
+            # The last chunks may be the beginning of speech, which is not certain yet: keep them besides the padding.
             kept = (self.detection.prefix_padding_ms + self.voice_activity.speech_ms) / CHUNK_MS
             while len(self.before) > kept:
                 self.before.popleft()
@@ -168,7 +172,7 @@ class Listening:
         return change
 
     def take(self) -> Turn:
-        """The turn, of which the speech is over."""
+        """Remove the turn whose speech is over, and return it."""
         assert self.turn is not None
         turn, self.turn = self.turn, None
         if self.voice_activity:
@@ -181,10 +185,10 @@ class Listening:
         return rest_n
 
     async def commit(self) -> Turn:
-        """The turn, of which the client says that the speech is over.
+        """Remove the turn that the client commits, and return it.
 
         Raises:
-            EventError: there is none.
+            EventError: there is no turn, or it is too short.
         """
         if self.turn is None or 1000 * self.turn.utterance.seconds < SHORTEST_COMMIT_MS:
             message = f"there is less than {SHORTEST_COMMIT_MS} ms of sound in the buffer"
@@ -193,7 +197,7 @@ class Listening:
         return self.take()
 
     async def forget(self) -> None:
-        """What was heard of the turn is thrown away."""
+        """Discard the turn's sound, and the turn."""
         self._take_rest()
         self.before.clear()
         if self.turn:

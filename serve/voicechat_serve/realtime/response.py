@@ -1,4 +1,4 @@
-"""One response of a session: a reply as OpenAI's events, in OpenAI's order, whole or broken off."""
+"""One response of a session: it sends a reply, whole or interrupted, as OpenAI's events in OpenAI's order."""
 
 import base64
 import time
@@ -28,31 +28,31 @@ from voicechat_serve.audio import Samples
 from voicechat_serve.generation.chat_tokenizer import Message
 from voicechat_serve.generation.loaded_model import Delta
 from voicechat_serve.realtime.conversation import Failed, Reply, SpeechChunk, TextDelta, new_id
-from voicechat_serve.realtime.server_events import item_added, item_done, told_item
+from voicechat_serve.realtime.server_events import item_added, item_done, item_resource
 from voicechat_serve.realtime.session_settings import MOST_TOKENS
 from voicechat_serve.realtime.stages import Stages
 from voicechat_serve.realtime.wire import Wire
 from voicechat_serve.synthesis.voices import SPEECH_RATE
 
 DELTA_S = 0.4
-"""Most sound in one event."""
+"""The most sound in one event."""
 
 MOST_METADATA = 512
-"""Characters of one value, as OpenAI has it."""
+"""The most characters of one value; OpenAI's limit."""
 
 Reason = Literal["turn_detected", "client_cancelled"]
 
 
 @dataclass(frozen=True)
 class ReplyRequest:
-    """What a reply is made of: equal requests are answered by the same reply."""
+    """All that a reply depends on: a draft serves every request that equals its own."""
 
     model: str
     messages: list[Message]
     max_tokens: int
     temperature: float | None
     voice: str | None
-    """None: in writing."""
+    """None for a written reply."""
     speed: float
 
     def begin(self, stages: Stages) -> Reply:
@@ -68,22 +68,23 @@ class ReplyRequest:
 
 @dataclass(frozen=True)
 class Draft:
-    """A reply that was begun before it was certain that the person had finished."""
+    """A reply that begins before it is certain that the person has finished."""
 
     request: ReplyRequest
     reply: Reply
 
 
 class Response:
-    """
+    """A response: a reply and its events.
+
     Args:
-        reply: begun already.
-        request: what it was begun with.
-        conversation_id: of the conversation that it becomes a part of; None if of none.
-        metadata: told again with the response.
-        wire: where its events go.
-        explain: an error as {"type", "code", "message"}.
-        on_sound: called when the first sound is sent.
+        reply: the reply, which has begun already.
+        request: the request of the reply.
+        conversation_id: the conversation that the response becomes a part of; None for no conversation.
+        metadata: the client's; `response.done` returns them.
+        wire: sends the events.
+        explain: returns an error as {"type", "code", "message"}.
+        on_sound: is called when the first sound is sent.
     """
 
     def __init__(
@@ -104,11 +105,11 @@ class Response:
         self.cancelled: Reason | None = None
         self.failure: dict[str, Any] | None = None
         self.sounds_since: float | None = None
-        """When the first sound was sent, on the monotonic clock."""
+        """The time when the first sound was sent; monotonic."""
 
     @property
     def played_ms(self) -> float:
-        """How much of the sound can have been played by now, by a client that plays it as it comes."""
+        """The most sound that a client can have played by now, if it plays the sound when it arrives."""
         if self.sounds_since is None:
             return 0.0
         return min(1000 * (time.monotonic() - self.sounds_since), self.item.milliseconds)
@@ -119,28 +120,28 @@ class Response:
         return self.sounds_since is not None and not is_cut and self.played_ms < self.item.milliseconds
 
     async def cancel(self, reason: Reason) -> None:
-        """Ends the work; `run` tells the client."""
+        """Stop the reply; `run` sends the last events."""
         self.cancelled = self.cancelled or reason
         await self.reply.close()
 
     async def run(self, previous_item_id: str | None) -> None:
-        """Sends all of it, to the end or to where it is cancelled."""
-        self._tell_begin(previous_item_id)
+        """Send all events of the response, until the reply ends or is cancelled."""
+        self._emit_begin(previous_item_id)
         async for event in self.reply.events():
             match event:
                 case TextDelta(delta):
-                    await self._tell_text(delta)
+                    await self._emit_text(delta)
                 case SpeechChunk(samples_n):
-                    await self._tell_sound(samples_n)
+                    await self._emit_sound(samples_n)
                 case Failed(_, error):
                     self.failure = self.explain(error)
         self.item.is_in_progress = False
         if self.failure:
             self.item.is_complete = False
-        self._tell_end(previous_item_id)
+        self._emit_end(previous_item_id)
 
-    def _tell_begin(self, previous_item_id: str | None) -> None:
-        response, item = self.told("in_progress"), told_item(self.item)
+    def _emit_begin(self, previous_item_id: str | None) -> None:
+        response, item = self.resource("in_progress"), item_resource(self.item)
         self.emit(ResponseCreatedEvent(type="response.created", event_id=new_id("event"), response=response))
         self.emit(ResponseOutputItemAddedEvent(type="response.output_item.added", item=item, **self._output()))
         if self.conversation_id:
@@ -148,7 +149,7 @@ class Response:
         part = self._part(with_text=False)
         self.emit(ResponseContentPartAddedEvent(type="response.content_part.added", **part, **self._content()))
 
-    async def _tell_text(self, delta: str) -> None:
+    async def _emit_text(self, delta: str) -> None:
         place = self._content()
         event = (
             ResponseAudioTranscriptDeltaEvent(type="response.output_audio_transcript.delta", delta=delta, **place)
@@ -157,7 +158,7 @@ class Response:
         )
         await self.wire.post(event)
 
-    async def _tell_sound(self, samples_n: Samples) -> None:
+    async def _emit_sound(self, samples_n: Samples) -> None:
         size = int(DELTA_S * SPEECH_RATE)
         for start in range(0, len(samples_n), size):
             if self.cancelled:
@@ -170,7 +171,7 @@ class Response:
                 self.sounds_since = time.monotonic()
                 self.on_sound()
 
-    def _tell_end(self, previous_item_id: str | None) -> None:
+    def _emit_end(self, previous_item_id: str | None) -> None:
         text, place = self.item.text, self._content
         if self.item.is_spoken:
             self.emit(ResponseAudioDoneEvent(type="response.output_audio.done", **place()))
@@ -181,24 +182,24 @@ class Response:
             )
         else:
             self.emit(ResponseTextDoneEvent(type="response.output_text.done", text=text, **place()))
-        part, item = self._part(with_text=True), told_item(self.item)
+        part, item = self._part(with_text=True), item_resource(self.item)
         self.emit(ResponseContentPartDoneEvent(type="response.content_part.done", **part, **place()))
         self.emit(ResponseOutputItemDoneEvent(type="response.output_item.done", item=item, **self._output()))
         if self.conversation_id:
             self.emit(item_done(self.item, previous_item_id))
         self.metadata |= self._left_unspoken()
-        response = self.told(self.status)
+        response = self.resource(self.status)
         self.emit(ResponseDoneEvent(type="response.done", event_id=new_id("event"), response=response))
 
     def _left_unspoken(self) -> dict[str, str]:
-        """What the client must be told where the voice did not say all of the reply."""
+        """Return the metadata about parts of the reply that the voice did not speak; empty if it spoke all of it."""
         if not self.item.is_spoken or self.cancelled or self.failure:
             return {}
         unspoken = "; ".join(self.reply.unspoken)
-        told = {"unspoken": unspoken[:MOST_METADATA]} if unspoken else {}
+        metadata = {"unspoken": unspoken[:MOST_METADATA]} if unspoken else {}
         if self.item.text.strip() and not self.item.spoken:
-            told |= {"spoken": "false", "reason": "the reply has no word that the voice can speak"}
-        return told
+            metadata |= {"spoken": "false", "reason": "the reply has no word that the voice can speak"}
+        return metadata
 
     @property
     def status(self) -> str:
@@ -209,8 +210,8 @@ class Response:
         is_cut = self.reply.last is not None and self.reply.last.finish_reason == "length"
         return "incomplete" if is_cut else "completed"
 
-    def told(self, status: str) -> RealtimeResponse:
-        """The response as the client is told of it."""
+    def resource(self, status: str) -> RealtimeResponse:
+        """Return the response as OpenAI's resource, with a status."""
         details: dict[str, dict[str, Any]] = {
             "cancelled": {"type": "cancelled", "reason": self.cancelled},
             "failed": {"type": "failed", "error": self.failure},
@@ -227,7 +228,7 @@ class Response:
                 "id": self.id,
                 "status": status,
                 "status_details": details.get(status),
-                "output": [told_item(self.item)] if is_done else [],
+                "output": [item_resource(self.item)] if is_done else [],
                 "conversation_id": self.conversation_id,
                 "usage": usage if is_done else None,
                 "audio": {"output": voice} if self.item.is_spoken else None,
@@ -238,11 +239,11 @@ class Response:
         )
 
     def _output(self) -> dict[str, Any]:
-        """What an event about the response's only item says of its place."""
+        """Return the fields that name the response's only item in an event."""
         return {"event_id": new_id("event"), "response_id": self.id, "output_index": 0}
 
     def _content(self) -> dict[str, Any]:
-        """What an event about the item's only part says of its place."""
+        """Return the fields that name the item's only part in an event."""
         return self._output() | {"item_id": self.item.id, "content_index": 0}
 
     def _part(self, with_text: bool) -> dict[str, Any]:
@@ -251,7 +252,7 @@ class Response:
 
 
 async def decline(model: str, reason: Reason, wire: Wire, stages: Stages) -> None:
-    """Tells the client of a response that was to come, and that was cancelled before it began."""
+    """Send the events of a response that was cancelled before it began."""
     reply = Reply(nothing(), None)
     await reply.close()
     request = ReplyRequest(model, [], MOST_TOKENS, temperature=None, voice=None, speed=1.0)

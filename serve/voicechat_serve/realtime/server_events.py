@@ -1,6 +1,6 @@
-"""Events that a session sends, as `openai.types.realtime` has them: of items, of what is said, and of errors.
+"""Events that a session sends, in the types of `openai.types.realtime`: for items, for speech, and for errors.
 
-Those of a response are made in response.py, and those that answer one event of the client's in session.py.
+response.py makes the events of a response. session.py makes those that answer one event of the client.
 """
 
 from typing import Any
@@ -31,13 +31,14 @@ from voicechat_serve.transcription.transcriber import Transcript
 
 
 def error_event(body: dict[str, Any], event_id: str | None = None) -> RealtimeErrorEvent:
-    """
+    """Return an error event.
+
     Args:
         body: OpenAI's type, code and message.
-        event_id: the client's, of its event that is at fault.
+        event_id: the `event_id` of the client's event that has the error.
     """
     given = {"param": None, **body, "event_id": event_id}
-    # What the client wrote may hold halves of characters, as JSON can; no frame can.
+    # The client's text may hold halves of characters (lone surrogates): JSON allows them, a WebSocket frame does not.
     sendable = {name: text and text.encode(errors="replace").decode() for name, text in given.items()}
     return RealtimeErrorEvent(type="error", event_id=new_id("event"), error=RealtimeError(**sendable))
 
@@ -94,13 +95,13 @@ def transcription_failed(item_id: str, error: dict[str, Any]) -> ConversationIte
 
 def item_added(item: Item, previous: str | None) -> ConversationItemAdded:
     return ConversationItemAdded(
-        type="conversation.item.added", event_id=new_id("event"), previous_item_id=previous, item=told_item(item)
+        type="conversation.item.added", event_id=new_id("event"), previous_item_id=previous, item=item_resource(item)
     )
 
 
 def item_done(item: Item, previous: str | None) -> ConversationItemDone:
     return ConversationItemDone(
-        type="conversation.item.done", event_id=new_id("event"), previous_item_id=previous, item=told_item(item)
+        type="conversation.item.done", event_id=new_id("event"), previous_item_id=previous, item=item_resource(item)
     )
 
 
@@ -117,8 +118,8 @@ ITEM_TYPES: dict[Role, type[ItemMessage]] = {
 }
 
 
-def told_item(item: Item) -> ItemMessage:
-    """An item as the client is told of it, with the text as far as it was heard."""
+def item_resource(item: Item) -> ItemMessage:
+    """Return an item as OpenAI's resource, with the text that was heard."""
     if item.role == "assistant":
         kind = "output_audio" if item.is_spoken else "output_text"
         status = "in_progress" if item.is_in_progress else "completed" if item.is_complete else "incomplete"

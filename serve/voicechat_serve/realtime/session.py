@@ -1,7 +1,7 @@
-"""A session of the realtime protocol: the client's events in, the server's out, one conversation in between.
+"""A session of the realtime protocol: one conversation with one client, which sends events and receives events.
 
-One task reads what the client sends, one handles it in order, one sends. Each turn is transcribed, and each
-response made, in a task of its own, so that sound is heard and events are answered meanwhile.
+One task reads the client's events, one handles them in order, one sends the server's events. Each turn and each
+response has a task of its own, so that the session takes sound and answers events at the same time.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from voicechat_serve.realtime.answering import Answering
 from voicechat_serve.realtime.conversation import Conversation, Item, new_id, stop
 from voicechat_serve.realtime.errors import EventError, SessionEndedError
 from voicechat_serve.realtime.listening import Listening
-from voicechat_serve.realtime.server_events import item_added, item_done, speech_started, told_item
+from voicechat_serve.realtime.server_events import item_added, item_done, item_resource, speech_started
 from voicechat_serve.realtime.session_settings import (
     CLIENT_EVENTS,
     Append,
@@ -49,28 +49,29 @@ SESSION_S = 3600
 """OpenAI's own limit."""
 
 IDLE_S = 600
-"""Without speech and without any event but silence."""
+"""A session ends after so long without speech and without an event other than silent sound."""
 
 LIMITS_CHECKED_S = 10
 
 LONGEST_EVENT_ID = 512
-"""Characters, as OpenAI allows."""
+"""In characters; OpenAI's limit."""
 
 SILENCE_CHECKED_S = 0.1
-"""While somebody speaks and no sound comes."""
+"""How often the session checks for missing sound while a person speaks."""
 
-TOLD_LATE_MS = 50
-"""By which a client's clock may overshoot the end of a reply's sound."""
+CLOCK_TOLERANCE_MS = 50
+"""A client's clock may exceed the end of a reply's sound by so much."""
 
 
 class Session:
-    """
+    """A session with one client.
+
     Args:
-        settings: what it begins with.
+        settings: the settings at the start.
         stages: the models.
-        receive: the client's next frame, a text; raises when it has left.
+        receive: returns the client's next frame, a text; raises when the client has left.
         send: sends a frame.
-        on_first_sound: told the seconds from the end of a spoken turn to the first sound of its response.
+        on_first_sound: receives the seconds from the end of a spoken turn to the first sound of its response.
     """
 
     def __init__(
@@ -93,15 +94,15 @@ class Session:
     # Running.
 
     async def run(self) -> tuple[int, str]:
-        """To the end; returns the code and the reason to close with. Raises what `receive` raises."""
+        """Run the session until it ends. Return the code and the reason for the close. Raises what `receive` raises."""
         wire = self.wire
-        self.emit(SessionCreatedEvent(type="session.created", event_id=new_id("event"), session=self.told()))
+        self.emit(SessionCreatedEvent(type="session.created", event_id=new_id("event"), session=self.resource()))
         tasks = [asyncio.create_task(work()) for work in (wire.read, self._handle_all, wire.write, wire.watch)]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
-            raise AssertionError("none of them ends by itself")
+            raise AssertionError("each of these tasks ends only with an error")
         except SessionEndedError as end:
             await stop(*tasks)
             await self.close()
@@ -112,36 +113,36 @@ class Session:
             await self.close()
 
     async def close(self) -> None:
-        """Ends all work."""
+        """End all work."""
         await self.answering.close()
         await self.listening.forget()
 
     async def _handle_all(self) -> None:
         while True:
             now = time.monotonic()
-            if self.context.is_heard or self.listening.is_speaking:
+            if self.context.is_audible or self.listening.is_speaking:
                 self.last_activity = now
             if now > self.began + SESSION_S:
                 raise SessionEndedError("session_expired", f"a session lasts {SESSION_S // 60} minutes: open another")
             if now > self.last_activity + IDLE_S:
-                message = f"nothing was said for {IDLE_S // 60} minutes: open another session to go on"
+                message = f"there was no speech for {IDLE_S // 60} minutes: open another session to continue"
                 raise SessionEndedError("session_idle", message)
-            await self.wire.has_room.wait()  # events that the client asks for do not pile up
+            await self.wire.has_room.wait()  # events that the client requests must not pile up
             with contextlib.suppress(TimeoutError):
                 is_speaking = self.listening.is_speaking
                 await self._handle(await self.wire.next_frame(SILENCE_CHECKED_S if is_speaking else LIMITS_CHECKED_S))
             if change := self.listening.miss(time.monotonic() - self.last_sound):
                 await self._notice(change)
-            await asyncio.sleep(0)  # many at once take their turn with what is sent, and with other sessions
+            await asyncio.sleep(0)  # many events at once must not delay the sending, or other sessions
 
-    def told(self) -> RealtimeSessionCreateRequest | RealtimeTranscriptionSessionCreateRequest:
-        """As the client is told of it: OpenAI's fields and ours."""
-        told = self.context.settings.told() | {"id": self.id}
-        if transcription := told["audio"]["input"]["transcription"]:
+    def resource(self) -> RealtimeSessionCreateRequest | RealtimeTranscriptionSessionCreateRequest:
+        """Return the session as OpenAI's resource, with our own fields."""
+        fields = self.context.settings.resource() | {"id": self.id}
+        if transcription := fields["audio"]["input"]["transcription"]:
             transcription["model"] = transcription["model"] or self.context.stages.transcription_model
         if self.context.settings.type == "realtime":
-            return RealtimeSessionCreateRequest.model_validate(told)
-        return RealtimeTranscriptionSessionCreateRequest.model_validate(told)
+            return RealtimeSessionCreateRequest.model_validate(fields)
+        return RealtimeTranscriptionSessionCreateRequest.model_validate(fields)
 
     # Events of the client.
 
@@ -158,7 +159,7 @@ class Session:
             self.wire.emit_error(error.body, event_id)
         except SessionEndedError:
             raise
-        except Exception as error:  # of a model's name, or of a model
+        except Exception as error:  # for a model's name, or from a model
             self.wire.emit_error(self.context.stages.explain(error), event_id)
 
     async def _update(self, event: SessionUpdate) -> None:
@@ -188,7 +189,7 @@ class Session:
             self.listening.begin(wanted)
             if is_lost:
                 self.emit(InputAudioBufferClearedEvent(type="input_audio_buffer.cleared", event_id=new_id("event")))
-        self.emit(SessionUpdatedEvent(type="session.updated", event_id=new_id("event"), session=self.told()))
+        self.emit(SessionUpdatedEvent(type="session.updated", event_id=new_id("event"), session=self.resource()))
 
     async def _create_item(self, event: CreateItem) -> None:
         place = None
@@ -198,11 +199,11 @@ class Session:
             before = self._item(event.previous_item_id, "item_create_invalid_previous_item_id", "previous_item_id")
             place = self.conversation.items.index(before) + 1
         given = event.item
-        is_being_said = self.listening.turn and given.id == self.listening.turn.id
-        if given.id and (is_being_said or self.conversation.find(given.id)):
+        is_being_spoken = self.listening.turn and given.id == self.listening.turn.id
+        if given.id and (is_being_spoken or self.conversation.find(given.id)):
             raise EventError("item_create_duplicate_item_id", f"there is an item {given.id!r} already", "item.id")
         if given.has_sound_only:
-            message = "only text can be put into the conversation; sound goes through the input audio buffer"
+            message = "an item must have text; send sound to the input audio buffer"
             raise EventError("unsupported_parameter", message, "item.content")
         item = Item(role=given.role, id=given.id or new_id("item"), text=given.text)
         if item.role == "user":
@@ -215,7 +216,7 @@ class Session:
         item = self._item(event.item_id, "item_retrieve_invalid_item_id")
         self.emit(
             ConversationItemRetrieved(
-                type="conversation.item.retrieved", event_id=new_id("event"), item=told_item(item)
+                type="conversation.item.retrieved", event_id=new_id("event"), item=item_resource(item)
             )
         )
 
@@ -232,11 +233,11 @@ class Session:
     async def _truncate_item(self, event: Truncate) -> None:
         item = self._item(event.item_id, "item_truncate_invalid_item_id")
         if event.content_index != 0:
-            raise EventError("invalid_value", "a reply has one part: content_index must be 0", "content_index")
+            raise EventError("invalid_value", "a reply has only one part, so content_index must be 0", "content_index")
         if item.role != "assistant" or not item.is_spoken:
-            raise EventError("item_truncate_invalid_item_id", "only a spoken reply can be cut", "item_id")
-        if not 0 <= event.audio_end_ms <= item.milliseconds + TOLD_LATE_MS:
-            message = f"audio_end_ms must be 0 to {int(item.milliseconds)}, which is all of the sound"
+            raise EventError("item_truncate_invalid_item_id", "only a spoken reply can be truncated", "item_id")
+        if not 0 <= event.audio_end_ms <= item.milliseconds + CLOCK_TOLERANCE_MS:
+            message = f"audio_end_ms must be 0 to {int(item.milliseconds)}, the length of the sound"
             raise EventError("invalid_value", message, "audio_end_ms")
         item.truncate(event.audio_end_ms)
         self.emit(
@@ -250,9 +251,10 @@ class Session:
         )
 
     def _item(self, id: str, code: str, param: str = "item_id") -> Item:
-        """
+        """Return the item of that id.
+
         Raises:
-            EventError: with the code, there is no such item.
+            EventError: with the code; there is no such item.
         """
         if item := self.conversation.find(id):
             return item
@@ -268,7 +270,7 @@ class Session:
         if self.context.is_responding and (not id or (response and id == response.id)):
             await self.answering.interrupt("client_cancelled")
         elif id or not await self.answering.cancel_expected("client_cancelled"):
-            raise EventError("response_cancel_not_active", "no such response is under way")
+            raise EventError("response_cancel_not_active", "there is no such active response")
 
     async def _clear_output(self, event: Nothing) -> None:
         await self.answering.interrupt("client_cancelled")
@@ -279,7 +281,7 @@ class Session:
                 )
             )
 
-    # What is said.
+    # Sound.
 
     async def _append(self, event: Append) -> None:
         async with contextlib.aclosing(self.listening.hear(event.audio)) as changes:
@@ -320,7 +322,7 @@ class Session:
         self.emit(InputAudioBufferClearedEvent(type="input_audio_buffer.cleared", event_id=new_id("event")))
 
     async def _forget_turn(self) -> None:
-        """What is being said comes to nothing, and answers nothing that was said before."""
+        """Discard the present turn, and answer the earlier turn that waited for its end."""
         await self.listening.forget()
         self.answering.answer_the_rest()
 
@@ -338,4 +340,4 @@ HANDLERS: dict[str, Callable[[Session, Any], Awaitable[None]]] = {
     "response.cancel": Session._cancel_response,
     "output_audio_buffer.clear": Session._clear_output,
 }
-"""What is done for each of the client's events; each takes the event as CLIENT_EVENTS has checked it."""
+"""The function for each of the client's events. It receives the event after the check by its type in CLIENT_EVENTS."""

@@ -1,7 +1,7 @@
-"""What a session can be told: OpenAI's fields that mean something here, checked; and the events that a client sends.
+"""The settings of a session, checked: OpenAI's fields that have an effect here. Also the events that a client sends.
 
-Fields that nobody knows are refused, and so are those of OpenAI's that have no counterpart here, unless their value
-changes nothing. Three are ours: `temperature`, a `model` that may change between turns, and
+Unknown fields are refused. OpenAI's fields that are not supported here are refused too, unless their value changes
+nothing. Three fields are ours: `temperature`, a `model` that may change between turns, and
 `turn_detection.anticipate`.
 """
 
@@ -18,14 +18,14 @@ from voicechat_serve.synthesis.voices import HEART, VoiceId
 LONGEST_INSTRUCTIONS = 32_768
 LONGEST_TEXT = 65_536
 MOST_TOKENS = 4096
-"""Of a reply: half an hour of speech."""
+"""The most tokens of a reply: half an hour of speech."""
 
 Name = Annotated[str, StringConstraints(max_length=256)]
 
 
 class Checked(BaseModel):
-    """Unknown fields are refused: a misspelt one would be lost in silence. Null stands for the default, where it is no
-    value of its own."""
+    """A model that refuses unknown fields: otherwise a misspelt field would be lost without an error. Null means the
+    default, unless null is a value of the field itself."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -38,13 +38,13 @@ class Checked(BaseModel):
 
     @classmethod
     def has_default(cls, name: str) -> bool:
-        """Whether there is a field of that name whose null means its default."""
+        """Return whether there is a field of that name, and null means its default."""
         field = cls.model_fields.get(name)
         return field is not None and not field.is_required() and type(None) not in get_args(field.annotation)
 
 
 def require_neutral(*values: Any) -> AfterValidator:
-    """Of a field of OpenAI's that is not supported: it may be null, or have a value that changes nothing."""
+    """Return the check of an unsupported field of OpenAI: it may be null, or have a value that changes nothing."""
 
     def check(given: Any) -> Any:
         if given is not None and given not in values:
@@ -77,9 +77,9 @@ class Format(Checked):
 
 class TranscriptionSettings(Checked):
     model: Name = ""
-    """The server's own when empty."""
+    """Empty for the server's own model."""
     language: Annotated[str, StringConstraints(max_length=64)] | None = None
-    """What is spoken, as BCP 47 or ISO 639-1 name it; told again as Whisper's code. Detected when not given."""
+    """The spoken language, as in BCP 47 or ISO 639-1; the session returns Whisper's code. None: it is detected."""
     prompt: Annotated[str, StringConstraints(max_length=1024)] | None = None
     """Names and words to expect."""
     languages: NoList = Field(default=None, exclude=True)
@@ -89,7 +89,7 @@ class TranscriptionSettings(Checked):
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a silence ends a turn, in milliseconds, by the words before it."""
+    """The length of the silence that ends a turn, in milliseconds. It depends on the words before the silence."""
 
     finished: int
     undecided: int
@@ -103,28 +103,29 @@ EAGERNESS = {
 }
 
 FINISHED_PROBABILITY, UNFINISHED_PROBABILITY = 0.2, 0.005
-"""What a sentence's end must have at least, to be finished, and at most, to be unfinished. Measured on 63 whole
-utterances and 304 that break off at any word, as Whisper tiny.en hears them: 78% of the ones and 10% of the others are
-taken for finished, 3% and 66% for unfinished."""
+"""An utterance is finished if its end probability is at least the first value, and unfinished if it is at most the
+second. Measured on Whisper tiny.en's transcripts of 63 whole utterances and 304 that break off at any word: 78% of the
+whole ones and 10% of the others are classified as finished, 3% and 66% as unfinished."""
 
 
 class TurnDetection(Checked):
-    """When the person has finished: a silence says so, or (semantic_vad) the words and a silence that suits them."""
+    """How the end of a turn is detected: by a silence. With semantic_vad its length depends on the words before it."""
 
     type: Literal["server_vad", "semantic_vad"] = "server_vad"
     threshold: float = Field(default=0.5, ge=0.05, le=0.95)
     prefix_padding_ms: int = Field(default=300, ge=0, le=2000)
     silence_duration_ms: int = Field(default=500, ge=200, le=5000)
-    """Of server_vad."""
+    """Only for server_vad."""
     eagerness: Literal["low", "medium", "high", "auto"] = "auto"
-    """Of semantic_vad; auto is medium."""
+    """Only for semantic_vad; auto is medium."""
     create_response: bool = True
     interrupt_response: bool = True
     anticipate: bool = True
-    """Begin to answer at the first short pause; thrown away if the person goes on."""
+    """Begin the answer at the first short pause; it is discarded if the person continues."""
     idle_timeout_ms: NotSupported = Field(default=None, exclude=True)
 
-    def told(self) -> dict[str, Any]:
+    def resource(self) -> dict[str, Any]:
+        """Return the fields that the type of detection has."""
         return self.model_dump(exclude={"silence_duration_ms" if self.is_by_words else "eagerness"})
 
     @property
@@ -139,14 +140,14 @@ class TurnDetection(Checked):
 
     @property
     def longest_silence_ms(self) -> int:
-        """What ends the turn in any case."""
+        """The silence that ends the turn in any case."""
         return self.patience.unfinished
 
     def silence_ms(self, end_probability: float | None) -> int:
-        """The silence that ends the turn.
+        """Return the silence that ends the turn.
 
         Args:
-            end_probability: that a sentence ends after what was said; None where nobody can tell.
+            end_probability: the probability that the turn ends after its words; None if it is not known.
         """
         if end_probability is None:
             return self.patience.undecided
@@ -158,9 +159,9 @@ class TurnDetection(Checked):
 class AudioInput(Checked):
     format: Format = Format()
     transcription: TranscriptionSettings | None = TranscriptionSettings()
-    """None: what is said is still written down for the model, but not told to the client."""
+    """None: speech is still transcribed for the model, but the client receives no transcript."""
     turn_detection: TurnDetection | None = TurnDetection()
-    """None: the client commits."""
+    """None: the client commits the input audio buffer."""
     noise_reduction: NotSupported = Field(default=None, exclude=True)
 
 
@@ -198,20 +199,21 @@ class SessionSettings(Checked):
     reasoning: NotSupported = Field(default=None, exclude=True)
     truncation: AutoTruncation = Field(default=None, exclude=True)
     tracing: str | dict[str, Any] | None = Field(default=None, exclude=True)
-    """Accepted, because the Agents SDK always asks for it; there is nowhere to trace to."""
+    """Accepted without an effect, because the Agents SDK always sends it."""
     id: Name | None = Field(default=None, exclude=True)
     object: Name | None = Field(default=None, exclude=True)
     expires_at: int | None = Field(default=None, exclude=True)
-    """These three come back from a client that sends the session as it was told of it."""
+    """A client that returns the session as it received it sends these three too."""
 
     def updated(self, patch: dict[str, Any]) -> "SessionSettings":
-        """
+        """Return the settings with the changes of a patch.
+
         Args:
-            patch: as the client sent it, in the present shape or the beta's.
+            patch: the changes as the client sent them, in the present shape or the beta's.
 
         Raises:
             ValidationError: a field of the patch is wrong.
-            EventError: a field has no effect in a session like this.
+            EventError: a field has no effect in this session.
         """
         patch = present_shape(patch, "session.")
         settings = SessionSettings.model_validate(merged(self.model_dump(), patch))
@@ -219,9 +221,10 @@ class SessionSettings(Checked):
         return settings
 
     def require_effect(self, patch: dict[str, Any]) -> None:
-        """
+        """Require that each field of a patch has an effect.
+
         Raises:
-            EventError: a field of the patch says nothing in a session of this type, or with this turn detection.
+            EventError: a field has no effect in a session of this type, or with this turn detection.
         """
         if self.type == "transcription":
             of_responses = [name for name in patch if name not in TRANSCRIPTION_FIELDS and patch[name] is not None]
@@ -238,13 +241,13 @@ class SessionSettings(Checked):
                 param = f"session.audio.input.turn_detection.{foreign}"
                 raise EventError("invalid_value", f"{param}: {detection.type} has no such field", param)
 
-    def told(self) -> dict[str, Any]:
-        """As the client is told them."""
-        told = self.model_dump() | {"object": "realtime.session"}
+    def resource(self) -> dict[str, Any]:
+        """Return the settings as the fields of OpenAI's resource."""
+        fields = self.model_dump() | {"object": "realtime.session"}
         if detection := self.audio.input.turn_detection:
-            told["audio"]["input"]["turn_detection"] = detection.told()
+            fields["audio"]["input"]["turn_detection"] = detection.resource()
         if self.type == "realtime":
-            return told | {
+            return fields | {
                 "tool_choice": "auto",
                 "tracing": None,
                 "include": None,
@@ -254,7 +257,7 @@ class SessionSettings(Checked):
         return {
             "type": self.type,
             "object": "realtime.transcription_session",
-            "audio": {"input": told["audio"]["input"]},
+            "audio": {"input": fields["audio"]["input"]},
         }
 
 
@@ -262,7 +265,7 @@ TRANSCRIPTION_FIELDS = ("type", "audio", "include", "id", "object", "expires_at"
 
 
 def merged(whole: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
-    """The patch's fields over the others."""
+    """Return the fields of both; those of the patch replace the others."""
     result = dict(whole)
     for name, value in patch.items():
         if isinstance(value, dict) and isinstance(result.get(name), dict):
@@ -283,7 +286,7 @@ class ClientItem(Checked):
     type: Literal["message"]
     object: Literal["realtime.item"] | None = None
     status: Literal["completed", "incomplete", "in_progress"] | None = None
-    """These two come back from a client that sends an item as it was told of it."""
+    """A client that returns an item as it received it sends these two too."""
     role: Literal["system", "user", "assistant"]
     content: Annotated[list[ItemContent], Field(min_length=1, max_length=64)]
     id: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
@@ -314,7 +317,7 @@ class ResponseAudio(Checked):
 
 
 class ResponseSettings(Checked):
-    """What one response is to have instead of the session's."""
+    """The settings of one response, which replace the session's."""
 
     instructions: Annotated[str, StringConstraints(max_length=LONGEST_INSTRUCTIONS)] | None = None
     output_modalities: Modalities | None = None
@@ -326,7 +329,7 @@ class ResponseSettings(Checked):
     conversation: Literal["auto", "none"] | None = None
     """With "none", the response does not become a part of the conversation."""
     input: Annotated[list[ClientItem], Field(max_length=1000)] | None = None
-    """What to answer instead of the conversation."""
+    """The messages to answer instead of the conversation."""
     audio: ResponseAudio | None = None
     tools: Tools | None = None
     tool_choice: NoToolChoice = None
@@ -359,7 +362,7 @@ class CreateItem(ClientEvent):
 
 
 class NamedItem(ClientEvent):
-    """For `conversation.item.retrieve` and `.delete`."""
+    """The event `conversation.item.retrieve` or `.delete`."""
 
     item_id: Name
 
@@ -379,7 +382,7 @@ class CancelResponse(ClientEvent):
 
 
 class Nothing(ClientEvent):
-    """An event that says all by its type."""
+    """An event that has no fields but its type and id."""
 
 
 CLIENT_EVENTS: dict[str, type[ClientEvent]] = {
@@ -399,4 +402,4 @@ CLIENT_EVENTS: dict[str, type[ClientEvent]] = {
 KNOWN_FIELDS = sorted(
     {name for model in (*CLIENT_EVENTS.values(), *Checked.__subclasses__()) for name in model.model_fields}
 )
-"""Of all events and settings: for an error to name the nearest one."""
+"""The fields of all events and settings: an error about an unknown field names the most similar one."""

@@ -1,4 +1,4 @@
-"""The models behind a session, as it asks them; api/realtime.py puts the deployments there."""
+"""The interface between a session and the models; api/realtime.py implements it with the deployments."""
 
 from collections.abc import AsyncGenerator
 from typing import Any, Protocol
@@ -15,31 +15,34 @@ class Stages(Protocol):
     async def hear(
         self, samples_n: Samples, language: str | None, prompt: str | None, only_if_idle: bool
     ) -> Transcript | None:
-        """A sound of up to 30 s written down; None where Whisper is busy and was only wanted if idle."""
+        """Transcribe a sound of up to 30 s. Return None with `only_if_idle` if Whisper is busy."""
 
     async def end_probability(self, words: str) -> float | None:
-        """That what is said ends after these words, 0 to 1; None where nobody judges."""
+        """Return the probability, 0 to 1, that the turn ends after these words; None without a classifier."""
 
     def write(self, model: str, messages: list[Message], sampling: dict[str, Any]) -> AsyncGenerator[Delta, None]:
-        """The model's next message."""
+        """Generate the model's next message, piece by piece."""
 
     def speak(self, sentence: str, speed: float, voice: str) -> AsyncGenerator[Samples, None]:
-        """A sentence's sound."""
+        """Synthesize a sentence, chunk by chunk."""
 
     def require_model(self, name: str) -> None:
-        """Raises APIError where there is none of that name."""
+        """Require a language model of that name. Raises APIError if there is none."""
 
     def require_transcription(self, name: str) -> None:
-        """Raises APIError where there is none of that name."""
+        """Require a transcription model of that name. Raises APIError if there is none."""
 
     def language_code(self, tag: str) -> str:
-        """The transcription model's code for a language. Raises APIError where it does not know it."""
+        """Return the transcription model's code for a language. Raises APIError if it does not know the language."""
 
     def voice(self, name: str, language: str | None) -> str | None:
-        """The voice of that name, or another that speaks the language; None where none does. Raises APIError."""
+        """Return the id of the voice of that name, or of another that speaks the language; None if no voice speaks it.
+
+        Raises APIError if there is no voice of that name.
+        """
 
     def language_of(self, voice: str) -> str:
-        """ISO-639-1 code of what the voice speaks, by an id that `voice` gave."""
+        """Return the ISO-639-1 code of the voice's language, for an id from `voice`."""
 
     def explain(self, error: Exception) -> dict[str, Any]:
-        """{"type", "code", "message", "param"} of any error."""
+        """Return {"type", "code", "message", "param"} for any error."""

@@ -1,4 +1,4 @@
-"""One turn of a spoken conversation: what the person says in one go, and the answer to it."""
+"""One turn of a spoken conversation: the person's speech, and the answer to it."""
 
 import asyncio
 import logging
@@ -29,30 +29,30 @@ from voicechat_serve.transcription.transcriber import Transcript
 
 log = logging.getLogger("ray.serve.voicechat.realtime")
 
-JUDGED_LANGUAGE = "en"
-"""The only one in which the words tell whether the person has finished."""
+CLASSIFIED_LANGUAGE = "en"
+"""The only language in which the words show whether the person has finished."""
 
-JUST_THE_SESSIONS = ResponseSettings()
-"""Nothing but the session's settings."""
+NO_OVERRIDES = ResponseSettings()
+"""The session's settings apply without a change."""
 
 
 @dataclass
 class Context:
-    """What all turns of a session share."""
+    """The objects that all turns of a session share."""
 
     settings: SessionSettings
-    """As they are now."""
+    """The present settings of the session."""
     stages: Stages
     wire: Wire
     conversation: Conversation
     on_first_sound: Callable[[float], None]
     """Receives the seconds from the end of a spoken turn to the first sound of its response."""
     answered: "Turn | None" = None
-    """The turn whose response is under way, or was the last one."""
+    """The turn of the active response, or of the last one."""
 
     @property
     def response(self) -> Response | None:
-        """Under way, or the last one."""
+        """The active response, or the last one."""
         return self.answered.response if self.answered else None
 
     @property
@@ -60,16 +60,17 @@ class Context:
         return self.answered is not None and self.answered.state is State.ANSWERING
 
     @property
-    def is_heard(self) -> bool:
-        """Whether a response is being made, or can still be playing."""
+    def is_audible(self) -> bool:
+        """Whether a response is active, or can still be playing."""
         return self.is_responding or (self.response is not None and self.response.is_playing)
 
     def reply_request(self, wanted: ResponseSettings, language: str | None, also: Sequence[Item] = ()) -> ReplyRequest:
-        """
+        """Return the request of a reply to the conversation.
+
         Args:
-            wanted: what the reply is to have instead of the session's settings.
-            language: of what is answered, where that is known.
-            also: items to answer that are none of the conversation's yet.
+            wanted: settings of this reply that replace the session's.
+            language: the language of the speech to answer; None if it is not known.
+            also: more items to answer, which do not belong to the conversation yet.
 
         Raises: what `Stages.voice` raises.
         """
@@ -97,7 +98,7 @@ class Context:
 
 
 class State(Enum):
-    """Of a turn."""
+    """The state of a turn."""
 
     SPEAKING = auto()
     PAUSED = auto()
@@ -119,49 +120,50 @@ FOLLOWING = {
     State.INTERRUPTED: set(),
     State.DONE: set(),
 }
-"""What may follow on a state, besides DONE."""
+"""The states that may follow each state, besides DONE."""
 
 
 class Turn:
-    """
-        SPEAKING <----> PAUSED      the person speaks; at a pause the turn is prepared, in case it is over
+    """A turn and its state.
+
+        SPEAKING <----> PAUSED      the person speaks; at a pause the turn is prepared, because it may be over
             |             |
             +-> WAITING <-+         the speech is over; the turns before it come first
                 |     |
-      TRANSCRIBING    |             (a client's own response.create has no speech to transcribe)
+      TRANSCRIBING    |             (a turn for the client's response.create has no speech to transcribe)
                 |     |
-       TRANSCRIBED    |             an answer is wanted, once nothing more is being said
+       TRANSCRIBED    |             the turn needs an answer, which begins when the person no longer speaks
                 |     |
                 ANSWERING --> INTERRUPTED
-        every state --> DONE        answered, or there is nothing to answer
+        every state --> DONE        the turn is answered, or there is nothing to answer
 
-    Preparing a turn is to transcribe it, to begin its answer (the draft), and to judge by its words whether it is
-    over. Where the person goes on, all of this is thrown away.
+    To prepare a turn is to transcribe it, to begin its answer (the draft), and to classify by its words whether it is
+    over. If the person continues, all of this is discarded.
 
     Args:
-        context: of the session.
-        state: SPEAKING, or WAITING where there is no speech.
-        is_detected: whether the voice detector found the speech, so that partial transcripts are of use.
+        context: the session's.
+        state: SPEAKING, or WAITING if there is no speech.
+        is_detected: whether the voice detector found the speech; only then are partial transcripts useful.
     """
 
     def __init__(self, context: Context, state: State, is_detected: bool = False):
         self.context, self.state = context, state
         self.item = Item(role="user", is_spoken=True)
-        """What the speech becomes in the conversation."""
+        """The item of the speech in the conversation."""
         self.transcription = context.settings.audio.input.transcription
         self.utterance = Utterance(self._hear, self._show if is_detected and self.transcription else None)
         self.has_shown = False
         self.silence_ms: int | None = None
-        """So long a silence ends the speech; None until its words are judged."""
+        """The length of the silence that ends the speech; None until its words are classified."""
         self.ended_at: float | None = None
-        """When the voice detector found the end of the speech; monotonic."""
+        """The time when the voice detector found the end of the speech; monotonic."""
         self.wants_answer = False
         self.transcript: Transcript | None = None
         self.draft: Draft | None = None
         self.response: Response | None = None
         self.preparing: asyncio.Task[None] | None = None
-        self.judging: asyncio.Task[None] | None = None
-        """No end of a turn waits for it."""
+        self.classifying: asyncio.Task[None] | None = None
+        """The end of the turn does not wait for this task."""
         self.responding: asyncio.Task[None] | None = None
 
     @property
@@ -175,15 +177,15 @@ class Turn:
     # The person speaks.
 
     def pause(self) -> None:
-        """Perhaps the speech is over."""
+        """Prepare the turn: the speech may be over."""
         self._enter(State.PAUSED)
         detection = self.context.settings.audio.input.turn_detection
         if detection and (detection.anticipate or detection.is_by_words):
             self.preparing = asyncio.create_task(self._prepare())
 
     async def resume(self) -> None:
-        """The speech was not over."""
-        await stop(self.preparing, self.judging)
+        """Continue the speech, and discard what was prepared."""
+        await stop(self.preparing, self.classifying)
         self.preparing, self.silence_ms = None, None
         await self.utterance.resume()
         await self.drop_draft()
@@ -191,29 +193,29 @@ class Turn:
 
     async def _prepare(self) -> None:
         try:
-            transcript = await self.utterance.written_so_far()
+            transcript = await self.utterance.transcribe_so_far()
             settings = self.context.settings
             detection = settings.audio.input.turn_detection
             if transcript.text and detection:
                 is_answered = settings.type == "realtime" and detection.create_response and detection.anticipate
                 if is_answered and not self.context.is_responding:
-                    said = Item(role="user", text=transcript.text)
-                    request = self.context.reply_request(JUST_THE_SESSIONS, transcript.language, [said])
+                    speech = Item(role="user", text=transcript.text)
+                    request = self.context.reply_request(NO_OVERRIDES, transcript.language, [speech])
                     self.draft = Draft(request, request.begin(self.context.stages))
-                is_judged = detection.is_by_words and transcript.language == JUDGED_LANGUAGE
-                if is_judged and self.state is State.PAUSED:  # else the speech is over already
-                    self.judging = asyncio.create_task(self._judge(transcript.text))
+                is_classified = detection.is_by_words and transcript.language == CLASSIFIED_LANGUAGE
+                if is_classified and self.state is State.PAUSED:  # otherwise the speech is over already
+                    self.classifying = asyncio.create_task(self._classify(transcript.text))
                     return
-        except Exception:  # the end of the turn tries again, and tells the client
+        except Exception:  # the end of the turn tries again, and reports the error
             log.warning("a turn could not be prepared at a pause", exc_info=True)
         self._expect_end(None)
 
-    async def _judge(self, words: str) -> None:
+    async def _classify(self, words: str) -> None:
         probability = None
         try:
             probability = await self.context.stages.end_probability(words)
         except Exception:
-            log.warning("nobody could tell whether an utterance has ended", exc_info=True)
+            log.warning("the end-of-turn classifier failed", exc_info=True)
         self._expect_end(probability)
 
     def _expect_end(self, probability: float | None) -> None:
@@ -221,10 +223,10 @@ class Turn:
             self.silence_ms = detection.silence_ms(probability)
 
     def end(self, end_ms: int | None) -> None:
-        """The speech is over, and becomes an item.
+        """End the speech, and add its item to the conversation.
 
         Args:
-            end_ms: where it ended, without the silence after it; None if the client committed it.
+            end_ms: the end of the speech, without the silence after it; None if the client committed it.
         """
         self._enter(State.WAITING)
         emit, settings = self.context.wire.emit, self.context.settings
@@ -238,29 +240,29 @@ class Turn:
         emit(item_added(self.item, previous))
         emit(item_done(self.item, previous))
 
-    # It is transcribed.
+    # The turn is transcribed.
 
     async def transcribe(self) -> None:
-        """Transcribe the speech; the turn is then TRANSCRIBED, or DONE if there is nothing to answer."""
+        """Transcribe the speech. The turn is then TRANSCRIBED, or DONE if there is nothing to answer."""
         self._enter(State.TRANSCRIBING)
         try:
             if self.preparing:
                 await asyncio.wait([self.preparing])
             self.transcript = await self.utterance.finish()
         except Exception as error:
-            told = self.context.stages.explain(error)
-            self._tell_transcription(transcription_failed(self.id, told))
+            body = self.context.stages.explain(error)
+            self._emit_transcription(transcription_failed(self.id, body))
             if self.context.settings.audio.input.transcription is None:
-                self.context.wire.emit_error(told)
+                self.context.wire.emit_error(body)
         finally:
-            await stop(self.preparing, self.judging)
+            await stop(self.preparing, self.classifying)
             await self.utterance.close()
         is_deleted = self.context.conversation.find(self.id) is None
         if self.transcript is not None and not is_deleted:
             self.item.text = self.transcript.text
             if self.item.text:
                 self.context.conversation.language = self.transcript.language
-            self._tell_transcription(transcribed(self.id, self.transcript))
+            self._emit_transcription(transcribed(self.id, self.transcript))
         if self.wants_answer and self.item.text:
             self._enter(State.TRANSCRIBED)
         else:
@@ -272,28 +274,28 @@ class Turn:
         return await self.context.stages.hear(samples_n, language, prompt, only_if_idle)
 
     def _show(self, words: str) -> None:
-        self._tell_transcription(partly_transcribed(self.id, f" {words}" if self.has_shown else words))
+        self._emit_transcription(partly_transcribed(self.id, f" {words}" if self.has_shown else words))
         self.has_shown = True
 
-    def _tell_transcription(self, event: BaseModel) -> None:
+    def _emit_transcription(self, event: BaseModel) -> None:
         if self.context.settings.audio.input.transcription is not None:
             self.context.wire.emit(event)
 
-    # It is answered.
+    # The turn is answered.
 
-    def answer(self, wanted: ResponseSettings = JUST_THE_SESSIONS, ended_at: float | None = None) -> None:
+    def answer(self, wanted: ResponseSettings = NO_OVERRIDES, ended_at: float | None = None) -> None:
         """Begin the response, or send the client an error. The caller must call `drop_draft` afterwards.
 
-        This method awaits nothing: speech that begins meanwhile must find the response to interrupt it.
+        This method awaits nothing: speech that begins meanwhile must find the response, to interrupt it.
 
         Args:
-            wanted: what it is to have instead of the session's settings.
-            ended_at: when the speech of the answered turn ended; monotonic.
+            wanted: settings of this response that replace the session's.
+            ended_at: the time when the speech of the answered turn ended; monotonic.
         """
         context, language = self.context, self.context.conversation.language
         try:
             request = context.reply_request(wanted, language)
-        except Exception as error:  # no such voice
+        except Exception as error:  # there is no such voice
             self._enter(State.DONE)
             return context.wire.emit_error(context.stages.explain(error))
         if not request.messages:
@@ -330,14 +332,14 @@ class Turn:
     async def _respond(self, response: Response, previous: str | None) -> None:
         try:
             await response.run(previous)
-        except Exception as error:  # those of the models are told by the response itself
-            log.error("a response broke off", exc_info=error)
+        except Exception as error:  # the response itself reports the errors of the models
+            log.error("a response failed", exc_info=error)
             self.context.wire.emit_error(self.context.stages.explain(error))
         finally:
             self._enter(State.INTERRUPTED if response.cancelled else State.DONE)
 
     async def interrupt(self, reason: Reason) -> None:
-        """End the response under way, and keep the part that can have been played. Return after its `response.done`."""
+        """End the active response, and keep the part that can have been played. Return after its `response.done`."""
         if self.state is not State.ANSWERING or self.response is None or self.responding is None:
             return
         if self.response.item.is_spoken:
@@ -346,6 +348,7 @@ class Turn:
         await asyncio.wait([self.responding])
 
     async def drop_draft(self) -> None:
+        """Close the draft, if there is one."""
         draft, self.draft = self.draft, None
         if draft:
             await draft.reply.close()
@@ -356,8 +359,8 @@ class Turn:
         await self.drop_draft()
 
     async def close(self) -> None:
-        """Ends all work."""
-        await stop(self.preparing, self.judging, self.responding)
+        """End all work."""
+        await stop(self.preparing, self.classifying, self.responding)
         await self.utterance.close()
         await self.drop_draft()
         if self.response:

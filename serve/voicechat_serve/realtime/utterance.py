@@ -1,12 +1,12 @@
-"""What a person says in one go, written down while they say it.
+"""An utterance: the person's speech of one turn, which is transcribed while the person speaks.
 
     |---- part ----|---- part ----|-- tail --|
-       transcribed    transcribed    heard again and again while it grows, for partial transcripts,
-       for good       for good       at a pause, in case it was the end, and at the end
+       transcribed    transcribed    transcribed again and again while it grows: for partial transcripts,
+       once           once           at a pause, because it may be the end, and at the end
 
-A recogniser changes its mind about the last words when more follow. What is shown early is therefore only what two
-transcripts in a row agree on (LocalAgreement: Macháček, Dabre & Bojar 2023, "Turning Whisper into a Real-Time
-Transcription System", arXiv:2307.14743).
+Speech recognition may change the last words when more sound follows. Partial transcripts therefore have only the words
+on which two consecutive transcripts agree (LocalAgreement: Macháček, Dabre & Bojar 2023, "Turning Whisper into a
+Real-Time Transcription System", arXiv:2307.14743).
 
 Letters: n samples at HEARING_RATE.
 """
@@ -26,26 +26,27 @@ from voicechat_serve.transcription.transcriber import Transcript
 log = logging.getLogger("ray.serve.voicechat.realtime")
 
 Hear = Callable[[Samples, bool], Coroutine[Any, Any, Transcript | None]]
-"""A sound of at most LONGEST_PART_S and a bit; with True only where Whisper is idle: None where it was not."""
+"""(a sound of little more than LONGEST_PART_S at most, only_if_idle) -> its transcript, or None if Whisper is busy."""
 
 LONGEST_PART_S = 24.0
-"""Longer ones are not heard in a short context."""
+"""Whisper does not transcribe longer sounds in a short context."""
 
 CUT_WITHIN_S = 10.0
-"""A part ends where it is quietest among its last seconds."""
+"""A part ends at the quietest place of its last seconds."""
 
 FIRST_PARTIAL_S, PARTIAL_EVERY_S = 0.8, 1.0
-"""Of sound, between two partial transcripts."""
+"""The sound before the first partial transcript, and between two of them."""
 
 PARTS_AHEAD = 2
-"""Parts that may wait for Whisper before more sound is taken."""
+"""The most parts that may wait for Whisper; then `append` waits."""
 
 
 class Utterance:
-    """
+    """The sound of an utterance, and its transcripts.
+
     Args:
-        hear: transcribes.
-        show: told the words that are sure already, as they become so; None where nobody wants them.
+        hear: transcribes a sound.
+        show: receives the words of partial transcripts, once they are certain; None for no partial transcripts.
     """
 
     def __init__(self, hear: Hear, show: Callable[[str], None] | None = None):
@@ -54,20 +55,21 @@ class Utterance:
         self.tail: list[Samples] = []
         self.tail_samples = 0
         self.samples = 0
-        """In all."""
+        """Of the whole utterance."""
         self.shown = 0
-        """Words of the tail that were shown."""
+        """The number of the tail's words that were shown."""
         self.partial: asyncio.Task[None] | None = None
         self.next_partial = int(FIRST_PARTIAL_S * HEARING_RATE)
         self.hypothesis: list[str] = []
         self.guess: asyncio.Task[Transcript] | None = None
-        """Of the tail, made at a pause."""
+        """The transcript of the tail at a pause."""
 
     @property
     def seconds(self) -> float:
         return self.samples / HEARING_RATE
 
     async def append(self, samples_n: Samples) -> None:
+        """Add sound. Wait if too many parts are in transcription."""
         self.tail.append(samples_n)
         self.tail_samples += len(samples_n)
         self.samples += len(samples_n)
@@ -75,18 +77,18 @@ class Utterance:
             return
         if self.tail_samples >= LONGEST_PART_S * HEARING_RATE:
             await self._cut()
-        elif self.show and self.tail_samples >= self.next_partial and self._is_heard_so_far():
+        elif self.show and self.tail_samples >= self.next_partial and self._is_transcribed_so_far():
             self.partial = asyncio.create_task(self._show_what_is_sure())
 
-    async def written_so_far(self) -> Transcript:
-        """All that was said by now: perhaps it is over, and then `finish` gives the same.
+    async def transcribe_so_far(self) -> Transcript:
+        """Return the transcript of all sound so far. If no speech follows, `finish` returns the same.
 
         Raises: what `hear` raises.
         """
         await stop(self.partial)
         self.guess = self.guess or asyncio.create_task(self._hear_tail())
         if self.parts:
-            await asyncio.wait(self.parts)  # unlike these, the guess is thrown away with whoever waits for it
+            await asyncio.wait(self.parts)  # the guess is cancelled together with its caller, the parts are not
         parts = [part.result() for part in self.parts]
         last = await self.guess
         text = " ".join(part.text for part in [*parts, last] if part.text)
@@ -94,26 +96,29 @@ class Utterance:
         return Transcript(text, spoken[-1] if spoken else last.language, self.seconds)
 
     async def resume(self) -> None:
-        """It was not over."""
+        """Discard the transcript of the pause: the utterance continues."""
         guess, self.guess = self.guess, None
         await stop(guess)
 
     async def finish(self) -> Transcript:
-        """All that was said; no sound follows. Raises as `written_so_far`, which is tried again where it failed."""
+        """Return the transcript of the whole utterance. Transcribe again if `transcribe_so_far` failed.
+
+        Raises: what `hear` raises.
+        """
         if self.guess and self.guess.done() and (self.guess.cancelled() or self.guess.exception()):
             self.guess = None
-        return await self.written_so_far()
+        return await self.transcribe_so_far()
 
     async def close(self) -> None:
-        """Ends all work, and frees the sound."""
+        """End all work, and free the sound."""
         await stop(self.partial, self.guess, *self.parts)
         self.tail = []
 
-    def _is_heard_so_far(self) -> bool:
+    def _is_transcribed_so_far(self) -> bool:
         return all(part.done() for part in self.parts) and (self.partial is None or self.partial.done())
 
     async def _cut(self) -> None:
-        """The tail's beginning becomes a part, which is transcribed for good."""
+        """Make a part of the tail's beginning, and transcribe it."""
         await stop(self.partial)
         tail_n = np.concatenate(self.tail)
         place = len(tail_n) - int(CUT_WITHIN_S * HEARING_RATE)
@@ -144,7 +149,7 @@ class Utterance:
         self.next_partial = samples + int(PARTIAL_EVERY_S * HEARING_RATE)
         try:
             transcript = await self.hear(np.concatenate(self.tail), True)
-        except Exception:  # the whole will be heard again, and tells the client
+        except Exception:  # the whole is transcribed again, which reports the error
             return log.warning("a partial transcript could not be made", exc_info=True)
         if transcript is None or self.show is None:
             return
@@ -158,12 +163,12 @@ class Utterance:
 
 
 def same(word: str, other: str) -> bool:
-    """Whether two words differ in no more than capitals and punctuation."""
+    """Return whether two words are equal without regard to capitals and punctuation."""
     return [c for c in word.lower() if c.isalnum()] == [c for c in other.lower() if c.isalnum()]
 
 
 def quietest(samples_n: Samples) -> int:
-    """The middle of the quietest fifth of a second."""
+    """Return the middle of the quietest 0.2 s, as an index of a sample."""
     width = HEARING_RATE // 50
     frames = len(samples_n) // width
     energy_f = np.square(samples_n[: frames * width]).reshape(frames, width).sum(1)

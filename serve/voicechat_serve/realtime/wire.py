@@ -1,4 +1,4 @@
-"""The two ends of a session's WebSocket: frames in, within bounds; events out, in order; and how errors are told."""
+"""A session's WebSocket: it receives frames, within limits, sends events in order, and reports errors."""
 
 import asyncio
 import difflib
@@ -17,28 +17,30 @@ from voicechat_serve.realtime.session_settings import CLIENT_EVENTS, KNOWN_FIELD
 log = logging.getLogger("ray.serve.voicechat.realtime")
 
 MOST_UNHANDLED_BYTES = 32 * 2**20
-"""Of frames that came faster than they can be handled: eight minutes of sound."""
+"""The limit of received frames that wait for the session: eight minutes of sound."""
 
 MOST_PARTS = 50_000
-"""Commas and brackets in an event: those of a few megabytes take seconds, in which no other session is heard."""
+"""The most commas and brackets in an event. To parse a few megabytes of them takes seconds, and all other sessions wait
+meanwhile."""
 
 UNSENT_BYTES = 256 * 1024
-"""Of events that wait for the client: from here on a reply waits, and what the client asks for next."""
+"""With so many bytes of events that wait for the client, replies and the client's next requests wait too."""
 
 MOST_UNSENT_BYTES = 8 * 2**20
-"""What is emitted all the same, by work that is under way, ends the session from here on."""
+"""Active work may still emit events. The session ends when they would exceed this limit."""
 
 UNSENT_S = 10.0
-"""How long an event may wait for the client; then the session ends."""
+"""The longest time that an event may wait for the client; then the session ends."""
 
 FAREWELL_S = 1.0
-"""How long the end of a session waits for its client to take what is left."""
+"""The longest time that the end of a session waits for the client to take the last events."""
 
 
 class Wire:
-    """
+    """The frames between a session and its client.
+
     Args:
-        receive: the client's next frame, a text; raises when it has left.
+        receive: returns the client's next frame, a text; raises when the client has left.
         send: sends a frame; waits while the client does not take it.
     """
 
@@ -47,29 +49,30 @@ class Wire:
         self.inbox: asyncio.Queue[str] = asyncio.Queue()
         self.unhandled_bytes = 0
         self.outbox: asyncio.Queue[tuple[str, float]] = asyncio.Queue()
-        """Frames, and when each must be sent; on the event loop's clock."""
+        """Frames, each with the time until which it must be sent; on the event loop's clock."""
         self.unsent_bytes = 0
         self.has_room = asyncio.Event()
         self.has_room.set()
         self.overflowing = asyncio.Event()
 
     async def read(self) -> None:
-        """Takes in what comes, for good: Serve would keep it without bound.
+        """Receive frames without end. Ray Serve would otherwise keep them, without a limit.
 
-        Raises: what `receive` raises; SessionEndedError, too much came.
+        Raises: what `receive` raises; SessionEndedError, too many frames wait for the session.
         """
         while True:
             frame = await self.receive()
             self.unhandled_bytes += sys.getsizeof(frame)
             if self.unhandled_bytes > MOST_UNHANDLED_BYTES:
-                message = f"more than {MOST_UNHANDLED_BYTES // 2**20} MB came faster than they can be handled"
-                raise SessionEndedError("too_fast", f"{message}: send sound as it is recorded", 1008)
+                message = f"more than {MOST_UNHANDLED_BYTES // 2**20} MB of events wait to be handled"
+                raise SessionEndedError("too_fast", f"{message}: send sound only as fast as it is recorded", 1008)
             self.inbox.put_nowait(frame)
 
     async def next_frame(self, timeout_s: float) -> str:
-        """
+        """Return the client's next frame.
+
         Raises:
-            TimeoutError: none has come.
+            TimeoutError: no frame arrived in time.
         """
         async with asyncio.timeout(timeout_s):  # before Python 3.12, wait_for may swallow a cancellation
             frame = await self.inbox.get()
@@ -77,9 +80,9 @@ class Wire:
         return frame
 
     async def write(self) -> None:
-        """Sends what was emitted, for good.
+        """Send the emitted events without end.
 
-        Raises: what `send` raises; SessionEndedError, the client does not take it in time.
+        Raises: what `send` raises; SessionEndedError, the client does not take an event in time.
         """
         while True:
             frame, due = await self.outbox.get()
@@ -91,15 +94,16 @@ class Wire:
             self._count(-len(frame))
 
     async def watch(self) -> None:
-        """
+        """Wait until too many events wait for the client.
+
         Raises:
-            SessionEndedError: too much was emitted that the client does not take.
+            SessionEndedError: the client does not take its events.
         """
         await self.overflowing.wait()
         raise too_slow()
 
     async def farewell(self, error: dict[str, Any]) -> None:
-        """Sends what is left, as far as the client takes it soon, and at last why the session ends."""
+        """Send the last events, if the client takes them soon, and then the reason why the session ends."""
 
         async def send_rest() -> None:
             while not self.outbox.empty():
@@ -109,13 +113,13 @@ class Wire:
             try:
                 async with asyncio.timeout(FAREWELL_S):
                     await sending
-            except Exception as failure:  # most often it takes nothing, or has left
-                log.info("a client was not told how its session ends: %r", failure)
+            except Exception as failure:  # usually the client takes nothing, or has left
+                log.info("the last events of a session could not be sent: %r", failure)
 
     def emit(self, event: BaseModel) -> None:
-        """Sends an event, in the order of the calls; where too much waits for the client, `watch` ends the session.
+        """Send an event, in the order of the calls. If too many events wait for the client, `watch` ends the session.
 
-        That is not raised here: whoever emits may be a task that nobody waits for.
+        This method raises no error for that, because it is possible that no other task waits for the calling task.
         """
         frame = as_frame(event)
         if self.unsent_bytes + len(frame) > MOST_UNSENT_BYTES:
@@ -125,7 +129,7 @@ class Wire:
         self._count(len(frame))
 
     async def post(self, event: BaseModel) -> None:
-        """Sends an event once there is room for it."""
+        """Send an event when there is room for it."""
         await self.has_room.wait()
         self.emit(event)
 
@@ -137,27 +141,29 @@ class Wire:
             self.has_room.clear()
 
     def emit_error(self, body: dict[str, Any], event_id: str | None = None) -> None:
-        """
+        """Send an error event.
+
         Args:
             body: OpenAI's type, code and message.
-            event_id: the client's, of its event that is at fault.
+            event_id: the `event_id` of the client's event that has the error.
         """
         self.emit(error_event(body, event_id))
 
 
 def too_slow() -> SessionEndedError:
-    return SessionEndedError("too_slow", "the client does not take what it is sent: read the events as they come", 1008)
+    return SessionEndedError("too_slow", "the client reads its events too slowly: read them as they arrive", 1008)
 
 
 def as_frame(event: BaseModel) -> str:
-    """One of `openai.types.realtime` as it is sent: the fields that it was given, null ones too, and no others."""
+    """Return an event of `openai.types.realtime` as JSON, with the fields that were set, null ones too; omit others."""
     return event.model_dump_json(exclude_unset=True)
 
 
 def parsed(frame: str) -> dict[str, Any]:
-    """
+    """Parse a frame.
+
     Raises:
-        EventError: not JSON, not an object, or one of too many parts.
+        EventError: the frame is not JSON, is not an object, or has too many parts.
     """
     if sum(map(frame.count, ",[{")) > MOST_PARTS:
         raise EventError("too_large", f"the event has more than {MOST_PARTS} commas and brackets")
@@ -166,25 +172,31 @@ def parsed(frame: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise EventError("invalid_json", "the event is not valid JSON") from None
     if not isinstance(event, dict):
-        raise EventError("invalid_event", "an event is an object with a type")
+        raise EventError("invalid_event", "an event must be a JSON object with a type")
     return event
 
 
 def kind_of(event: dict[str, Any]) -> str:
-    """
+    """Return the type of an event.
+
     Raises:
-        EventError: it has no type, or one that there is not.
+        EventError: the event has no type, or an unknown one.
     """
     kind = event.get("type")
     if not isinstance(kind, str):
-        raise EventError("invalid_event", "an event is an object with a type, and this one has none", "type")
+        raise EventError("invalid_event", "an event must have a type, and this one has none", "type")
     if kind not in CLIENT_EVENTS:
-        message = f"unknown event {kind[:100]!r}; there are {', '.join(CLIENT_EVENTS)}"
+        message = f"unknown event {kind[:100]!r}; the known ones are {', '.join(CLIENT_EVENTS)}"
         raise EventError("invalid_value", message, "type")
     return kind
 
 
 def checked(kind: type[ClientEvent], event: dict[str, Any]) -> ClientEvent:
+    """Return a checked event.
+
+    Raises:
+        EventError: a field of the event is wrong.
+    """
     try:
         return kind.model_validate(event)
     except ValidationError as error:
@@ -192,7 +204,7 @@ def checked(kind: type[ClientEvent], event: dict[str, Any]) -> ClientEvent:
 
 
 def invalid(error: ValidationError, prefix: str = "") -> EventError:
-    """The first fault of an event or of a session, by OpenAI's codes."""
+    """Return the first error of an event or of a session's settings, with OpenAI's code."""
     first = error.errors(include_url=False, include_input=False)[0]
     param = (prefix + ".".join(str(part) for part in first["loc"]))[:100]
     kind = first["type"]
