@@ -161,7 +161,7 @@ def api_application(
             "there is no language model to serve: promote one (`voicechat promote`), or name one in `models`"
         )
     whisper_name = f"whisper-{arguments.whisper}"
-    whisper_folder, judge_folder = locate(whisper_name), locate(SENTENCE_END_MODEL)
+    whisper_folder, classifier_folder = locate(whisper_name), locate(SENTENCE_END_MODEL)
     champions = None
     if any(model.version is not None for model, _ in models):
         champions = serve.deployment(
@@ -182,7 +182,7 @@ def api_application(
     services = Services(
         models={model.id: model for model, _ in models},
         language_models={model.id: bound(model, replicas) for model, replicas in models},
-        transcription=transcription.bind(whisper_folder, chat_model=judge_folder),
+        transcription=transcription.bind(whisper_folder, chat_model=classifier_folder),
         transcription_model=whisper_name,
         synthesis=synthesis.bind(),
         realtime_sessions=arguments.realtime_sessions,

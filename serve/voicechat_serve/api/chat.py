@@ -155,9 +155,9 @@ def openai_logprobs(scores: Sequence[ScoredToken]) -> dict[str, Any] | None:
     """Return the scores in the form of chat completions; None if there are none."""
     if not scores:
         return None
-    content = [told_score(score) | {"top_logprobs": [told_score(top) for top in score.top]} for score in scores]
+    content = [score_fields(score) | {"top_logprobs": [score_fields(top) for top in score.top]} for score in scores]
     return {"content": content, "refusal": None}
 
 
-def told_score(score: ScoredToken) -> dict[str, Any]:
+def score_fields(score: ScoredToken) -> dict[str, Any]:
     return {"token": score.text, "logprob": score.logprob, "bytes": score.bytes}

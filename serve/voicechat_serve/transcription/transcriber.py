@@ -122,7 +122,7 @@ class Transcription:
         wait for the worker."""
         if self.sentence_end is None:
             return None
-        with self.health.step("judging"):
+        with self.health.step("classifying"):
             return await asyncio.to_thread(self.sentence_end.probability, words)
 
     async def hear(
