@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soxr
 from hibari.g2p.normalize import normalize
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from heard import wrong_characters
@@ -202,8 +202,15 @@ def heart() -> HibariSpeaker:
     return HibariSpeaker()
 
 
+@pytest.mark.parametrize(("written", "aloud"), [("It is .5 m.", "It is 0.5 meters."), ("Pay $.50.", "Pay $0.50.")])
+def test_a_decimal_needs_no_zero_before_its_point(written, aloud):
+    assert read_all(written, "en").aloud == read_all(aloud, "en").aloud
+
+
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="&<[`"), max_size=8))
+@example('"/0')
+@example(",/5")
 def test_any_characters_are_spoken_or_named(heart, text):
     """The sounds are made, but not the speech, for time's sake."""
     reading = read_all(text, "en")

@@ -172,6 +172,7 @@ EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 RULES: list[Rule] = [
     (URL, web),
     (EMAIL, lambda found: dictated(found[0])),
+    (re.compile(r"(?<![\w.])\.(?=\d)"), "0."),
     (re.compile(r"[‘’‚‛]"), "'"),
     (re.compile(r"[“”„‟«»]"), '"'),
     (re.compile(r"(?<![Ͱ-Ͽ])μ(?=[A-Za-z])"), "µ"),  # a Greek letter instead of the micro sign
@@ -244,6 +245,7 @@ RULES: list[Rule] = [
     (re.compile(r"[-=]>|<=|>=|!=|==|&&"), lambda found: f" {OPERATORS.get(found[0], 'to')} "),
     (re.compile(r"(?<=[A-Za-z]{2})\.(?=[a-z]{2,}\b)"), " dot "),
     (re.compile(r"(?<![\w.])[~.]{0,2}(?:/[\w.-]+){2,}/?"), lambda found: f" {dictated(found[0])} "),
+    (re.compile(r"(?<=[^\w\s.])[./]+(?=[^\s.])|^[./]+(?=\w)"), " "),  # hibari drops the word behind such a sign
     (re.compile(r"\s-{1,2}(?=[A-Za-z])"), " dash "),
     (re.compile(r"(?<=\d)\s?\*\s?(?=\d)"), " times "),
     (re.compile("|".join(map(re.escape, SYMBOLS))), lambda found: f" {SYMBOLS[found[0]]} "),
