@@ -207,6 +207,11 @@ def test_a_decimal_needs_no_zero_before_its_point(written, aloud):
     assert read_all(written, "en").aloud == read_all(aloud, "en").aloud
 
 
+@pytest.mark.parametrize("sign", ["/", "."])
+def test_a_quoted_sign_is_not_lost(sign):
+    assert read_all(f'Press the "{sign}" key.', "en").aloud == f'Press the "{sign}" key.'
+
+
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="&<[`"), max_size=8))
 @example('"/0')

@@ -245,7 +245,8 @@ RULES: list[Rule] = [
     (re.compile(r"[-=]>|<=|>=|!=|==|&&"), lambda found: f" {OPERATORS.get(found[0], 'to')} "),
     (re.compile(r"(?<=[A-Za-z]{2})\.(?=[a-z]{2,}\b)"), " dot "),
     (re.compile(r"(?<![\w.])[~.]{0,2}(?:/[\w.-]+){2,}/?"), lambda found: f" {dictated(found[0])} "),
-    (re.compile(r"(?<=[^\w\s.])[./]+(?=[^\s.])|^[./]+(?=\w)"), " "),  # hibari drops the word behind such a sign
+    (re.compile(r"(?<=[)\]}])(?=\w)"), " "),
+    (re.compile(r"(?<![\w\s.])[./]+(?=\w)"), " "),  # hibari drops the word behind such a sign
     (re.compile(r"\s-{1,2}(?=[A-Za-z])"), " dash "),
     (re.compile(r"(?<=\d)\s?\*\s?(?=\d)"), " times "),
     (re.compile("|".join(map(re.escape, SYMBOLS))), lambda found: f" {SYMBOLS[found[0]]} "),
