@@ -245,7 +245,7 @@ RULES: list[Rule] = [
     (re.compile(r"[-=]>|<=|>=|!=|==|&&"), lambda found: f" {OPERATORS.get(found[0], 'to')} "),
     (re.compile(r"(?<=[A-Za-z]{2})\.(?=[a-z]{2,}\b)"), " dot "),
     (re.compile(r"(?<![\w.])[~.]{0,2}(?:/[\w.-]+){2,}/?"), lambda found: f" {dictated(found[0])} "),
-    (re.compile(r"(?<=[)\]}])(?=\w)"), " "),
+    (re.compile(r"^[)\]}]+(?=.*\w)"), ""),  # hibari drops an unknown word behind a bracket that begins the text
     (re.compile(r"(?<![\w\s.])[./]+(?=\w)"), " "),  # hibari drops the word behind such a sign
     (re.compile(r"\s-{1,2}(?=[A-Za-z])"), " dash "),
     (re.compile(r"(?<=\d)\s?\*\s?(?=\d)"), " times "),
