@@ -1,0 +1,1 @@
+"""llama.cpp: models in GGUF files, on a CPU or a GPU."""
