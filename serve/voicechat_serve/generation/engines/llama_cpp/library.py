@@ -173,7 +173,8 @@ def library() -> ctypes.CDLL:
         RuntimeError: the installed wheel has another layout of the structures than this module.
     """
     spec = find_spec("xllamacpp")
-    assert spec is not None and spec.submodule_search_locations
+    assert spec is not None
+    assert spec.submodule_search_locations
     (path,) = Path(spec.submodule_search_locations[0]).glob("xllamacpp*.so")
     found = ctypes.CDLL(str(path))
     for name, (result, arguments) in FUNCTIONS.items():
