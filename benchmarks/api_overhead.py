@@ -73,7 +73,7 @@ async def measure_engine(folder: Path, streams: int, rounds: int) -> dict[str, f
     async def ask(prompt: str, most: int) -> AsyncIterator[int]:
         sampling = Sampling(max_tokens=most, temperature=1)
         count = 0
-        request = GenerationRequest(prompt_ids=tokenizer.encode(prompt), sampling=sampling)
+        request = GenerationRequest(prompt_ids=tokenizer.vocabulary.encode(prompt), sampling=sampling)
         async for made in engine.generate(request):
             count += len(made)
             yield count
@@ -85,7 +85,7 @@ async def measure_engine(folder: Path, streams: int, rounds: int) -> dict[str, f
 
 
 def measure_service(folder: Path, streams: int, rounds: int) -> dict[str, float]:
-    with running_service(ServedModel(id="model", folder=folder)) as address:
+    with running_service(ServedModel(id="model", path=folder)) as address:
         return asyncio.run(measure_http(f"http://{address}/v1/completions", streams, rounds))
 
 

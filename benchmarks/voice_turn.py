@@ -63,7 +63,7 @@ def main() -> None:
     questions = questions if arguments.full else questions[:6]
     bare = measure_bare_stages(questions) if "turn" in wanted else {}
     if set(wanted) - {"transcription"}:
-        model = ServedModel(id=MODEL, folder=locate(f"{MODEL}-int8"))
+        model = ServedModel(id=MODEL, path=locate(f"{MODEL}-int8"))
         with running_service(model) as host:
             address = f"ws://{host}/v1/realtime?model={MODEL}"
             if "turn" in wanted:

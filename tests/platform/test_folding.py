@@ -1,15 +1,12 @@
 """A folded model is a stock Llama with the same logits, and runs in another engine with the same tokens."""
 
-import ctranslate2
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM
 
 from model_variants import name_of, pairwise
-from voicechat_platform.corpora.tokenizers import make_tokenizer
 from voicechat_platform.errors import InputError
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
-from voicechat_platform.models.ctranslate2_conversion import convert_to_ctranslate2
 from voicechat_platform.models.folding import fold
 
 LLAMA = {"positions": "rotary", "norm": "rms"}
@@ -58,29 +55,6 @@ def test_a_model_with_learned_positions_folds_to_gpt2(variant, tmp_path):
     assert type(loaded) is GPT2LMHeadModel
     tokens_bt = torch.randint(0, 50, (2, 40))
     torch.testing.assert_close(loaded(tokens_bt).logits, model(tokens_bt).logits, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    "variant", [{}, {"attention": "metric"}, {"attention": "metric", "projection": "shared"}], ids=str
-)
-def test_a_folded_model_runs_in_ctranslate2_with_the_same_tokens(variant, tmp_path):
-    tokenizer = make_tokenizer("characters", 0, "".join(map(chr, range(32, 82))))
-    model = make_model(variant, len(tokenizer))
-    fold(model).save_pretrained(tmp_path / "llama")
-    tokenizer.save_pretrained(tmp_path / "llama")
-    convert_to_ctranslate2(tmp_path / "llama", tmp_path / "ct2")
-    prompt = [[3, 1, 4, 1, 5], [9, 2, 6]]
-    generator = ctranslate2.Generator(str(tmp_path / "ct2"), compute_type="float32")
-    results = generator.generate_batch(
-        [tokenizer.convert_ids_to_tokens(ids) for ids in prompt],
-        end_token=[],
-        max_length=20,
-        sampling_topk=1,
-        include_prompt_in_result=False,
-    )
-    for ids, result in zip(prompt, results, strict=True):
-        expected = model.generate(torch.tensor([ids]), max_new_tokens=20, do_sample=False)[0, len(ids) :]
-        assert result.sequences_ids[0] == expected.tolist()
 
 
 @pytest.mark.parametrize(

@@ -229,7 +229,7 @@ def replica(tiny_model) -> Iterator[Replica]:
 @pytest.fixture(scope="module")
 def services(replica, tiny_model) -> Services:
     return Services(
-        models={"shakespeare": ServedModel(id="shakespeare", folder=tiny_model)},
+        models={"shakespeare": ServedModel(id="shakespeare", path=tiny_model)},
         language_models={"shakespeare": Handle(replica)},
         transcription=Handle(Deaf()),
         transcription_model="whisper-tiny.en",

@@ -17,9 +17,9 @@ def test_a_port_in_use(tiny_model):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(InputError, match="--port"):
-            application.deploy([(ServedModel(id="m", folder=tiny_model), Engines())], TINY, taken.getsockname()[1])
+            application.deploy([(ServedModel(id="m", path=tiny_model), Engines())], TINY, taken.getsockname()[1])
 
 
 def test_a_model_whose_folder_is_gone(tmp_path, free_port):
     with pytest.raises(InputError, match="no folder"):
-        application.deploy([(ServedModel(id="m", folder=tmp_path / "gone"), Engines())], TINY, free_port)
+        application.deploy([(ServedModel(id="m", path=tmp_path / "gone"), Engines())], TINY, free_port)

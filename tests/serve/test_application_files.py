@@ -26,7 +26,7 @@ from voicechat_serve.application_file import (
     ModelEntry,
     Replicas,
     local_application,
-    model_folder,
+    model_path,
     read_application,
     served_models,
 )
@@ -239,18 +239,18 @@ class TestWhatServeBuilds:
             models=(ModelEntry(id="other", source="romeo@1", engine="torch", min_replicas=2, max_replicas=2),),
         )
         (romeo, how), (other, entry) = served_models(arguments)
-        assert (romeo.id, romeo.version, romeo.threads, how.num_cpus) == ("romeo", 1, 3, 2)
-        assert (other.id, other.version, other.engine, other.folder) == ("other", None, "torch", romeo.folder)
+        assert (romeo.id, romeo.version, romeo.options.threads, how.num_cpus) == ("romeo", 1, 3, 2)
+        assert (other.id, other.version, other.options.engine, other.path) == ("other", None, "torch", romeo.path)
         assert entry.options()["num_replicas"] == 2
         assert served_models(APIArguments(champions=None)) == []
         with pytest.raises(InputError, match="romeo@9"):
             served_models(APIArguments(models=(ModelEntry(id="other", source="romeo@9"),)))
 
     def test_a_packaged_model_in_the_form_that_its_engine_reads(self, home):
-        assert (model_folder("smollm2-135m-instruct", "auto") / "model.bin").exists()
-        assert (model_folder("smollm2-135m-instruct", "ctranslate2") / "model.bin").exists()
+        for engine in ("auto", "llamacpp"):
+            assert model_path("smollm2-135m-instruct", engine).suffix == ".gguf"
         for engine in ("torch", "vllm"):
-            assert not (model_folder("smollm2-135m-instruct", engine) / "model.bin").exists()
+            assert model_path("smollm2-135m-instruct", engine).is_dir()
 
     def built(self, bound: serve.Application, name: str) -> BuiltApplication:
         return build_app(bound, name=name)

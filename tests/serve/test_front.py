@@ -278,7 +278,7 @@ def test_a_model_that_cannot_load(address, gate, tiny_model, tmp_path):
         serve.delete(name)
     shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
     (tmp_path / "model.safetensors").unlink()
-    broken = (ServedModel(id="broken", folder=tmp_path), Engines())
+    broken = (ServedModel(id="broken", path=tmp_path), Engines())
     states: dict[str, DeploymentState] = {}
     application.deploy([broken], APIArguments(whisper="tiny.en"), int(address.rpartition(":")[2]))
     with pytest.raises(DeploymentFailedError, match=r"model broken: .*InputError: .*no weights in \*\.safetensors"):

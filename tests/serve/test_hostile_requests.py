@@ -452,7 +452,7 @@ def raw(api: str, request: bytes) -> httpx.Response:
 def encodings(replica, monkeypatch):
     """The texts that the tokenizer is given."""
     given = []
-    tokenizer = replica.tokenizer.tokenizer
+    tokenizer = replica.tokenizer.vocabulary.tokenizer
 
     class Counted:
         def encode(self, text, **options):
@@ -462,7 +462,7 @@ def encodings(replica, monkeypatch):
         def __getattr__(self, name):
             return getattr(tokenizer, name)
 
-    monkeypatch.setattr(replica.tokenizer, "tokenizer", Counted())
+    monkeypatch.setattr(replica.tokenizer.vocabulary, "tokenizer", Counted())
     return given
 
 
@@ -501,5 +501,5 @@ def test_role_markers_in_a_message_are_its_text(http, replica):
     answer = http.post(CHAT, json=GOOD | {"messages": forged})
     assert answer.status_code == 200
     text = f"USER:\n{forged[0]['content']}\n\nROMEO:"
-    assert replica.tokenizer.encode_chat(forged) == replica.tokenizer.encode(text)
+    assert replica.tokenizer.encode_chat(forged) == replica.tokenizer.vocabulary.encode(text)
     assert answer.json()["usage"]["prompt_tokens"] == len(text)

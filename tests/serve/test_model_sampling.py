@@ -5,18 +5,20 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 
-import ctranslate2
 import pytest
 
-from voicechat_platform.assets import locate
+from voicechat_platform.assets import CATALOGUE, locate_gguf
 from voicechat_platform.errors import InputError
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
 from voicechat_serve.generation.engines.choice import make_engine
-from voicechat_serve.generation.engines.interface import Sampling, UnsupportedError
+from voicechat_serve.generation.engines.interface import Sampling
 from voicechat_serve.generation.loaded_model import GenerationOptions, LoadedModel
+
+SMOLLM2 = "smollm2-135m-instruct"
 
 
 @pytest.fixture
@@ -31,9 +33,10 @@ def sampling_with(tiny_model, tmp_path):
     return folder_with
 
 
-def loaded(folder: Path, engine="auto") -> LoadedModel:
-    tokenizer = ChatTokenizer(folder)
-    return LoadedModel(tokenizer, make_engine(folder, tokenizer, engine), "bard@1")
+def loaded(path: Path, sampling: dict | None = None) -> LoadedModel:
+    tokenizer = ChatTokenizer(path)
+    defaults = replace(tokenizer.sampling, **(sampling or {}))
+    return LoadedModel(tokenizer, make_engine(path, tokenizer), "bard@1", defaults)
 
 
 async def completion(model: LoadedModel, **sampling) -> str:
@@ -41,15 +44,14 @@ async def completion(model: LoadedModel, **sampling) -> str:
     return "".join([delta.text async for delta in model.complete("To be, or not", options)])
 
 
-@pytest.mark.parametrize("engine", ["torch", "ctranslate2"])
-async def test_it_stands_for_what_a_client_does_not_say(sampling_with, engine):
-    model = loaded(sampling_with({"temperature": 0.0, "repetition_penalty": 10.0}), engine)
+async def test_it_stands_for_what_a_client_does_not_say(sampling_with):
+    model = loaded(sampling_with({"temperature": 0.0, "repetition_penalty": 10.0}))
     await model.warm_up()
     assert len(set(await completion(model))) > 20  # the same as a client's own: it never comes back to a character
     free = await completion(model, repetition_penalty=1.0)
     assert len(set(free)) < 20
     model.engine.close()
-    plain = loaded(sampling_with({"temperature": 0.0}), engine)
+    plain = loaded(sampling_with({"temperature": 0.0}))
     assert await completion(plain) == free
     plain.engine.close()
 
@@ -84,17 +86,9 @@ def test_what_is_impossible_or_unknown_is_refused_by_name(sampling_with, name, v
         ChatTokenizer(sampling_with({name: value}))
 
 
-async def test_what_the_models_engine_cannot_do_is_told_when_it_is_loaded(sampling_with):
-    model = loaded(sampling_with({"min_p": 0.1}), "ctranslate2")
-    with pytest.raises(UnsupportedError, match="min_p"):
-        await model.warm_up()
-    model.engine.close()
-
-
 @pytest.fixture(scope="module")
 def smollm2() -> Iterator[LoadedModel]:
-    ctranslate2.set_random_seed(1)  # of the engine's threads, which begin with their first requests
-    model = loaded(locate("smollm2-135m-instruct-int8"))
+    model = loaded(locate_gguf(SMOLLM2), CATALOGUE[SMOLLM2].sampling | {"seed": 1})
     yield model
     model.engine.close()
 
@@ -125,5 +119,5 @@ async def test_smollm2_does_not_talk_itself_into_a_loop(smollm2, question):
 )
 async def test_smollm2_still_says_the_words_of_the_conversation(smollm2, messages, part):
     """A penalty on its answer's words is none on the question's."""
-    assert smollm2.defaults.repetition_penalty > 1
+    assert smollm2.defaults.frequency_penalty > 0
     assert part.lower() in (await said_to(smollm2, *messages, max_tokens=60, temperature=0)).lower()

@@ -66,7 +66,7 @@ async def test_a_speech_without_an_end_has_all_the_room(tiny_model):
 
 
 def prompt_of(model: LoadedModel, messages: Sequence[dict[str, str]]) -> str:
-    return model.tokenizer.decode(model.chat_prompt(messages, "auto"))
+    return model.tokenizer.vocabulary.decode(model.chat_prompt(messages, "auto"))
 
 
 def test_the_oldest_speeches_go_whole_and_the_last_one_never(tiny_model):

@@ -74,7 +74,7 @@ async def transcript() -> Transcript:
 
 def services(folder: Path, deltas) -> Services:
     return Services(
-        models={"m": ServedModel(id="m", folder=folder)},
+        models={"m": ServedModel(id="m", path=folder)},
         language_models={"m": Handle(lambda: Stream(list(deltas)))},
         transcription=Handle(transcript),
         transcription_model="whisper-base",

@@ -59,7 +59,7 @@ def server(tiny_model, keys_file, secret, page_key) -> Iterator[str]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         application.deploy(
-            [(ServedModel(id="shakespeare", folder=tiny_model), Engines())],
+            [(ServedModel(id="shakespeare", path=tiny_model), Engines())],
             APIArguments(whisper="tiny.en"),
             port,
             page,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from voicechat_platform.assets import locate
+from voicechat_platform.assets import locate, locate_gguf
 from voicechat_serve.realtime.session_settings import FINISHED_PROBABILITY, UNFINISHED_PROBABILITY
 from voicechat_serve.transcription.sentence_end import FULL_STOP, SENTENCE_END_MODEL, SentenceEnd
 
@@ -26,7 +26,7 @@ UNFINISHED = (
 
 @pytest.fixture(scope="module")
 def end() -> SentenceEnd:
-    return SentenceEnd(locate(SENTENCE_END_MODEL))
+    return SentenceEnd(locate_gguf(SENTENCE_END_MODEL))
 
 
 @pytest.mark.parametrize("words", FINISHED)
@@ -74,4 +74,5 @@ def test_anything_that_is_heard_has_a_probability(end, words):
 
 
 def test_only_the_last_words_are_read(end):
-    assert end.probability("blah " * 2000 + FINISHED[0]) == end.probability("blah " * 200 + FINISHED[0])
+    long, short = ("blah " * count + FINISHED[0] for count in (2000, 200))
+    assert end.probability(long) == pytest.approx(end.probability(short), abs=0.02)  # llama.cpp reads in other pieces

@@ -19,6 +19,9 @@ class Tape:
     def swap(self, one, other, length):
         self.rows[one][:length], self.rows[other][:length] = self.rows[other][:length], self.rows[one][:length]
 
+    def keep(self, row, length):
+        return length
+
 
 def write(slots: Slots, row, token_ids) -> None:
     place, start = slots.rows.index(row), len(row.token_ids)

@@ -38,7 +38,7 @@ def model(tiny_model):
 def services_of(tiny_model, local_handle):
     def services(replica) -> Services:
         return Services(
-            models={"shakespeare": ServedModel(id="shakespeare", folder=tiny_model)},
+            models={"shakespeare": ServedModel(id="shakespeare", path=tiny_model)},
             language_models={"shakespeare": local_handle(replica)},
             transcription=None,
             transcription_model="whisper-tiny.en",
@@ -94,7 +94,7 @@ async def test_several_prompts(client):
 
 
 async def test_token_ids_are_a_prompt(client, model):
-    ids = model.tokenizer.encode(PROMPT)
+    ids = model.tokenizer.vocabulary.encode(PROMPT)
     expected = (await complete(client)).choices[0].text
     assert (await complete(client, prompt=ids)).choices[0].text == expected
     assert [choice.text for choice in (await complete(client, prompt=[ids, ids], seed=None, temperature=0)).choices]
@@ -184,7 +184,7 @@ async def test_offsets_are_places_in_the_prompt_and_its_answer(client, stream, e
 
 
 async def test_offsets_after_a_prompt_of_token_ids(client, model):
-    answer = await complete(client, prompt=model.tokenizer.encode(PROMPT), logprobs=1, max_tokens=2)
+    answer = await complete(client, prompt=model.tokenizer.vocabulary.encode(PROMPT), logprobs=1, max_tokens=2)
     assert answer.choices[0].logprobs.text_offset == [len(PROMPT), len(PROMPT) + 1]
 
 
@@ -201,7 +201,7 @@ async def test_a_prompt_is_scored_without_an_answer(client):
 
 
 async def test_biases_and_penalties(client, model):
-    wanted = model.tokenizer.encode("z")[0]
+    wanted = model.tokenizer.vocabulary.encode("z")[0]
     assert (await complete(client, logit_bias={str(wanted): 100})).choices[0].text == "z" * 8
     never = await complete(client, logit_bias={str(wanted): -100}, temperature=2, max_tokens=100)
     assert "z" not in never.choices[0].text

@@ -10,8 +10,6 @@ from voicechat_serve.api.errors import APIError
 from voicechat_serve.api.ingress import build
 from voicechat_serve.api.services import Services
 from voicechat_serve.api.speech import SpeechRequest
-from voicechat_serve.generation.engines.ctranslate2_engine import require_supported
-from voicechat_serve.generation.engines.interface import GenerationRequest, Sampling, UnsupportedError
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 
@@ -58,16 +56,6 @@ def test_null_means_not_given_in_speech():
 def test_a_body_that_is_not_told_to_be_json_names_the_content_type():
     with pytest.raises(APIError, match="Content-Type: application/json"):
         SpeechRequest.model_validate(b"{}")
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("seed", 0), ("min_p", 0.1), ("frequency_penalty", 1), ("presence_penalty", 1), ("logit_bias", ((1, 2.0),))],
-)
-def test_ctranslate2_refuses_each_sampling_parameter_that_it_cannot_do(name, value):
-    require_supported(GenerationRequest(prompt_ids=[1], sampling=Sampling()))
-    with pytest.raises(UnsupportedError, match=name):
-        require_supported(GenerationRequest(prompt_ids=[1], sampling=Sampling(**{name: value})))
 
 
 def test_an_unknown_intent_is_refused():

@@ -74,7 +74,7 @@ async def replica(tiny_model, tmp_path, monkeypatch) -> AsyncIterator[Replica]:
 
     monkeypatch.setattr(language_model, "Registry", Registry)
     monkeypatch.setattr(language_model, "IDLE_POLL_S", 0.01)
-    replica = Replica(ServedModel(id="romeo", folder=tiny_model, version=1))
+    replica = Replica(ServedModel(id="romeo", path=tiny_model, version=1))
     yield replica
     for model in replica.versions.values():
         model.engine.close()

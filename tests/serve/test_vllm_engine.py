@@ -16,6 +16,7 @@ from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
 from voicechat_serve.generation.engines import choice
 from voicechat_serve.generation.engines.choice import make_engine
 from voicechat_serve.generation.engines.interface import Engine, GenerationRequest, PromptTooLongError, Sampling, Token
+from voicechat_serve.generation.served_model import EngineOptions
 from voicechat_serve.operations.load import OverloadedError
 
 PROMPT = [5, 40, 41, 42, 43]
@@ -34,7 +35,7 @@ def home(tmp_path_factory) -> Iterator[None]:
 def test_where_it_is_not_installed(tiny_model, monkeypatch):
     monkeypatch.setattr(choice, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"engine vllm is not installed .* docs/serving\.md"):
-        make_engine(tiny_model, ChatTokenizer(tiny_model), "vllm")
+        make_engine(tiny_model, ChatTokenizer(tiny_model), EngineOptions(engine="vllm"))
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +58,14 @@ def tokenizer(folder) -> ChatTokenizer:
 
 @pytest.fixture(scope="module")
 def engine(folder, tokenizer) -> Iterator[Engine]:
-    engine = make_engine(folder, tokenizer, "vllm", "float32")
+    engine = make_engine(folder, tokenizer, EngineOptions(engine="vllm", precision="float32"))
     yield engine
     engine.close()
 
 
 @pytest.fixture(scope="module")
 def torch_engine(folder, tokenizer) -> Iterator[Engine]:
-    engine = make_engine(folder, tokenizer, "torch", "float32")
+    engine = make_engine(folder, tokenizer, EngineOptions(engine="torch", precision="float32"))
     yield engine
     engine.close()
 

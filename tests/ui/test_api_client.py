@@ -25,13 +25,14 @@ ALL = ("shakespeare", "smollm2-135m-instruct", "assistant", "mine")
 @pytest.fixture
 def address(request: Any, tmp_path: Path, serve: Callable[[FastAPI, int], Any], free_port: Callable[[], int]) -> str:
     """An API whose list of models is the real one: champions come first in it."""
-    folders = {"shakespeare": "run", "smollm2-135m-instruct": "smollm2-135m-instruct-int8", "mine": "folder"}
+    folders = {"shakespeare": "run", "smollm2-135m-instruct": "folder-of-smollm2", "mine": "folder"}
     folders["assistant"] = "smollm2-135m-instruct"  # the packaged model under a name of one's own
     served = {}
     for name in request.param:
         (tmp_path / folders[name]).mkdir()
         version = 3 if name == "shakespeare" else None
-        served[name] = ServedModel(id=name, folder=tmp_path / folders[name], version=version)
+        packaged = name in ("smollm2-135m-instruct", "assistant")
+        served[name] = ServedModel(id=name, path=tmp_path / folders[name], version=version, is_packaged=packaged)
     app = FastAPI()
     rest: Any = {"language_models": {}, "transcription": None, "transcription_model": "whisper-base", "synthesis": None}
     app.include_router(models.router(Services(models=served, **rest)), prefix="/v1")

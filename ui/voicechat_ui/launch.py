@@ -30,7 +30,6 @@ from voicechat_serve.application import DeploymentState, deploy, stop, wait_unti
 from voicechat_serve.application_file import APIArguments, local_application, read_application, served_models
 from voicechat_serve.operations.keys import make_secret
 from voicechat_serve.operations.ports import require_free
-from voicechat_serve.transcription.sentence_end import SENTENCE_END_MODEL
 from voicechat_ui.api_client import ApiClient
 from voicechat_ui.relay import LARGEST_FRAME_BYTES
 
@@ -57,7 +56,7 @@ def run_everything(settings: Settings) -> None:
 
 def prepare_assets(whisper: str) -> None:
     """Join or convert all assets that the services and the first sweep need, unless this was done before."""
-    for name in (f"whisper-{whisper}", f"{CHAT_MODEL}-int8", "hibari", "shakespeare-plays"):
+    for name in (f"whisper-{whisper}", "hibari", "shakespeare-plays"):
         locate(name)
 
 
@@ -114,7 +113,7 @@ def run_services(settings: Settings, arguments: APIArguments, with_page: bool) -
     require_address(settings)
     if settings.whisper:
         arguments = arguments.model_copy(update={"whisper": settings.whisper})
-    for name in (f"whisper-{arguments.whisper}", SENTENCE_END_MODEL, "hibari"):
+    for name in (f"whisper-{arguments.whisper}", "hibari"):
         locate(name)
     models = served_models(arguments)
     address = f"http://{reachable(settings.host)}:{settings.port}"

@@ -41,6 +41,13 @@ class SlotRows:
             cache_bgsk[one, :, :length] = cache_bgsk[other, :, :length]
             cache_bgsk[other, :, :length] = saved_gsk
 
+    def keep(self, row: int, length: int) -> int:
+        """Forget what a row holds after its first `length` positions: here the next tokens overwrite it."""
+        return length
+
+    def close(self) -> None:
+        """Free the model: here it goes with its last reference."""
+
 
 class SlotDecoder(SlotRows):
     """A model of the family over a cache of `slots` rows, each at its own position.

@@ -4,7 +4,6 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from voicechat_platform.assets import LANGUAGE_MODELS
 from voicechat_serve.api.services import (
     BRIEF_S,
     SYNTHESIS_ALIASES,
@@ -19,7 +18,7 @@ from voicechat_serve.generation.served_model import ServedModel
 
 def router(services: Services) -> APIRouter:
     routes = APIRouter()
-    created = {model.id: int(model.folder.stat().st_mtime) for model in services.models.values()}
+    created = {model.id: int(model.path.stat().st_mtime) for model in services.models.values()}
     names = [*created, services.transcription_model, SYNTHESIS_MODEL]
 
     def card(name: str, model: str | None = None) -> dict[str, Any]:
@@ -59,4 +58,4 @@ def origin(model: ServedModel) -> str:
     """Return the origin of a language model: "packaged" with this project, "tuned" by it, or "elsewhere"."""
     if model.version is not None:
         return "tuned"
-    return "packaged" if model.folder.name.removesuffix("-int8") in LANGUAGE_MODELS else "elsewhere"
+    return "packaged" if model.is_packaged else "elsewhere"

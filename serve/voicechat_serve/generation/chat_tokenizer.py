@@ -1,12 +1,13 @@
-"""A model directory's tokenizer and chat template, without transformers, whose import takes two seconds.
+"""A model's tokenizer and chat template, without transformers, whose import takes two seconds.
 
-This reads the files of `save_pretrained`: tokenizer.json, chat_template.jinja (or `chat_template` in
-tokenizer_config.json), config.json and generation_config.json.
+This reads the files of `save_pretrained` (tokenizer.json, chat_template.jinja or `chat_template` in
+tokenizer_config.json, config.json, generation_config.json), or a GGUF file, which has all of this inside.
 """
 
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +17,12 @@ from jinja2.exceptions import TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from tokenizers import Tokenizer
-from tokenizers.decoders import ByteLevel
 
 from voicechat_platform.errors import InputError
 from voicechat_platform.json_file import read_object
 from voicechat_serve.generation.engines.interface import Sampling
+from voicechat_serve.generation.engines.llama_cpp.model import LlamaModel
+from voicechat_serve.generation.vocabularies import GGUFVocabulary, HuggingFaceVocabulary, Vocabulary
 
 Message = dict[str, str]
 """{"role": ..., "content": ...}"""
@@ -35,6 +36,17 @@ UNKNOWN_SAMPLING = {
     "bad_words_ids": [],
 }
 """Fields of generation_config.json that no engine supports, with the values that have no effect."""
+
+GGUF_SAMPLING = {
+    "temperature": "temp",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "penalty_repeat",
+}
+"""Our names and GGUF's, below general.sampling."""
+
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token")
 
 WORD_JOINER = "\u2060"
 """Invisible, and part of no special token."""
@@ -53,49 +65,32 @@ class GenerationConfig(BaseModel):
 
 
 class ChatTokenizer:
-    """The tokenizer of a model directory.
+    """A model's vocabulary with its chat template, its end tokens and its sampling defaults.
 
     Args:
-        folder: the model directory.
+        path: a Hugging Face model directory, or a GGUF file.
 
     Raises:
-        InputError: the directory has no tokenizer.json, or a file of it is damaged.
+        InputError: the directory has no tokenizer.json, or a file is damaged.
     """
 
-    def __init__(self, folder: Path):
-        if not (folder / "tokenizer.json").exists():
-            raise InputError(f"{folder} has no tokenizer.json: it is not a whole model directory")
-        try:
-            self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # tokenizers has no more specific error
-            raise InputError(f"{folder / 'tokenizer.json'} is damaged: {error}") from error
-        # A saved tokenizer may still pad or truncate as in training.
-        self.tokenizer.no_padding()
-        self.tokenizer.no_truncation()
-        self.config = described_in(folder / "tokenizer_config.json")
-        self.generation = described_in(folder / "generation_config.json")
-        self.sampling = sampling_of(self.generation, folder / "generation_config.json")
-        self.model_config = described_in(folder / "config.json")
-        template = folder / "chat_template.jinja"
-        try:
-            source = template.read_text() if template.exists() else self.config.get("chat_template")
-            self.template = chat_environment().from_string(source) if source else None
-        except (TemplateError, OSError, ValueError, TypeError) as error:
-            raise InputError(f"{folder}: the chat template is damaged: {error}") from error
-
-    @property
-    def end_ids(self) -> list[int]:
+    def __init__(self, path: Path):
+        self.vocabulary: Vocabulary
+        if path.is_file():
+            vocabulary = GGUFVocabulary(LlamaModel(path, vocabulary_only=True))
+            self.vocabulary, read = vocabulary, gguf_description(vocabulary)
+        else:
+            self.vocabulary = vocabulary_of_folder = HuggingFaceVocabulary(path)
+            read = folder_description(path, vocabulary_of_folder)
+        self.end_ids = read.end_ids
         """Tokens that end an answer."""
-        ids = self.generation.get("eos_token_id")
-        if ids is None:
-            token = special_token(self.config.get("eos_token"))
-            ids = self.tokenizer.token_to_id(token) if token else None
-        return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
-
-    @property
-    def chat_stop(self) -> tuple[str, ...]:
+        self.chat_stop = read.chat_stop
         """Strings that end the model's turn in a chat, in addition to the end tokens."""
-        return tuple(self.model_config.get("reply_stops") or ())
+        self.sampling, self.special = read.sampling, read.special
+        try:
+            self.template = chat_environment().from_string(read.template) if read.template else None
+        except (TemplateError, TypeError) as error:
+            raise InputError(f"{path}: the chat template is damaged: {error}") from error
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Return the prompt for the model's next turn.
@@ -103,16 +98,20 @@ class ChatTokenizer:
         Raises:
             InputError: the model has no chat template, or the template refuses these messages.
         """
+        # The template has already written the special tokens.
+        return self.vocabulary.encode(self.render(messages), add_special=False)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Return the text of the prompt; errors as in `encode_chat`."""
         if self.template is None:
             raise InputError("this model has no chat template; ask it for completions instead")
-        special = {name: special_token(self.config.get(name)) or "" for name in ("bos_token", "eos_token", "unk_token")}
+        messages = [{**message, "content": self.without_markers(message["content"])} for message in messages]
         try:
-            messages = [{**message, "content": self.without_markers(message["content"])} for message in messages]
-            text = self.template.render(messages=messages, add_generation_prompt=True, **special)
+            return self.template.render(messages=messages, add_generation_prompt=True, **self.special)
         except TemplateError as error:
             raise InputError(f"the model's chat template refuses these messages: {error}") from error
-        # The template has already written the special tokens.
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # a template may call anything that Python's texts and lists have
+            raise InputError(f"the model's chat template fails for these messages: {error!r}") from error
 
     def without_markers(self, text: str) -> str:
         """Return a message in which the text of a special token stays text, so that a message cannot end its turn and
@@ -121,63 +120,70 @@ class ChatTokenizer:
 
     @cached_property
     def markers(self) -> re.Pattern[str] | None:
-        tokens = [token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special]
+        tokens = [self.vocabulary.name(token_id) for token_id in self.vocabulary.special_ids]
         # A special token of one character could not be split; no tokenizer has one.
         longest_first = sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
-    def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text).ids
 
-    def places(self, text: str) -> list[int]:
-        """Return the position of each token of `encode` in the text, in characters."""
-        places, end = [], 0
-        for begin, next_end in self.tokenizer.encode(text).offsets:
-            # Some tokenizers give a token's position without its leading spaces.
-            places.append(end if end < begin and text[end:begin].isspace() else begin)
-            end = max(end, next_end)
-        return places
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What a model's files say beside its vocabulary."""
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(token_ids)
-
-    @cached_property
-    def size(self) -> int:
-        """The number of tokens."""
-        return self.tokenizer.get_vocab_size()
-
-    @cached_property
-    def is_byte_level(self) -> bool:
-        return isinstance(self.tokenizer.decoder, ByteLevel)
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """Return the bytes that a token adds to the text, perhaps a part of a character; nothing for a special
-        token."""
-        if token_id in self.special_ids:
-            return b""
-        token = self.name(token_id)
-        if self.is_byte_level and all(character in BYTE_OF for character in token):
-            return bytes(BYTE_OF[character] for character in token)
-        return (self.tokenizer.decode([token_id]) or token).encode()
-
-    def name(self, token_id: int) -> str:
-        """Return a token in the vocabulary's spelling."""
-        return self.tokenizer.id_to_token(token_id) or ""
-
-    @cached_property
-    def special_ids(self) -> frozenset[int]:
-        tokens = self.tokenizer.get_added_tokens_decoder()
-        return frozenset(token_id for token_id, token in tokens.items() if token.special)
+    end_ids: list[int]
+    chat_stop: tuple[str, ...]
+    sampling: Sampling
+    special: dict[str, str]
+    """The texts of special tokens by their names in chat templates."""
+    template: str | None
 
 
-def byte_alphabet() -> dict[str, int]:
-    """Return the byte for each character of byte-level byte pairs: GPT-2's printable alphabet."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+def folder_description(folder: Path, vocabulary: HuggingFaceVocabulary) -> Description:
+    """Return what the files of `save_pretrained` say.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    config = described_in(folder / "tokenizer_config.json")
+    generation = described_in(folder / "generation_config.json")
+    end_ids = generation.get("eos_token_id")
+    if end_ids is None:
+        token = special_token(config.get("eos_token"))
+        end_ids = vocabulary.id_of(token) if token else None
+    template = folder / "chat_template.jinja"
+    try:
+        source = template.read_text() if template.exists() else config.get("chat_template")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: the chat template is damaged: {error}") from error
+    return Description(
+        end_ids=[] if end_ids is None else [end_ids] if isinstance(end_ids, int) else list(end_ids),
+        chat_stop=tuple(described_in(folder / "config.json").get("reply_stops") or ()),
+        sampling=sampling_of(generation, folder / "generation_config.json"),
+        special={name: special_token(config.get(name)) or "" for name in SPECIAL_TOKENS},
+        template=source,
+    )
 
 
-BYTE_OF = byte_alphabet()
+def gguf_description(vocabulary: GGUFVocabulary) -> Description:
+    """Return what a GGUF file says.
+
+    Raises:
+        InputError: an entry is invalid.
+    """
+    model = vocabulary.model
+    numbers = {}
+    for ours, theirs in GGUF_SAMPLING.items():
+        if (text := model.described(f"general.sampling.{theirs}")) is not None:
+            numbers[ours] = int(text) if ours == "top_k" else float(text)
+    stops = model.described("voicechat.reply_stops")
+    ids = {name: getattr(vocabulary, f"{name}_id") for name in ("bos", "eos")}
+    return Description(
+        end_ids=vocabulary.end_ids,
+        chat_stop=tuple(json.loads(stops)) if stops else (),
+        sampling=sampling_of(numbers, model.path),
+        special={f"{name}_token": vocabulary.name(token_id) for name, token_id in ids.items()},
+        template=model.described("tokenizer.chat_template"),
+    )
 
 
 def described_in(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 from ray.serve.handle import DeploymentHandle
@@ -49,7 +50,7 @@ class LanguageModel:
         self.served, self.champions = served, champions
         # Serve calls this inside a running event loop, which allows no second one: hence the thread.
         with ThreadPoolExecutor(1) as thread:
-            self.current = thread.submit(self.load, served.version, Path(served.folder)).result()
+            self.current = thread.submit(self.load, served.version, served.path).result()
         self.versions = {served.version: self.current}
         """By number, the last used one at the end."""
         self.previous: int | None = None
@@ -170,12 +171,13 @@ class LanguageModel:
                 return self.versions.pop(number)
         raise OverloadedError(f"{MOST_VERSIONS} versions of {self.served.id} are in memory and needed; try again later")
 
-    def load(self, number: int | None, folder: Path) -> LoadedModel:
+    def load(self, number: int | None, path: Path) -> LoadedModel:
         """Load and warm up a version; blocks, on a thread without an event loop."""
-        tokenizer = ChatTokenizer(folder)
-        engine = make_engine(folder, tokenizer, self.served.engine, self.served.precision, self.served.threads)
+        tokenizer = ChatTokenizer(path)
+        engine = make_engine(path, tokenizer, self.served.options)
         fingerprint = self.served.id if number is None else f"{self.served.id}@{number}"
-        model = LoadedModel(tokenizer, engine, fingerprint)
+        defaults = replace(tokenizer.sampling, **self.served.sampling)
+        model = LoadedModel(tokenizer, engine, fingerprint, defaults, self.served.max_tokens)
         try:
             asyncio.run(model.warm_up())
         except BaseException:

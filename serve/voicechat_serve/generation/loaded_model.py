@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from voicechat_platform.errors import InputError
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer, Message
-from voicechat_serve.generation.engines.interface import Engine, FinishReason, GenerationRequest, Score
+from voicechat_serve.generation.engines.interface import Engine, FinishReason, GenerationRequest, Sampling, Score
+from voicechat_serve.generation.served_model import MAX_TOKENS
 
 Truncation = Literal["disabled", "auto"]
 """Whether a conversation longer than the context is refused, or loses its oldest messages."""
@@ -78,16 +79,24 @@ class LoadedModel:
         tokenizer: the model's tokenizer.
         engine: runs the model.
         fingerprint: names the version.
+        defaults: for the fields of `Sampling` that a client does not set; None for those of the model's files.
+        max_tokens: the most tokens of an answer in a chat whose request sets no limit.
     """
 
-    def __init__(self, tokenizer: ChatTokenizer, engine: Engine, fingerprint: str):
+    def __init__(
+        self,
+        tokenizer: ChatTokenizer,
+        engine: Engine,
+        fingerprint: str,
+        defaults: Sampling | None = None,
+        max_tokens: int = MAX_TOKENS,
+    ):
         self.tokenizer, self.engine, self.fingerprint = tokenizer, engine, fingerprint
+        self.defaults, self.max_tokens = defaults or tokenizer.sampling, max_tokens
         self.users = 0
         """The number of running answers; the owner that may close the engine counts them."""
         self.encoding: dict[tuple[str, str], asyncio.Task[list[int]]] = {}
         """Prompts in encoding."""
-        self.defaults = tokenizer.sampling
-        """The defaults for the fields of `Sampling` that a client does not set."""
 
     async def warm_up(self) -> None:
         """Generate one token. Raises UnsupportedError if the engine does not support the model's own sampling
@@ -108,6 +117,7 @@ class LoadedModel:
         model's template or the model has no such token id.
         """
         prompt_ids = await self.encoded(self.chat_prompt, messages, options.truncation)
+        options = replace(options, sampling={"max_tokens": self.max_tokens} | options.sampling)
         async with aclosing(self.write(prompt_ids, options, self.tokenizer.chat_stop)) as deltas:
             num_before = 0
             async for delta in deltas:
@@ -162,7 +172,7 @@ class LoadedModel:
 
     async def complete(self, prompt: str | list[int], options: GenerationOptions) -> AsyncGenerator[Delta, None]:
         """Yield the continuation of the prompt, a text or token ids; errors as in `chat`."""
-        prompt_ids = await self.encoded(self.tokenizer.encode, prompt) if isinstance(prompt, str) else prompt
+        prompt_ids = await self.encoded(self.tokenizer.vocabulary.encode, prompt) if isinstance(prompt, str) else prompt
         async with aclosing(self.write(prompt_ids, options, prompt=prompt)) as deltas:
             async for delta in deltas:
                 yield delta
@@ -186,7 +196,7 @@ class LoadedModel:
         count = 0
         scores = None
         if options.top_scores is not None:
-            scores = AnswerScores(prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt))
+            scores = AnswerScores(prompt if isinstance(prompt, str) else self.tokenizer.vocabulary.decode(prompt))
         async with aclosing(self.engine.generate(request)) as batches:
             async for tokens in batches:
                 count += len(tokens)
@@ -203,7 +213,7 @@ class LoadedModel:
                 )
 
     def require_known(self, token_ids: Sequence[int]) -> None:
-        size = self.tokenizer.size
+        size = self.tokenizer.vocabulary.size
         if token_ids and not 0 <= min(token_ids) <= max(token_ids) < size:
             raise InputError(f"a token id is not one of the model's, which are 0 to {size - 1}")
 
@@ -216,12 +226,12 @@ class LoadedModel:
         token."""
         if not scores or not isinstance(prompt, str):
             return tuple(self.scored(score) for score in scores)
-        places = self.tokenizer.places(prompt)
+        places = self.tokenizer.vocabulary.places(prompt)
         return tuple(replace(self.scored(score), offset=place) for score, place in zip(scores, places, strict=True))
 
     def named(self, token_id: int, logprob: float | None) -> ScoredToken:
-        data = self.tokenizer.token_bytes(token_id)
-        text = data.decode(errors="replace") if data else self.tokenizer.name(token_id)
+        data = self.tokenizer.vocabulary.token_bytes(token_id)
+        text = data.decode(errors="replace") if data else self.tokenizer.vocabulary.name(token_id)
         return ScoredToken(text, list(data), logprob)
 
 

@@ -1,25 +1,51 @@
 """The settings of a language-model deployment, as plain values: the check of an application file needs no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-EngineName = Literal["auto", "torch", "ctranslate2", "vllm"]
-"""auto: CTranslate2 for a folder of its converter, torch for every other."""
+EngineName = Literal["auto", "llamacpp", "torch", "vllm"]
+"""auto: llamacpp for a GGUF file, and the faster of llamacpp and torch for a folder (engines/choice.py)."""
 
 Precision = Literal["auto", "float32", "bfloat16"]
-"""auto: bfloat16 on a GPU, float32 on a CPU. For torch and vllm; CTranslate2 computes in int8 on a CPU."""
+"""auto: bfloat16 on a GPU, float32 on a CPU. For torch and vllm; a GGUF file has its own."""
+
+Device = Literal["auto", "cpu", "cuda"]
+"""auto: a GPU if the engine finds one."""
+
+MAX_TOKENS = 1024
+"""Tokens of an answer whose request sets no limit: half a minute of a fast model, several minutes of speech."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How to run a model."""
+
+    engine: EngineName = "auto"
+    precision: Precision = "auto"
+    device: Device = "auto"
+    threads: int = 0
+    """CPU threads of one decoding step; 0 for as many as suit the model."""
+    gpu_layers: int = -1
+    """Layers of a GGUF file on the GPU, if there is one; -1 for all."""
+    context: int | None = None
+    """The most positions of a request; None for the model's own, within a limit."""
+    cache_gib: float = 1.0
+    """The size of the cache; it decides how many requests decode together."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
     id: str
     """The model's name in requests."""
-    folder: Path
-    """A Hugging Face model directory, or one of CTranslate2's converter (with model.bin)."""
+    path: Path
+    """A Hugging Face model directory, or a GGUF file."""
     version: int | None = None
     """The version of the registry's model `id` in the folder; None if it is no model of the registry."""
-    engine: EngineName = "auto"
-    precision: Precision = "auto"
-    threads: int = 1
-    """CPU threads of one decoding step; the step of a small model is too short for several."""
+    is_packaged: bool = False
+    """Whether it comes with this project."""
+    options: EngineOptions = EngineOptions()
+    sampling: dict[str, Any] = field(default_factory=dict)
+    """Fields of `Sampling` that apply if a request does not set them, before the defaults of the model's own files."""
+    max_tokens: int = MAX_TOKENS
+    """The most tokens of an answer in a chat whose request sets no limit."""

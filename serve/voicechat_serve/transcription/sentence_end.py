@@ -6,14 +6,19 @@ stop says little: Whisper writes one after most inputs, finished or not.
 """
 
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
 
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
+from voicechat_serve.generation.engines.slots import common_length
 
-SENTENCE_END_MODEL = "smollm2-135m-instruct-int8"
-"""The asset that classifies in a service."""
+SENTENCE_END_MODEL = "smollm2-135m-instruct"
+"""The packaged chat model that classifies in a service."""
+
+CONTEXT = 512
+"""Positions in the cache; MOST_CHARACTERS never have as many tokens."""
 
 MOST_CHARACTERS = 300
 """The most characters to read: earlier words do not matter."""
@@ -23,22 +28,24 @@ PUNCTUATION = " .?!,;:…-"
 
 
 class SentenceEnd:
-    """The classifier.
+    """The classifier. It computes on the calling thread; several threads take turns.
 
     Args:
-        folder: a chat model in CTranslate2's format, with its tokenizer.
+        path: a chat model, as a GGUF file.
     """
 
-    def __init__(self, folder: Path):
-        import ctranslate2  # imported here, because the driver and the API import this module only for its name
+    def __init__(self, path: Path):
+        # Imported here, because the driver and the API import this module only for its name.
+        from voicechat_serve.generation.engines.llama_cpp.decoder import LlamaCppDecoder
 
-        self.tokenizer = ChatTokenizer(folder)
-        # One thread: with two, which wait for each other beside Whisper's, a sentence takes 69 ms instead of 32.
-        self.model = ctranslate2.Generator(str(folder), device="cpu", compute_type="int8", intra_threads=1)
-        self.before = self.begun_message("")
-        """The tokens before every message; computed once."""
-        tokens = ((id, self.tokenizer.decode([id])) for id in range(self.tokenizer.size))
-        end_ids = self.tokenizer.end_ids
+        self.tokenizer = ChatTokenizer(path)
+        # One thread: two would wait for each other beside Whisper's.
+        self.decoder = LlamaCppDecoder(path, slots=1, context=CONTEXT, threads=1)
+        self.turn = threading.Lock()
+        self.read: list[int] = []
+        """The tokens in the cache."""
+        vocabulary, end_ids = self.tokenizer.vocabulary, self.tokenizer.end_ids
+        tokens = ((id, vocabulary.decode([id])) for id in range(vocabulary.size))
         self.final_ids = np.array([id for id, text in tokens if id in end_ids or FULL_STOP.match(text)])
 
     def probability(self, words: str) -> float:
@@ -48,23 +55,26 @@ class SentenceEnd:
         Args:
             words: a person's words so far; the punctuation at their end is ignored.
         """
-        prompt = self.begun_message(words.rstrip(PUNCTUATION)[-MOST_CHARACTERS:])
-        rest = prompt[len(self.before) :]
-        if not rest:
+        words = words.rstrip(PUNCTUATION)[-MOST_CHARACTERS:]
+        if not words:
             return 0.0
-        (result,) = self.model.generate_batch(
-            [rest],
-            static_prompt=self.before,
-            max_length=1,
-            include_prompt_in_result=False,
-            return_logits_vocab=True,
-        )
-        logits_v = np.array(result.logits[0][0], np.float32).ravel()
+        with self.turn:
+            logits_v = self.logits(self.begun_message(words))
         weights_v = np.exp(logits_v - logits_v.max())
         return float(weights_v[self.final_ids].sum() / weights_v.sum())
 
-    def begun_message(self, words: str) -> list[str]:
+    def logits(self, ids: list[int]) -> np.ndarray:
+        """Return the logits (v,) after these tokens; the cache has most of them, because words come one by one."""
+        length = self.decoder.keep(0, common_length(self.read, ids[:-1]))
+        self.read = []  # if the decoder fails, nothing is known
+        import torch
+
+        logits_1v = self.decoder.prefill(0, torch.tensor(ids[length:]), length)
+        self.read = ids
+        return logits_1v[0].numpy().copy()
+
+    def begun_message(self, words: str) -> list[int]:
         """Return the tokens of a conversation's first message up to its words, as if more words followed."""
         ids = self.tokenizer.encode_chat([{"role": "user", "content": words}])
         end = max(place for place, id in enumerate(ids) if id in self.tokenizer.end_ids)
-        return [self.tokenizer.tokenizer.id_to_token(id) or "" for id in ids[:end]]
+        return ids[:end]

@@ -81,10 +81,8 @@ def packaged_models() -> Iterator[Finding]:
     from voicechat_platform.settings import settings
 
     for asset in CATALOGUE.values():
-        if asset.made_from:
-            continue
         try:
-            found = asset.folder_below(settings().home / "models").exists() or packaged_files(asset) is not None
+            found = (settings().home / "models" / asset.name).exists() or packaged_files(asset) is not None
         except InputError as error:
             yield Finding("fault", asset.what, str(error))
             continue

@@ -1,5 +1,6 @@
 """Select a model's engine, and prepare its files for it."""
 
+import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,84 +10,122 @@ from voicechat_platform.folders import folder_name, made_once
 from voicechat_platform.settings import settings
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
 from voicechat_serve.generation.engines.interface import Engine
-from voicechat_serve.generation.served_model import EngineName, Precision
+from voicechat_serve.generation.served_model import EngineOptions
+
+GIB = 2**30
 
 
-def make_engine(
-    folder: Path, tokenizer: ChatTokenizer, engine: EngineName = "auto", precision: Precision = "auto", threads: int = 1
-) -> Engine:
+def make_engine(path: Path, tokenizer: ChatTokenizer, options: EngineOptions = EngineOptions()) -> Engine:
     """Load a model into an engine.
 
     Args:
-        folder: a Hugging Face model directory, or one of CTranslate2's converter (with model.bin).
+        path: a Hugging Face model directory, or a GGUF file.
         tokenizer: the model's tokenizer.
-        engine: the engine's name.
-        precision: the type in which torch and vLLM compute.
-        threads: CPU threads of one step.
+        options: the engine, and how to run it.
 
     Raises:
-        InputError: this engine cannot run this model, or a file of it is missing or damaged.
+        InputError: this engine cannot run this model or on this device, or a file is missing or damaged.
     """
-    is_converted = (folder / "model.bin").exists()
-    if engine in ("torch", "vllm") and is_converted:
-        raise InputError(f"{folder} is a CTranslate2 model, which the engine {engine} cannot read")
+    engine = options.engine
+    if engine == "auto":
+        engine = "llamacpp" if path.is_file() else "torch"
+    if path.is_file() and engine != "llamacpp":
+        raise InputError(f"{path} is a GGUF file, which the engine {engine} cannot read: use llamacpp, or auto")
     if engine == "vllm" and not find_spec("vllm"):
         raise InputError(
             "the engine vllm is not installed in the environment of this replica; docs/serving.md says how"
         )
     # Imported here, so that a replica loads only its own engine's library, and the driver none.
-    if is_converted or engine == "ctranslate2":
-        from voicechat_serve.generation.engines.ctranslate2_engine import CTranslate2Engine
+    if engine == "llamacpp":
+        return llama_cpp_engine(path, tokenizer, options)
+    return vllm_engine(path, tokenizer, options) if engine == "vllm" else torch_engine(path, tokenizer, options)
 
-        converted = folder if is_converted else converted_folder(folder)
-        try:
-            return CTranslate2Engine(converted, tokenizer.tokenizer, tokenizer.end_ids)
-        except (RuntimeError, OSError, ValueError, KeyError) as error:  # from CTranslate2, and for its config.json
-            raise InputError(f"the CTranslate2 model in {converted} cannot be read: {error!r}") from error
 
+def llama_cpp_engine(path: Path, tokenizer: ChatTokenizer, options: EngineOptions) -> Engine:
     import torch
 
-    from voicechat_platform.checkpoints import load_config, load_model
+    from voicechat_serve.generation.engines.batched_engine import BatchedEngine
+    from voicechat_serve.generation.engines.llama_cpp.decoder import LlamaCppDecoder
+    from voicechat_serve.generation.engines.llama_cpp.library import library
+    from voicechat_serve.generation.engines.llama_cpp.trial import require_runnable
+
+    has_gpu = library().llama_supports_gpu_offload()
+    if options.device == "cuda" and not has_gpu:
+        raise InputError(
+            f"{path}: device is cuda, but this xllamacpp has no GPU: install its CUDA wheel (docs/serving.md), or "
+            "use device: cpu"
+        )
+    gpu_layers = options.gpu_layers if has_gpu and options.device != "cpu" else 0
+    threads = options.threads or usable_cores()
+    require_runnable(path, gpu_layers)
+    torch.set_num_threads(1)  # for sampling: more threads would wait for those of llama.cpp
+    decoder = LlamaCppDecoder(
+        path,
+        context=options.context,
+        cache_bytes=int(options.cache_gib * GIB),
+        threads=threads,
+        gpu_layers=gpu_layers,
+    )
+    return BatchedEngine(decoder, tokenizer.vocabulary.decode, tokenizer.end_ids)
+
+
+def torch_engine(folder: Path, tokenizer: ChatTokenizer, options: EngineOptions) -> Engine:
+    import torch
+
+    from voicechat_platform.checkpoints import load_model
     from voicechat_platform.models import GPTForCausalLM
+    from voicechat_serve.generation.engines.batched_engine import BatchedEngine
+    from voicechat_serve.generation.engines.torch_decoder import make_torch_decoder
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if precision == "auto":
-        precision = "bfloat16" if device == "cuda" else "float32"
-    if engine == "vllm":
-        from voicechat_serve.generation.engines.vllm_engine import VLLMEngine
-
-        stock = folded_folder(folder)
-        context = load_config(stock).get_text_config().max_position_embeddings
-        return VLLMEngine(stock, context, tokenizer.decode, tokenizer.end_ids, precision, threads)
-
-    from voicechat_serve.generation.engines.torch_engine import TorchEngine
-
-    torch.set_num_threads(threads)
+    device, precision = torch_device(options)
+    torch.set_num_threads(options.threads or 1)  # the step of a small model is too short for several
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     model = load_model(folder, torch.float32)
     if not isinstance(model, GPTForCausalLM):  # our own model is rounded after its weights are prepared
         model = model.to(dtype)
-    return TorchEngine(model.to(device), tokenizer.decode, tokenizer.end_ids, dtype=dtype)
+    decoder = make_torch_decoder(
+        model.to(device), context=options.context, cache_bytes=int(options.cache_gib * GIB), dtype=dtype
+    )
+    return BatchedEngine(decoder, tokenizer.vocabulary.decode, tokenizer.end_ids)
 
 
-def converted_folder(folder: Path) -> Path:
-    """Return a checkpoint folded into a Llama and converted, once, in a separate folder: the registry's files never
-    change.
-
-    Raises:
-        InputError: the model has no stock equivalent.
-    """
-    from voicechat_platform.checkpoints import load_model
-    from voicechat_platform.models.ctranslate2_conversion import convert_to_ctranslate2
+def vllm_engine(folder: Path, tokenizer: ChatTokenizer, options: EngineOptions) -> Engine:
+    from voicechat_platform.checkpoints import load_config
+    from voicechat_serve.generation.engines.vllm_engine import VLLMEngine
 
     stock = folded_folder(folder)
+    longest = load_config(stock).get_text_config().max_position_embeddings
+    return VLLMEngine(
+        stock,
+        min(longest, options.context or longest),
+        tokenizer.vocabulary.decode,
+        tokenizer.end_ids,
+        torch_device(options)[1],
+        options.threads or 1,
+    )
 
-    def make(whole: Path) -> None:
-        if stock == folder:
-            load_model(folder)  # the converter would unpickle, and does not name missing files
-        convert_to_ctranslate2(stock, whole, quantization="int8")
 
-    return prepared("converted", folder, make)
+def torch_device(options: EngineOptions) -> tuple[str, str]:
+    """Return the device and the precision for PyTorch and vLLM.
+
+    Raises:
+        InputError: there is no GPU.
+    """
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    if options.device == "cuda" and not has_gpu:
+        raise InputError("device is cuda, but PyTorch finds no GPU in this replica: set num_gpus, or device: cpu")
+    device = "cuda" if has_gpu and options.device != "cpu" else "cpu"
+    precision = options.precision
+    if precision == "auto":
+        precision = "bfloat16" if device == "cuda" else "float32"
+    return device, precision
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def folded_folder(folder: Path) -> Path:
@@ -114,7 +153,8 @@ def prepared(kind: str, folder: Path, make: Callable[[Path], None]) -> Path:
     """Return the folder of files derived from a checkpoint, made once, and again when a file of the checkpoint
     changes."""
     folder = folder.resolve()
-    files = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
+    files = [folder] if folder.is_file() else [path for path in sorted(folder.iterdir()) if path.is_file()]
+    stats = [(path.name, path.stat()) for path in files]
     # The status change time, in addition to the modification time, which copying tools may set to any value.
-    identity = [folder, *((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in files)]
+    identity = [folder, *((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats)]
     return made_once(settings().folder(kind) / folder_name(folder.name, identity), make)

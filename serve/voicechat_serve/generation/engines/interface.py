@@ -155,6 +155,11 @@ class Engine(Protocol):
         ...
 
 
+def slots_within(cache_bytes: int, bytes_per_slot: int) -> int:
+    """Return the number of slots that fit into the cache, at least one and at most MOST_RUNNING."""
+    return max(1, min(MOST_RUNNING, cache_bytes // bytes_per_slot))
+
+
 def room_for(request: GenerationRequest, context: int) -> int:
     """Return the number of tokens that the request may generate.
 

@@ -13,13 +13,22 @@ LEAST_COPIED = 16
 
 
 class Rows(Protocol):
-    """The cache itself: a `SlotDecoder` or a `TransformersDecoder`."""
+    """The cache itself."""
 
     slots: int
 
-    def copy(self, source: int, target: int, length: int) -> None: ...
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of one row over another."""
+        ...
 
-    def swap(self, one: int, other: int, length: int) -> None: ...
+    def swap(self, one: int, other: int, length: int) -> None:
+        """Exchange the first `length` positions of two rows."""
+        ...
+
+    def keep(self, row: int, length: int) -> int:
+        """Forget what a row holds after its first `length` positions. Return the number of positions that it still
+        holds: fewer if the cache cannot go back to that place."""
+        ...
 
 
 @dataclass(eq=False)
@@ -61,6 +70,7 @@ class Slots:
                 length = shared[id(taken)]
             elif taken is not best:
                 self.cache.copy(self.rows.index(best), self.rows.index(taken), length)
+        length = self.cache.keep(self.rows.index(taken), length)
         taken.token_ids = wanted[:length]
         self.filling.append(taken)
         return taken

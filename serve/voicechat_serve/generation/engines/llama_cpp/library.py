@@ -11,6 +11,7 @@ layouts by their default values before anything uses them.
 import ctypes
 import functools
 import logging
+from collections import deque
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int8, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -20,6 +21,9 @@ log = logging.getLogger("ray.serve.voicechat.llama_cpp")
 
 ROOM = 256
 """Bytes after a structure that is passed by value, for fields that we do not know."""
+
+last_words: deque[str] = deque(maxlen=3)
+"""llama.cpp's last errors: its functions return only that they failed."""
 
 LEVELS = {3: logging.WARNING, 4: logging.ERROR}
 """llama.cpp's log levels that we pass on, as Python's."""
@@ -126,7 +130,10 @@ FUNCTIONS = {
     "llama_model_n_ctx_train": (c_int32, (MODEL,)),
     "llama_model_n_params": (c_uint64, (MODEL,)),
     "llama_model_size": (c_uint64, (MODEL,)),
-    "llama_model_n_embd_out": (c_int32, (MODEL,)),
+    "llama_model_n_embd": (c_int32, (MODEL,)),
+    "llama_model_n_layer": (c_int32, (MODEL,)),
+    "llama_model_n_head": (c_int32, (MODEL,)),
+    "llama_model_n_head_kv": (c_int32, (MODEL,)),
     "llama_model_has_encoder": (c_bool, (MODEL,)),
     "llama_model_meta_val_str": (c_int32, (MODEL, c_char_p, c_char_p, c_size_t)),
     "llama_model_chat_template": (c_char_p, (MODEL, c_char_p)),
@@ -201,4 +208,7 @@ def require_layout(params: ctypes.Structure, defaults: dict) -> None:
 def pass_on(level: int, text: bytes, _: c_void_p) -> None:
     """Pass llama.cpp's warnings and errors on to Python's log."""
     if level in LEVELS and text.strip(b".\n "):
-        log.log(LEVELS[level], "%s", text.decode(errors="replace").rstrip())
+        words = text.decode(errors="replace").rstrip()
+        log.log(LEVELS[level], "%s", words)
+        if LEVELS[level] == logging.ERROR:
+            last_words.append(words)

@@ -1,16 +1,46 @@
-"""Any causal language model of transformers over a cache of fixed slots, with each row at its own position.
+"""Decoders in PyTorch: the platform's `SlotDecoder` for this project's models, and one for any causal language model of
+transformers.
 
 Letters: b row of the batch (one request), t query position, s key position, h head, k head width, v vocabulary.
 
-It has the interface of the platform's `SlotDecoder`, which is faster and supports only this project's models. Requests
-that decode together are in the first rows, so that a step reads the cache through a view, without a copy.
+The requests that decode together are in the first rows, so that a step reads the cache through a view, without a copy.
 """
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from voicechat_platform.models.decoding import SlotRows, additive
+from voicechat_platform.models import GPTForCausalLM
+from voicechat_platform.models.decoding import SlotDecoder, SlotRows, additive
+from voicechat_platform.training.throughput import cache_bytes_per_token
+from voicechat_serve.generation.engines.interface import CACHE_BYTES, LONGEST_CONTEXT, slots_within
+
+
+def make_torch_decoder(
+    model,
+    *,
+    slots: int | None = None,
+    context: int | None = None,
+    cache_bytes: int = CACHE_BYTES,
+    dtype: torch.dtype | None = None,
+) -> "SlotDecoder | TransformersDecoder":
+    """Return the decoder of a model.
+
+    Args:
+        model: a causal language model, ready to run; a model of the family is copied into a faster layout.
+        slots: the most decoding requests; None for as many as `cache_bytes` hold.
+        context: the most positions of a request; None for the model's own, `LONGEST_CONTEXT` at most.
+        cache_bytes: the size of the cache.
+        dtype: the type of the computation, for a model of the family; None for the model's own.
+    """
+    config = model.config.get_text_config()
+    longest = config.max_position_embeddings
+    context = min(longest, context or LONGEST_CONTEXT)
+    dtype = dtype or model.dtype
+    slots = slots or slots_within(cache_bytes, cache_bytes_per_token(config, dtype) * context)
+    if isinstance(model, GPTForCausalLM):
+        return SlotDecoder(model, slots, context, dtype)
+    return TransformersDecoder(model, slots, context)
 
 
 class TransformersDecoder(SlotRows):

@@ -1,10 +1,11 @@
-"""Continuous batching in PyTorch: one thread decodes all requests; they join and leave at every step.
+"""Continuous batching: one thread decodes all requests of a model; they join and leave at every step.
 
-Letters: b row (one request in sequence), t query position, s key position, v vocabulary.
+Letters: b row (one request in sequence), t query position, v vocabulary.
 
-It runs this project's models (through the platform's `SlotDecoder`) and any causal language model of transformers that
-accepts a cache, position ids and a complete attention mask. Between two decoding steps it reads at most
-`PREFILL_TOKENS` of prompts, so that a long prompt delays no answer. Requests in prefill take turns.
+A `Decoder` computes the logits: this project's models in PyTorch (the platform's `SlotDecoder`), any causal language
+model of transformers (`TransformersDecoder`), or llama.cpp (`LlamaCppDecoder`). Sampling, scores, stop strings and the
+reuse of prompts are the same for all of them. Between two decoding steps the engine reads a piece of the waiting
+prompts, so that a long prompt delays no answer and can be cancelled. Requests in prefill take turns.
 """
 
 import asyncio
@@ -12,38 +13,29 @@ import contextlib
 import logging
 import random
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
-from voicechat_platform.models import GPTForCausalLM
-from voicechat_platform.models.decoding import SlotDecoder
-from voicechat_platform.training.throughput import cache_bytes_per_token
-from voicechat_serve.generation.engines.interface import (
-    CACHE_BYTES,
-    LONGEST_CONTEXT,
-    MOST_RUNNING,
-    MOST_WAITING,
-    GenerationRequest,
-    Score,
-    Token,
-    room_for,
-)
+from voicechat_serve.generation.engines.interface import MOST_WAITING, GenerationRequest, Score, Token, room_for
 from voicechat_serve.generation.engines.row_sampler import RowSampler, SampledRow, scores_of
-from voicechat_serve.generation.engines.slot_cache import TransformersDecoder
-from voicechat_serve.generation.engines.slots import Row, Slots
+from voicechat_serve.generation.engines.slots import Row, Rows, Slots
 from voicechat_serve.generation.engines.text_stream import Decode, TextStream
 from voicechat_serve.operations.health import Health
 from voicechat_serve.operations.load import Load, OverloadedError
 
-log = logging.getLogger("ray.serve.voicechat.torch_engine")
+log = logging.getLogger("ray.serve.voicechat.batched_engine")
 
-PREFILL_TOKENS = 256
-"""Tokens of prompts between two decoding steps."""
+PREFILL_S = 0.25
+"""The time for prompts between two decoding steps."""
+
+LEAST_PREFILL, PREFILL_TOKENS = 32, 256
+"""The fewest and the most tokens of prompts between two decoding steps."""
 
 HANDOVER_INTERVAL_S = 0.04
 """The least time between two deliveries of one answer's tokens. A small model generates a token in 1 ms, and the reader
@@ -87,42 +79,56 @@ class RunningSequence:
         )
 
 
-class TorchEngine:
-    """An `Engine` over a transformers model.
+class Decoder(Rows, Protocol):
+    """A model over a cache of `slots` rows, each at its own position; the rows that decode together are the first."""
+
+    context: int
+    """Positions of each row."""
+    device: torch.device | str
+    """Where the logits are."""
+
+    def prefill(self, row: int, ids_t: Tensor, start: int, every: bool = False) -> Tensor:
+        """Read a prompt, or a piece of it, into a row from position `start` on; return (t, v) logits, or (1, v) after
+        the last token."""
+        ...
+
+    def decode(self, ids_b: Tensor, positions_b: Tensor, width: int) -> Tensor:
+        """Decode one more token for each of the first b rows, whose longest has `width` positions; return (b, v)
+        logits."""
+        ...
+
+    def close(self) -> None:
+        """Free the model."""
+        ...
+
+
+class BatchedEngine:
+    """An `Engine` over a decoder.
 
     Args:
-        model: a causal language model, ready to run; a model of the family is copied into a faster layout.
+        decoder: the model and its cache.
         decode: token ids -> text.
         end_ids: tokens that end an answer.
-        slots: the most decoding requests; None for as many as `CACHE_BYTES` hold, `MOST_RUNNING` at most.
         max_waiting: the most requests that wait for a slot; further ones are refused.
-        dtype: the type of the computation, for a model of the family; None for the model's own.
         handover_interval_s: the least time between two deliveries of one answer's tokens.
     """
 
     def __init__(
         self,
-        model,
+        decoder: Decoder,
         decode: Decode,
         end_ids: Sequence[int],
         *,
-        slots: int | None = None,
         max_waiting: int = MOST_WAITING,
-        dtype: torch.dtype | None = None,
         handover_interval_s: float = HANDOVER_INTERVAL_S,
     ):
-        self.decode_text = decode
+        self.decoder, self.decode_text = decoder, decode
         self.end_ids = frozenset(end_ids)
         self.max_waiting, self.handover_interval_s = max_waiting, handover_interval_s
-        self.context: int = min(model.config.get_text_config().max_position_embeddings, LONGEST_CONTEXT)
-        dtype = dtype or model.dtype
-        slots = slots or slots_within(CACHE_BYTES, model.config.get_text_config(), self.context, dtype)
-        self.decoder: SlotDecoder | TransformersDecoder
-        if isinstance(model, GPTForCausalLM):
-            self.decoder = SlotDecoder(model, slots, self.context, dtype)
-        else:
-            self.decoder = TransformersDecoder(model, slots, self.context)
-        self.slots = Slots(self.decoder)
+        self.context = decoder.context
+        self.prefill_tokens = PREFILL_TOKENS
+        """As many as the decoder reads in PREFILL_S."""
+        self.slots = Slots(decoder)
         self.health = Health(IndexError)  # the model has no such token id: the request's fault
         self.waiting: deque[RunningSequence] = deque()
         self.filling: list[RunningSequence] = []
@@ -134,7 +140,7 @@ class TorchEngine:
         self.ids_b: Tensor
         self.positions_b: Tensor
         self.sampler: RowSampler
-        self.thread = threading.Thread(target=self.run, name="torch-engine", daemon=True)
+        self.thread = threading.Thread(target=self.run, name="engine", daemon=True)
         self.thread.start()
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Token], None]:
@@ -193,6 +199,7 @@ class TorchEngine:
             self.closing = True
             self.changed.notify()
         self.thread.join()
+        self.decoder.close()
 
     # The methods from here on run on the engine's thread.
 
@@ -262,7 +269,7 @@ class TorchEngine:
 
     def read_prompts(self) -> None:
         """Read a piece of the waiting prompts; a complete prompt gives its first token."""
-        budget = PREFILL_TOKENS
+        budget = self.prefill_tokens
         while self.filling and budget > 0:
             sequence = self.filling[0]  # it stays in the list during this, so that the engine does not look idle
             try:
@@ -274,7 +281,9 @@ class TorchEngine:
                         )
                     piece = sequence.unread_ids[:budget]
                     budget -= len(piece)
+                    began = time.monotonic()
                     logits_1v = self.read_piece(sequence, piece)
+                    self.measure(len(piece), time.monotonic() - began)
                     token = None if sequence.unread_ids else self.first_token(sequence, logits_1v)
             except Exception as error:
                 if sequence.row is not None:
@@ -293,6 +302,11 @@ class TorchEngine:
             self.slots.begin_decoding(sequence.row)
             self.running.append(self.filling.pop(0))
             self.batch_is_stale = True
+
+    def measure(self, num_tokens: int, seconds: float) -> None:
+        if num_tokens >= min(LEAST_PREFILL, PREFILL_TOKENS):
+            fitting = int(num_tokens * PREFILL_S / max(seconds, 1e-6))
+            self.prefill_tokens = min(PREFILL_TOKENS, max(LEAST_PREFILL, fitting))
 
     def read_piece(self, sequence: RunningSequence, piece: list[int]) -> Tensor:
         """Return (1, v) logits after a piece of the prompt."""
@@ -363,12 +377,6 @@ class TorchEngine:
         if len(sequence.answer_ids) >= sequence.room:
             return Token(text + sequence.text.finish(), token_id, "length", score, prompt_scores)
         return Token(text, token_id, None, score, prompt_scores)
-
-
-def slots_within(budget_bytes: int, config, context: int, dtype: torch.dtype) -> int:
-    """Return the number of rows of `context` positions that fit, at least one; tied values double it."""
-    bytes_per_slot = cache_bytes_per_token(config, dtype) * context
-    return max(1, min(MOST_RUNNING, budget_bytes // bytes_per_slot))
 
 
 def wake(sequence: RunningSequence, ended: bool) -> None:

@@ -11,8 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from voicechat_platform.errors import InputError
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
 from voicechat_platform.models.metrics import METRICS
+from voicechat_serve.generation.engines.batched_engine import BatchedEngine
 from voicechat_serve.generation.engines.interface import GenerationRequest, PromptTooLongError, Sampling, Token
-from voicechat_serve.generation.engines.torch_engine import TorchEngine
+from voicechat_serve.generation.engines.torch_decoder import make_torch_decoder
 from voicechat_serve.operations.health import MOST_FAILURES, UnhealthyError
 from voicechat_serve.operations.load import Load, OverloadedError
 
@@ -57,8 +58,9 @@ def letters(token_ids) -> str:
     return "".join(chr(64 + i) for i in token_ids)
 
 
-def engine_of(kind: str, **options) -> TorchEngine:
-    return TorchEngine(model_of(kind), letters, end_ids=[], handover_interval_s=0.001, **options)
+def engine_of(kind: str, end_ids=(), slots: int | None = None, **options) -> BatchedEngine:
+    decoder = make_torch_decoder(model_of(kind), slots=slots)
+    return BatchedEngine(decoder, letters, end_ids, handover_interval_s=0.001, **options)
 
 
 def request(prompt_ids, max_tokens=24, **sampling) -> GenerationRequest:
@@ -141,7 +143,7 @@ async def test_prompts_that_begin_alike_are_read_once():
 
 @pytest.mark.parametrize("kind", ["metric", "llama"])
 async def test_a_long_prompt_is_read_in_pieces_between_the_steps_of_others(kind, monkeypatch):
-    monkeypatch.setattr("voicechat_serve.generation.engines.torch_engine.PREFILL_TOKENS", 8)
+    monkeypatch.setattr("voicechat_serve.generation.engines.batched_engine.PREFILL_TOKENS", 8)
     engine = engine_of(kind)
     reads = counted_prefill(engine)
     other = engine.generate(request([1, 2, 3], 80))
@@ -177,7 +179,7 @@ def counted_prefill(engine) -> list[int]:
 
 @pytest.mark.parametrize("kind", ["metric", "llama"])
 async def test_scores_of_prompt_and_answer(kind, monkeypatch):
-    monkeypatch.setattr("voicechat_serve.generation.engines.torch_engine.PREFILL_TOKENS", 7)
+    monkeypatch.setattr("voicechat_serve.generation.engines.batched_engine.PREFILL_TOKENS", 7)
     engine = engine_of(kind)
     prompt_ids = [random.Random(4).randrange(64) for _ in range(20)]
     await ids_of(engine, request(prompt_ids, 5))  # now in the cache: a prompt to be scored is read all the same
@@ -226,7 +228,7 @@ async def test_end_tokens_and_stop_strings():
     assert "".join(token.text for token in tokens) == letters(free).split(stop)[0]
     engine.close()
 
-    ending = TorchEngine(model_of("standard"), letters, end_ids=[free[9]])
+    ending = engine_of("standard", end_ids=[free[9]])
     first = free.index(free[9])
     tokens = await tokens_of(ending, request([5, 6, 7]))
     assert (len(tokens), tokens[-1].finish_reason) == (first + 1, "stop")

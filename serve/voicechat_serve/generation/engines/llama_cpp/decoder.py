@@ -1,0 +1,150 @@
+"""llama.cpp under the engine of all models: its batches, and its cache with one sequence for each slot.
+
+Letters: b row of the batch (one request), t query position, v vocabulary.
+
+A sequence has its own part of the cache (not `kv_unified`): in one cache for all, a token of one of 32 requests would
+be compared with the tokens of the 31 others, and masked.
+"""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from voicechat_platform.errors import InputError
+from voicechat_serve.generation.engines.interface import CACHE_BYTES, LONGEST_CONTEXT, slots_within
+from voicechat_serve.generation.engines.llama_cpp.library import Batch, last_words
+from voicechat_serve.generation.engines.llama_cpp.model import LlamaModel
+
+log = logging.getLogger("ray.serve.voicechat.llama_cpp")
+
+BATCH_TOKENS = 512
+"""The most tokens of one call."""
+
+BATCH_LOGITS = 64
+"""The most tokens of one call with logits: llama.cpp reserves memory for them, and a vocabulary may have 200,000."""
+
+
+class LlamaCppDecoder:
+    """A `Decoder` of llama.cpp.
+
+    Args:
+        path: the GGUF file.
+        slots: the most decoding requests; None for as many as `cache_bytes` hold.
+        context: the most positions of a request; None for the model's own, `LONGEST_CONTEXT` at most.
+        cache_bytes: the size of the cache.
+        threads: CPU threads of one step.
+        gpu_layers: layers on the GPU; -1 for all.
+
+    Raises:
+        InputError: llama.cpp cannot run the file.
+    """
+
+    device = "cpu"
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        slots: int | None = None,
+        context: int | None = None,
+        cache_bytes: int = CACHE_BYTES,
+        threads: int = 1,
+        gpu_layers: int = 0,
+    ):
+        self.model = LlamaModel(path, gpu_layers)
+        self.llama = self.model.llama
+        self.context = min(self.model.context, context or LONGEST_CONTEXT)
+        self.slots = slots or slots_within(cache_bytes, self.model.cache_bytes_per_token * self.context)
+        params = self.llama.llama_context_default_params()
+        params.n_ctx, params.n_seq_max = self.slots * self.context, self.slots
+        params.n_batch = params.n_ubatch = BATCH_TOKENS
+        params.n_outputs_max = params.n_outputs_max_per_seq = BATCH_LOGITS
+        params.n_threads = params.n_threads_batch = threads
+        last_words.clear()
+        self.pointer = self.llama.llama_init_from_model(self.model.pointer, params)
+        if not self.pointer:
+            self.model.close()
+            raise InputError(f"llama.cpp cannot run {path}: {'; '.join(last_words) or 'it gives no reason'}")
+        # llama.cpp rounds a sequence's part of the cache up.
+        assert self.llama.llama_n_ctx_seq(self.pointer) >= self.context
+        self.memory = self.llama.llama_get_memory(self.pointer)
+        self.size = self.llama.llama_vocab_n_tokens(self.model.vocabulary)
+        self.sequences = list(range(self.slots))
+        """The sequence of llama.cpp in each row."""
+        self.token_n, self.position_n, self.sequence_n = np.zeros((3, BATCH_TOKENS), np.int32)
+        self.one_n = np.ones(BATCH_TOKENS, np.int32)
+        self.wanted_n = np.zeros(BATCH_TOKENS, np.int8)
+        addresses_n = self.sequence_n.ctypes.data + self.sequence_n.itemsize * np.arange(BATCH_TOKENS, dtype=np.uint64)
+        self.addresses_n = addresses_n.astype(np.uint64)
+        self.batch = Batch(
+            token=self.token_n.ctypes.data,
+            pos=self.position_n.ctypes.data,
+            n_seq_id=self.one_n.ctypes.data,
+            seq_id=self.addresses_n.ctypes.data,
+            logits=self.wanted_n.ctypes.data,
+        )
+
+    def prefill(self, row: int, ids_t: Tensor, start: int, every: bool = False) -> Tensor:
+        """Read a prompt, or a piece of it, into a row from position `start` on; return (t, v) or (1, v) logits."""
+        ids_n = ids_t.numpy()
+        size = BATCH_LOGITS if every else BATCH_TOKENS
+        logits = []
+        for begin in range(0, len(ids_n), size):
+            piece_n = ids_n[begin : begin + size]
+            count = len(piece_n)
+            self.token_n[:count] = piece_n
+            self.position_n[:count] = np.arange(start + begin, start + begin + count)
+            self.sequence_n[:count] = self.sequences[row]
+            self.wanted_n[:count] = every
+            self.wanted_n[count - 1] = 1
+            logits.append(self.run(count, count if every else 1))
+            if every:
+                logits[-1] = logits[-1].clone()  # the next call overwrites them
+        return torch.cat(logits) if every else logits[-1]
+
+    def decode(self, ids_b: Tensor, positions_b: Tensor, width: int) -> Tensor:
+        """Decode one more token for each of the first b rows; return (b, v) logits, valid until the next call."""
+        count = len(ids_b)
+        self.token_n[:count] = ids_b.numpy()
+        self.position_n[:count] = positions_b.numpy()
+        self.sequence_n[:count] = self.sequences[:count]
+        self.wanted_n[:count] = 1
+        return self.run(count, count)
+
+    def run(self, num_tokens: int, num_logits: int) -> Tensor:
+        """Run the prepared batch; return (num_logits, v) logits, valid until the next call."""
+        self.batch.n_tokens = num_tokens
+        status = self.llama.llama_decode(self.pointer, self.batch)
+        if status == -1:
+            raise IndexError("a token id is not one of the model's")
+        if status:
+            raise RuntimeError(f"llama.cpp's decode failed with {status}: {'; '.join(last_words)}")
+        logits = self.llama.llama_get_logits(self.pointer)
+        return torch.from_numpy(np.ctypeslib.as_array(logits, (num_logits, self.size)))
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy what one row holds over another; `keep` shortens it."""
+        one, other = self.sequences[source], self.sequences[target]
+        self.llama.llama_memory_seq_rm(self.memory, other, -1, -1)
+        self.llama.llama_memory_seq_cp(self.memory, one, other, -1, -1)
+
+    def swap(self, one: int, other: int, length: int) -> None:
+        """Exchange two rows."""
+        sequences = self.sequences
+        sequences[one], sequences[other] = sequences[other], sequences[one]
+
+    def keep(self, row: int, length: int) -> int:
+        """Forget what a row holds after its first `length` positions. A recurrent state cannot go back, and the whole
+        row is forgotten then."""
+        sequence = self.sequences[row]
+        if length and self.llama.llama_memory_seq_rm(self.memory, sequence, length, -1):
+            return length
+        self.llama.llama_memory_seq_rm(self.memory, sequence, -1, -1)
+        return 0
+
+    def close(self) -> None:
+        self.llama.llama_free(self.pointer)
+        self.model.close()

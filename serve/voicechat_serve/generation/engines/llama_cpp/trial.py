@@ -1,0 +1,87 @@
+"""Run a GGUF file once in a process of its own: llama.cpp ends the whole process for some damaged files.
+
+`python -m voicechat_serve.generation.engines.llama_cpp.trial FILE GPU_LAYERS` loads the file and decodes a token.
+"""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from voicechat_platform.errors import InputError
+from voicechat_platform.folders import folder_name, made_once
+from voicechat_platform.settings import settings
+
+LONGEST_TRIAL_S = 600.0
+"""For a model of many gigabytes on a slow disk."""
+
+MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""A container's limit."""
+
+
+def require_runnable(path: Path, gpu_layers: int) -> None:
+    """Check that llama.cpp runs the file, once for each file.
+
+    Raises:
+        InputError: it does not, or the weights are larger than the memory.
+    """
+    require_memory(path, gpu_layers)
+    path = path.resolve()
+    found = path.stat()
+    identity = [path, found.st_size, found.st_mtime_ns, found.st_ctime_ns, gpu_layers]
+
+    def attempt(_: Path) -> None:
+        command = [sys.executable, "-m", __name__, str(path), str(gpu_layers)]
+        try:
+            ended = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_TRIAL_S)
+        except subprocess.TimeoutExpired:
+            raise InputError(f"llama.cpp did not load {path} within {LONGEST_TRIAL_S:g} s") from None
+        if ended.returncode == 0:
+            return
+        words = ended.stderr.strip().splitlines()
+        reason = words[-1] if words else "it gives no reason"
+        if ended.returncode < 0:
+            reason = f"its process ended with {signal.Signals(-ended.returncode).name}; at last it said: {reason}"
+        raise InputError(f"llama.cpp cannot run {path}: {reason}")
+
+    made_once(settings().folder("tried") / folder_name(path.name, identity), attempt)
+
+
+def require_memory(path: Path, gpu_layers: int) -> None:
+    """Check that the weights fit into the memory that is free.
+
+    Raises:
+        InputError: they do not.
+    """
+    size, free = path.stat().st_size, free_memory()
+    if gpu_layers == 0 and size > free:
+        raise InputError(
+            f"{path} needs {size / 2**30:.1f} GiB of memory for its weights alone, and {free / 2**30:.1f} GiB are "
+            "free here: take a smaller model or a smaller quantisation of it"
+        )
+
+
+def free_memory() -> int:
+    """Return the bytes that this process may still take, in a container with its limit."""
+    limits = [int(text) for file in MEMORY_LIMITS if file.exists() and (text := file.read_text().strip()).isdigit()]
+    return min([psutil.virtual_memory().available, *limits])
+
+
+def run_once(path: Path, gpu_layers: int) -> None:
+    """Load the file, and decode a token."""
+    import torch
+
+    from voicechat_serve.generation.engines.llama_cpp.decoder import LlamaCppDecoder
+
+    decoder = LlamaCppDecoder(path, slots=1, context=64, gpu_layers=gpu_layers)
+    decoder.prefill(0, torch.tensor([0]), 0)
+    decoder.close()
+
+
+if __name__ == "__main__":
+    try:
+        run_once(Path(sys.argv[1]), int(sys.argv[2]))
+    except InputError as error:
+        sys.exit(str(error))
