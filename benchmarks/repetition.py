@@ -1,39 +1,36 @@
-"""How often the served chat model's answers become loops, with its own sampling and with other repetition penalties.
+"""How often the served chat model's answers become loops, with its own sampling and with others.
 
-Each of the questions in spoken_questions.txt is asked with one sampling after the other, in this process and with the
-call that the model's engine makes, but many at a time. A loop is five words in a row that an answer says three times,
-or, outside of lists, three or four words said three times running; the answer is cut there. Answers have at most 400
-tokens.
+Each of the questions in spoken_questions.txt is asked with every sampling, many at a time, in this process and by the
+service's own engine. A loop is five words in a row that an answer says three times, or, outside of lists, three or four
+words said three times running; the answer is cut there. Answers have at most 400 tokens.
 
-    python benchmarks/repetition.py [--questions 40] [--penalties 1,1.05,1.1] [--answers answers.jsonl]
+    python benchmarks/repetition.py [--questions 40] [--sampling frequency_penalty=0.5,presence_penalty=0]...
 """
 
 import argparse
+import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import aclosing
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import ctranslate2
 from reporting import bar, report
 
-from voicechat_platform.assets import locate
+from voicechat_platform.assets import CATALOGUE, locate_gguf
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer, Message
-from voicechat_serve.generation.engines.interface import Sampling
+from voicechat_serve.generation.engines.choice import make_engine
+from voicechat_serve.generation.engines.interface import GenerationRequest, Sampling
 
-MODEL = "smollm2-135m-instruct-int8"
+MODEL = "smollm2-135m-instruct"
 QUESTIONS = (Path(__file__).parent / "spoken_questions.txt").read_text().splitlines()
 SERVED = "as served"
 MOST_TOKENS = 400
 SEED = 31
-STREAMS = 2
-BATCH = 20
-"""Answers written together, which costs a third of what each alone does."""
+STREAMS = 16
+"""Answers written together."""
 CHECKED_EVERY = 20
 """Tokens between two looks for a loop."""
 LIST_ITEM = re.compile(r"^\s*(?:\d+[.)]|[-*•])\s", re.MULTILINE)
@@ -42,17 +39,22 @@ LIST_ITEM = re.compile(r"^\s*(?:\d+[.)]|[-*•])\s", re.MULTILINE)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--questions", type=int, default=len(QUESTIONS), help="so many of them, evenly chosen")
-    parser.add_argument("--penalties", default="1", help="to compare the model's own with  [default: 1, which is none]")
+    parser.add_argument("--sampling", action="append", default=[], help="NAME=NUMBER,... to compare with")
     parser.add_argument("--instructions", default="", help="a system prompt  [default: the chat template's]")
     parser.add_argument("--answers", type=Path, help="a file for the answers, one a line, to read them")
     arguments = parser.parse_args()
     questions = [QUESTIONS[place * len(QUESTIONS) // arguments.questions] for place in range(arguments.questions)]
     system = [{"role": "system", "content": arguments.instructions}] if arguments.instructions else []
     conversations = [[*system, {"role": "user", "content": question}] for question in questions]
-    penalties = {f"penalty {value}": {"repetition_penalty": float(value)} for value in arguments.penalties.split(",")}
-    answers = ask(conversations, penalties | {SERVED: {}}, arguments.answers)
+    own = CATALOGUE[MODEL].sampling
+    plain = {"temperature": own["temperature"], "top_p": own["top_p"]}
+    samplings = {"without penalties": plain, SERVED: own}
+    for text in arguments.sampling:
+        pairs = (pair.partition("=") for pair in text.split(","))
+        samplings[text] = plain | {name: float(value) for name, _, value in pairs}
+    answers = asyncio.run(ask(conversations, samplings, arguments.answers))
     results = []
-    for name in (*penalties, SERVED):
+    for name in samplings:
         given = [answer for answer in answers if answer["sampling"] == name]
         results.append(
             {
@@ -63,70 +65,40 @@ def main() -> None:
                 "ended by themselves, %": 100 * mean(answer["ended"] for answer in given),
             }
         )
-    report("repetition", results, [bar("loops as served / questions", results[-1]["loops"] / len(questions), 0.02)])
+    served = next(result for result in results if result["sampling"] == SERVED)
+    report("repetition", results, [bar("loops as served / questions", served["loops"] / len(questions), 0.01)])
 
 
-def ask(
+async def ask(
     conversations: list[list[Message]], samplings: dict[str, dict[str, Any]], file: Path | None
 ) -> list[dict[str, Any]]:
-    """Every answer. Each stream has a generator of its own, and with it a thread that draws its own random numbers."""
-    ctranslate2.set_random_seed(SEED)
-    folder = locate(MODEL)
-    tokenizer = ChatTokenizer(folder)
-    batches = [conversations[start : start + BATCH] for start in range(0, len(conversations), BATCH)]
+    """Every answer to every conversation."""
+    path = locate_gguf(MODEL)
+    tokenizer = ChatTokenizer(path)
+    engine = make_engine(path, tokenizer)
+    places = asyncio.Semaphore(STREAMS)
 
-    def stream(first: int) -> list[dict[str, Any]]:
-        generator = ctranslate2.Generator(str(folder), compute_type="int8", inter_threads=1, intra_threads=1)
-        answers: list[dict[str, Any]] = []
-        for batch in batches[first::STREAMS]:
-            for name, own in samplings.items():
-                texts = answered(generator, tokenizer, batch, replace(tokenizer.sampling, **own))
-                given = zip(batch, texts, strict=True)
-                made = [{"sampling": name, "question": asked[-1]["content"]} | text for asked, text in given]
-                answers += made
-                if file:
-                    with file.open("a") as lines:
-                        lines.writelines(json.dumps(answer) + "\n" for answer in made)
-        return answers
+    async def answer(number: int, messages: list[Message], name: str) -> dict[str, Any]:
+        sampling = Sampling(**samplings[name], max_tokens=MOST_TOKENS, seed=SEED + number)
+        request = GenerationRequest(prompt_ids=tokenizer.encode_chat(messages), sampling=sampling)
+        text, count, reason = "", 0, None
+        async with places, aclosing(engine.generate(request)) as batches:
+            async for tokens in batches:
+                text += "".join(token.text for token in tokens)
+                count, reason, before = count + len(tokens), tokens[-1].finish_reason, count
+                if count // CHECKED_EVERY > before // CHECKED_EVERY and is_loop(text):
+                    break
+        given = {"sampling": name, "question": messages[-1]["content"], "text": text, "tokens": count}
+        given |= {"loop": is_loop(text), "ended": reason == "stop"}
+        if file:
+            with file.open("a") as lines:
+                lines.write(json.dumps(given) + "\n")
+        return given
 
-    with ThreadPoolExecutor(STREAMS) as threads:
-        return [answer for answers in threads.map(stream, range(STREAMS)) for answer in answers]
-
-
-def answered(
-    generator: ctranslate2.Generator, tokenizer: ChatTokenizer, batch: Sequence[list[Message]], sampling: Sampling
-) -> list[dict[str, Any]]:
-    """The answers of a batch, with the options that `CTranslate2Engine` gives for each alone."""
-    ids: list[list[int]] = [[] for _ in batch]
-    loops = [False] * len(batch)
-
-    def receive(step: ctranslate2.GenerationStepResult) -> bool:
-        own = ids[step.batch_id]
-        own.append(step.token_id)
-        loops[step.batch_id] = len(own) % CHECKED_EVERY == 0 and is_loop(tokenizer.decode(own))
-        return loops[step.batch_id]
-
-    generator.generate_batch(
-        [[tokenizer.name(token_id) for token_id in tokenizer.encode_chat(messages)] for messages in batch],
-        max_length=MOST_TOKENS,
-        sampling_topk=sampling.top_k,
-        sampling_topp=sampling.top_p,
-        sampling_temperature=sampling.temperature,
-        repetition_penalty=sampling.repetition_penalty,
-        end_token=tokenizer.end_ids,
-        return_end_token=True,
-        include_prompt_in_result=False,
-        callback=receive,
-    )
-    return [
-        {
-            "text": tokenizer.decode(own),
-            "tokens": len(own),
-            "loop": loop or is_loop(tokenizer.decode(own)),
-            "ended": own[-1] in tokenizer.end_ids,
-        }
-        for own, loop in zip(ids, loops, strict=True)
-    ]
+    asked = [answer(number, each, name) for name in samplings for number, each in enumerate(conversations)]
+    answers = await asyncio.gather(*asked)
+    engine.close()
+    return answers
 
 
 def is_loop(text: str) -> bool:

@@ -11,6 +11,7 @@ layouts by their default values before anything uses them.
 import ctypes
 import functools
 import logging
+import os
 from collections import deque
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int8, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
 from importlib.metadata import version
@@ -179,10 +180,12 @@ def library() -> ctypes.CDLL:
     Raises:
         RuntimeError: the installed wheel has another layout of the structures than this module.
     """
-    spec = find_spec("xllamacpp")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    (path,) = Path(spec.submodule_search_locations[0]).glob("xllamacpp*.so")
+    # Threads that wait for the others must not keep their cores: beside one busy process, two spinning threads decode
+    # at 2 tokens/s, and two sleeping ones at 11 to 30. The library of OpenMP reads this when it is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    for openmp in folder_of("torch").glob("lib/libgomp.so*"):  # the system may have none
+        ctypes.CDLL(str(openmp))
+    (path,) = folder_of("xllamacpp").glob("xllamacpp*.so")
     found = ctypes.CDLL(str(path))
     for name, (result, arguments) in FUNCTIONS.items():
         function = getattr(found, name)
@@ -192,6 +195,14 @@ def library() -> ctypes.CDLL:
     found.llama_log_set(pass_on, None)
     found.llama_backend_init()
     return found
+
+
+def folder_of(package: str) -> Path:
+    """Return the folder of an installed package, without importing it."""
+    spec = find_spec(package)
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0])
 
 
 def require_layout(params: ctypes.Structure, defaults: dict) -> None:
