@@ -4,28 +4,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM
 
-from model_variants import name_of, pairwise
+from model_variants import FOLDABLE, name_of, random_model
 from voicechat_platform.errors import InputError
-from voicechat_platform.models import GPTConfig, GPTForCausalLM
 from voicechat_platform.models.folding import fold
-
-LLAMA = {"positions": "rotary", "norm": "rms"}
-FOLDABLE = [*pairwise(attention="standard", **LLAMA), *pairwise(attention="metric", qk_norm=False, **LLAMA)]
-
-
-def make_model(variant, vocab_size=50) -> GPTForCausalLM:
-    torch.manual_seed(0)
-    model = GPTForCausalLM(
-        GPTConfig(vocab_size=vocab_size, hidden_size=32, num_attention_heads=2, num_hidden_layers=2, **variant)
-    )
-    for weight in model.parameters():
-        torch.nn.init.normal_(weight, std=0.2)
-    return model.eval()
 
 
 @pytest.mark.parametrize("variant", FOLDABLE, ids=name_of)
 def test_a_folded_model_has_the_same_logits(variant, tmp_path):
-    model = make_model(variant)
+    model = random_model(variant)
     folded = fold(model)
     folded.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
@@ -49,7 +35,7 @@ GPT2 = {"positions": "learned", "norm": "layer", "mlp": "relu_squared"}
     ids=str,
 )
 def test_a_model_with_learned_positions_folds_to_gpt2(variant, tmp_path):
-    model = make_model(variant)
+    model = random_model(variant)
     fold(model).save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert type(loaded) is GPT2LMHeadModel
@@ -63,4 +49,4 @@ def test_a_model_with_learned_positions_folds_to_gpt2(variant, tmp_path):
 )
 def test_what_cannot_be_folded_says_why(variant, reason):
     with pytest.raises(InputError, match=reason):
-        fold(make_model(variant))
+        fold(random_model(variant))
