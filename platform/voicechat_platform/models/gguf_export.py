@@ -17,6 +17,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerF
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from voicechat_platform.errors import InputError
+from voicechat_platform.models.end_token import end_token_id
 
 Precision = Literal["float32", "float16", "q8_0"]
 
@@ -88,7 +89,11 @@ def write_gguf(
     writer.add_license("unknown")
     add_settings(writer, model.config)
     add_sampling(writer, model.generation_config)
-    add_tokenizer(writer, tokenizer, model.config)
+    add_tokenizer(writer, tokenizer, model.config.vocab_size)
+    # Without them, llama.cpp takes token 11 for both.
+    end = end_token_id(model, tokenizer)
+    writer.add_bos_token_id(end if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
+    writer.add_eos_token_id(end)
     kind, file_type = TYPES[precision]
     writer.add_file_type(file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -189,7 +194,7 @@ def interleaved(weight: np.ndarray, head_dim: int) -> np.ndarray:
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(weight.shape)
 
 
-def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast, config: Any) -> None:
+def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast, size: int) -> None:
     """Write the vocabulary as GPT-2's byte pairs, llama.cpp's kind without a normalizer.
 
     Raises:
@@ -210,7 +215,7 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast, config
         pieces, pre = vocabulary, known_pre_tokenizer(described["pre_tokenizer"])
         merges = [" ".join(merge) for merge in described["model"]["merges"]]
     tokens, types = [], []
-    for index in range(config.vocab_size):
+    for index in range(size):
         if index in added:
             tokens.append(added[index].content)
             types.append(TokenType.CONTROL if added[index].special else TokenType.USER_DEFINED)
@@ -226,14 +231,10 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast, config
     writer.add_add_eos_token(False)
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
-    for token_id, add in (
-        (tokenizer.bos_token_id, writer.add_bos_token_id),
-        (tokenizer.eos_token_id, writer.add_eos_token_id),
-        (tokenizer.unk_token_id, writer.add_unk_token_id),
-        (tokenizer.pad_token_id, writer.add_pad_token_id),
-    ):
-        if token_id is not None:
-            add(token_id)
+    if tokenizer.unk_token_id is not None:
+        writer.add_unk_token_id(tokenizer.unk_token_id)
+    if tokenizer.pad_token_id is not None:
+        writer.add_pad_token_id(tokenizer.pad_token_id)
 
 
 def known_pre_tokenizer(described: dict | None) -> str:
