@@ -17,6 +17,7 @@ from voicechat_platform.errors import InputError
 from voicechat_platform.models.end_token import end_token_id
 from voicechat_platform.models.folding import fold
 from voicechat_platform.models.gguf_export import write_gguf
+from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
 
 CHARACTERS = "".join(map(chr, range(32, 75))) + "\n\tÃéπ€你🙂"
 
@@ -146,7 +147,7 @@ def test_the_file_has_the_models_own_settings(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
     assert list(tmp_path.iterdir()) == [path]
     fields = GGUFReader(path).fields
-    assert fields["voicechat.reply_stops"].contents() == ["\n\n", "A:"]
+    assert ChatTokenizer(path).chat_stop == ("\n\n", "A:")
     expected = {"temp": 0.7, "top_p": 0.9, "top_k": 12, "min_p": 0.05, "penalty_repeat": 1.15}
     for key, value in expected.items():
         assert fields[f"general.sampling.{key}"].contents() == pytest.approx(value)

@@ -45,9 +45,10 @@ def rarest_token(model: PreTrainedModel, count: int) -> int:
 
 
 def with_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """Return a tokenizer that encodes every text as before and has bos, eos and unk tokens, all of them the same.
+    """Return a tokenizer with bos, eos and unk tokens, all of them the same. It encodes every text as before, except
+    that the text "<|endoftext|>" may become a token.
 
-    The impossible byte is renamed, because its letter of the alphabet is also a letter of real texts.
+    The impossible byte gets this name, because its letter of the alphabet is also a letter of real texts.
     """
     if tokenizer.eos_token is not None:
         return tokenizer

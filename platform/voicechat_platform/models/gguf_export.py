@@ -57,7 +57,7 @@ SAMPLING = {
 """Fields of generation_config.json, and the writer of llama.cpp's key."""
 
 REPLY_STOPS = "voicechat.reply_stops"
-"""Our key for the texts that end a reply in a conversation."""
+"""Our key for the texts that end a reply in a conversation, as JSON: llama.cpp gives no array to its callers."""
 
 NEVER = "ÿ ÿ"
 """A merge that no text contains, because UTF-8 has no byte 255. llama.cpp needs at least one merge."""
@@ -157,7 +157,7 @@ def add_settings(writer: GGUFWriter, config: Any) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     stops = getattr(config, "reply_stops", None)
     if stops:
-        writer.add_array(REPLY_STOPS, stops)
+        writer.add_string(REPLY_STOPS, json.dumps(stops))
 
 
 def add_sampling(writer: GGUFWriter, generation: Any) -> None:
