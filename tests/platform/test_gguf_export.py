@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 from gguf import GGUFReader
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -65,6 +65,11 @@ def by_character(tmp_path_factory):
     yield from both(characters(), tmp_path_factory)
 
 
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    yield from both(make_tokenizer("gpt2", 0, ""), tmp_path_factory)
+
+
 def both(tokenizer, tmp_path_factory):
     path = tmp_path_factory.mktemp("gguf") / "model.gguf"
     write_gguf(fold(random_model({}, len(tokenizer))), tokenizer, path)
@@ -72,7 +77,8 @@ def both(tokenizer, tmp_path_factory):
         yield tokenizer, model
 
 
-@pytest.mark.parametrize("kind", ["byte_pairs", "by_character"])
+@pytest.mark.parametrize("kind", ["byte_pairs", "by_character", "gpt2"])
+@settings(deadline=None)
 @given(st.one_of(st.sampled_from(HOSTILE), st.text(ASSIGNED), st.text(st.sampled_from(CHARACTERS))))
 def test_llama_cpp_gives_the_same_tokens(kind, request, text):
     tokenizer, model = request.getfixturevalue(kind)
