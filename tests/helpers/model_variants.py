@@ -7,6 +7,9 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
+from voicechat_platform.models import GPTConfig, GPTForCausalLM
 from voicechat_platform.models.configuration import CHOICES, OWN_FIELDS
 
 FIELDS: dict[str, tuple] = {**CHOICES, "qk_norm": (False, True)}
@@ -47,3 +50,19 @@ def pairs_of(variant: dict[str, Any]) -> frozenset:
 
 def name_of(variant: dict[str, Any]) -> str:
     return ", ".join("qk-norm" if value is True else str(value) for value in variant.values() if value is not False)
+
+
+LLAMA = {"positions": "rotary", "norm": "rms"}
+FOLDABLE = [*pairwise(attention="standard", **LLAMA), *pairwise(attention="metric", qk_norm=False, **LLAMA)]
+"""The variants that fold to a Llama."""
+
+
+def random_model(variant: dict[str, Any], vocab_size: int = 50) -> GPTForCausalLM:
+    """Return a tiny model of two layers with random weights."""
+    torch.manual_seed(0)
+    model = GPTForCausalLM(
+        GPTConfig(vocab_size=vocab_size, hidden_size=32, num_attention_heads=2, num_hidden_layers=2, **variant)
+    )
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    return model.eval()

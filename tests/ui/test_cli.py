@@ -55,6 +55,8 @@ def test_train_evaluate_generate_promote(voicechat, recipe, tmp_path):
     assert voicechat("fold", "tiny@1", folded).returncode == 0
     assert json.loads((folded / "config.json").read_text())["model_type"] == "llama"
     assert "is not empty" in voicechat("fold", "tiny@1", folded).stderr
+    assert voicechat("fold", "tiny@1", tmp_path / "tiny.gguf", "--format", "gguf").returncode == 0
+    assert (tmp_path / "tiny.gguf").read_bytes().startswith(b"GGUF")
     rows = json.loads(voicechat("heads", "tiny@1", "--out", tmp_path / "heads", "--json").stdout)
     assert [(row["layer"], row["head"]) for row in rows] == [(0, 0), (0, 1)]
     pictures = {path.stem for path in (tmp_path / "heads").glob("*.png") if path.stat().st_size > 3000}

@@ -108,6 +108,7 @@ def test_what_a_person_misspells_is_told_before_anything_heavy_is_imported(rates
     """Files that are missing, and files that are wrong; names of sweeps; addresses; places to write to."""
     (tmp_path / "play.txt").write_text("ROMEO:\nA line.\n\n" * 99)
     (tmp_path / "file").write_text("")
+    (tmp_path / "old.gguf").write_text("")
     wrong = {
         "recipe": "training: {stepps: 2}",
         "text": "corpus: {source: gone.txt}",
@@ -168,6 +169,10 @@ def test_what_a_person_misspells_is_told_before_anything_heavy_is_imported(rates
         ("talk", "file", "--out", "./file"): "is the input: give another file",
         ("fold", "checkpoint", "file"): "is not a folder",
         ("fold", "checkpoint", "checkpoint"): "is not empty: give a new folder",
+        ("fold", "checkpoint", "new.gguf"): "give --format gguf",
+        ("fold", "checkpoint", "new", "--format", "gguf"): "does not end with .gguf",
+        ("fold", "checkpoint", "old.gguf", "--format", "gguf"): "old.gguf exists: give a new file",
+        ("fold", "checkpoint", "file/new.gguf", "--format", "gguf"): "file is not a folder",
         ("page", "--api", "notaurl"): "'notaurl' is not the base URL of an API",
         ("talk", "--text", "--url", "localhost:8000/v1"): "is not the base URL of an API",
         ("load-test", "--url", "http://127.0.0.1:99999/v1"): "is not the base URL of an API (invalid port",

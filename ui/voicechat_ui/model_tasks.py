@@ -21,7 +21,8 @@ from voicechat_platform.corpora.sorting import Sorting
 from voicechat_platform.corpora.texts import Text
 from voicechat_platform.errors import InputError
 from voicechat_platform.models import GPTForCausalLM
-from voicechat_platform.models.folding import fold
+from voicechat_platform.models.folding import fold, save_folded
+from voicechat_platform.models.gguf_export import Precision, write_gguf
 from voicechat_platform.registry import Registry
 from voicechat_platform.training.evaluation import mean_loss
 from voicechat_platform.training.history import Evaluation
@@ -214,15 +215,30 @@ def sample(folder: Path, prompt: str, tokens: int, temperature: float, seed: int
 
 
 def fold_checkpoint(folder: Path, out: Path) -> str:
-    """Write the folded model and the tokenizer into a new folder. Return the name of its architecture.
+    """Write the folded model and the tokenizer into a new folder. Return a sentence about it.
 
     Raises:
         InputError: the model cannot be folded.
     """
     model, tokenizer = load_checkpoint(folder)
     if not isinstance(model, GPTForCausalLM):
-        raise InputError(f"{folder} is a {type(model).__name__}: there is nothing to fold")
+        raise InputError(
+            f"{folder} is a {type(model).__name__}: there is nothing to fold; --format gguf writes it for llama.cpp"
+        )
     folded = fold(model)
-    folded.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    return type(folded).__name__
+    save_folded(folded, tokenizer, out)
+    name = type(folded).__name__
+    if model.config.mlp == "relu_squared":
+        return f"a {name} with the same logits; not for CTranslate2, which would take its squared ReLU for SiLU"
+    return f"a {name} with the same logits"
+
+
+def export_gguf(folder: Path, out: Path, precision: Precision) -> str:
+    """Write a checkpoint, folded if it is of our family, as a GGUF file. Return a sentence about it.
+
+    Raises:
+        InputError: llama.cpp has no equivalent of the model.
+    """
+    model, tokenizer = load_checkpoint(folder)
+    write_gguf(fold(model) if isinstance(model, GPTForCausalLM) else model, tokenizer, out, precision=precision)
+    return f"a GGUF for llama.cpp, with weights in {precision}"

@@ -8,13 +8,16 @@ one key-value head. With learned positions and LayerNorm, the same projections m
 smaller cache: a stock engine stores keys and values separately.
 """
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from voicechat_platform.errors import InputError
 from voicechat_platform.models.configuration import GPTConfig
+from voicechat_platform.models.end_token import with_special_tokens
 from voicechat_platform.models.gpt import GPTForCausalLM, SquaredReluMLP
 
 
@@ -32,6 +35,25 @@ def fold(model: GPTForCausalLM) -> LlamaForCausalLM | GPT2LMHeadModel:
     folded = fold_to_llama(model) if config.positions == "rotary" else fold_to_gpt2(model)
     folded.generation_config = model.generation_config
     return folded.eval()
+
+
+def save_folded(folded: LlamaForCausalLM | GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a folded model and its tokenizer, with the special tokens that stock engines require.
+
+    Args:
+        folded: the result of `fold`; the function sets its special tokens.
+        folder: a new or an empty folder.
+    """
+    tokenizer = with_special_tokens(folded, tokenizer)
+    folded.generation_config = copy.deepcopy(folded.generation_config)  # it is still the model's own
+    for config in (folded.config, folded.generation_config):
+        for role in ("bos_token_id", "eos_token_id"):
+            if getattr(config, role) is None:
+                setattr(config, role, getattr(tokenizer, role))
+    folded.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):  # safetensors makes its files private
+        weights.chmod((folder / "config.json").stat().st_mode)
 
 
 def fold_to_llama(model: GPTForCausalLM) -> LlamaForCausalLM:

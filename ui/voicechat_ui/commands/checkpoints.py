@@ -1,7 +1,7 @@
 """`voicechat evaluate`, `generate`, `fold` and `heads`: the commands on one checkpoint."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -50,11 +50,36 @@ def generate(
     print(sample(folder, prompt, tokens, temperature, seed))
 
 
-def fold(checkpoint: Reference, out: Annotated[Path, typer.Argument(help="a new folder")]) -> None:
-    """Write a checkpoint as a stock Llama or GPT-2 with the same logits, for other inference engines.
+def fold(
+    checkpoint: Reference,
+    out: Annotated[Path, typer.Argument(help="a new folder, or a new file NAME.gguf")],
+    form: Annotated[
+        Literal["folder", "gguf"],
+        typer.Option("--format", help="a folder for transformers and most engines, or a file for llama.cpp"),
+    ] = "folder",
+    precision: Annotated[
+        Literal["float32", "float16", "q8_0"] | None,
+        typer.Option(show_default="float32", help="of the weights in a GGUF; only float32 keeps the logits"),
+    ] = None,
+) -> None:
+    """Write a checkpoint as a stock model with the same logits, for other inference engines.
+
+    A folder has a Llama or a GPT-2, a GGUF a Llama, with tokenizer and chat template.
+
+    --format gguf also writes a Llama as it is, such as a fine-tuned SmolLM2.
 
     Example: voicechat fold shakespeare@3 folded
+    Example: voicechat fold shakespeare shakespeare.gguf --format gguf
     """
+    if form == "folder" and (out.suffix == ".gguf" or precision is not None):
+        raise InputError("a folder keeps the checkpoint's precision; for a GGUF file give --format gguf")
+    if form == "gguf":
+        print(f"{out}: {folded_to_gguf(checkpoint, out, precision or 'float32')}")
+    else:
+        print(f"{out}: {folded_to_folder(checkpoint, out)}")
+
+
+def folded_to_folder(checkpoint: str, out: Path) -> str:
     from voicechat_platform.paths import writable_folder
 
     new = writable_folder(out)
@@ -63,7 +88,22 @@ def fold(checkpoint: Reference, out: Annotated[Path, typer.Argument(help="a new 
     folder = found_checkpoint(checkpoint)
     from voicechat_ui.model_tasks import fold_checkpoint
 
-    print(f"{out}: a {fold_checkpoint(folder, new)} with the same logits")
+    return fold_checkpoint(folder, new)
+
+
+def folded_to_gguf(checkpoint: str, out: Path, precision: Literal["float32", "float16", "q8_0"]) -> str:
+    from voicechat_platform.paths import writable_file
+
+    if out.suffix != ".gguf":
+        raise InputError(f"{out} does not end with .gguf, by which engines know the format: give a new name")
+    new = writable_file(out)
+    if new.exists():
+        raise InputError(f"{new} exists: give a new file")
+    folder = found_checkpoint(checkpoint)
+    from voicechat_ui.model_tasks import export_gguf
+
+    new.parent.mkdir(parents=True, exist_ok=True)
+    return export_gguf(folder, new, precision)
 
 
 def heads(
