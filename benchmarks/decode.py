@@ -1,47 +1,58 @@
-"""Tokens a second of the engines at 1, 8 and 32 streams, beside transformers and CTranslate2 on the same weights.
+"""Tokens a second of the engines at 1, 8 and 32 streams, beside transformers, CTranslate2 and llama.cpp's own server.
 
-Every peer runs the model folded into a Llama, in float32 and on as many threads as ours; SmolLM2 runs as it is served,
-in int8, beside CTranslate2 called directly. Greedy, prompts of 16 tokens, answers of 96. The last columns say what
-share of a step the machine would need at least: for its products at the rate of a large product measured in the same
-run, and for reading weights and cache at the rate of a large copy.
+Every peer runs the same weights: of the small models folded into a Llama, in float32, on as many threads as ours; and
+SmolLM2 as it is served, on all cores, beside the server of the same llama.cpp and CTranslate2 in int8. Greedy,
+prompts of 16 tokens, answers of 96. The last columns say what share of a step the machine would need at least: for its
+products at the rate of a large product measured in the same run, and for reading weights and cache at the rate of a
+large copy.
 
-    python benchmarks/decode.py [--threads 1] [--full]
+    python benchmarks/decode.py [--threads 1] [--full] [--only 4x128]
 """
 
 import argparse
 import asyncio
+import os
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from voicechat_serve.generation.engines.llama_cpp.library import library
+
+library()  # before torch, so that waiting threads sleep, as they do in the service
+
 import ctranslate2
 import torch
+import xllamacpp
+from ctranslate2.converters import TransformersConverter
 from reporting import floor, report
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import GenerationConfig
 
-from voicechat_platform.assets import locate
+from voicechat_platform.assets import locate, locate_gguf
+from voicechat_platform.corpora.tokenizers import make_tokenizer
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
-from voicechat_platform.models.ctranslate2_conversion import convert_to_ctranslate2
-from voicechat_platform.models.folding import fold
-from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
-from voicechat_serve.generation.engines.ctranslate2_engine import CTranslate2Engine
+from voicechat_platform.models.folding import fold, save_folded
+from voicechat_platform.models.gguf_export import write_gguf
+from voicechat_serve.generation.engines.batched_engine import BatchedEngine
 from voicechat_serve.generation.engines.interface import GenerationRequest, Sampling
-from voicechat_serve.generation.engines.torch_engine import TorchEngine
+from voicechat_serve.generation.engines.llama_cpp.decoder import LlamaCppDecoder
+from voicechat_serve.generation.engines.torch_decoder import make_torch_decoder
+from voicechat_serve.generation.vocabularies import HuggingFaceVocabulary
 
 STREAMS = (1, 8, 32)
 PROMPT, ANSWER = 16, 96
 VOCABULARY = 96
 SHAPES = {"4x128": (4, 128, 4), "6x384": (6, 384, 6)}
+SMOLLM2 = "SmolLM2"
 ATTENTIONS: dict[str, dict[str, Any]] = {"standard": {}, "tied metric": {"attention": "metric"}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of every engine")
+    parser.add_argument("--only", default="", help="the models whose name begins so")
     parser.add_argument("--full", action="store_true", help="three repetitions, of which the best counts")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -64,8 +75,10 @@ def main() -> None:
 
     for shape in SHAPES:
         for attention in ATTENTIONS:
-            measure_small(f"{shape} {attention}", model_of(shape, attention), arguments.threads, measure)
-    measure_smollm2(measure)
+            if (name := f"{shape} {attention}").startswith(arguments.only):
+                measure_small(name, model_of(shape, attention), arguments.threads, measure)
+    if SMOLLM2.startswith(arguments.only):
+        measure_smollm2(measure)
     report("decode", results, bars_of(rates))
 
 
@@ -89,12 +102,10 @@ def prompts(count: int) -> list[list[int]]:
 
 
 def measure_small(name: str, model: GPTForCausalLM, threads: int, measure: Callable) -> None:
-    """Ours, then transformers, then CTranslate2."""
-    engine = TorchEngine(model, lambda ids: "x" * len(ids), end_ids=[])
-    facts = {"parameters": sum(p.numel() for p in model.parameters()), "cache": engine.decoder.bytes_per_slot / 256}
-    for streams in STREAMS:
-        measure(name, "ours", streams, through(engine), facts)
-    engine.close()
+    """Our engine over both decoders, then transformers, then CTranslate2."""
+    decoder = make_torch_decoder(model)
+    facts = {"parameters": sum(p.numel() for p in model.parameters()), "cache": decoder.bytes_per_slot / 256}
+    measure_ours(name, "ours, torch", decoder, measure, facts)
     folded = fold(model)
     settings = GenerationConfig(do_sample=False, eos_token_id=None, pad_token_id=0)
 
@@ -110,10 +121,23 @@ def measure_small(name: str, model: GPTForCausalLM, threads: int, measure: Calla
         return sum(len(output.generated_tokens) for output in outputs.values())
 
     measure(name, "transformers batching", 32, batched)
+    tokenizer = make_tokenizer("characters", 0, "".join(map(chr, range(32, 32 + VOCABULARY))))
     with tempfile.TemporaryDirectory() as folder:
-        generator = converted(folded, Path(folder), threads)
+        write_gguf(folded, tokenizer, Path(folder) / "model.gguf")
+        decoder = LlamaCppDecoder(Path(folder) / "model.gguf", slots=max(STREAMS), threads=threads)
+        measure_ours(name, "ours, llama.cpp", decoder, measure)
+        save_folded(folded, tokenizer, Path(folder) / "folded")
+        generator = converted(Path(folder) / "folded", Path(folder), threads)
+        names = tokenizer.convert_ids_to_tokens(list(range(VOCABULARY)))
         for streams in STREAMS:
-            measure(name, "CTranslate2 float32", streams, direct(generator, str))
+            measure(name, "CTranslate2 float32", streams, direct(generator, names.__getitem__))
+
+
+def measure_ours(name: str, engine_name: str, decoder: Any, measure: Callable, facts: dict | None = None) -> None:
+    engine = BatchedEngine(decoder, lambda ids: "x" * len(ids), end_ids=[])
+    for streams in STREAMS:
+        measure(name, engine_name, streams, through(engine), facts)
+    engine.close()
 
 
 def through(engine) -> Callable[[int, int], int]:
@@ -143,28 +167,64 @@ def direct(generator: ctranslate2.Generator, token_of: Callable[[int], str]) -> 
     return run
 
 
-def converted(folded, folder: Path, threads: int) -> ctranslate2.Generator:
-    """A folded model with a tokenizer whose tokens are the numbers themselves."""
-    vocabulary = {str(number): number for number in range(VOCABULARY)}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="0"))
-    source = folder / "folded"
-    folded.save_pretrained(source)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(source)
-    convert_to_ctranslate2(source, folder / "converted")
+def one_each(generator: ctranslate2.Generator, token_of: Callable[[int], str]) -> Callable[[int, int], int]:
+    """Requests that share nothing, as they come to a service; a thread of CTranslate2 for each."""
+
+    def run(streams: int, tokens: int) -> int:
+        def one(prompt: list[int]) -> int:
+            how = {"max_length": tokens, "min_length": tokens, "sampling_topk": 1, "include_prompt_in_result": False}
+            (result,) = generator.generate_batch([[token_of(token_id) for token_id in prompt]], **how)
+            return len(result.sequences_ids[0])
+
+        with ThreadPoolExecutor(streams) as threads:
+            return sum(threads.map(one, prompts(streams)))
+
+    return run
+
+
+def asking(server: xllamacpp.Server) -> Callable[[int, int], int]:
+    """So many requests at once to llama.cpp's own server."""
+
+    def run(streams: int, tokens: int) -> int:
+        def one(prompt: list[int]) -> int:
+            how = {"n_predict": tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
+            return server.handle_completions({"prompt": prompt, "max_tokens": tokens} | how)["usage"][
+                "completion_tokens"
+            ]
+
+        with ThreadPoolExecutor(streams) as threads:
+            return sum(threads.map(one, prompts(streams)))
+
+    return run
+
+
+def converted(source: Path, folder: Path, threads: int, quantization: str | None = None) -> ctranslate2.Generator:
+    """A model of transformers in CTranslate2."""
+    TransformersConverter(str(source)).convert(str(folder / "converted"), quantization=quantization)
     return ctranslate2.Generator(str(folder / "converted"), inter_threads=1, intra_threads=threads)
 
 
 def measure_smollm2(measure: Callable) -> None:
-    """As it is served by default, beside CTranslate2 called directly with its own defaults."""
-    folder = locate("smollm2-135m-instruct-int8")
-    tokenizer = ChatTokenizer(folder)
-    engine = CTranslate2Engine(folder, tokenizer.tokenizer, [])
+    """As it is served by default, beside llama.cpp's own server, and CTranslate2 with one thread for each request."""
+    path, threads = locate_gguf("smollm2-135m-instruct"), os.cpu_count() or 1
+    torch.set_num_threads(1)
+    measure_ours(
+        SMOLLM2, "ours, llama.cpp", LlamaCppDecoder(path, slots=max(STREAMS), context=512, threads=threads), measure
+    )
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_parallel, params.n_ctx = str(path), max(STREAMS), max(STREAMS) * 512
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    server = xllamacpp.Server(params)
     for streams in STREAMS:
-        measure("SmolLM2 int8", "ours", streams, through(engine))
-    engine.close()
-    generator = ctranslate2.Generator(str(folder), compute_type="int8")
-    for streams in STREAMS:
-        measure("SmolLM2 int8", "CTranslate2 int8", streams, direct(generator, tokenizer.tokenizer.id_to_token))
+        measure(SMOLLM2, "llama.cpp's server", streams, asking(server))
+    del server
+    with tempfile.TemporaryDirectory() as folder:
+        source = locate("smollm2-135m-instruct")
+        TransformersConverter(str(source)).convert(f"{folder}/converted", quantization="int8")
+        generator = ctranslate2.Generator(f"{folder}/converted", inter_threads=2, intra_threads=1)
+        vocabulary = HuggingFaceVocabulary(source)
+        for streams in STREAMS:
+            measure(SMOLLM2, "CTranslate2 int8", streams, one_each(generator, vocabulary.name))
 
 
 class MachineLimits:
@@ -197,22 +257,27 @@ def fastest(run: Callable[[], Any]) -> float:
 
 
 def bars_of(rates: dict[tuple, float]) -> list[dict[str, Any]]:
-    small, large, tied = "4x128 standard", "6x384 standard", "6x384 tied metric"
+    """Only those whose parts were measured."""
 
-    def times(model: str, streams: int, peer: str) -> float:
-        return rates[model, "ours", streams] / rates[model, peer, streams]
+    def times(model: str, streams: int, *peers: str) -> float | None:
+        """Our faster decoder over the fastest of these."""
+        ours = [rates.get((model, f"ours, {decoder}", streams), 0) for decoder in ("torch", "llama.cpp")]
+        theirs = [rates.get((model, peer, streams), 0) for peer in peers]
+        return max(ours) / max(theirs) if max(theirs) else None
 
-    return [
-        floor("4x128, 1 stream: ours / transformers generate", times(small, 1, "transformers generate"), 10),
-        floor("4x128, 32 streams: ours / transformers batching", times(small, 32, "transformers batching"), 20),
+    wanted = [
+        ("4x128 standard, 1 stream: ours / transformers generate", ("4x128 standard", 1, "transformers generate"), 10),
+        ("4x128 standard, 32: ours / transformers batching", ("4x128 standard", 32, "transformers batching"), 20),
         *(
-            floor(f"{name}, {streams} streams: ours / CTranslate2", times(name, streams, "CTranslate2 float32"), 1)
-            for name in (small, large)
-            for streams in (8, 32)
+            (f"{name}, {streams}: ours / CTranslate2 float32", (name, streams, "CTranslate2 float32"), 1)
+            for name in ("4x128 standard", "6x384 standard")
+            for streams in STREAMS
         ),
-        floor("SmolLM2, 1 stream: ours / CTranslate2 int8", times("SmolLM2 int8", 1, "CTranslate2 int8"), 1),
-        floor("6x384, 32 streams: tied / standard", rates[tied, "ours", 32] / rates[large, "ours", 32], 1.15),
+        *((f"SmolLM2, {n}: ours / llama.cpp's server", (SMOLLM2, n, "llama.cpp's server"), 0.95) for n in STREAMS),
+        ("SmolLM2, 1: ours / CTranslate2 int8", (SMOLLM2, 1, "CTranslate2 int8"), 1.7),
+        ("SmolLM2, 8: ours / CTranslate2 int8", (SMOLLM2, 8, "CTranslate2 int8"), 3),
     ]
+    return [floor(name, value, least) for name, parts, least in wanted if (value := times(*parts)) is not None]
 
 
 if __name__ == "__main__":

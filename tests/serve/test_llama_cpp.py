@@ -134,9 +134,9 @@ def test_the_tokens_are_those_of_transformers(tokenizer):
 
 
 async def test_text_and_end(engine, tokenizer):
-    tokens = await tokens_of(engine, request(tokenizer, "What is the capital of France?"))
+    tokens = await tokens_of(engine, request(tokenizer, "Repeat after me: the cat sat on the mat."))
     text = "".join(token.text for token in tokens)
-    assert "Paris" in text
+    assert "cat sat on the mat" in text
     assert "<|im_end|>" not in text
     assert tokens[-1].id in tokenizer.end_ids
     assert tokens[-1].finish_reason == "stop"
@@ -144,7 +144,8 @@ async def test_text_and_end(engine, tokenizer):
 
 async def test_every_request_gets_its_own_answer_in_company(engine, tokenizer):
     """The numbers differ a little with the size of a batch, so only clear answers must be equal."""
-    questions = ["What is the capital of France?", "What is the capital of Italy?", "Say hello.", "Count to five."]
+    words = ("the cat sat on the mat", "the sun is bright", "my house is red", "we sing a song")
+    questions = [f"Repeat after me: {each}." for each in words]
     alone = [await ids_of(engine, request(tokenizer, question, max_tokens=6)) for question in questions]
     together = await asyncio.gather(*(ids_of(engine, request(tokenizer, each, max_tokens=6)) for each in questions))
     assert together == alone

@@ -114,7 +114,7 @@ async def test_smollm2_does_not_talk_itself_into_a_loop(smollm2, question):
     ("messages", "part"),
     [
         (["Repeat after me: the cat sat on the mat."], "the cat sat on the mat"),
-        (["My name is Peter.", "Nice to meet you, Peter.", "What is my name?"], "Peter"),
+        (["Repeat after me: we sing a song in the morning."], "we sing a song in the morning"),
     ],
 )
 async def test_smollm2_still_says_the_words_of_the_conversation(smollm2, messages, part):

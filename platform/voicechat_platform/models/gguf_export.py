@@ -94,6 +94,7 @@ def write_gguf(
     end = end_token_id(model, tokenizer)
     writer.add_bos_token_id(end if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
     writer.add_eos_token_id(end)
+    writer.add_bool("voicechat.has_end_token", tokenizer.eos_token_id is not None)
     kind, file_type = TYPES[precision]
     writer.add_file_type(file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

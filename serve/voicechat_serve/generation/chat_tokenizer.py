@@ -178,7 +178,8 @@ def gguf_description(vocabulary: GGUFVocabulary) -> Description:
     stops = model.described("voicechat.reply_stops")
     ids = {name: getattr(vocabulary, f"{name}_id") for name in ("bos", "eos")}
     return Description(
-        end_ids=vocabulary.end_ids,
+        # llama.cpp always has an end token; our files name a letter if the model has none.
+        end_ids=[] if model.described("voicechat.has_end_token") == "false" else vocabulary.end_ids,
         chat_stop=tuple(json.loads(stops)) if stops else (),
         sampling=sampling_of(numbers, model.path),
         special={f"{name}_token": vocabulary.name(token_id) for name, token_id in ids.items()},

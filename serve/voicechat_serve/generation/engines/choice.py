@@ -28,7 +28,7 @@ def make_engine(path: Path, tokenizer: ChatTokenizer, options: EngineOptions = E
     """
     engine = options.engine
     if engine == "auto":
-        engine = "llamacpp" if path.is_file() else "torch"
+        engine = "llamacpp" if path.is_file() or is_better_in_llama_cpp(path, options) else "torch"
     if path.is_file() and engine != "llamacpp":
         raise InputError(f"{path} is a GGUF file, which the engine {engine} cannot read: use llamacpp, or auto")
     if engine == "vllm" and not find_spec("vllm"):
@@ -41,6 +41,14 @@ def make_engine(path: Path, tokenizer: ChatTokenizer, options: EngineOptions = E
     return vllm_engine(path, tokenizer, options) if engine == "vllm" else torch_engine(path, tokenizer, options)
 
 
+def is_better_in_llama_cpp(folder: Path, options: EngineOptions) -> bool:
+    """Return whether llama.cpp decodes the model of a folder faster than PyTorch: a Llama on a CPU, such as a fine-tuned
+    SmolLM2. This project's small models are faster in PyTorch (benchmarks/decode.py)."""
+    from voicechat_platform.checkpoints import load_config
+
+    return load_config(folder).model_type == "llama" and torch_device(options)[0] == "cpu"
+
+
 def llama_cpp_engine(path: Path, tokenizer: ChatTokenizer, options: EngineOptions) -> Engine:
     import torch
 
@@ -49,6 +57,8 @@ def llama_cpp_engine(path: Path, tokenizer: ChatTokenizer, options: EngineOption
     from voicechat_serve.generation.engines.llama_cpp.library import library
     from voicechat_serve.generation.engines.llama_cpp.trial import require_runnable
 
+    if path.is_dir():
+        path = exported_file(path)
     has_gpu = library().llama_supports_gpu_offload()
     if options.device == "cuda" and not has_gpu:
         raise InputError(
@@ -136,17 +146,42 @@ def folded_folder(folder: Path) -> Path:
     """
     from voicechat_platform.checkpoints import load_checkpoint, load_config
     from voicechat_platform.models import GPTConfig
-    from voicechat_platform.models.folding import fold
+    from voicechat_platform.models.folding import fold, save_folded
 
     if not isinstance(load_config(folder), GPTConfig):
         return folder
 
     def make(whole: Path) -> None:
         model, tokenizer = load_checkpoint(folder)
-        fold(model).save_pretrained(whole)
-        tokenizer.save_pretrained(whole)
+        save_folded(fold(model), tokenizer, whole)
 
     return prepared("folded", folder, make)
+
+
+def exported_file(folder: Path) -> Path:
+    """Return a checkpoint of ours, or any Llama, as a GGUF file, written once.
+
+    Raises:
+        InputError: llama.cpp has no equivalent of the model, or a file of it is missing or damaged.
+    """
+    from voicechat_platform.checkpoints import load_checkpoint
+    from voicechat_platform.models import GPTForCausalLM
+    from voicechat_platform.models.folding import fold
+    from voicechat_platform.models.gguf_export import write_gguf
+
+    def make(whole: Path) -> None:
+        model, tokenizer = load_checkpoint(folder)
+        is_ours = isinstance(model, GPTForCausalLM)
+        # The rounding of a Llama's weights to half precision is small, and it decodes twice as fast.
+        write_gguf(
+            fold(model) if is_ours else model,
+            tokenizer,
+            whole / "model.gguf",
+            name=folder.name,
+            precision="float32" if is_ours else "float16",
+        )
+
+    return prepared("gguf", folder, make) / "model.gguf"
 
 
 def prepared(kind: str, folder: Path, make: Callable[[Path], None]) -> Path:
