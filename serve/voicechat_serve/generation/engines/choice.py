@@ -42,8 +42,11 @@ def make_engine(path: Path, tokenizer: ChatTokenizer, options: EngineOptions = E
 
 
 def is_better_in_llama_cpp(folder: Path, options: EngineOptions) -> bool:
-    """Return whether llama.cpp decodes the model of a folder faster than PyTorch: a Llama on a CPU, such as a fine-tuned
-    SmolLM2. This project's small models are faster in PyTorch (benchmarks/decode.py)."""
+    """Return whether llama.cpp decodes the model of a folder faster than PyTorch.
+
+    A Llama on a CPU, such as a fine-tuned SmolLM2, is faster in llama.cpp; this project's small models are not
+    (benchmarks/decode.py).
+    """
     from voicechat_platform.checkpoints import load_config
 
     return load_config(folder).model_type == "llama" and torch_device(options)[0] == "cpu"
