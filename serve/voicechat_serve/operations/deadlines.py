@@ -1,13 +1,56 @@
-"""A deadline for a call through a deployment's handle."""
+"""Deadlines for a call through a deployment's handle, and for the pieces of a stream."""
 
 import asyncio
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, TypeVar
 
 from ray.serve.handle import DeploymentResponse
 
+Piece = TypeVar("Piece")
+
 
 class LateError(TimeoutError):
-    """A replica did not respond in time."""
+    """There was no answer in time.
+
+    Args:
+        within_s: the time.
+    """
+
+    def __init__(self, within_s: float):
+        super().__init__(within_s)
+        self.within_s = within_s
+
+    def __str__(self) -> str:
+        return f"no answer within {self.within_s:g} s"
+
+
+async def pieces_in_time(
+    stream: AsyncIterator[Piece], first_s: float, next_s: float, whole_s: float
+) -> AsyncGenerator[Piece, None]:
+    """Yield the pieces of a stream; the reader's own time counts only for the whole.
+
+    Args:
+        stream: the stream; the caller closes it.
+        first_s: the longest wait for the first piece.
+        next_s: the longest wait for each further piece.
+        whole_s: the longest time for the whole.
+
+    Raises: the errors of the stream; LateError: a piece or the whole is late.
+    """
+    loop, pieces = asyncio.get_running_loop(), aiter(stream)
+    end, patience_s = loop.time() + whole_s, first_s
+    while True:
+        try:
+            async with asyncio.timeout_at(min(end, loop.time() + patience_s)) as patience:
+                piece = await anext(pieces)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            if patience.expired():
+                raise LateError(whole_s if loop.time() >= end else patience_s) from None
+            raise
+        yield piece
+        patience_s = next_s
 
 
 async def answer_in_time(response: DeploymentResponse, within_s: float) -> Any:
@@ -24,5 +67,5 @@ async def answer_in_time(response: DeploymentResponse, within_s: float) -> Any:
                 raise
     except TimeoutError:
         if patience.expired():
-            raise LateError(f"no answer within {within_s:g} s") from None
+            raise LateError(within_s) from None
         raise
