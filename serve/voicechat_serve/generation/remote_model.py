@@ -103,7 +103,7 @@ class RemoteModel:
     async def complete(self, prompt: str | list[int], options: GenerationOptions) -> AsyncGenerator[Delta, None]:
         """Yield the continuation of the prompt, a text or token ids of the other model; errors as in `chat`."""
         if options.score_prompt:
-            raise UnsupportedError("logprobs of an echoed prompt", "openai")
+            raise UnsupportedError("logprobs of the prompt", "openai")
         if options.top_scores is not None and not isinstance(prompt, str):
             raise InputError("logprobs need a prompt that is text, because the model runs on another server")
         scored = {} if options.top_scores is None else {"logprobs": options.top_scores}
@@ -217,5 +217,6 @@ class Answer:
 
 def count_of(number: object, least: int, most: int) -> int | None:
     """Return the number if it is a possible one."""
-    is_whole = isinstance(number, int) and not isinstance(number, bool)
-    return number if is_whole and least <= number <= most else None
+    if not isinstance(number, int) or isinstance(number, bool):
+        return None
+    return number if least <= number <= most else None

@@ -3,13 +3,17 @@
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
 
 from voicechat_serve.generation.engines.interface import FinishReason
 from voicechat_serve.generation.loaded_model import ScoredToken
 
 FINISH_REASONS: dict[str, FinishReason] = {"length": "length", "content_filter": "content_filter"}
 """Every other reason is "stop": no request has tools."""
+
+
+Plain = Annotated[str, AfterValidator(lambda text: text.encode(errors="replace").decode())]
+"""JSON can hold half of a surrogate pair, which no answer of ours can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,7 @@ class Lenient(BaseModel):
 
 
 class Score(Lenient):
-    token: str
+    token: Plain
     logprob: FiniteFloat
     bytes: list[Annotated[int, Field(ge=0, le=255)]] | None = None
 
@@ -43,9 +47,9 @@ class Logprobs(Lenient):
     """Those of chat completions (`content`), or those of completions (columns)."""
 
     content: list[TokenScores] | None = None
-    tokens: list[str] | None = None
+    tokens: list[Plain] | None = None
     token_logprobs: list[FiniteFloat] | None = None
-    top_logprobs: list[dict[str, FiniteFloat] | None] | None = None
+    top_logprobs: list[dict[Plain, FiniteFloat] | None] | None = None
 
     def scores(self, most: int) -> tuple[ScoredToken, ...]:
         """Return the score of each token, with those of the `most` likeliest ones.
@@ -68,14 +72,14 @@ class Logprobs(Lenient):
 
 
 class Text(Lenient):
-    content: str | None = None
-    refusal: str | None = None
+    content: Plain | None = None
+    refusal: Plain | None = None
 
 
 class Choice(Lenient):
     delta: Text | None = None
     """Of chat completions."""
-    text: str | None = None
+    text: Plain | None = None
     """Of completions."""
     logprobs: Logprobs | None = None
     finish_reason: str | None = None
