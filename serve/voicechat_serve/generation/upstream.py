@@ -42,6 +42,9 @@ CONTEXT = re.compile(
 )
 """Servers have different words for a conversation that is longer than the context."""
 
+OPERATORS = (401, 402, 403, 404, 429)
+"""Statuses that tell the operator of this service what is wrong."""
+
 WHO = "the server that runs this model"
 
 
@@ -95,9 +98,13 @@ class Upstream:
             headers={"Accept-Encoding": "identity"},
             event_hooks={"response": [bound]},
         )
-        return openai.AsyncOpenAI(
+        client = openai.AsyncOpenAI(
             base_url=self.remote.url, api_key=self.key, max_retries=0, timeout=timeout, http_client=http
         )
+        client.organization = client.project = (
+            None  # of OPENAI_ORG_ID and OPENAI_PROJECT_ID, for another server perhaps
+        )
+        return client
 
     async def objects(self, path: str, fields: dict[str, Any], max_tokens: int) -> AsyncGenerator[object, None]:
         """Yield the JSON objects of a streamed answer. The end of the iteration closes the connection.
@@ -152,7 +159,8 @@ class Upstream:
         except openai.APIError as error:  # an error in the middle of the stream
             raise self.explained(error, None) from None
         except (httpx2.HTTPError, ValueError, RecursionError) as error:
-            log.warning("%s sends what is no stream of JSON: %.200r", self.remote.url, error)
+            # Without its message, which may quote the answer.
+            log.warning("%s sends what is no stream of JSON: %s", self.remote.url, type(error).__name__)
             raise UpstreamError(f"{WHO} sent an answer that cannot be read") from None
 
     async def opened(self, path: str, fields: dict[str, Any], max_tokens: int) -> openai.AsyncStream[object]:
@@ -180,7 +188,9 @@ class Upstream:
             status: its HTTP status; None in the middle of a stream.
         """
         message = self.message(error)
-        log.warning("%s answers %s: %s", self.remote.url, status or "with an error in its stream", message)
+        # No log of ours has words of a client, which every other message may quote.
+        reason = message if status in OPERATORS else error.type or type(error).__name__
+        log.warning("%s answers %s: %s", self.remote.url, status or "with an error in its stream", reason)
         is_about_request = status in (400, 413, 422)
         if (is_about_request or status is None) and (CONTEXT.search(message) or "context_length" in (error.code or "")):
             return PromptTooLongError(f"{WHO} refuses the request: {message}")
