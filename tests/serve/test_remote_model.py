@@ -37,7 +37,7 @@ from voicechat_serve.generation.language_model import LanguageModel
 from voicechat_serve.generation.loaded_model import GenerationOptions
 from voicechat_serve.generation.remote_model import Answer, RemoteModel
 from voicechat_serve.generation.remote_pieces import Piece, piece_of
-from voicechat_serve.generation.served_model import Remote, ServedModel
+from voicechat_serve.generation.served_model import MAX_TOKENS, Remote, ServedModel
 from voicechat_serve.operations.load import Load, OverloadedError
 
 SECRET = "sk-not-for-any-log"
@@ -75,7 +75,7 @@ async def model(remote) -> AsyncIterator[RemoteModel]:
 
 def services_of(model, remote: Remote, services: Services, local_handle) -> Services:
     return Services(
-        models={"far": ServedModel(id="far", engine="openai", remote=remote)},
+        models={"far": ServedModel(id="far", remote=remote)},
         language_models={"far": local_handle(model)},
         transcription=services.transcription,
         transcription_model=services.transcription_model,
@@ -136,7 +136,7 @@ class TestWhatGoesThere:
     async def test_a_request_without_options_sends_only_a_limit(self, http, stub):
         await http.post("/chat/completions", json=CHAT)
         assert set(stub.bodies[0]) == {"model", "messages", "stream", "stream_options", "max_tokens"}
-        assert stub.bodies[0]["max_tokens"] == remote_model.MOST_TOKENS
+        assert stub.bodies[0]["max_tokens"] == MAX_TOKENS
 
     async def test_choices_are_requests_of_their_own(self, http, stub):
         answer = (await http.post("/chat/completions", json=CHAT | {"n": 3, "seed": 5})).json()
@@ -338,7 +338,7 @@ class TestAServerThatDoesNotBehave:
     async def test_nothing_listens_and_then_something_does(self, remote, stub, server, free_port, caplog):
         """The replica starts, stays healthy and answers as soon as the other server does."""
         far = Remote(url=f"http://127.0.0.1:{free_port}/v1", model="m", key_env=remote.key_env)
-        model = LanguageModel(ServedModel(id="far", engine="openai", remote=far))
+        model = LanguageModel(ServedModel(id="far", remote=far))
         assert "does not list its models now: APIConnectionError" in caplog.text
         for _ in range(10):
             with pytest.raises(UpstreamError, match="does not answer now") as caught:
@@ -388,7 +388,7 @@ class TestAServerThatDoesNotBehave:
     )
     async def test_a_server_that_lies_about_the_usage(self, remote, stub, monkeypatch, lie):
         monkeypatch.setattr(remote_model, "USAGE_S", 0.2)
-        model = LanguageModel(ServedModel(id="far", engine="openai", remote=remote))
+        model = LanguageModel(ServedModel(id="far", remote=remote))
         stub.answers = [[*GOOD[:-2], lie]]
         text, last = await reply(model)
         assert (text, last.finish_reason) == ("Love is patient.", "stop")
@@ -398,7 +398,7 @@ class TestAServerThatDoesNotBehave:
 
     @pytest.mark.parametrize("completion_tokens", [2, 9])
     async def test_metrics_of_a_usage_that_corrects_the_count(self, remote, stub, completion_tokens):
-        model = LanguageModel(ServedModel(id="far", engine="openai", remote=remote))
+        model = LanguageModel(ServedModel(id="far", remote=remote))
         stub.answers = [[*GOOD[:-2], usage(11, completion_tokens), DONE]]
         _, last = await reply(model)
         assert (last.prompt_tokens, last.completion_tokens) == (11, completion_tokens)
@@ -570,6 +570,6 @@ def test_an_answer_is_the_text_within_its_limits(texts, max_tokens, stop):
 
 def test_the_key_is_in_no_setting(remote):
     assert os.environ["UPSTREAM_KEY"] == SECRET
-    served = ServedModel(id="far", engine="openai", remote=remote)
+    served = ServedModel(id="far", remote=remote)
     assert SECRET not in repr(served)
     assert SECRET.encode() not in pickle.dumps(served)
