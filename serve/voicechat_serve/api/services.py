@@ -1,7 +1,7 @@
 """The deployments' handles for the routers, and the deployment of each model name."""
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,20 +110,10 @@ async def streamed(handle: DeploymentHandle, method: str, *arguments: Any) -> As
     """
     stream = getattr(handle.options(stream=True), method).remote(*arguments)
     try:
-        async with contextlib.aclosing(in_time(stream)) as pieces:
+        async with contextlib.aclosing(pieces_in_time(stream, FIRST_PIECE_S, NEXT_PIECE_S, WHOLE_S, late)) as pieces:
             yield pieces
     finally:
         stream.cancel()
-
-
-async def in_time(stream: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
-    """Yield the pieces of a stream with our time limits. Raises APIError, 504, if one is late."""
-    try:
-        async with contextlib.aclosing(pieces_in_time(stream, FIRST_PIECE_S, NEXT_PIECE_S, WHOLE_S)) as pieces:
-            async for piece in pieces:
-                yield piece
-    except LateError as error:
-        raise late(error.within_s) from None
 
 
 def late(seconds: float) -> APIError:

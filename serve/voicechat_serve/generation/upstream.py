@@ -19,7 +19,7 @@ from voicechat_serve.generation.engines.interface import (
     UpstreamError,
 )
 from voicechat_serve.generation.served_model import Remote
-from voicechat_serve.operations.deadlines import LateError, pieces_in_time
+from voicechat_serve.operations.deadlines import pieces_in_time
 from voicechat_serve.operations.load import Load, OverloadedError
 
 log = logging.getLogger("ray.serve.voicechat.upstream")
@@ -127,16 +127,13 @@ class Upstream:
         try:
             async with (
                 aclosing(self.untimed(path, fields, max_tokens)) as stream,
-                aclosing(pieces_in_time(stream, FIRST_S, NEXT_S, WHOLE_S)) as found,
+                aclosing(pieces_in_time(stream, FIRST_S, NEXT_S, WHOLE_S, self.late)) as found,
             ):
                 async for each in found:
                     if not has_begun:
                         has_begun = True
                         self.waiting, self.running = self.waiting - 1, self.running + 1
                     yield each
-        except LateError as error:
-            log.warning("%s: %s", self.remote.url, error)
-            raise UpstreamError(f"{WHO} gave {error}: try again later", 504, "timeout") from None
         finally:
             if has_begun:
                 self.running -= 1
@@ -179,6 +176,10 @@ class Upstream:
             else:
                 self.dialect = dialect  # only now: a refusal may quote the client's words
                 return stream
+
+    def late(self, seconds: float) -> UpstreamError:
+        log.warning("%s gives no answer within %g s", self.remote.url, seconds)
+        return UpstreamError(f"{WHO} gave no answer within {seconds:g} s: try again later", 504, "timeout")
 
     def explained(self, error: openai.APIError, status: int | None) -> Exception:
         """Return the error for the client. Messages of the server are repeated only if they are about the request.

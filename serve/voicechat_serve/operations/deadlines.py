@@ -1,7 +1,7 @@
 """Deadlines for a call through a deployment's handle, and for the pieces of a stream."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, TypeVar
 
 from ray.serve.handle import DeploymentResponse
@@ -10,22 +10,11 @@ Piece = TypeVar("Piece")
 
 
 class LateError(TimeoutError):
-    """There was no answer in time.
-
-    Args:
-        within_s: the time.
-    """
-
-    def __init__(self, within_s: float):
-        super().__init__(within_s)
-        self.within_s = within_s
-
-    def __str__(self) -> str:
-        return f"no answer within {self.within_s:g} s"
+    """A replica did not respond in time."""
 
 
 async def pieces_in_time(
-    stream: AsyncIterator[Piece], first_s: float, next_s: float, whole_s: float
+    stream: AsyncIterator[Piece], first_s: float, next_s: float, whole_s: float, late: Callable[[float], Exception]
 ) -> AsyncGenerator[Piece, None]:
     """Yield the pieces of a stream; the reader's own time counts only for the whole.
 
@@ -34,8 +23,7 @@ async def pieces_in_time(
         first_s: the longest wait for the first piece.
         next_s: the longest wait for each further piece.
         whole_s: the longest time for the whole.
-
-    Raises: the errors of the stream; LateError: a piece or the whole is late.
+        late: the seconds without a piece -> the error to raise.
     """
     loop, pieces = asyncio.get_running_loop(), aiter(stream)
     end, patience_s = loop.time() + whole_s, first_s
@@ -47,7 +35,7 @@ async def pieces_in_time(
             return
         except TimeoutError:
             if patience.expired():
-                raise LateError(whole_s if loop.time() >= end else patience_s) from None
+                raise late(whole_s if loop.time() >= end else patience_s) from None
             raise
         yield piece
         patience_s = next_s
@@ -67,5 +55,5 @@ async def answer_in_time(response: DeploymentResponse, within_s: float) -> Any:
                 raise
     except TimeoutError:
         if patience.expired():
-            raise LateError(within_s) from None
+            raise LateError(f"no answer within {within_s:g} s") from None
         raise
