@@ -154,7 +154,7 @@ def api_application(
     if len(set(ids)) < len(ids) or set(ids) & RESERVED_NAMES:
         raise InputError(f"models must have names of their own, and none of {', '.join(sorted(RESERVED_NAMES))}: {ids}")
     for model, _ in models:
-        if not model.path.exists():
+        if model.path and not model.path.exists():
             raise InputError(f"the model {model.id!r} has no files: {model.path} does not exist")
     if not models:
         raise InputError(

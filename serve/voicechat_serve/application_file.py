@@ -4,6 +4,7 @@ The format is Ray Serve's own; on a cluster, `serve deploy FILE` reads it. This 
 applications. `voicechat serve` and `voicechat up` read serve/applications/local.yaml.
 """
 
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -21,6 +22,7 @@ from voicechat_serve.generation.served_model import (
     EngineName,
     EngineOptions,
     Precision,
+    Remote,
     ServedModel,
 )
 from voicechat_serve.names import API, FRONT
@@ -99,8 +101,8 @@ class Engines(Replicas):
 
     num_cpus: float = Field(default=0.2, ge=0)
     engine: EngineName = "auto"
-    """llamacpp (GGUF files, and checkpoints that can be folded), torch, vllm (a separate installation), or auto: the
-    engine that suits the files."""
+    """llamacpp (GGUF files, and checkpoints that can be folded), torch, vllm (a separate installation), auto: the
+    engine that suits the files, or openai: the model of another server with OpenAI's API (only under `models`)."""
     precision: Precision = "auto"
     """For torch and vllm: float32, bfloat16, or auto: bfloat16 on a GPU."""
     device: Device = "auto"
@@ -129,6 +131,12 @@ class ModelEntry(Engines):
     """The name in requests, without an @, because NAME@NUMBER means a version of a champion's model."""
     source: str = ""
     """A folder, NAME@NUMBER, a packaged model, or OWNER/NAME of the Hugging Face hub; by default `id`."""
+    url: str = ""
+    """For the engine openai: the base URL of the server, such as http://127.0.0.1:11434/v1."""
+    model: str = Field(default="", max_length=200)
+    """For the engine openai: the model's name there; by default `id`."""
+    key_env: str = ""
+    """For the engine openai: the NAME of the environment variable that holds the key for that server, never the key."""
 
     @field_validator("id")
     @classmethod
@@ -136,6 +144,40 @@ class ModelEntry(Engines):
         if "@" in given:
             raise ValueError(f"{given!r} has an @: choose another id, and put the model to serve under `source`")
         return given
+
+    @field_validator("url")
+    @classmethod
+    def is_an_address_without_a_password(cls, given: str) -> str:
+        if "@" in given:  # not quoted: a message may end in a log
+            raise ValueError("a URL with an @ would show a password: put the key into the environment, see `key_env`")
+        return given and api_address(given)
+
+    @field_validator("key_env")
+    @classmethod
+    def is_a_name(cls, given: str) -> str:
+        if given and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", given):  # not quoted: it may be a key
+            raise ValueError(
+                "write the NAME of an environment variable, such as UPSTREAM_KEY, and never the key itself"
+            )
+        return given
+
+    @model_validator(mode="after")
+    def is_here_or_elsewhere(self) -> Self:
+        given = self.model_fields_set
+        if self.engine == "openai":
+            if not self.url:
+                raise ValueError(
+                    "the engine openai needs `url`, the base URL of a server such as http://127.0.0.1:11434/v1"
+                )
+            if wrong := sorted(given & HERE_ONLY):
+                raise ValueError(f"the engine openai has no `{wrong[0]}`: the other server decides it")
+        elif wrong := sorted(given & {"url", "model", "key_env"}):
+            raise ValueError(f"`{wrong[0]}` needs `engine: openai`")
+        return self
+
+
+HERE_ONLY = {"source", *(field.name for field in fields(EngineOptions))} - {"engine"}
+"""Fields that say how a model runs on this machine."""
 
 
 class APIArguments(Strict):
@@ -154,6 +196,13 @@ class APIArguments(Strict):
     """The HTTP API. Each of its replicas counts the limits of keys by itself."""
     realtime_sessions: int = Field(default=16, ge=1)
     """The most concurrent spoken conversations in each replica of the ingress."""
+
+    @field_validator("champions")
+    @classmethod
+    def run_here(cls, champions: Engines | None) -> Engines | None:
+        if champions and champions.engine == "openai":
+            raise ValueError("champions are models of the registry, which the engine openai cannot read")
+        return champions
 
     @field_validator("models")
     @classmethod
@@ -226,7 +275,7 @@ def served_models(arguments: APIArguments) -> list[tuple[ServedModel, Replicas]]
     """Return the language models to deploy, the registry's champions first.
 
     Raises:
-        InputError: a model's files are not found.
+        InputError: a model's files are not found, or the key of a model elsewhere.
     """
     listed = listed_models(arguments)
     if (how := arguments.champions) is None:
@@ -238,6 +287,13 @@ def listed_models(arguments: APIArguments) -> list[tuple[ServedModel, Replicas]]
     """Return the models that the file lists. Raises the errors of `served_models`."""
     found: list[tuple[ServedModel, Replicas]] = []
     for entry in arguments.models:
+        given = entry.sampling.model_dump(exclude_none=True)
+        if entry.engine == "openai":
+            remote = Remote(url=entry.url, model=entry.model or entry.id, key_env=entry.key_env)
+            remote.key()  # before any work starts; the replica reads it again
+            far = ServedModel(id=entry.id, remote=remote, sampling=given, max_tokens=entry.max_tokens)
+            found.append((far, entry))
+            continue
         source = entry.source or entry.id
         is_packaged = source in LANGUAGE_MODELS
         served = ServedModel(
@@ -245,7 +301,7 @@ def listed_models(arguments: APIArguments) -> list[tuple[ServedModel, Replicas]]
             path=model_path(source, entry.engine),
             is_packaged=is_packaged,
             options=entry.engine_options(),
-            sampling=(CATALOGUE[source].sampling if is_packaged else {}) | entry.sampling.model_dump(exclude_none=True),
+            sampling=(CATALOGUE[source].sampling if is_packaged else {}) | given,
             max_tokens=entry.max_tokens,
         )
         found.append((served, entry))

@@ -20,7 +20,11 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from heard import wrong_characters
+from voicechat_platform.errors import InputError
 from voicechat_serve.audio import HEARING_RATE, decode
+from voicechat_serve.generation.loaded_model import GenerationOptions
+from voicechat_serve.generation.remote_model import RemoteModel
+from voicechat_serve.generation.served_model import Remote
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMOLLM2 = "smollm2-135m-instruct"
@@ -63,6 +67,32 @@ def test_whole_chat(http):
     assert 0 < usage["completion_tokens"] <= 24
     assert usage["prompt_tokens"] > 10
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+async def test_this_service_as_a_model_elsewhere(server, client):
+    """Text, usage and scores are the same through `engine: openai` as asked directly."""
+    model = RemoteModel(Remote(url=f"{server}/v1", model="shakespeare"), "far")
+    sampling = {"max_tokens": 12, "temperature": 0.0, "top_k": 5, "logit_bias": ((3, -1.0),)}
+    options = GenerationOptions(sampling=sampling, top_scores=2)
+    same = {"model": "shakespeare", "max_tokens": 12, "temperature": 0, "logit_bias": {"3": -1}}
+    direct = client.completions.create(prompt="ROMEO:\n", logprobs=2, extra_body={"top_k": 5}, **same)
+    through = [delta async for delta in model.complete("ROMEO:\n", options)]
+    scores = [score for delta in through for score in delta.scores]
+    expected = direct.choices[0].logprobs
+    assert "".join(delta.text for delta in through) == direct.choices[0].text
+    assert [score.text for score in scores] == expected.tokens
+    assert [score.logprob for score in scores] == expected.token_logprobs
+    assert [score.offset for score in scores] == expected.text_offset
+    messages = [{"role": "user", "content": "Speak."}]
+    direct = client.chat.completions.create(messages=messages, extra_body={"top_k": 5}, **same)
+    through = [delta async for delta in model.chat(messages, GenerationOptions(sampling=sampling))]
+    last = through[-1]
+    assert "".join(delta.text for delta in through) == direct.choices[0].message.content
+    assert last.finish_reason == direct.choices[0].finish_reason
+    assert (last.prompt_tokens, last.completion_tokens) == (direct.usage.prompt_tokens, direct.usage.completion_tokens)
+    with pytest.raises(InputError, match="context"):
+        await anext(model.chat([{"role": "user", "content": "Speak. " * 5000}], GenerationOptions()))
+    await model.engine.client.close()
 
 
 def test_streamed_chat_is_the_whole_chat(client):

@@ -30,6 +30,7 @@ from voicechat_serve.application_file import (
     read_application,
     served_models,
 )
+from voicechat_serve.generation.served_model import Remote
 from voicechat_serve.operations.keys import create_key
 
 ROOT = Path(__file__).parents[2]
@@ -164,10 +165,40 @@ class TestKubernetes:
             "      models:\n        - id: shakespeare@3",
             "a.yaml:7: applications.0.args.models.0.id: 'shakespeare@3' has an @: choose another id, and put the model",
         ),
+        (
+            "      models:\n        - {id: a, engine: openai}",
+            "a.yaml:7: applications.0.args.models.0: the engine openai needs `url`, the base URL of a server such as",
+        ),
+        (
+            "      models:\n        - {id: a, engine: openai, url: 'localhost:11434'}",
+            "a.yaml:7: applications.0.args.models.0.url: 'localhost:11434' is not the base URL of an API",
+        ),
+        (
+            "      models:\n        - {id: a, engine: openai, url: 'http://me:secret@there/v1'}",
+            "a.yaml:7: applications.0.args.models.0.url: a URL with an @ would show a password: put the key into",
+        ),
+        (
+            "      models:\n        - {id: a, engine: openai, url: 'http://there/v1', key_env: sk-secret}",
+            "a.yaml:7: applications.0.args.models.0.key_env: write the NAME of an environment variable",
+        ),
+        (
+            "      models:\n        - {id: a, engine: openai, url: 'http://there/v1', source: b}",
+            "a.yaml:7: applications.0.args.models.0: the engine openai has no `source`: the other server decides it",
+        ),
+        (
+            "      models:\n        - {id: a, url: 'http://there/v1'}",
+            "a.yaml:7: applications.0.args.models.0: `url` needs `engine: openai`",
+        ),
+        (
+            "      champions: {engine: openai}",
+            "a.yaml:6: applications.0.args.champions: champions are models of the registry, which the engine openai",
+        ),
     ],
 )
 def test_wrong_arguments_are_told_with_file_line_and_field(tmp_path, args, message):
-    assert refusal(tmp_path, f"{FILE}    args:\n{args}\n").startswith(message)
+    told = refusal(tmp_path, f"{FILE}    args:\n{args}\n")
+    assert told.startswith(message)
+    assert "secret" not in told
 
 
 @pytest.mark.parametrize(
@@ -252,6 +283,21 @@ class TestWhatServeBuilds:
         for engine in ("torch", "vllm"):
             assert model_path("smollm2-135m-instruct", engine).is_dir()
 
+    def test_a_model_elsewhere_has_its_key_in_the_environment(self, monkeypatch):
+        entry = ModelEntry(id="far", engine="openai", url="http://there/v1/", key_env="FAR_KEY", model="vendor/large")
+        arguments = APIArguments(
+            champions=None, models=(entry, ModelEntry(id="near", engine="openai", url="http://n/v1"))
+        )
+        monkeypatch.delenv("FAR_KEY", raising=False)
+        with pytest.raises(InputError, match="the environment variable FAR_KEY is not set"):
+            served_models(arguments)
+        monkeypatch.setenv("FAR_KEY", "secret")
+        (far, _), (near, _) = served_models(arguments)
+        assert far.remote == Remote(url="http://there/v1", model="vendor/large", key_env="FAR_KEY")
+        assert near.remote == Remote(url="http://n/v1", model="near")
+        built = self.built(application.api(arguments), "api")
+        assert "secret" not in repr([deployment.init_args for deployment in built.deployments])
+
     def built(self, bound: serve.Application, name: str) -> BuiltApplication:
         return build_app(bound, name=name)
 
@@ -305,7 +351,10 @@ def test_serve_deploys_a_file_with_a_champion(home, free_port):
     values["http_options"] |= {"host": "0.0.0.0", "port": free_port}
     values["applications"][0]["args"] |= {
         "whisper": "tiny.en",
-        "models": [{"id": "asleep", "source": "romeo@1"} | asleep],
+        "models": [
+            {"id": "asleep", "source": "romeo@1"} | asleep,
+            {"id": "far", "engine": "openai", "url": "http://127.0.0.1:9/v1"},
+        ],
     }
     values["applications"][1]["args"] = {}
     (home / "file.yaml").write_text(yaml.safe_dump(values))
@@ -331,6 +380,10 @@ def test_serve_deploys_a_file_with_a_champion(home, free_port):
             answer = api.completions.create(model=model, prompt="ROMEO:\n", max_tokens=5, temperature=0)
             assert answer.usage
             assert answer.usage.completion_tokens == 5
+        # Nothing listens there, and that is no failure of its replica.
+        with pytest.raises(openai.InternalServerError, match="the server that runs this model does not answer") as far:
+            api.chat.completions.create(model="far", messages=[{"role": "user", "content": "Hello"}])
+        assert (far.value.status_code, far.value.code) == (503, "unavailable")
         # The proxy's own routes are for this machine, where Kubernetes' probes ask.
         assert httpx.get(f"{url}/-/healthz").text == "success"
         elsewhere = f"http://{ray.util.get_node_ip_address()}:{free_port}"

@@ -22,6 +22,7 @@ NAMES = {"smollm2-135m-instruct": "SmolLM2"}
 ORIGINS = {
     "packaged": ("packaged", "made for conversation, in English. It is small, so do not rely on its answers."),
     "tuned": ("tuned here", "continues in the style of the text on which it was tuned, and seldom answers a question."),
+    "remote": ("on another server", "runs on another server: what you say goes there as text."),
 }
 """A model's origin in this project's API -> the words of the page for it, and a description of the model."""
 

@@ -20,6 +20,7 @@ from voicechat_serve.generation.engines.interface import (
     UnavailableError,
     UnknownVersionError,
     UnsupportedError,
+    UpstreamError,
 )
 from voicechat_serve.operations.load import OverloadedError
 
@@ -117,6 +118,9 @@ def api_error(error: Exception) -> APIError:
         return APIError(400, str(error))
     if isinstance(error, OverloadedError | BackPressureError):
         return APIError(503, "the server is busy; try again in a moment", code="overloaded")
+    if isinstance(error, UpstreamError):
+        headers = {"Retry-After": str(error.retry_after_s)} if error.status == 503 else None
+        return APIError(error.status, str(error), code=error.code, headers=headers)
     if isinstance(error, UnavailableError):
         return APIError(503, str(error), code="unavailable")
     if isinstance(error, RayError):

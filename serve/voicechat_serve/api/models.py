@@ -18,7 +18,7 @@ from voicechat_serve.generation.served_model import ServedModel
 
 def router(services: Services) -> APIRouter:
     routes = APIRouter()
-    created = {model.id: int(model.path.stat().st_mtime) for model in services.models.values()}
+    created = {model.id: int(model.path.stat().st_mtime) if model.path else 0 for model in services.models.values()}
     names = [*created, services.transcription_model, SYNTHESIS_MODEL]
 
     def card(name: str, model: str | None = None) -> dict[str, Any]:
@@ -55,7 +55,10 @@ def router(services: Services) -> APIRouter:
 
 
 def origin(model: ServedModel) -> str:
-    """Return the origin of a language model: "packaged" with this project, "tuned" by it, or "elsewhere"."""
+    """Return the origin of a language model: "packaged" with this project, "tuned" by it, "remote" on
+    another server, or from "elsewhere"."""
+    if model.path is None:
+        return "remote"
     if model.version is not None:
         return "tuned"
     return "packaged" if model.is_packaged else "elsewhere"

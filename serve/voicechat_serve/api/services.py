@@ -1,8 +1,7 @@
 """The deployments' handles for the routers, and the deployment of each model name."""
 
-import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from voicechat_platform.errors import InputError
 from voicechat_serve.api.errors import APIError, shortened
 from voicechat_serve.api.request_log import current_request
 from voicechat_serve.generation.served_model import ServedModel
-from voicechat_serve.operations.deadlines import LateError, answer_in_time
+from voicechat_serve.operations.deadlines import LateError, answer_in_time, pieces_in_time
 from voicechat_serve.transcription.languages import whisper_language
 
 TRANSCRIPTION_ALIASES = ("whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe")
@@ -111,28 +110,10 @@ async def streamed(handle: DeploymentHandle, method: str, *arguments: Any) -> As
     """
     stream = getattr(handle.options(stream=True), method).remote(*arguments)
     try:
-        async with contextlib.aclosing(in_time(stream)) as pieces:
+        async with contextlib.aclosing(pieces_in_time(stream, FIRST_PIECE_S, NEXT_PIECE_S, WHOLE_S, late)) as pieces:
             yield pieces
     finally:
         stream.cancel()
-
-
-async def in_time(stream: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
-    """Yield the pieces of a stream with time limits; the reader's own time counts only for the whole."""
-    loop, pieces = asyncio.get_running_loop(), aiter(stream)
-    end, patience_s = loop.time() + WHOLE_S, FIRST_PIECE_S
-    while True:
-        try:
-            async with asyncio.timeout_at(min(end, loop.time() + patience_s)) as patience:
-                piece = await anext(pieces)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            if patience.expired():
-                raise late(WHOLE_S if loop.time() >= end else patience_s) from None
-            raise
-        yield piece
-        patience_s = NEXT_PIECE_S
 
 
 def late(seconds: float) -> APIError:

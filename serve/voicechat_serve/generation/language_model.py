@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from ray.serve.handle import DeploymentHandle
 
@@ -17,6 +18,7 @@ from voicechat_serve.generation.chat_tokenizer import ChatTokenizer, Message
 from voicechat_serve.generation.engines.choice import make_engine
 from voicechat_serve.generation.engines.interface import UnavailableError, UnknownVersionError
 from voicechat_serve.generation.loaded_model import Delta, GenerationOptions, LoadedModel
+from voicechat_serve.generation.remote_model import RemoteModel
 from voicechat_serve.generation.served_model import ServedModel
 from voicechat_serve.operations.deadlines import answer_in_time
 from voicechat_serve.operations.load import Load, OverloadedError
@@ -35,6 +37,32 @@ RETRY_S = 5.0
 
 CHAMPION_S = 2 * LONGEST_WAIT_S
 """The longest wait for an answer of the deployment that follows the registry, with or without a new champion."""
+
+
+class Runner(Protocol):
+    """What runs a model: an `Engine`, or the connection to another server."""
+
+    def load(self) -> Load: ...
+
+    def check(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Model(Protocol):
+    """A model in memory, or elsewhere."""
+
+    fingerprint: str
+    users: int
+
+    @property
+    def engine(self) -> Runner: ...
+
+    def chat(self, messages: Sequence[Message], options: GenerationOptions) -> AsyncGenerator[Delta, None]: ...
+
+    def complete(self, prompt: str | list[int], options: GenerationOptions) -> AsyncGenerator[Delta, None]: ...
+
+    async def warm_up(self) -> None: ...
 
 
 class LanguageModel:
@@ -81,7 +109,7 @@ class LanguageModel:
             async for delta in deltas:
                 yield delta
 
-    async def measured(self, model: LoadedModel, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
+    async def measured(self, model: Model, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
         """Pass a response on, and count it as a user of the model until it ends."""
         measured = self.metrics.answer()
         model.users += 1
@@ -115,7 +143,7 @@ class LanguageModel:
             log.exception("%s@%d cannot be looked up", self.served.id, number)
             raise UnavailableError(f"versions of {self.served.id} cannot be looked up now; try again later") from error
 
-    async def version(self, number: int | None, urgent: bool = False) -> LoadedModel:
+    async def version(self, number: int | None, urgent: bool = False) -> Model:
         """Return a version of the model, and load it if necessary; None means the champion.
 
         Args:
@@ -155,7 +183,7 @@ class LanguageModel:
         finally:
             self.places -= 1
 
-    def make_room(self, urgent: bool) -> LoadedModel | None:
+    def make_room(self, urgent: bool) -> Model | None:
         """Return the version that must leave memory before another one is loaded, or None if there is room.
 
         Raises:
@@ -171,17 +199,23 @@ class LanguageModel:
                 return self.versions.pop(number)
         raise OverloadedError(f"{MOST_VERSIONS} versions of {self.served.id} are in memory and needed; try again later")
 
-    def load(self, number: int | None, path: Path) -> LoadedModel:
+    def load(self, number: int | None, path: Path | None) -> Model:
         """Load and warm up a version; blocks, on a thread without an event loop."""
-        tokenizer = ChatTokenizer(path)
-        engine = make_engine(path, tokenizer, self.served.options)
-        fingerprint = self.served.id if number is None else f"{self.served.id}@{number}"
-        defaults = replace(tokenizer.sampling, **self.served.sampling)
-        model = LoadedModel(tokenizer, engine, fingerprint, defaults, self.served.max_tokens)
+        served = self.served
+        fingerprint = served.id if number is None else f"{served.id}@{number}"
+        model: Model
+        if path is None:
+            assert served.remote is not None
+            model = RemoteModel(served.remote, fingerprint, served.sampling, served.max_tokens)
+        else:
+            tokenizer = ChatTokenizer(path)
+            engine = make_engine(path, tokenizer, served.options)
+            defaults = replace(tokenizer.sampling, **served.sampling)
+            model = LoadedModel(tokenizer, engine, fingerprint, defaults, served.max_tokens)
         try:
             asyncio.run(model.warm_up())
         except BaseException:
-            engine.close()
+            model.engine.close()
             raise
         return model
 
@@ -213,7 +247,7 @@ class LanguageModel:
             raise RuntimeError("the champion is not followed any more")
 
 
-async def close_when_idle(model: LoadedModel) -> None:
+async def close_when_idle(model: Model) -> None:
     """Close a model's engine when its last request has ended."""
     while model.users:
         await asyncio.sleep(IDLE_POLL_S)

@@ -1,11 +1,15 @@
 """The settings of a language-model deployment, as plain values: the check of an application file needs no torch."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-EngineName = Literal["auto", "llamacpp", "torch", "vllm"]
-"""auto: llamacpp for a GGUF file, and the faster of llamacpp and torch for a folder (engines/choice.py)."""
+from voicechat_platform.errors import InputError
+
+EngineName = Literal["auto", "llamacpp", "torch", "vllm", "openai"]
+"""auto: llamacpp for a GGUF file, and the faster of llamacpp and torch for a folder (engines/choice.py). openai: the
+model runs elsewhere."""
 
 Precision = Literal["auto", "float32", "bfloat16"]
 """auto: bfloat16 on a GPU, float32 on a CPU. For torch and vllm; a GGUF file has its own."""
@@ -35,11 +39,42 @@ class EngineOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Remote:
+    """A model of another server, which speaks OpenAI's API."""
+
+    url: str
+    """The base URL, such as http://127.0.0.1:11434/v1."""
+    model: str
+    """The model's name there."""
+    key_env: str = ""
+    """The environment variable with the key; empty for a server without keys. The key itself is in no setting, because
+    Ray's dashboard and logs show settings."""
+
+    def key(self) -> str:
+        """Return the key from this process's environment.
+
+        Raises:
+            InputError: the variable is not set, or its value cannot be sent.
+        """
+        if not self.key_env:
+            return "none"
+        key = os.environ.get(self.key_env, "").strip()
+        problem = "is not set" if not key else "" if key.isascii() and key.isprintable() else "holds no key"
+        if problem:
+            raise InputError(
+                f"the environment variable {self.key_env} {problem}: set it to the key of {self.url} before Ray starts"
+            )
+        return key
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServedModel:
     id: str
     """The model's name in requests."""
-    path: Path
-    """A Hugging Face model directory, or a GGUF file."""
+    path: Path | None = None
+    """A Hugging Face model directory, or a GGUF file; None for a model elsewhere."""
+    remote: Remote | None = None
+    """A model elsewhere."""
     version: int | None = None
     """The version of the registry's model `id` in the folder; None if it is no model of the registry."""
     is_packaged: bool = False

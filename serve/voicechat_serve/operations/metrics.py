@@ -129,24 +129,27 @@ class AnswerMetrics:
 
     def __init__(self, tags: dict[str, str]):
         self.tags = tags
-        self.completion_tokens = 0
+        self.prompt_tokens = self.completion_tokens = 0
         self.observed = time.monotonic()
 
     def observe(self, prompt_tokens: int, completion_tokens: int) -> None:
         """Record each message to the API.
 
         Args:
-            prompt_tokens: tokens read before the first message.
-            completion_tokens: tokens generated so far, with those of earlier messages.
+            prompt_tokens: tokens of the prompt. For a model elsewhere only the last message has their number.
+            completion_tokens: tokens generated so far, with those of earlier messages. A model elsewhere counts pieces,
+                and the last message may correct their number downwards; a counter only grows.
         """
         now = time.monotonic()
+        if prompt_tokens > self.prompt_tokens:
+            PROMPT_TOKENS.inc(prompt_tokens - self.prompt_tokens, self.tags)
+            self.prompt_tokens = prompt_tokens
         new = completion_tokens - self.completion_tokens
-        if not new:
+        if new <= 0:
             return
         if self.completion_tokens:
             INTER_TOKEN_SECONDS.observe((now - self.observed) / new, self.tags)
         else:
             FIRST_TOKEN_SECONDS.observe(now - self.observed, self.tags)
-            PROMPT_TOKENS.inc(prompt_tokens, self.tags)
         COMPLETION_TOKENS.inc(new, self.tags)
         self.completion_tokens, self.observed = completion_tokens, now

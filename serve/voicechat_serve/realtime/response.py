@@ -207,15 +207,20 @@ class Response:
             return "cancelled"
         if self.failure:
             return "failed"
-        is_cut = self.reply.last is not None and self.reply.last.finish_reason == "length"
-        return "incomplete" if is_cut else "completed"
+        return "incomplete" if self.cut else "completed"
+
+    @property
+    def cut(self) -> str | None:
+        """The reason for which the reply is not whole."""
+        reasons = {"length": "max_output_tokens", "content_filter": "content_filter"}
+        return reasons.get(str(self.reply.last.finish_reason)) if self.reply.last else None
 
     def resource(self, status: str) -> RealtimeResponse:
         """Return the response as OpenAI's resource, with a status."""
         details: dict[str, dict[str, Any]] = {
             "cancelled": {"type": "cancelled", "reason": self.cancelled},
             "failed": {"type": "failed", "error": self.failure},
-            "incomplete": {"type": "incomplete", "reason": "max_output_tokens"},
+            "incomplete": {"type": "incomplete", "reason": self.cut},
         }
         is_done = status != "in_progress"
         last = self.reply.last

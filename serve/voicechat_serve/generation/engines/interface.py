@@ -7,7 +7,8 @@ from typing import Literal, Protocol
 from voicechat_platform.errors import InputError
 from voicechat_serve.operations.load import Load
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "content_filter"]
+"""content_filter: only from a model elsewhere, whose server withholds the rest."""
 
 LONGEST_CONTEXT = 4096
 """Of any engine. Some models claim a hundred thousand positions, for which a cache has no room."""
@@ -24,6 +25,24 @@ LEAST_TEMPERATURE = 1e-3
 
 class UnavailableError(RuntimeError):
     """A resource exists, but is not available now. The replica's log has the reason, the message does not."""
+
+
+class UpstreamError(UnavailableError):
+    """The server of a model elsewhere does not answer as it should.
+
+    Args:
+        message: for the client; the replica's log has the details.
+        status: the HTTP status for the client: 502 if the operator must correct the model's entry, 503, or 504.
+        code: for a program.
+        retry_after_s: when the client may try again.
+    """
+
+    def __init__(self, message: str, status: int = 503, code: str = "unavailable", retry_after_s: int = 1):
+        super().__init__(message, status, code, retry_after_s)  # pickle rebuilds an exception from these
+        self.status, self.code, self.retry_after_s = status, code, retry_after_s
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 class EmptyPromptError(InputError):

@@ -41,19 +41,31 @@ class TextStream:
 
     def __init__(self, decode: Decode, stop: Sequence[str] = ()):
         self.detokenizer = Detokenizer(decode)
-        self.stop = tuple(string for string in stop if string)
-        self.held = ""
+        self.ending = StopStrings(stop)
 
     def push(self, token_id: int) -> tuple[str, bool]:
         """Return the text that is now certain, and whether a stop string ended it."""
-        return self.release(self.detokenizer.push(token_id))
+        return self.ending.release(self.detokenizer.push(token_id))
 
     def finish(self) -> str:
         """Return the rest if the answer ended for another reason than a stop string."""
-        text, stopped = self.release(self.detokenizer.finish())
+        return self.ending.finish(self.detokenizer.finish())
+
+
+class StopStrings:
+    """Cuts a text that arrives in pieces at the stop string that is complete first."""
+
+    def __init__(self, stop: Sequence[str] = ()):
+        self.stop = tuple(string for string in stop if string)
+        self.held = ""
+
+    def finish(self, text: str = "") -> str:
+        """Return the rest, with the last piece, if the answer ended for another reason than a stop string."""
+        text, stopped = self.release(text)
         return text if stopped else text + self.held
 
     def release(self, text: str) -> tuple[str, bool]:
+        """Return the text that is now certain, and whether a stop string ended it."""
         if not self.stop:
             return text, False
         text = self.held + text
