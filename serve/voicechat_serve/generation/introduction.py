@@ -59,13 +59,13 @@ def introduce_version(version: Version, words: Words) -> Introduction:
     Raises: the errors of `Version.checkpoint` and `read_run`.
     """
     recipe = read_run(version.checkpoint())["recipe"]
-    size = f"of {in_words(version.parameters)} parameters"
+    size = in_words(version.parameters)
     converses = holds_conversations(recipe)
     if converses:
-        about = f"A chat model {size}, tuned here on conversations. {SMALL}"
+        about = f"A chat model of {size} parameters, tuned on conversations. {SMALL}"
     else:
         about = (
-            f"A model {size}, tuned here. It continues text in the style of its corpus, and cannot answer questions."
+            f"A model of {size} parameters. It continues text in the style of its corpus and cannot answer questions."
         )
     return Introduction(
         title=words.title or capitalized(version.name.replace("-", " ")),
@@ -86,7 +86,7 @@ def introduce_listed(name: str, path: Path, is_packaged: bool, words: Words) -> 
         InputError: run.json or tokenizer_config.json in the folder is damaged.
     """
     converses = is_chat_model(path)
-    about = "It has no chat template: it continues text, and cannot answer questions."
+    about = "It has no chat template: it continues text and cannot answer questions."
     if is_packaged:
         about = f"Made for conversation, in English. {SMALL}"
     elif converses:
