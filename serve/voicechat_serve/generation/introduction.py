@@ -122,10 +122,10 @@ def holds_conversations(recipe: dict[str, Any]) -> bool:
 
 
 def in_words(parameters: int) -> str:
-    for size, word in ((10**9, "billion"), (10**6, "million")):
-        if parameters >= size / 10:
-            return f"{parameters / size:.3g} {word}"
-    return f"{parameters:,}"
+    if parameters < 100_000:
+        return f"{parameters:,}"
+    size, word = (10**9, "billion") if parameters >= 10**9 else (10**6, "million")
+    return f"{parameters / size:.3g} {word}"
 
 
 def capitalized(name: str) -> str:
