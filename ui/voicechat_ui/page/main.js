@@ -89,7 +89,7 @@ function draw() {
   view.percentiles(percentiles.rows());
   view.models(models);
   view.instructions(models);
-  view.controls({ ...talk, muted: Boolean(microphone.muted), busy: conversation.busy, model: models.chosen });
+  view.controls({ ...talk, muted: Boolean(microphone.muted), busy: conversation.busy, model: models.current });
   Object.assign(window.voicechat, { status, ...playback.meter, playing: playback.playing });
 }
 
@@ -188,7 +188,7 @@ function togglePushToTalk() {
 }
 
 function hold() {
-  if (talk.holding || !models.chosen) return;
+  if (talk.holding || !models.current) return;
   playback.wake();
   conversation.interrupt();
   talk.holding = talk.taking = true;
@@ -225,7 +225,7 @@ function release() {
 function sendMessage() {
   const box = view.get("message");
   const text = box.value.trim();
-  if (!text || !models.chosen) return;
+  if (!text || !models.current) return;
   box.value = "";
   grow(box);
   talk.problem = "";
@@ -366,9 +366,7 @@ window.voicechat = {
 
   // The lists have come, or what is wrong with the server.
   opened(problem, list, ...values) {
-    const { model = "", written = {} } = stored("settings", {});
-    Object.assign(models, { chosen: model, written });
-    models.take(list);
+    if (list.length) models.take(list);
     talk.opened = true;
     talk.problem = problem ?? "";
     this.set(...values);
@@ -480,6 +478,8 @@ setInterval(() => {
   show();
 }, 1000);
 
+const { model: chosen = "", written = {} } = stored("settings", {});
+Object.assign(models, { chosen, written });
 conversation.messages = stored("messages", []).map((message) => ({ ...message, session: 0 }));
 new MutationObserver(() => {
   const list = view.get("messages");

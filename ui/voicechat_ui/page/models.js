@@ -21,13 +21,13 @@ class Models {
     return this.#find(id)?.title ?? id;
   }
 
-  // The server's current list. A version of a listed model stays while it is chosen; the list has only champions.
+  // The server's current list, which has at least one. A version of a listed model stays while it is chosen; the list has only champions.
   take(list) {
     const { current } = this;
     this.list = [...list];
     const isVersion = current?.id.includes("@") && this.#find(current.id.slice(0, current.id.lastIndexOf("@")));
     if (isVersion) this.add(current);
-    if (!this.current) this.chosen = list[0]?.id ?? "";
+    if (!this.current) this.chosen = list[0].id;
   }
 
   add(model) {
