@@ -176,6 +176,7 @@ def test_settings_apply_to_the_next_turn_and_a_reload_keeps_all(
     assert "short sentences" in realtime.session.config["instructions"]
     assert realtime.session.config["temperature"] is None, "the model's own"
     talk.page.get_by_role("button", name="Settings").click()
+    talk.wait_for("ready")  # a change of the model would stop the reply
     talk.page.get_by_role("button", name="parrot, yours").click()
     talk.page.get_by_label("Voice", exact=True).click()
     talk.page.get_by_role("option", name="amelie (French)").click()
