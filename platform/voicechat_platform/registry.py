@@ -92,6 +92,8 @@ class Version:
     attention: str
     parameters: int
     nats_per_character: float
+    created: int = 0
+    """Unix time in seconds of its registration."""
 
     def __str__(self) -> str:
         return f"{self.name}@{self.number}"
@@ -346,6 +348,7 @@ def as_version(found: Any, champion: str | None) -> Version:
         attention=tags.get("attention", ""),
         parameters=int(tags.get("parameters", 0)),
         nats_per_character=float(tags.get("nats_per_character", "nan")),
+        created=found.creation_timestamp // 1000,
     )
 
 

@@ -171,7 +171,7 @@ def api_application(
             max_ongoing_requests=10_000,  # every replica of every language model waits in it
             graceful_shutdown_wait_loop_s=0.1,
             graceful_shutdown_timeout_s=0.5,  # no client waits for it any more
-        ).bind()
+        ).bind({model.id: model.words for model, _ in models if model.version is not None})
 
     def bound(model: ServedModel, replicas: Replicas) -> serve.Application:
         deployment = serve.deployment(LanguageModel, name=deployment_name(model), **replicas.options())
@@ -185,6 +185,7 @@ def api_application(
         transcription=transcription.bind(whisper_folder, chat_model=classifier),
         transcription_model=whisper_name,
         synthesis=synthesis.bind(),
+        champions=champions,
         realtime_sessions=arguments.realtime_sessions,
     )
     ingress = serve.deployment(APIIngress, name=API, **arguments.ingress.options())

@@ -16,6 +16,7 @@ from voicechat_platform.errors import InputError
 from voicechat_platform.paths import api_address
 from voicechat_platform.registry import Registry, Version, find_checkpoint
 from voicechat_platform.strict_yaml import PathText, Strict, compose_yaml, line_of, validate
+from voicechat_serve.generation.introduction import Words, introduce_listed, introduce_remote, introduce_version
 from voicechat_serve.generation.served_model import (
     MAX_TOKENS,
     Device,
@@ -124,7 +125,14 @@ class Engines(Replicas):
         return EngineOptions(**{field.name: getattr(self, field.name) for field in fields(EngineOptions)})
 
 
-class ModelEntry(Engines):
+class ChampionEngines(Engines):
+    """How to run the champions, and what to say of them."""
+
+    introductions: dict[str, Words] = Field(default_factory=dict)
+    """By the model's name in the registry."""
+
+
+class ModelEntry(Words, Engines):
     """A language model with its own name in the API."""
 
     id: PathText = Field(max_length=200)
@@ -183,7 +191,7 @@ HERE_ONLY = {"source", *(field.name for field in fields(EngineOptions))} - {"eng
 class APIArguments(Strict):
     """`args` of the application `api`."""
 
-    champions: Engines | None = Engines()
+    champions: ChampionEngines | None = ChampionEngines()
     """How to run the champions of the registry, each under its model's name; null for none."""
     models: Annotated[tuple[ModelEntry, ...], Field(strict=False)] = ()
     """Additional language models."""
@@ -275,12 +283,19 @@ def served_models(arguments: APIArguments) -> list[tuple[ServedModel, Replicas]]
     """Return the language models to deploy, the registry's champions first.
 
     Raises:
-        InputError: a model's files are not found, or the key of a model elsewhere.
+        InputError: a model's files are not found, or the key of a model elsewhere; or an introduction names no
+            champion.
     """
     listed = listed_models(arguments)
     if (how := arguments.champions) is None:
         return listed
-    return [*((served_version(version, how), how) for version in Registry().champions()), *listed]
+    champions = Registry().champions()
+    names = [version.name for version in champions]
+    for name in how.introductions:
+        if name not in names:
+            known = ", ".join(names) or "none"
+            raise InputError(f"champions.introductions: {name!r} has no champion in the registry; there are: {known}")
+    return [*((served_version(version, how), how) for version in champions), *listed]
 
 
 def listed_models(arguments: APIArguments) -> list[tuple[ServedModel, Replicas]]:
@@ -291,24 +306,32 @@ def listed_models(arguments: APIArguments) -> list[tuple[ServedModel, Replicas]]
         if entry.engine == "openai":
             remote = Remote(url=entry.url, model=entry.model or entry.id, key_env=entry.key_env)
             remote.key()  # before any work starts; the replica reads it again
-            far = ServedModel(id=entry.id, remote=remote, sampling=given, max_tokens=entry.max_tokens)
+            far = ServedModel(
+                id=entry.id,
+                remote=remote,
+                sampling=given,
+                max_tokens=entry.max_tokens,
+                introduction=introduce_remote(entry.id, entry),
+            )
             found.append((far, entry))
             continue
         source = entry.source or entry.id
-        is_packaged = source in LANGUAGE_MODELS
+        path, is_packaged = model_path(source, entry.engine), source in LANGUAGE_MODELS
         served = ServedModel(
             id=entry.id,
-            path=model_path(source, entry.engine),
+            path=path,
             is_packaged=is_packaged,
             options=entry.engine_options(),
             sampling=(CATALOGUE[source].sampling if is_packaged else {}) | given,
             max_tokens=entry.max_tokens,
+            introduction=introduce_listed(entry.id, path, is_packaged, entry),
         )
         found.append((served, entry))
     return found
 
 
-def served_version(version: Version, how: Engines) -> ServedModel:
+def served_version(version: Version, how: ChampionEngines) -> ServedModel:
+    words = how.introductions.get(version.name, Words())
     return ServedModel(
         id=version.name,
         path=version.checkpoint(),
@@ -316,6 +339,8 @@ def served_version(version: Version, how: Engines) -> ServedModel:
         options=how.engine_options(),
         sampling=how.sampling.model_dump(exclude_none=True),
         max_tokens=how.max_tokens,
+        words=words,
+        introduction=introduce_version(version, words),
     )
 
 

@@ -183,19 +183,19 @@ class Answer:
 class Replica(LoadedModel):
     """A language model that is none of the registry's: `LanguageModel` without Ray."""
 
-    async def require_version(self, number):
+    async def introduce(self, number):
         raise UnknownVersionError("shakespeare has no versions")
 
     async def chat(self, messages, options):
         if options.version is not None:
-            await self.require_version(options.version)
+            await self.introduce(options.version)
         async with aclosing(super().chat(messages, options)) as deltas:
             async for delta in deltas:
                 yield delta
 
     async def complete(self, prompt, options):
         if options.version is not None:
-            await self.require_version(options.version)
+            await self.introduce(options.version)
         async with aclosing(super().complete(prompt, options)) as deltas:
             async for delta in deltas:
                 yield delta

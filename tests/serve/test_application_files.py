@@ -21,7 +21,7 @@ from voicechat_platform.settings import settings
 from voicechat_serve import application
 from voicechat_serve.application_file import (
     APIArguments,
-    Engines,
+    ChampionEngines,
     FrontArguments,
     ModelEntry,
     Replicas,
@@ -266,7 +266,7 @@ def home(tmp_path_factory) -> Iterator[Path]:
 class TestWhatServeBuilds:
     def test_the_models_of_a_file(self, home):
         arguments = APIArguments(
-            champions=Engines(threads=3, num_cpus=2),
+            champions=ChampionEngines(threads=3, num_cpus=2),
             models=(ModelEntry(id="other", source="romeo@1", engine="torch", min_replicas=2, max_replicas=2),),
         )
         (romeo, how), (other, entry) = served_models(arguments)

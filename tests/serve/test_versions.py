@@ -143,6 +143,6 @@ async def test_what_the_server_cannot_do_is_503_logged_and_tells_no_path(replica
 @pytest.mark.parametrize(("number", "error"), [(51, UnavailableError), (99, UnknownVersionError)])
 async def test_a_look_at_a_version_says_the_same(replica, number, error):
     with pytest.raises(error) as told:
-        await replica.require_version(number)
+        await replica.introduce(number)
     assert SECRET_PLACE not in str(told.value)
     assert api_error(told.value).status_code == (404 if error is UnknownVersionError else 503)

@@ -109,7 +109,7 @@ class MadeUpServer:
         @app.get("/v1/models/{name}")
         async def model(name: str) -> Any:
             if name.partition("@")[0] in [card["id"] for card in self.models]:
-                return {"id": name, "object": "model", "created": 0, "owned_by": "test"}
+                return model_card(name, "language", "tuned") | {"title": name.partition("@")[0]}
             error = {"message": f"the model {name!r} does not exist here", "code": "model_not_found"}
             return JSONResponse({"error": error}, 404)
 

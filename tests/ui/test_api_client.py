@@ -2,37 +2,46 @@
 
 import socket
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from openai.types import Model
 
 from voicechat_platform.errors import InputError
 from voicechat_serve.api import models
 from voicechat_serve.api.services import Services
+from voicechat_serve.generation.introduction import Introduction, Words, introduce_listed
 from voicechat_serve.generation.served_model import ServedModel
 from voicechat_ui import api_client
-from voicechat_ui.api_client import ApiClient, ListedModel
-from voicechat_ui.page import model_picker
-from voicechat_ui.talk.conversation import Wanted, first_model
+from voicechat_ui.api_client import ApiClient, ListedModel, ago, listed
+from voicechat_ui.page import add_model_list
+from voicechat_ui.talk.conversation import Wanted, find_model
 
-ALL = ("shakespeare", "smollm2-135m-instruct", "assistant", "mine")
+NOW = 1_700_000_000
+CHAT, PLAY = Introduction(title="A chat model"), Introduction(title="A play", converses=False, tuned_at=NOW)
+SMOL = Words(title="SmolLM2", about="Small.", system_prompt="Be brief.")
+MODELS: dict[str, dict[str, Any]] = {  # the API has the champions first
+    "shakespeare": {"version": 3, "introduction": PLAY},
+    "tuned-chat": {"version": 1, "introduction": replace(CHAT, title="", tuned_at=NOW - 7200)},
+    "corpus": {"introduction": replace(PLAY, tuned_at=None)},
+    "smollm2": {"is_packaged": True, "introduction": introduce_listed("smollm2", Path(__file__), True, SMOL)},
+    "mine": {"introduction": CHAT},
+}
 
 
 @pytest.fixture
-def address(request: Any, tmp_path: Path, serve: Callable[[FastAPI, int], Any], free_port: Callable[[], int]) -> str:
-    """An API whose list of models is the real one: champions come first in it."""
-    folders = {"shakespeare": "run", "smollm2-135m-instruct": "folder-of-smollm2", "mine": "folder"}
-    folders["assistant"] = "smollm2-135m-instruct"  # the packaged model under a name of one's own
-    served = {}
-    for name in request.param:
-        (tmp_path / folders[name]).mkdir()
-        version = 3 if name == "shakespeare" else None
-        packaged = name in ("smollm2-135m-instruct", "assistant")
-        served[name] = ServedModel(id=name, path=tmp_path / folders[name], version=version, is_packaged=packaged)
+def address(
+    request: Any, tmp_path: Path, serve: Callable[[FastAPI, int], Any], free_port: Callable[[], int], monkeypatch
+) -> str:
+    """An API whose list of models is the real one."""
+    monkeypatch.setattr(api_client.time, "time", lambda: NOW + 301)
+    served = {name: ServedModel(id=name, path=tmp_path, **MODELS[name]) for name in request.param}
     app = FastAPI()
     rest: Any = {"language_models": {}, "transcription": None, "transcription_model": "whisper-base", "synthesis": None}
     app.include_router(models.router(Services(models=served, **rest)), prefix="/v1")
@@ -40,22 +49,63 @@ def address(request: Any, tmp_path: Path, serve: Callable[[FastAPI, int], Any], 
 
 
 @pytest.mark.parametrize(
-    ("address", "first", "label"),
+    ("address", "labels"),
     [
-        (ALL, "smollm2-135m-instruct", "SmolLM2, packaged"),
-        (("shakespeare", "mine", "assistant"), "assistant", "assistant, packaged"),
-        (("shakespeare", "mine"), "shakespeare", "shakespeare, tuned here"),
-        (("mine",), "mine", "mine"),
+        (
+            tuple(MODELS),
+            [
+                "SmolLM2, packaged",
+                "A chat model, yours",
+                "tuned-chat, tuned here 2 hours ago",
+                "A play, tuned here 5 minutes ago",
+                "A play, yours",
+            ],
+        ),
+        (("shakespeare", "corpus"), ["A play, tuned here 5 minutes ago", "A play, yours"]),
     ],
     indirect=["address"],
 )
-async def test_a_person_begins_with_the_model_that_can_converse(address, first, label):
+async def test_a_person_begins_with_a_model_that_can_converse(address, labels):
     found = await ApiClient(address).language_models()
-    assert (found[0].id, found[0].label) == (first, label)
-    assert await first_model(Wanted(url=address, key="")) == first, "`voicechat talk`"
-    picker = model_picker(found, None)
-    assert picker.value == first
-    assert (label, first) in picker.choices
+    assert [model.label for model in found] == labels
+    assert await find_model(Wanted(url=address, key="")) == found[0], "`voicechat talk`"
+    page = FastAPI()
+    add_model_list(page, ApiClient(address))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(page), base_url="http://page") as client:
+        assert (await client.get("/talk/models")).json() == {"models": [asdict(model) for model in found]}
+
+
+@pytest.mark.parametrize("address", [("smollm2", "mine")], indirect=True)
+async def test_a_model_says_what_to_expect(address):
+    api = ApiClient(address)
+    about = await api.model("smollm2")
+    assert about == ListedModel("smollm2", "SmolLM2", "packaged", "Small.", "Be brief.")
+    assert await find_model(Wanted(url=address, key="", model="smollm2")) == about
+    assert (await api.model("mine")).instructions == api_client.INSTRUCTIONS, "the operator set none"
+    assert await find_model(Wanted(url=address, key="", model="gone")) == ListedModel("gone", "gone")
+    with pytest.raises(openai.NotFoundError):
+        await api.model("gone")
+
+
+@pytest.mark.parametrize(
+    ("card", "label"),
+    [
+        ({"id": "gpt-9"}, "gpt-9"),
+        ({"id": "play@2", "title": "Play", "origin": "tuned", "tuned_at": 7}, "Play, version 2, from the registry"),
+        ({"id": "play", "title": "Play", "origin": "tuned"}, "Play, tuned here"),
+        ({"id": "new", "origin": "of a later version"}, "new"),
+    ],
+)
+def test_the_label_of_a_model(card, label):
+    assert listed(Model.model_validate({"object": "model", "created": 0, "owned_by": "x"} | card)).label == label
+
+
+def test_times_are_told_in_the_largest_unit():
+    times = [-5, 59, 60, 7199, 86_400, 40 * 86_400, 800 * 86_400]
+    assert [ago(seconds) for seconds in times] == [
+        *("just now", "just now", "1 minute ago", "1 hour ago"),
+        *("1 day ago", "1 month ago", "2 years ago"),
+    ]
 
 
 @pytest.mark.parametrize("answer", [None, [], {"a": 1}, {"data": [1]}, {"data": 7}, "<html>"])
@@ -71,7 +121,7 @@ async def test_what_answers_in_another_form_is_told_as_that(answer, serve, free_
     with pytest.raises(openai.OpenAIError, match="OpenAI's form"):
         await ApiClient(url).voices()
     with pytest.raises(InputError, match="OpenAI's form"):
-        await first_model(Wanted(url=url, key=""))
+        await find_model(Wanted(url=url, key=""))
 
 
 async def test_a_server_that_is_not_there_or_keeps_silent_is_told_of(free_port, monkeypatch):
@@ -81,15 +131,3 @@ async def test_a_server_that_is_not_there_or_keeps_silent_is_told_of(free_port, 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
         assert f"The server at {url} has not answered" in await ApiClient(url).problem()
-
-
-def test_the_picker_keeps_what_was_picked_and_says_who_is_who():
-    known = [ListedModel("smollm2-135m-instruct", "packaged"), ListedModel("shakespeare", "tuned")]
-    assert model_picker(known, "shakespeare").value == "shakespeare"
-    assert model_picker(known, "shakespeare@2").value == "shakespeare@2", "a version of one that is served"
-    assert model_picker(known, "gone@2").value == "smollm2-135m-instruct"
-    info = model_picker(known, None).info
-    assert "Packaged: made for conversation" in info
-    assert "Tuned here: " in info
-    assert model_picker([ListedModel("gpt-9")], None).info is None, "another server's"
-    assert model_picker([], "shakespeare").value is None

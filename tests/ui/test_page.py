@@ -1,6 +1,7 @@
 """The page in headless Chromium with a microphone that plays a file: spoken conversations, and what can go wrong."""
 
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -290,29 +291,61 @@ def test_every_text_is_whole_and_a_persons(open_page: Callable[..., Any], url: s
     check("push to talk")
     talk.press("End")
     talk.page.get_by_role("button", name="Settings").click()
-    expect(talk.page.get_by_label("Who answers")).to_be_visible()
+    expect(talk.page.get_by_label("Instructions for the model")).to_be_visible()
     check("settings")
 
 
-def test_the_page_begins_with_the_model_that_can_converse(
-    open_page: Callable[..., Any], url: str, realtime: Any
+def test_one_click_changes_who_answers_and_each_model_has_its_own_instructions(
+    open_page: Callable[..., Any], url: str, realtime: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("voicechat_ui.page.MODELS_KEPT_S", 0)
+    now = time.time()
+    chat = {"title": "SmolLM2", "about": "Made for conversation.", "system_prompt": "Be brief."}
+    bard = {"title": "Bard", "about": "Cannot answer.", "system_prompt": "", "tuned_at": now - 330}
     cards = realtime.models
-    realtime.models = [*cards, {**cards[0], "id": "smollm2-135m-instruct", "origin": "packaged"}]
+    realtime.models = [{**cards[0], "id": "smol", "origin": "packaged"} | chat, cards[0] | bard]
+    realtime.replies = [LONG_REPLY]
     talk = open_page(url)
-    expect(talk.page.locator("#who")).to_contain_text("You talk with SmolLM2, packaged: made for conversation")
+    group, about = talk.page.get_by_role("group", name="Who answers"), talk.page.locator("#about")
+    expect(group.get_by_role("button", pressed=True)).to_have_text("SmolLM2packaged")
+    expect(about).to_have_text("Made for conversation.")
     talk.type("Who art thou?")
-    talk.wait_for_said("assistant", 1)
-    assert realtime.session.model == "smollm2-135m-instruct"
+    talk.wait_until("voicechat.playedSeconds > 2")
+    assert realtime.session.model == "smol"
+    assert realtime.session.config["instructions"] == "Be brief."
+    group.get_by_role("button", name="Bard, tuned here 5 minutes ago").press("Enter")
+    expect(about).to_have_text("Cannot answer.")
+    talk.wait_for("ready")  # the reply that was spoken has stopped
+    expect(talk.page.locator(".said.assistant .tags")).to_have_text("interrupted")
+    group.get_by_role("button", name="SmolLM2").click()
+    group.get_by_role("button", name="Bard").click()
+    assert talk.said("note") == ["From here on Bard answers."], "of several changes only the last is told"
+    talk.type("And thou?")
+    talk.wait_for_said("assistant", 2)
+    assert talk.page.locator(".said .speaker").all_inner_texts() == ["SmolLM2", "Bard"]
+    assert (realtime.session.config["model"], realtime.session.config["instructions"]) == ("bard", "")
+    assert len(realtime.sessions) == 1
     talk.page.get_by_role("button", name="Settings").click()
-    talk.page.get_by_label("Who answers", exact=True).click()
-    talk.page.get_by_role("option", name="bard, tuned here").click()
-    expect(talk.page.locator(".said.note")).to_have_text("From here on you talk with bard, tuned here.")
+    instructions = talk.page.get_by_label("Instructions for the model")
+    instructions.fill("Rhyme.")
+    group.get_by_role("button", name="SmolLM2").click()
+    expect(instructions).to_have_value("Be brief.")
+    group.get_by_role("button", name="Bard").click()
+    expect(instructions).to_have_value("Rhyme.")
+
+    realtime.models[1] = realtime.models[1] | {"tuned_at": time.time(), "about": "Promoted."}
+    talk.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(group.get_by_role("button", name="Bard, tuned here just now")).to_be_visible()
+    expect(about).to_have_text("Promoted.")
     talk.page.reload()
     talk.wait_for("ready")
     talk.type("And now?")
-    talk.wait_for_said("assistant", 2)
+    talk.wait_for_said("assistant", 3)
     assert realtime.session.model == "bard", "what was picked stays picked"
+    assert realtime.session.config["instructions"] == "Rhyme."
+    talk.page.get_by_role("button", name="Settings").click()
+    talk.press("Back to the model's own")
+    expect(instructions).to_have_value("")
 
 
 def serious_faults(page: Page) -> list[str]:

@@ -172,12 +172,20 @@ def test_a_conversation_as_text_and_as_json(blank: Page) -> None:
     latency = {"stages": {"first word": 0.25}, "toFirstSound": 0.5, "total": 1.5}
     messages = [
         {"role": "user", "text": "Who is <there>?", "time": 0, "language": "en", "id": "a", "growing": False},
-        {"role": "assistant", "text": "Nay.", "time": 60000, "interrupted": True, "latency": latency, "session": 1},
+        {
+            "role": "assistant",
+            "who": "Bard",
+            "text": "Nay.",
+            "time": 60000,
+            "interrupted": True,
+            "latency": latency,
+            "session": 1,
+        },
         {"role": "note", "text": "It ended.", "time": 61000},
     ]
     text = blank.evaluate("messages => asText(messages).text()", messages)
     lines = [line.partition("] ")[2] for line in text.split("\n\n")]
-    assert lines == ["You: Who is <there>?", "Reply: Nay. [interrupted]", "—: It ended.\n"]
+    assert lines == ["You: Who is <there>?", "Bard: Nay. [interrupted]", "—: It ended.\n"]
     told = json.loads(
         blank.evaluate("messages => asJson(messages, { voice: 'heart' }, [{ stage: 'total' }]).text()", messages)
     )
@@ -185,7 +193,7 @@ def test_a_conversation_as_text_and_as_json(blank: Page) -> None:
     assert told["latency_s"] == [{"stage": "total"}]
     question, reply, note = told["messages"]
     assert question == {"role": "user", "text": "Who is <there>?", "time": "1970-01-01T00:00:00.000Z", "language": "en"}
-    assert reply["interrupted"] is True
+    assert (reply["who"], reply["interrupted"]) == ("Bard", True)
     assert reply["latency_s"] == {"first word": 0.25, "total": 0.5, "whole reply": 1.5}
     assert note == {"role": "note", "text": "It ended.", "time": "1970-01-01T00:01:01.000Z"}
 
@@ -293,6 +301,64 @@ def test_how_much_of_a_reply_was_heard(blank: Page) -> None:
     )
     assert heard_ms == [0, 250, 500, 1000, 1500]
     assert blank.evaluate("new Playback({ changed() {}, played() {} }).playedMs()") == 0
+
+
+def test_models_keep_what_was_chosen_and_written(blank: Page) -> None:
+    told = blank.evaluate(
+        """() => {
+            const model = (id, instructions = `as ${id}`) => ({ id, title: id.toUpperCase(), instructions });
+            const models = new Models();
+            const states = [];
+            const state = () => states.push([models.list.map(({ id }) => id), models.chosen, models.instructions]);
+            models.take([model("a"), model("b")]), state();
+            models.add(model("b@2")), models.add(model("b@2")), (models.chosen = "b@2"), models.write("mine"), state();
+            models.take([model("a"), model("b", "new")]), state(); // the version stays while it is chosen
+            (models.chosen = "b"), models.take([model("a"), model("b", "new")]), state();
+            models.write("own"), models.take([model("b", "newer")]), state();
+            models.write("newer"), models.take([model("b", "newest")]), state(); // as the model's own: nothing is kept
+            models.take([model("c")]), state();
+            return [states, models.titleOf("c"), models.titleOf("gone")];
+        }"""
+    )
+    assert told == [
+        [
+            [["a", "b"], "a", "as a"],
+            [["a", "b", "b@2"], "b@2", "mine"],
+            [["a", "b", "b@2"], "b@2", "mine"],
+            [["a", "b"], "b", "new"],
+            [["b"], "b", "own"],
+            [["b"], "b", "newest"],
+            [["c"], "c", "as c"],
+        ],
+        "C",
+        "gone",
+    ]
+
+
+def test_a_reply_is_of_the_model_that_the_session_had_at_its_start(blank: Page) -> None:
+    """The person chooses another model while a reply is on its way."""
+    said = blank.evaluate(
+        """() => {
+            const realtime = { session: 1, send: () => true };
+            const playback = { stop() {}, finish() {} };
+            const conversation = new Conversation({
+                realtime, playback, recording: {}, percentiles: {},
+                changed() {}, announce() {}, titleOf: (model) => model.toUpperCase(),
+            });
+            const reply = (id) => ({ type: "response.output_item.added", item: { id, type: "message" } });
+            conversation.receive({ type: "session.updated", session: { model: "a" } });
+            conversation.receive({ type: "response.created", response: { id: "r1" } });
+            conversation.handOver("B");
+            conversation.receive({ type: "session.updated", session: { model: "b" } });
+            conversation.receive(reply("first"));
+            conversation.receive({ type: "response.created", response: { id: "r2" } });
+            conversation.receive(reply("second"));
+            conversation.handOver("A");
+            conversation.handOver("B");
+            return conversation.messages.map(({ who, text }) => who ?? text);
+        }"""
+    )
+    assert said == ["A", "B", "From here on B answers."]
 
 
 def test_languages_have_names(blank: Page) -> None:

@@ -77,7 +77,14 @@ def test_without_a_key_a_browser_is_asked_for_one_and_shown_nothing(browser: Bro
     assert answer.status == 401
     assert answer.headers["www-authenticate"].startswith("Basic realm=")
     context.close()
-    for path in ("/", "/config", "/gradio_api/info", "/gradio_api/queue/data?session_hash=x", "/theme.css"):
+    for path in (
+        "/",
+        "/config",
+        "/gradio_api/info",
+        "/gradio_api/queue/data?session_hash=x",
+        "/theme.css",
+        "/talk/models",
+    ):
         for auth in (None, ("anybody", "wrong")):
             assert httpx.get(alone + path, auth=auth).status_code == 401
     assert httpx.post(f"{alone}/gradio_api/queue/join", json={}).status_code == 401

@@ -59,6 +59,11 @@ class MadeUpServer:
             cards = [{"id": n, "object": "model", "created": 0, "owned_by": "t", "type": k} for n, k in kinds.items()]
             return {"object": "list", "data": cards}
 
+        @app.get("/v1/models/{name}")
+        async def model(name: str) -> dict[str, Any]:
+            card = {"id": name, "object": "model", "created": 0, "owned_by": "t", "type": "language"}
+            return card | {"title": "Bard of Avon", "origin": "packaged", "about": "Old.", "system_prompt": "Rhyme."}
+
         @app.websocket("/v1/realtime")
         async def realtime(socket: WebSocket, model: str) -> None:
             if self.refuses:
@@ -225,7 +230,7 @@ def test_people_read_words_and_times(server, address, tmp_path, monkeypatch):
     question = write_wav(tmp_path / "question.wav", SPEECH[: 16000 * 2], rate=16000)
     result = run(question, "--url", address)
     assert result.exit_code == 0, result.output
-    assert "You (en): What is love?\nReply: Good morrow.\n  [end detected after 0." in result.stdout
+    assert "You (en): What is love?\nbard: Good morrow.\n  [end detected after 0." in result.stdout
     assert "The speech of the replies is in question-reply.wav." in result.stderr
     assert seconds_of(tmp_path / "question-reply.wav") == 0.5
 
@@ -234,7 +239,9 @@ def test_typed_turns(server, address, tmp_path):
     out = tmp_path / "reply.wav"
     result = run("--text", "--out", out, "--url", address, "--model", "bard", typed="Hello\n\nAnd now?\n")
     assert result.exit_code == 0, result.output
-    assert result.stdout.count("Reply: Good morrow.") == 2
+    assert result.stdout.startswith("You talk with Bard of Avon, packaged. Old.\n")
+    assert server.sessions[0]["instructions"] == "Rhyme."
+    assert result.stdout.count("Bard of Avon: Good morrow.") == 2
     assert seconds_of(out) == 1.0
 
 
@@ -244,6 +251,7 @@ def test_without_sound_typed_turns_are_written(server, address, monkeypatch):
     assert result.exit_code == 0, result.output
     assert "replies are only text" in result.stdout
     assert server.sessions[0]["output_modalities"] == ["text"]
+    assert server.sessions[0]["instructions"] == "Answer in one or two short sentences.", "the server names none"
 
 
 def test_a_failed_turn_is_told(server, address, tmp_path):

@@ -1,6 +1,7 @@
 """A client for the lists of models and voices of the API, over HTTP. All else goes over /v1/realtime."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,34 +17,53 @@ PATIENCE_S = 10.0
 
 DEFAULT_VOICE = ("heart", "en")
 
-NAMES = {"smollm2-135m-instruct": "SmolLM2"}
-"""The names of models that differ from their ids."""
+INSTRUCTIONS = "Answer in one or two short sentences."
+"""The system prompt for a model whose server names none."""
 
-ORIGINS = {
-    "packaged": ("packaged", "made for conversation, in English. It is small, so do not rely on its answers."),
-    "tuned": ("tuned here", "continues in the style of the text on which it was tuned, and seldom answers a question."),
-    "remote": ("on another server", "runs on another server: what you say goes there as text."),
-}
-"""A model's origin in this project's API -> the words of the page for it, and a description of the model."""
+ORIGINS = {"packaged": "packaged", "tuned": "tuned here", "elsewhere": "yours", "remote": "on another server"}
+"""A model's origin in this project's API -> the words for it."""
+
+UNITS_S = (("year", 31_557_600), ("month", 2_629_800), ("day", 86_400), ("hour", 3600), ("minute", 60))
 
 
 @dataclass(frozen=True)
 class ListedModel:
-    """A language model in the API's list."""
+    """A language model of the API, for people."""
 
     id: str
+    title: str
     origin: str = ""
-    """A key of ORIGINS; empty for other models and for servers of other kinds."""
+    """In words: "packaged", "tuned here 5 minutes ago"; empty for servers of other kinds."""
+    about: str = ""
+    """What to expect, in one line."""
+    instructions: str = INSTRUCTIONS
+    """The system prompt with which a conversation begins."""
 
     @property
     def label(self) -> str:
-        name, (origin, _) = NAMES.get(self.id, self.id), ORIGINS.get(self.origin, ("", ""))
-        return f"{name}, {origin}" if origin else name
+        return f"{self.title}, {self.origin}" if self.origin else self.title
 
-    @property
-    def about(self) -> str:
-        """A description in one line."""
-        return ORIGINS.get(self.origin, ("", ""))[1]
+
+def listed(card: Any) -> ListedModel:
+    """Convert a card of /models. The fields that only this project's API has may be missing."""
+    more = card.model_extra or {}
+    title, origin = more.get("title") or card.id, ORIGINS.get(more.get("origin", ""), "")
+    _, at, number = card.id.rpartition("@")
+    if at and origin:
+        title, origin = f"{title}, version {number}", "from the registry"
+    elif "tuned_at" in more:
+        origin = f"{origin} {ago(time.time() - more['tuned_at'])}"
+    prompt = more.get("system_prompt")
+    return ListedModel(card.id, title, origin, more.get("about", ""), INSTRUCTIONS if prompt is None else prompt)
+
+
+def ago(seconds: float) -> str:
+    """Return for example "5 minutes ago"."""
+    for unit, unit_s in UNITS_S:
+        if seconds >= unit_s:
+            number = int(seconds // unit_s)
+            return f"{number} {unit}{'s' if number > 1 else ''} ago"
+    return "just now"
 
 
 class ApiClient:
@@ -63,23 +83,24 @@ class ApiClient:
         )
 
     async def language_models(self) -> list[ListedModel]:
-        """Return the language models: the packaged one first, then all others in the API's order."""
+        """Return the language models in the API's order: this project's begins with those that converse."""
         found = []
         with self.in_openais_form():
             for model in (await self._client.models.list()).data:
-                more = model.model_extra or {}
-                kind = more.get("type")
+                kind = (model.model_extra or {}).get("type")
                 if kind == "language" if kind else not model.id.startswith(AUDIO_MODEL_PREFIXES):
-                    found.append(ListedModel(model.id, str(more.get("origin", ""))))
-        return sorted(found, key=lambda model: model.origin != "packaged")
+                    found.append(listed(model))
+        return found
 
-    async def require_model(self, name: str) -> None:
-        """Check that the API serves a model, or a version of one.
+    async def model(self, name: str) -> ListedModel:
+        """Return a model that the API serves, or a version of one.
 
         Raises:
-            openai.NotFoundError: it does not.
+            openai.NotFoundError: it does not serve it.
         """
-        await self._client.models.retrieve(name)
+        card = await self._client.models.retrieve(name)
+        with self.in_openais_form():
+            return listed(card)
 
     async def voices(self) -> list[tuple[str, str]]:
         """Return the voices' ids and languages, the default first; only the default if the API has no list."""

@@ -1,13 +1,15 @@
 """The page: talk with a model, by voice or by typing. It is a client of the API.
 
 Gradio draws the tabs and the pickers. The browser keeps the conversation: the script (the folder page/) has the
-WebSocket to /v1/realtime, the microphone, the loudspeaker and the messages. Python only provides the lists of models
-and voices.
+WebSocket to /v1/realtime, the microphone, the loudspeaker, the messages and the choice of the model. Python only
+provides the lists of models and voices.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Sequence
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from fastapi import FastAPI
 from starlette.routing import Mount
 
 from voicechat_serve.api.errors import answer_unknown_paths_in_openai_form
-from voicechat_ui.api_client import ORIGINS, ApiClient, ListedModel
+from voicechat_ui.api_client import ApiClient
 from voicechat_ui.relay import add_relay
 from voicechat_ui.tabs import html_parts as parts
 from voicechat_ui.tabs.model_tab import ModelTab, add_model_tab, champion_or_version, open_tab
@@ -41,14 +43,12 @@ SCRIPTS = (
     "latency.js",
     "recording.js",
     "upload.js",
+    "models.js",
     "conversation.js",
     "status.js",
     "view.js",
     "main.js",
 )
-
-# The best of five candidates: with it SmolLM2 knows the capital of France and ends its reply.
-INSTRUCTIONS = "Answer in one or two short sentences."
 
 # Each model has its own default: at a temperature at which a small chat model rambles, a model of plays starts each
 # reply with the same words.
@@ -58,6 +58,9 @@ TURN_ENDS = [("when your sentence is over", "semantic_vad"), ("after half a seco
 
 LANGUAGES = {"en": "English", "de": "German", "es": "Spanish", "fr": "French", "it": "Italian", "ja": "Japanese"}
 """The names of the voices' languages; the page shows the codes of all others."""
+
+MODELS_KEPT_S = 5.0
+"""An answer of the API to the list of models is given to the pages for this long."""
 
 HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 """Arguments of every event here: no progress is shown, and the function is no endpoint of Gradio's API."""
@@ -77,17 +80,16 @@ def build_page(api: ApiClient) -> gr.Blocks:
             with gr.Tab("Sweeps", id="sweeps") as tab:
                 trials = add_sweeps_tab(tab)
         connect_pickers(page, api, pickers)
-        connect_tabs(api, tabs, pickers[0], models, trials)
+        connect_tabs(api, tabs, models, trials)
     return page
 
 
 def add_pickers() -> list[gr.Component]:
-    """Add the settings of a conversation. Return them in the order of the arguments of the script's `opened`."""
+    """Add the settings of a conversation. Return them in the order of the arguments of the script's `set`."""
     with gr.Row():
-        model = gr.Dropdown([], label="Who answers", filterable=False, interactive=True, elem_id="model", min_width=200)
         voice = gr.Dropdown([], label="Voice", filterable=False, interactive=True, elem_id="voice", min_width=200)
-    with gr.Row():
         speed = gr.Slider(0.5, 2, value=1, step=0.05, label="Speed of speech", interactive=True, min_width=200)
+    with gr.Row():
         temperature = gr.Dropdown(
             TEMPERATURES,
             value="",
@@ -107,15 +109,8 @@ def add_pickers() -> list[gr.Component]:
             elem_id="turn-end",
             min_width=200,
         )
-    instructions = gr.Textbox(
-        INSTRUCTIONS,
-        label="Instructions for the model",
-        info="Also called the system prompt. Changes of all settings apply from your next message on.",
-        lines=2,
-        max_lines=6,
-        interactive=True,
-    )
-    return [model, voice, speed, temperature, turn_end, instructions]
+    gr.HTML((FOLDER / "instructions.html").read_text(), elem_id="instructions-frame", padding=False)
+    return [voice, speed, temperature, turn_end]
 
 
 def connect_pickers(page: gr.Blocks, api: ApiClient, pickers: list[gr.Component]) -> None:
@@ -124,18 +119,19 @@ def connect_pickers(page: gr.Blocks, api: ApiClient, pickers: list[gr.Component]
     async def open_page(before: dict[str, Any] | None) -> tuple[Any, ...]:
         """Fill the pickers: with the browser's stored settings `before`, if the server still has them."""
         before = before or {}
-        models: list[ListedModel] = []
+        models: list[dict[str, Any]] = []
         voices: list[tuple[str, str]] = []
         problem = ""
         try:
-            models, voices = await api.language_models(), await api.voices()
+            models, voices = await models_with(api, before.get("model", "")), await api.voices()
         except openai.OpenAIError as error:
             problem = f"{api.explain(error)} Reload the page to try again."
         else:
             problem = "" if models else "The server has no language model."
         ids = [voice for voice, _ in voices]
         return (
-            model_picker(models, before.get("model")),
+            problem,
+            models,
             gr.Dropdown(
                 [(f"{voice} ({LANGUAGES.get(language, language)})", voice) for voice, language in voices],
                 value=picked(before.get("voice"), ids),
@@ -143,28 +139,33 @@ def connect_pickers(page: gr.Blocks, api: ApiClient, pickers: list[gr.Component]
             before.get("speed", 1),
             picked(before.get("temperature"), [value for _, value in TEMPERATURES]),
             picked(before.get("turnEnd"), [value for _, value in TURN_ENDS]),
-            before.get("instructions", INSTRUCTIONS),
-            problem,
-            {model.id: {"label": model.label, "about": model.about} for model in models},
         )
 
-    before, problem, names = gr.JSON(visible=False), gr.Textbox(visible=False), gr.JSON(visible=False)
-    page.load(open_page, [before], [*pickers, problem, names], js="() => [voicechat.storedSettings()]", **HIDDEN).then(
-        None, [problem, names, *pickers], None, js="(...values) => voicechat.opened(...values)", **HIDDEN
+    before, problem, models = gr.JSON(visible=False), gr.Textbox(visible=False), gr.JSON(visible=False)
+    opened = [problem, models, *pickers]
+    page.load(open_page, [before], opened, js="() => [voicechat.storedSettings()]", **HIDDEN).then(
+        None, opened, None, js="(...values) => voicechat.opened(...values)", **HIDDEN
     )
     for picker in pickers:
         picker.change(None, pickers, None, js="(...values) => voicechat.set(...values)", **HIDDEN)
 
 
-def connect_tabs(api: ApiClient, tabs: gr.Tabs, model: gr.Component, models: ModelTab, trials: gr.HTML) -> None:
+async def models_with(api: ApiClient, picked: str) -> list[dict[str, Any]]:
+    """Return the language models for the script, and the version `picked` if it is one of theirs."""
+    found = await api.language_models()
+    if picked.rpartition("@")[0] in [model.id for model in found]:
+        with contextlib.suppress(openai.NotFoundError):
+            found.append(await api.model(picked))
+    return [asdict(model) for model in found]
+
+
+def connect_tabs(api: ApiClient, tabs: gr.Tabs, models: ModelTab, trials: gr.HTML) -> None:
     """Let a button of the tab on models open the conversation, and a click on the trials open the tab on models."""
 
     async def talk_with(chosen: str) -> tuple[Any, ...]:
         """Pick a version of the registry and show the conversation, if the API serves this version."""
         try:
-            wanted = await asyncio.to_thread(champion_or_version, chosen)
-            await api.require_model(wanted)
-            listed = await api.language_models()
+            wanted = await api.model(await asyncio.to_thread(champion_or_version, chosen))
         except openai.NotFoundError:
             text = f"The running service does not have {chosen}: it serves models that were promoted before its start."
         except openai.OpenAIError as error:
@@ -173,27 +174,18 @@ def connect_tabs(api: ApiClient, tabs: gr.Tabs, model: gr.Component, models: Mod
             log.exception("%s cannot be found", chosen)
             text = f"{chosen} cannot be found: {parts.why(error)}"
         else:
-            return gr.Tabs(selected="talk"), model_picker(listed, wanted), ""
-        return gr.Tabs(), gr.Dropdown(), parts.block(parts.fault(text))
+            return gr.Tabs(selected="talk"), asdict(wanted), ""
+        return gr.Tabs(), None, parts.block(parts.fault(text))
 
     def show_model(event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
         """Show the version that the user clicked among the trials of a sweep."""
         return gr.Tabs(selected="models"), *open_tab(event.version, request)
 
-    models.talk.click(talk_with, [models.version], [tabs, model, models.result], **HIDDEN)
+    wanted = gr.JSON(visible=False)
+    models.talk.click(talk_with, [models.version], [tabs, wanted, models.result], **HIDDEN).then(
+        None, [wanted], None, js="(model) => voicechat.talkWith(model)", **HIDDEN
+    )
     trials.click(show_model, None, [tabs, *models.shown], **HIDDEN)
-
-
-def model_picker(models: Sequence[ListedModel], wanted: str | None) -> gr.Dropdown:
-    """Return the picker of models. It picks `wanted` if this model, or the model of this version, is listed; else the
-    first one."""
-    choices = [(model.label, model.id) for model in models]
-    ids = [model.id for model in models]
-    if wanted and wanted not in ids and wanted.rpartition("@")[0] in ids:
-        choices.append((wanted, wanted))
-        ids.append(wanted)
-    about = {model.origin: f"{ORIGINS[model.origin][0].capitalize()}: {model.about}" for model in models if model.about}
-    return gr.Dropdown(choices, value=picked(wanted, ids), info=" ".join(about.values()) or None)
 
 
 def picked(before: Any, choices: list[str]) -> str | None:
@@ -206,6 +198,23 @@ def head() -> str:
     # Not as Gradio's `css`: Gradio splits its selectors at commas to scope them, also at the commas inside :is(…).
     style = (FOLDER / "style.css").read_text()
     return f'<style>{style}</style><script>(() => {{\n"use strict";\n{script}\n}})();</script>'
+
+
+def add_model_list(app: FastAPI, api: ApiClient) -> None:
+    """Add the route from which an open page refreshes its models. All pages share one answer of the API."""
+    models: list[dict[str, Any]] = []
+    asked_at = -MODELS_KEPT_S
+
+    @app.get("/talk/models")
+    async def list_models() -> dict[str, Any]:
+        nonlocal models, asked_at
+        if time.monotonic() - asked_at >= MODELS_KEPT_S:
+            asked_at = time.monotonic()
+            try:
+                models = [asdict(model) for model in await api.language_models()]
+            except openai.OpenAIError as error:
+                log.warning("the models cannot be listed: %s", api.explain(error))
+        return {"models": models}
 
 
 def mount_page(app: FastAPI, api_base_url: str, api_key: str = "none") -> FastAPI:
@@ -222,9 +231,11 @@ def mount_page(app: FastAPI, api_base_url: str, api_key: str = "none") -> FastAP
         The app to serve.
     """
     add_relay(app, api_base_url, api_key)
+    api = ApiClient(api_base_url, api_key)
+    add_model_list(app, api)
     gr.mount_gradio_app(
         app,
-        build_page(ApiClient(api_base_url, api_key)),
+        build_page(api),
         path="/",
         theme=THEME,
         head=head(),

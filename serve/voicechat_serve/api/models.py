@@ -1,5 +1,6 @@
 """/models: the available models."""
 
+import logging
 from typing import Any
 
 from fastapi import APIRouter
@@ -13,45 +14,83 @@ from voicechat_serve.api.services import (
     answered,
     unknown_model,
 )
+from voicechat_serve.generation.introduction import Introduction
 from voicechat_serve.generation.served_model import ServedModel
+
+log = logging.getLogger("ray.serve.voicechat.models")
+
+CHAMPIONS_S = 2.0
+"""For the introductions of the current champions; later, the list has those from the start of the service."""
 
 
 def router(services: Services) -> APIRouter:
     routes = APIRouter()
-    created = {model.id: int(model.path.stat().st_mtime) if model.path else 0 for model in services.models.values()}
-    names = [*created, services.transcription_model, SYNTHESIS_MODEL]
+    served = services.models
+    created = {model.id: int(model.path.stat().st_mtime) if model.path else 0 for model in served.values()}
+    audio = {services.transcription_model: "transcription", SYNTHESIS_MODEL: "synthesis"}
+    audio |= dict.fromkeys(TRANSCRIPTION_ALIASES, "transcription") | dict.fromkeys(SYNTHESIS_ALIASES, "synthesis")
 
-    def card(name: str, model: str | None = None) -> dict[str, Any]:
-        """Return OpenAI's description of a model.
+    def language_card(name: str, model: ServedModel, introduction: Introduction) -> dict[str, Any]:
+        """Return OpenAI's description of a language model, with more fields for clients that offer a choice of models.
 
         Args:
-            name: the name in requests.
-            model: the model's name if it differs: "shakespeare@3" is a version of shakespeare.
+            name: the name in requests: "shakespeare", or "shakespeare@3" for a version.
         """
-        model = model or name
-        is_synthesis = model in (SYNTHESIS_MODEL, *SYNTHESIS_ALIASES)
-        kind = "language" if model in created else "synthesis" if is_synthesis else "transcription"
-        card = {"id": name, "object": "model", "created": created.get(model, 0), "owned_by": "llm-voice-chat"}
-        card["type"] = kind  # this and the next are not OpenAI's: for clients that offer a choice of models
-        return card | {"origin": origin(services.models[model])} if model in created else card
+        more: dict[str, Any] = {
+            "type": "language",
+            "origin": origin(model),
+            "title": introduction.title or name,
+            "about": introduction.about,
+            "system_prompt": introduction.system_prompt,
+        }
+        if introduction.tuned_at is not None:
+            more["tuned_at"] = introduction.tuned_at
+        return card(name, introduction.tuned_at or created[model.id]) | more
+
+    async def introductions() -> dict[str, Introduction]:
+        found = {model.id: model.introduction for model in served.values()}
+        if services.champions is None:
+            return found
+        try:
+            return found | await answered(services.champions.introduced.remote(), CHAMPIONS_S)
+        except Exception:  # its replica is starting again, say
+            log.exception("the current champions are not known; the list has those from the start")
+            return found
 
     @routes.get("/models")
     async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [card(name) for name in names]}
+        """List the models, those first with which a person should begin."""
+        known = await introductions()
+        ordered = sorted(served.values(), key=lambda model: place(model, known[model.id]))
+        cards = [language_card(model.id, model, known[model.id]) for model in ordered]
+        cards += [card(name) | {"type": audio[name]} for name in (services.transcription_model, SYNTHESIS_MODEL)]
+        return {"object": "list", "data": cards}
 
     # A path, because a model's name may contain a slash.
     @routes.get("/models/{name:path}")
     async def retrieve_model(name: str) -> dict[str, Any]:
-        if name in (*names, *TRANSCRIPTION_ALIASES, *SYNTHESIS_ALIASES):
-            return card(name)
+        if name in audio:
+            return card(name) | {"type": audio[name]}
+        if name in served:
+            return language_card(name, served[name], (await introductions())[name])
         model = name.rpartition("@")[0]
-        if model not in created:
-            raise unknown_model(name, names)
+        if model not in served:
+            raise unknown_model(name, (*served, services.transcription_model, SYNTHESIS_MODEL))
         handle, version = services.language_model(name)
-        await answered(handle.require_version.remote(version), BRIEF_S)
-        return card(name, model)
+        return language_card(name, served[model], await answered(handle.introduce.remote(version), BRIEF_S))
 
     return routes
+
+
+def card(name: str, created: int = 0) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": created, "owned_by": "llm-voice-chat"}
+
+
+def place(model: ServedModel, introduction: Introduction) -> tuple[bool, bool, bool]:
+    """Return a model's place in the list: chat models that were not tuned here, then those that were, then what else
+    was tuned here, then the rest."""
+    is_tuned = model.version is not None
+    return is_tuned or not introduction.converses, not is_tuned, not introduction.converses
 
 
 def origin(model: ServedModel) -> str:

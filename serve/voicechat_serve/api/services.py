@@ -47,6 +47,8 @@ class Services:
     transcription_model: str
     synthesis: DeploymentHandle
     """A `Synthesis`."""
+    champions: DeploymentHandle | None = None
+    """A `Champions`; None if no model is of the registry."""
     realtime_sessions: int = 16
     """The most concurrent spoken conversations in each replica of the ingress."""
 

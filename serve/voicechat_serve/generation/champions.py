@@ -5,8 +5,10 @@ One replica polls the registry for all models. The replica of each language mode
 
 import asyncio
 import logging
+from collections.abc import Mapping
 
-from voicechat_platform.registry import Registry
+from voicechat_platform.registry import Registry, Version
+from voicechat_serve.generation.introduction import Introduction, Words, introduce_version
 from voicechat_serve.operations.serve_private import listen_where_ray_listens
 
 log = logging.getLogger("ray.serve.voicechat.champions")
@@ -19,8 +21,12 @@ LONGEST_WAIT_S = 30.0
 
 
 class Champions:
-    def __init__(self):
+    """Args: words: by the names of the served champions, what the application file says of them."""
+
+    def __init__(self, words: Mapping[str, Words]):
         listen_where_ray_listens()
+        self.words = words
+        self.introductions: dict[str, Introduction] = {}
         self.numbers: dict[str, int] = {}
         self.changed = asyncio.Condition()
         self.following = asyncio.get_running_loop().create_task(self.follow())
@@ -29,6 +35,7 @@ class Champions:
         while True:
             try:
                 champions = await asyncio.to_thread(lambda: Registry().champions())
+                await asyncio.to_thread(self.introduce, champions)
             except Exception:
                 log.exception("the registry does not answer; the service keeps its current versions")
             else:
@@ -36,6 +43,20 @@ class Champions:
                     self.numbers = {version.name: version.number for version in champions}
                     self.changed.notify_all()
             await asyncio.sleep(POLL_S)
+
+    def introduce(self, champions: list[Version]) -> None:
+        """Introduce the champions that are new. One whose files cannot be read keeps the introduction from before."""
+        for version in champions:
+            if version.name not in self.words or version.number == self.numbers.get(version.name):
+                continue
+            try:
+                self.introductions[version.name] = introduce_version(version, self.words[version.name])
+            except Exception:
+                log.exception("%s cannot be introduced", version)
+
+    async def introduced(self) -> dict[str, Introduction]:
+        """Return the introduction of each served champion, by name."""
+        return self.introductions
 
     async def next(self, name: str, known: int | None) -> int | None:
         """Return the number of a model's champion as soon as it differs from `known`, or `known` after the wait."""

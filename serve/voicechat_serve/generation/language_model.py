@@ -17,6 +17,7 @@ from voicechat_serve.generation.champions import LONGEST_WAIT_S
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer, Message
 from voicechat_serve.generation.engines.choice import make_engine
 from voicechat_serve.generation.engines.interface import UnavailableError, UnknownVersionError
+from voicechat_serve.generation.introduction import Introduction, introduce_version
 from voicechat_serve.generation.loaded_model import Delta, GenerationOptions, LoadedModel
 from voicechat_serve.generation.remote_model import RemoteModel
 from voicechat_serve.generation.served_model import ServedModel
@@ -121,18 +122,22 @@ class LanguageModel:
         finally:
             model.users -= 1
 
-    async def require_version(self, number: int | None) -> None:
-        """Check that a version exists.
+    async def introduce(self, number: int | None) -> Introduction:
+        """Introduce a version of the model.
 
         Raises:
             UnknownVersionError: no version has that number.
-            UnavailableError: the registry does not answer.
+            UnavailableError: the registry does not answer, or the version's files cannot be read.
         """
-        if number not in self.versions:
-            await asyncio.to_thread(self.find_version, number)
+        version = await asyncio.to_thread(self.find_version, number)
+        try:
+            return await asyncio.to_thread(introduce_version, version, self.served.words)
+        except Exception as error:  # its files are gone or damaged
+            log.exception("%s cannot be introduced", version)
+            raise UnavailableError(f"{version} cannot be read now; try again later") from error
 
     def find_version(self, number: int | None) -> Version:
-        """Return a version's entry in the registry; blocks. Errors as in `require_version`."""
+        """Return a version's entry in the registry; blocks. Errors as in `introduce`."""
         if number is None or self.served.version is None:
             raise UnknownVersionError(f"{self.served.id} has no versions: it is not a model of the registry")
         try:

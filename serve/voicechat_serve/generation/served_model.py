@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from voicechat_platform.errors import InputError
+from voicechat_serve.generation.introduction import Introduction, Words
 
 EngineName = Literal["auto", "llamacpp", "torch", "vllm", "openai"]
 """auto: llamacpp for a GGUF file, and the faster of llamacpp and torch for a folder (engines/choice.py). openai: the
@@ -84,3 +85,6 @@ class ServedModel:
     """Fields of `Sampling` that apply if a request does not set them, before the defaults of the model's own files."""
     max_tokens: int = MAX_TOKENS
     """The most tokens of an answer in a chat whose request sets no limit."""
+    words: Words = field(default_factory=Words)
+    """What the application file says of it, for the introduction of later versions."""
+    introduction: Introduction = field(default_factory=Introduction)

@@ -21,13 +21,15 @@ def talk(
     ] = None,
     text: Annotated[bool, typer.Option("--text", help="type lines instead of speaking")] = False,
     model: Annotated[
-        str | None, typer.Option(show_default="the packaged chat model", help="the model that answers")
+        str | None, typer.Option(show_default="the first in GET /v1/models", help="the model that answers")
     ] = None,
     voice: Annotated[
         str | None, typer.Option(show_default="the server's", help="a voice from GET /v1/audio/voices")
     ] = None,
     speed: Annotated[float, typer.Option(min=0.25, max=4, help="the speed of the speech")] = 1.0,
-    instructions: Annotated[str | None, typer.Option(show_default="none", help="the system prompt")] = None,
+    instructions: Annotated[
+        str | None, typer.Option(show_default="the model's own", help='the system prompt; "" for none')
+    ] = None,
     language: Annotated[
         str | None, typer.Option(show_default="detected", help="the spoken language, such as en")
     ] = None,

@@ -1,14 +1,17 @@
 // The conversation: what was said, and what is going on, from the server's events. Defines Conversation.
 //
-// A message is { id, role: user | assistant | note, text, time, session } and, where it has them, { growing, language,
-// aside, interrupted, failed, turn, latency }. Its id is that of the server's item; the session is the one that has it.
+// A message is { id, role: user | assistant | note, text, time, session } and, where it has them, { who, growing,
+// language, aside, interrupted, failed, turn, latency }; who: the title of the model that replied. Its id is that of the server's item; the session is the one that has it.
 
 const MESSAGES_KEPT = 200;
 
 class Conversation {
-  // changed() is called whenever anything did; announce(text) with what a screen reader should say.
-  constructor({ realtime, playback, recording, percentiles, changed, announce }) {
-    Object.assign(this, { realtime, playback, recording, percentiles, changed, announce });
+  // changed() is called whenever anything did; announce(text) with what a screen reader should say; titleOf(model)
+  // names a model.
+  constructor({ realtime, playback, recording, percentiles, changed, announce, titleOf }) {
+    Object.assign(this, { realtime, playback, recording, percentiles, changed, announce, titleOf });
+    this.model = ""; // the session's, as the server has confirmed it
+    this.replying = ""; // the model of the newest reply
     this.messages = [];
     this.unanswered = ""; // the message that was typed before there was a session
     this.speechStartedMs = 0; // on the session's clock
@@ -135,9 +138,17 @@ class Conversation {
   }
 
   note(text) {
-    this.#add("note", text);
+    const message = this.#add("note", text);
     this.announce(text);
     this.changed();
+    return message;
+  }
+
+  // Another model answers from now on. Of several changes in a row, only the last is told.
+  handOver(title) {
+    this.interrupt();
+    if (this.messages.at(-1)?.handsOver) this.messages.pop();
+    if (this.messages.length) this.note(`From here on ${title} answers.`).handsOver = true;
   }
 
   #add(role, text, id = `item_${crypto.getRandomValues(new Uint32Array(3)).join("")}`) {
@@ -192,7 +203,11 @@ class Conversation {
         if (this.awaited === event.item_id) this.awaited = "";
         this.note(`What you said could not be transcribed: ${event.error.message}`);
         break;
+      case "session.updated":
+        this.model = event.session.model;
+        break;
       case "response.created":
+        this.replying = this.model;
         this.responding = true;
         this.response = event.response.id;
         if (this.cancelAtStart) this.realtime.send({ type: "response.cancel", response_id: this.response });
@@ -237,6 +252,7 @@ class Conversation {
     const message = this.#add("assistant", "", id);
     message.growing = true;
     message.turn = this.turn;
+    message.who = this.titleOf(this.replying);
   }
 
   #grow(id, text) {
@@ -302,7 +318,7 @@ class Conversation {
       else if (reason?.startsWith("no voice speaks")) {
         message.aside = `no voice speaks ${languageName(reason.split(" ").pop())}: text only`;
       }
-      if (spoken === "false") this.announce(`Reply: ${message.text}`);
+      if (spoken === "false") this.announce(`${message.who}: ${message.text}`);
       if (message.turn?.firstWordAt !== undefined && response.status !== "failed") {
         message.latency = stagesOf({ ...message.turn, doneAt: now });
         this.percentiles.add(message.latency);

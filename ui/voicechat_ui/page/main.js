@@ -11,10 +11,11 @@ const IDLE_MS = 30000;
 const STORED_CHARACTERS = 400000;
 const MAX_REPLY_TOKENS = 256; // a reply is listened to: this is already half a minute of speech and more
 
-const settings = { model: "", voice: "", speed: 1, temperature: "", turnEnd: "semantic_vad", instructions: "" };
+const MODELS_AGAIN_MS = 15000; // after a promotion, another version answers
+
+const settings = { voice: "", speed: 1, temperature: "", turnEnd: "semantic_vad" };
 const talk = {
   opened: false, // the server's lists have come
-  models: {}, // by their ids { label, about }: what people call them, and what to expect of them
   problem: "", // why there is no conversation
   active: false, // the microphone is wanted
   pushToTalk: false,
@@ -28,13 +29,14 @@ const talk = {
   stored: "", // what is in the browser's storage
 };
 
+const models = new Models();
 const view = new View();
 const recording = new Recording();
 let percentiles = new Percentiles();
 const playback = new Playback({ changed: show, played: (item) => conversation.heard(item) });
 const microphone = new Microphone({ frame: takeFrame, changed: microphoneChanged });
 const realtime = new Realtime({
-  model: () => settings.model,
+  model: () => models.chosen,
   opened() {
     updateSession();
     conversation.restore();
@@ -70,6 +72,7 @@ const conversation = new Conversation({
   percentiles,
   changed: show,
   announce: (text) => view.setText("announcer", text),
+  titleOf: (model) => models.titleOf(model),
 });
 
 let drawing = 0;
@@ -84,21 +87,19 @@ function draw() {
   view.status(status, text);
   view.messages(conversation.messages);
   view.percentiles(percentiles.rows());
-  const about = talk.models[settings.model]?.about;
-  view.who(settings.model ? `You talk with ${nameOf(settings.model)}${about ? `: ${about}` : "."}` : "");
-  view.controls({ ...talk, muted: Boolean(microphone.muted), busy: conversation.busy, model: settings.model });
+  view.models(models);
+  view.instructions(models);
+  view.controls({ ...talk, muted: Boolean(microphone.muted), busy: conversation.busy, model: models.current });
   Object.assign(window.voicechat, { status, ...playback.meter, playing: playback.playing });
 }
-
-const nameOf = (model) => talk.models[model]?.label ?? model;
 
 function sessionNow() {
   const handsFree = talk.active && !talk.pushToTalk && !talk.uploading;
   const format = { type: "audio/pcm", rate: RATE_HZ };
   return {
     type: "realtime",
-    model: settings.model,
-    instructions: settings.instructions,
+    model: models.chosen,
+    instructions: models.instructions,
     temperature: settings.temperature === "" ? null : Number(settings.temperature), // null: the model's own
     output_modalities: ["audio"],
     max_output_tokens: MAX_REPLY_TOKENS,
@@ -187,7 +188,7 @@ function togglePushToTalk() {
 }
 
 function hold() {
-  if (talk.holding || !settings.model) return;
+  if (talk.holding || !models.current) return;
   playback.wake();
   conversation.interrupt();
   talk.holding = talk.taking = true;
@@ -224,7 +225,7 @@ function release() {
 function sendMessage() {
   const box = view.get("message");
   const text = box.value.trim();
-  if (!text || !settings.model) return;
+  if (!text || !models.current) return;
   box.value = "";
   grow(box);
   talk.problem = "";
@@ -281,7 +282,46 @@ function clear() {
   show();
 }
 
+// ---- who answers ----
+
+function choose(id) {
+  if (id === models.chosen) return;
+  models.chosen = id;
+  conversation.handOver(models.current.title);
+  settingsChanged(0);
+}
+
+// The models may have other versions, and titles, than when the page was opened.
+async function askForModels() {
+  if (document.hidden || !talk.opened) return;
+  let list;
+  try {
+    ({ models: list } = await (await fetch("talk/models")).json());
+  } catch {
+    return; // the connection's own words say more
+  }
+  if (!list?.length) return;
+  const { chosen, instructions } = models;
+  models.take(list);
+  if (models.chosen !== chosen) conversation.handOver(models.current.title);
+  if (models.chosen !== chosen || models.instructions !== instructions) settingsChanged(0);
+  show();
+}
+
 // ---- the page ----
+
+const settingsNow = () => ({ ...settings, model: models.chosen, instructions: models.instructions });
+
+function settingsChanged(within_ms) {
+  clearTimeout(talk.setting);
+  talk.setting = setTimeout(updateSession, within_ms);
+  try {
+    sessionStorage.setItem("settings", JSON.stringify({ ...settings, model: models.chosen, written: models.written }));
+  } catch {
+    // As in store().
+  }
+  show();
+}
 
 function store() {
   let kept = conversation.messages.filter(({ growing }) => !growing).map(({ turn, session, ...message }) => message);
@@ -304,6 +344,11 @@ function stored(name, otherwise) {
   }
 }
 
+function writeInstructions(text) {
+  models.write(text);
+  settingsChanged(SETTLED_MS);
+}
+
 function grow(box) {
   box.style.height = "auto";
   box.style.height = `${Math.min(box.scrollHeight, 160)}px`;
@@ -320,30 +365,26 @@ window.voicechat = {
   storedSettings: () => stored("settings", {}),
 
   // The lists have come, or what is wrong with the server.
-  opened(problem, models, ...values) {
+  opened(problem, list, ...values) {
+    if (list.length) models.take(list);
     talk.opened = true;
     talk.problem = problem ?? "";
-    talk.models = models ?? {};
     this.set(...values);
     show();
   },
 
-  set(model, voice, speed, temperature, turnEnd, instructions) {
-    const chosen = { model: model ?? "", voice: voice ?? "", speed, temperature: temperature ?? "", turnEnd, instructions: instructions ?? "" };
+  set(voice, speed, temperature, turnEnd) {
+    const chosen = { voice: voice ?? "", speed, temperature: temperature ?? "", turnEnd };
     if (JSON.stringify(chosen) === JSON.stringify(settings)) return;
-    const another = settings.model && chosen.model && chosen.model !== settings.model;
-    if (another && conversation.messages.length) {
-      conversation.note(`From here on you talk with ${nameOf(chosen.model)}.`);
-    }
     Object.assign(settings, chosen);
-    clearTimeout(talk.setting);
-    talk.setting = setTimeout(updateSession, SETTLED_MS);
-    try {
-      sessionStorage.setItem("settings", JSON.stringify(settings));
-    } catch {
-      // As in store().
-    }
-    show();
+    settingsChanged(SETTLED_MS);
+  },
+
+  // A model of the tab on models; null if the service does not have it.
+  talkWith(model) {
+    if (!model) return;
+    models.add(model);
+    choose(model.id);
   },
 };
 
@@ -355,15 +396,18 @@ const CLICKS = {
   upload: () => view.get("recording").click(),
   clear,
   "download-text": () => download(asText(conversation.messages), "conversation.txt"),
-  "download-json": () => download(asJson(conversation.messages, settings, percentiles.rows()), "conversation.json"),
+  "download-json": () => download(asJson(conversation.messages, settingsNow(), percentiles.rows()), "conversation.json"),
   "download-audio": () => download(recording.wav(), "conversation.wav"),
+  "own-instructions": () => writeInstructions(models.current.instructions),
 };
 
 for (const gesture of ["pointerdown", "keydown"]) document.addEventListener(gesture, () => playback.wake(), true);
 
 document.addEventListener("click", (event) => {
-  const id = event.target.closest?.("#talk button")?.id;
+  const button = event.target.closest?.("#talk button, #settings button");
+  const id = button?.id;
   CLICKS[id]?.();
+  if (button?.dataset.model) choose(button.dataset.model);
   view.closeMenus(id ? null : event.target.closest?.(".menu"));
   // From a screen reader, which cannot hold a button: the first click presses it, the second releases it.
   if (id === "hold" && event.detail === 0) talk.holding ? release() : hold();
@@ -409,7 +453,10 @@ document.addEventListener("submit", (event) => {
   event.preventDefault();
   sendMessage();
 });
-document.addEventListener("input", ({ target }) => target.id === "message" && grow(target));
+document.addEventListener("input", ({ target }) => {
+  if (target.id === "message") grow(target);
+  if (target.id === "instructions") writeInstructions(target.value);
+});
 document.addEventListener("change", ({ target }) => {
   if (target.id !== "recording" || !target.files.length) return;
   upload(target.files[0]);
@@ -417,6 +464,8 @@ document.addEventListener("change", ({ target }) => {
 });
 window.addEventListener("offline", () => realtime.broken());
 window.addEventListener("online", () => realtime.retry());
+document.addEventListener("visibilitychange", askForModels);
+setInterval(askForModels, MODELS_AGAIN_MS);
 window.addEventListener("pagehide", () => {
   store();
   stopListening();
@@ -429,6 +478,8 @@ setInterval(() => {
   show();
 }, 1000);
 
+const { model: chosen = "", written = {} } = stored("settings", {});
+Object.assign(models, { chosen, written });
 conversation.messages = stored("messages", []).map((message) => ({ ...message, session: 0 }));
 new MutationObserver(() => {
   const list = view.get("messages");

@@ -53,20 +53,22 @@ class Recording {
   }
 }
 
-const SPEAKERS = { user: "You", assistant: "Reply", note: "—" };
+const SPEAKERS = { user: () => "You", assistant: ({ who }) => who ?? "Reply", note: () => "—" };
 
 function asText(messages) {
-  const lines = messages.map(({ role, text, time, interrupted }) => {
+  const lines = messages.map((message) => {
+    const { role, text, time, interrupted } = message;
     const at = new Date(time).toLocaleTimeString();
-    return `[${at}] ${SPEAKERS[role]}: ${text}${interrupted ? " [interrupted]" : ""}`;
+    return `[${at}] ${SPEAKERS[role](message)}: ${text}${interrupted ? " [interrupted]" : ""}`;
   });
   return new Blob([`${lines.join("\n\n")}\n`], { type: "text/plain" });
 }
 
 // Settings: what the next turn would use. Rows: of Percentiles.
 function asJson(messages, settings, rows) {
-  const told = messages.map(({ role, text, time, language, interrupted, failed, latency }) => ({
+  const told = messages.map(({ role, who, text, time, language, interrupted, failed, latency }) => ({
     role,
+    who,
     text,
     time: new Date(time).toISOString(),
     language,

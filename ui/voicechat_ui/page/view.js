@@ -47,8 +47,8 @@ class View {
     }
     let before = null;
     for (const message of messages) {
-      const { id, role, text, growing, language, aside, interrupted, failed, latency } = message;
-      const key = JSON.stringify([text, growing, language, aside, interrupted, failed, latency]);
+      const { id, role, who, text, growing, language, aside, interrupted, failed, latency } = message;
+      const key = JSON.stringify([who, text, growing, language, aside, interrupted, failed, latency]);
       let drawn = this.drawn.get(id);
       if (!drawn) {
         drawn = { item: element("li", `said ${role}`) };
@@ -63,18 +63,18 @@ class View {
     if (wasAtTheEnd) transcript.scrollTop = transcript.scrollHeight;
   }
 
-  #draw(item, { role, text, growing, language, aside, interrupted, failed, latency }) {
+  #draw(item, { role, who, text, growing, language, aside, interrupted, failed, latency }) {
     item.classList.toggle("growing", Boolean(growing));
     const words = element("p", "words", text || (growing ? "…" : ""));
     if (role === "note") return item.replaceChildren(words);
-    const who = element("span", "only-read", role === "user" ? "You: " : "Reply: ");
+    const speaker = role === "user" ? element("span", "only-read", "You: ") : element("p", "speaker", who ?? "Reply");
     const tags = [];
     if (language) tags.push(languageName(language));
     if (language) words.lang = language;
     if (aside) tags.push(aside);
     if (interrupted) tags.push("interrupted");
     if (failed) tags.push("cut off: the connection broke");
-    const parts = [who, words];
+    const parts = [speaker, words];
     if (tags.length) parts.push(element("p", "tags", tags.join(" · ")));
     if (latency) parts.push(this.#latency(latency, item.querySelector("details")?.open));
     item.replaceChildren(...parts);
@@ -137,10 +137,40 @@ class View {
     this.get("status")?.style.setProperty("--level", level.toFixed(2));
   }
 
-  // Whom one talks with, while nothing has been said.
-  who(text) {
-    this.get("who").hidden = !text;
-    this.setText("who", text);
+  // The models, one button each, and what to expect of the one that answers. A button stays the same element, so that
+  // it keeps the focus.
+  models({ list, chosen, current }) {
+    const group = this.get("models");
+    const buttons = new Map([...group.children].map((button) => [button.dataset.model, button]));
+    list.forEach(({ id, title, origin }, number) => {
+      let button = buttons.get(id);
+      buttons.delete(id);
+      if (!button) {
+        button = element("button", "model");
+        button.type = "button";
+        button.dataset.model = id;
+        button.append(element("span", "name"), element("span", "origin"));
+      }
+      if (group.children[number] !== button) group.insertBefore(button, group.children[number] ?? null);
+      const label = origin ? `${title}, ${origin}` : title;
+      if (button.ariaLabel !== label) {
+        button.ariaLabel = label;
+        button.firstElementChild.textContent = title;
+        button.lastElementChild.textContent = origin;
+      }
+      button.ariaPressed = String(id === chosen);
+    });
+    for (const button of buttons.values()) button.remove();
+    this.get("who").hidden = !list.length;
+    this.setText("about", current?.about ?? "");
+  }
+
+  // Gradio may not have drawn the settings yet.
+  instructions({ instructions, written, chosen }) {
+    const box = this.get("instructions");
+    if (!box) return;
+    if (box !== document.activeElement && box.value !== instructions) box.value = instructions;
+    this.get("own-instructions").hidden = !(chosen in written);
   }
 
   // Closes the menus that are open, but for one. Returns the first that was, if any.

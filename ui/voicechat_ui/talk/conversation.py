@@ -19,7 +19,7 @@ import openai
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from voicechat_platform.errors import InputError
-from voicechat_ui.api_client import ApiClient
+from voicechat_ui.api_client import ApiClient, ListedModel
 from voicechat_ui.talk.sound_device import BYTES_PER_SAMPLE, PIECE_SAMPLES, RATE, Loudspeaker, Microphone
 from voicechat_ui.talk.sound_file import SoundFile, read_sound
 from voicechat_ui.talk.turns import SETTINGS, ConversationEndedError, Talk, TurnRecord
@@ -121,22 +121,22 @@ class Wanted:
     instructions: str | None = None
     language: str | None = None
 
-    def session(self, is_spoken: bool) -> Any:
-        """Return the session for `session.update`, without the options that the user did not give."""
+    def session(self, is_spoken: bool, model: ListedModel) -> Any:
+        """Return the session for `session.update`, without the options that the user did not give. The model has
+        instructions of its own."""
         transcription = {"model": "whisper-1"} | ({"language": self.language} if self.language else {})
         # A file must not interrupt the replies. At its speed the semantic detection would come too late.
         is_file = self.sound is not None
         detection = {"type": "server_vad" if is_file else "semantic_vad", "interrupt_response": not is_file}
         output = {"speed": self.speed} | ({"voice": self.voice} if self.voice else {})
-        instructions = {"instructions": self.instructions} if self.instructions else {}
         return {
             "type": "realtime",
+            "instructions": model.instructions if self.instructions is None else self.instructions,
             "output_modalities": ["audio" if is_spoken else "text"],
             "audio": {
                 "input": {"transcription": transcription, "turn_detection": detection},
                 "output": output,
             },
-            **instructions,
         }
 
 
@@ -149,7 +149,7 @@ async def hold(wanted: Wanted, show: Callable[[str, str], None], turns: list[Tur
         turns: this function appends each turn when it starts, so that the caller has them after Ctrl-C, too.
 
     Returns:
-        The model that answered.
+        The id of the model that answered.
 
     Raises:
         InputError: the file contains no sound, there is no microphone, no server answers, or it refuses the key.
@@ -165,21 +165,20 @@ async def hold(wanted: Wanted, show: Callable[[str, str], None], turns: list[Tur
             loudspeaker = find_loudspeaker(wanted, show)
         if loudspeaker is not None:
             opened.callback(loudspeaker.close)
-        model = wanted.model or await first_model(wanted)
+        model = await find_model(wanted)
         client = openai.AsyncOpenAI(base_url=wanted.url, api_key=wanted.key or "none")
-        connection = await opened.enter_async_context(opened_connection(client, model, wanted.url))
+        connection = await opened.enter_async_context(opened_connection(client, model.id, wanted.url))
         file = SoundFile(wanted.out) if wanted.out else None  # only now, because it replaces an earlier file
         if file is not None:
             opened.callback(file.close)
-        talk = Talk(connection, show, turns, file, loudspeaker)
-        session = wanted.session(is_spoken=bool(file or loudspeaker))
+        talk = Talk(connection, show, turns, model.title, file, loudspeaker)
+        session = wanted.session(bool(file or loudspeaker), model)
+        show(f"You talk with {model.label}. {model.about}".strip(), "\n")
 
         async def speak() -> None:
             await connection.session.update(session=session, event_id=SETTINGS)
             if microphone is not None:
-                show(
-                    f"Speak with {model}; Ctrl-C ends it. Without headphones the microphone records the replies.", "\n"
-                )
+                show("Speak; Ctrl-C ends it. Without headphones the microphone records the replies.", "\n")
                 await send_microphone(talk, microphone)
             elif pcm is not None:
                 await send_file(talk, pcm)
@@ -187,7 +186,7 @@ async def hold(wanted: Wanted, show: Callable[[str, str], None], turns: list[Tur
                 await send_typed_lines(talk)
 
         await run_until_one_ends(speak(), talk.listen())
-        return model
+        return model.id
 
 
 async def run_until_one_ends(speaking: Any, listening: Any) -> None:
@@ -220,15 +219,24 @@ def find_loudspeaker(wanted: Wanted, show: Callable[[str, str], None]) -> Loudsp
         return None
 
 
-async def first_model(wanted: Wanted) -> str:
+async def find_model(wanted: Wanted) -> ListedModel:
+    """Return the wanted model, by default the first one that the API lists.
+
+    Raises:
+        InputError: the API does not answer, or has no language model.
+    """
     api = ApiClient(wanted.url, wanted.key or "none")
     try:
+        if wanted.model:
+            with contextlib.suppress(openai.NotFoundError):  # or the server describes none: /realtime knows better
+                return await api.model(wanted.model)
+            return ListedModel(wanted.model, wanted.model)
         models = await api.language_models()
     except openai.OpenAIError as error:
         raise InputError(api.explain(error)) from error
     if not models:
         raise InputError(f"the server at {wanted.url} has no language model")
-    return models[0].id
+    return models[0]
 
 
 @contextlib.asynccontextmanager

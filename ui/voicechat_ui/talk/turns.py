@@ -54,6 +54,7 @@ class Talk:
         connection: an open connection of the `openai` client.
         show: prints a text; its second argument is the end of the line.
         turns: this object appends each turn when it starts.
+        name: the name of the model, for its replies.
         file: records the model's speech.
         loudspeaker: plays the model's speech.
     """
@@ -63,11 +64,12 @@ class Talk:
         connection: Any,
         show: Callable[[str, str], None],
         turns: list[TurnRecord],
+        name: str,
         file: SoundFile | None = None,
         loudspeaker: Loudspeaker | None = None,
     ) -> None:
         self.connection, self.show, self.file, self.loudspeaker = connection, show, file, loudspeaker
-        self.turns = turns
+        self.turns, self.name = turns, name
         self.turn: TurnRecord | None = None
         """The current turn."""
         self.user_is_speaking = False
@@ -126,7 +128,7 @@ class Talk:
                 self.end_turn("failed", event.error.message or "the transcription failed")
             case "response.output_audio_transcript.delta" | "response.output_text.delta" if turn:
                 turn.note("first_token")
-                self.show(event.delta if turn.reply else f"Reply: {event.delta}", "")
+                self.show(event.delta if turn.reply else f"{self.name}: {event.delta}", "")
                 turn.reply += event.delta
             case "response.output_audio.delta" if turn:
                 turn.note("first_sound")
