@@ -196,6 +196,7 @@ def test_doctor_finds_this_machine_sound(voicechat, free_port):
         "hibari-tts",
         "home folder",
         "memory",
+        "devices: ",
         f"port {port} is free",
     ):
         assert finding in result.stderr
