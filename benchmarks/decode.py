@@ -52,6 +52,7 @@ ATTENTIONS: dict[str, dict[str, Any]] = {"standard": {}, "tied metric": {"attent
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of every engine")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: only our torch decoder there")
     parser.add_argument("--only", default="", help="the models whose name begins so")
     parser.add_argument("--full", action="store_true", help="three repetitions, of which the best counts")
     arguments = parser.parse_args()
@@ -73,13 +74,19 @@ def main() -> None:
         results.append({"model": model, "engine": engine, "streams": streams, "tokens/s": round(best, 1)} | shares)
         print(f"{model:20} {engine:24} {streams:3} {best:9.1f} tokens/s", flush=True)
 
+    if arguments.device == "cuda":
+        for shape in SHAPES:
+            for attention in ATTENTIONS:
+                decoder = make_torch_decoder(model_of(shape, attention).to("cuda"))
+                measure_ours(f"{shape} {attention}", "ours, torch on a GPU", decoder, measure, None)
+        return report("decode", results, [])
     for shape in SHAPES:
         for attention in ATTENTIONS:
             if (name := f"{shape} {attention}").startswith(arguments.only):
                 measure_small(name, model_of(shape, attention), arguments.threads, measure)
     if SMOLLM2.startswith(arguments.only):
         measure_smollm2(measure)
-    report("decode", results, bars_of(rates))
+    return report("decode", results, bars_of(rates))
 
 
 def model_of(shape: str, attention: str) -> GPTForCausalLM:

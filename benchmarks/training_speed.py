@@ -2,6 +2,7 @@
 
     python benchmarks/training_speed.py            # about 5 minutes on two cores
     python benchmarks/training_speed.py --full     # more rounds
+    python benchmarks/training_speed.py --device cuda --short
 
 Every model takes the same step: forward, mean loss, backward, clipping, fused AdamW. The models step in turn, so that
 what else the machine does meets all of them; the figure is the median. Memory is the peak of a process of its own that
@@ -66,10 +67,11 @@ def make(name: str, shape: str) -> PreTrainedModel:
     ).train()
 
 
-def stepper(model: PreTrainedModel, shape: str) -> Callable[[], None]:
+def stepper(model: PreTrainedModel, shape: str, device: torch.device) -> Callable[[], None]:
     *_, context, batch = SHAPES[shape]
+    model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
-    inputs_bt, labels_bt = (torch.randint(VOCABULARY, (batch, context)) for _ in range(2))
+    inputs_bt, labels_bt = (torch.randint(VOCABULARY, (batch, context), device=device) for _ in range(2))
 
     def step() -> None:
         (loss_sum(model, inputs_bt, labels_bt) / labels_bt.numel()).backward()
@@ -80,20 +82,22 @@ def stepper(model: PreTrainedModel, shape: str) -> Callable[[], None]:
     return step
 
 
-def measure(shape: str, rounds: int, steps: int) -> list[dict]:
+def measure(shape: str, rounds: int, steps: int, device: torch.device) -> list[dict]:
     models = {name: make(name, shape) for name in (PEER, *OURS)}
-    steppers = {name: stepper(model, shape) for name, model in models.items()}
+    steppers = {name: stepper(model, shape, device) for name, model in models.items()}
     times: dict[str, list[float]] = {name: [] for name in models}
     for round_number in range(rounds + 1):
         for name, step in steppers.items():
             started = time.perf_counter()
             for _ in range(steps):
                 step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
             if round_number:  # the first is for warming up
                 times[name].append((time.perf_counter() - started) / steps)
     *_, context, batch = SHAPES[shape]
     medians = {name: statistics.median(values) for name, values in times.items()}
-    peak = peak_flops(torch.device("cpu"), torch.float32)
+    peak = peak_flops(device, torch.float32)
     return [
         {
             "shape": shape,
@@ -105,37 +109,45 @@ def measure(shape: str, rounds: int, steps: int) -> list[dict]:
             "tokens_per_second": round(batch * context / medians[name]),
             "of_peak_flops": training_flops(models[name], context) * batch * context / medians[name] / peak,
             "mflops_per_token": training_flops(models[name], context) / 1e6,
-            "memory_mib": memory(name, shape),
+            "memory_mib": memory(name, shape, device),
         }
         for name in models
     ]
 
 
-def memory(name: str, shape: str) -> float:
+def memory(name: str, shape: str, device: torch.device) -> float:
     """MiB, in a process of its own."""
     told = subprocess.run(
-        [sys.executable, __file__, "--memory", name, shape], capture_output=True, text=True, check=True
+        [sys.executable, __file__, "--device", device.type, "--memory", name, shape],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return float(told.stdout)
 
 
-def tell_memory(name: str, shape: str) -> None:
-    before = peak_memory(torch.device("cpu"))
-    step = stepper(make(name, shape), shape)
+def tell_memory(name: str, shape: str, device: torch.device) -> None:
+    before = peak_memory(device)
+    step = stepper(make(name, shape), shape, device)
     for _ in range(3):
         step()
-    print(peak_memory(torch.device("cpu")) - before)
+    print(peak_memory(device) - before)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="four times the rounds")
+    parser.add_argument("--short", action="store_true", help="a quarter of the rounds, and no bars")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--memory", nargs=2, metavar=("MODEL", "SHAPE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    device = torch.device(arguments.device)
     if arguments.memory:
-        return tell_memory(*arguments.memory)
-    rounds = 44 if arguments.full else 11
-    results = [*measure("4x128", rounds, steps=20), *measure("6x384", rounds, steps=2)]
+        return tell_memory(*arguments.memory, device)
+    rounds = 44 if arguments.full else 3 if arguments.short else 11
+    results = [*measure("4x128", rounds, 20, device), *measure("6x384", rounds, 2, device)]
+    if arguments.short:  # the bars are those of a CPU
+        return report("training_speed", results, [])
     found = {(row["shape"], row["model"]): row for row in results}
     large, peer = found["6x384", "standard"], found["6x384", PEER]
     report(

@@ -35,6 +35,17 @@ def locked(name: str, kind: int) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_UN)  # also where a child process has inherited the file
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests with the marker `gpu` on a machine without one."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked:
+        import torch  # imported here: most files of tests/ui do not need it
+
+        if not torch.cuda.is_available():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason="PyTorch finds no GPU"))
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Run a test with the marker `alone` when no other test runs.

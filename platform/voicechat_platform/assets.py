@@ -124,11 +124,41 @@ def download_model(repository: str) -> Path:
         ) from error
 
 
-def fetch_from_hub(repository: str, folder: Path) -> Path:
+def download_whisper(repository: str, check: Callable[[Path, str], None]) -> Path:
+    """Return the folder of a CTranslate2 Whisper of the hub; download it the first time.
+
+    Args:
+        check: called with the downloaded folder and the repository's name; the folder stays only if it raises nothing.
+
+    Raises:
+        InputError: the hub cannot be reached, or has no such model.
+        Exception: those of `check`.
+    """
+    folder = settings().folder("models") / repository.replace("/", "--")
+    try:
+        return fetch_from_hub(repository, folder, WHISPER_PATTERNS, lambda partial: check(partial, repository))
+    except OSError as error:
+        raise InputError(
+            f"the hub did not give the Whisper {repository!r} ({' '.join(str(error).split())}). Without a hub: base and "
+            "tiny.en are packaged, or copy the model to this machine and give its folder"
+        ) from error
+
+
+WHISPER_PATTERNS = ("config.json", "preprocessor_config.json", "model.bin", "tokenizer.json", "vocabulary.*")
+
+
+def fetch_from_hub(
+    repository: str,
+    folder: Path,
+    # Pickled weights are not downloaded: they could run code.
+    patterns: tuple[str, ...] = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "model.bin"),
+    check: Callable[[Path], None] = lambda partial: None,
+) -> Path:
     """Return the folder with the repository's files.
 
     Raises:
         OSError: the hub cannot be reached, or has no such repository.
+        Exception: those of `check`, which receives the new folder.
     """
     import httpx
     from huggingface_hub import snapshot_download
@@ -136,9 +166,8 @@ def fetch_from_hub(repository: str, folder: Path) -> Path:
 
     def fetch(partial: Path) -> None:
         log.info("downloading %s from the hub", repository)
-        # Pickled weights are not downloaded: they could run code.
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "model.bin"]
-        snapshot_download(repository, local_dir=partial, etag_timeout=5, allow_patterns=patterns)
+        snapshot_download(repository, local_dir=partial, etag_timeout=5, allow_patterns=list(patterns))
+        check(partial)
 
     try:
         return made_once(folder, fetch)

@@ -3,7 +3,7 @@
 import os
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -45,9 +45,9 @@ class Settings(BaseSettings):
     api_key: SecretStr = SecretStr("")
     """VOICECHAT_API_KEY: the key with which `voicechat page` calls the API."""
 
-    whisper: Literal["base", "tiny.en"] | None = None
-    """VOICECHAT_WHISPER: the transcription model; the default is that of the application file. tiny.en is twice as fast
-    and knows English only."""
+    whisper: str | None = Field(default=None, min_length=1)
+    """VOICECHAT_WHISPER: the transcription model (a size of Whisper, a folder, or OWNER/NAME of the hub); the default
+    is that of the application file. tiny.en is twice as fast and knows English only."""
 
     ray_address: str = "local"
     """VOICECHAT_RAY_ADDRESS: the address of the Ray cluster, "auto" on a cluster's head; by default the command starts

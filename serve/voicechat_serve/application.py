@@ -16,7 +16,7 @@ import ray
 from ray import serve
 from ray.serve.schema import ApplicationStatus, DeploymentStatus, LoggingConfig
 
-from voicechat_platform.assets import locate, locate_gguf
+from voicechat_platform.assets import locate_gguf
 from voicechat_platform.errors import InputError
 from voicechat_platform.settings import settings
 from voicechat_serve.api.access import AccessRules, access_rules
@@ -31,7 +31,9 @@ from voicechat_serve.names import API, APPLICATIONS, FRONT
 from voicechat_serve.operations.ports import require_free
 from voicechat_serve.synthesis.synthesizer import Synthesis
 from voicechat_serve.transcription.sentence_end import SENTENCE_END_MODEL
+from voicechat_serve.transcription.short_context import CAUTIOUS, MEASURED
 from voicechat_serve.transcription.transcriber import Transcription
+from voicechat_serve.transcription.whisper_files import find_whisper
 
 log = logging.getLogger(__name__)
 
@@ -160,8 +162,9 @@ def api_application(
         raise InputError(
             "there is no language model to serve: promote one (`voicechat promote`), or name one in `models`"
         )
-    whisper_name = f"whisper-{arguments.whisper}"
-    whisper_folder, classifier = locate(whisper_name), locate_gguf(SENTENCE_END_MODEL)
+    whisper, classifier = find_whisper(arguments.whisper), locate_gguf(SENTENCE_END_MODEL)
+    if whisper.id in ids:
+        raise InputError(f"the model {whisper.id!r} has the name of the transcription model: choose another id")
     champions = None
     if any(model.version is not None for model, _ in models):
         champions = serve.deployment(
@@ -182,9 +185,16 @@ def api_application(
     services = Services(
         models={model.id: model for model, _ in models},
         language_models={model.id: bound(model, replicas) for model, replicas in models},
-        transcription=transcription.bind(whisper_folder, chat_model=classifier),
-        transcription_model=whisper_name,
-        synthesis=synthesis.bind(),
+        transcription=transcription.bind(
+            whisper.folder,
+            chat_model=classifier,
+            gates=MEASURED if whisper.is_measured else CAUTIOUS,
+            device=arguments.transcription.device,
+            compute_type=arguments.transcription.compute_type,
+        ),
+        transcription_model=whisper.id,
+        transcription_languages=whisper.languages,
+        synthesis=synthesis.bind(arguments.synthesis.device),
         champions=champions,
         realtime_sessions=arguments.realtime_sessions,
     )

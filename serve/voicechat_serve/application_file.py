@@ -7,7 +7,7 @@ applications. `voicechat serve` and `voicechat up` read serve/applications/local
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -27,6 +27,8 @@ from voicechat_serve.generation.served_model import (
     ServedModel,
 )
 from voicechat_serve.names import API, FRONT
+from voicechat_serve.operations.devices import ComputeType
+from voicechat_serve.transcription.whisper_files import check_name
 
 if TYPE_CHECKING:
     from voicechat_serve.serve_schema import ServeFile
@@ -188,6 +190,23 @@ HERE_ONLY = {"source", *(field.name for field in fields(EngineOptions))} - {"eng
 """Fields that say how a model runs on this machine."""
 
 
+class Transcribers(Replicas):
+    """How to run Whisper."""
+
+    device: Device = "auto"
+    """cpu, cuda, or auto: a GPU if the replica sees one that works."""
+    compute_type: ComputeType = "auto"
+    """The numbers to compute with, one of CTranslate2's types; auto: float16 on a GPU, int8 on a CPU."""
+
+
+class Synthesizers(Replicas):
+    """How to run the voices."""
+
+    device: Device = "auto"
+    """For Piper's and Kokoro's voices: cpu, cuda, or auto: a GPU if onnxruntime has a provider for it. hibari's voice
+    runs on a CPU, always."""
+
+
 class APIArguments(Strict):
     """`args` of the application `api`."""
 
@@ -195,11 +214,12 @@ class APIArguments(Strict):
     """How to run the champions of the registry, each under its model's name; null for none."""
     models: Annotated[tuple[ModelEntry, ...], Field(strict=False)] = ()
     """Additional language models."""
-    whisper: Literal["base", "tiny.en"] = "base"
-    """The transcription model."""
-    transcription: Replicas = Replicas(num_cpus=0.3, max_ongoing_requests=16, max_queued_requests=32)
+    whisper: PathText = "base"
+    """The transcription model: a size of Whisper (tiny, base.en, large-v3, turbo, …), a folder with a CTranslate2
+    Whisper, or OWNER/NAME of the Hugging Face hub. Only base and tiny.en are packaged."""
+    transcription: Transcribers = Transcribers(num_cpus=0.3, max_ongoing_requests=16, max_queued_requests=32)
     """Sounds take turns after each window of 30 s, so that a conversation need not wait for the end of a lecture."""
-    synthesis: Replicas = Replicas(max_ongoing_requests=8, max_queued_requests=32)
+    synthesis: Synthesizers = Synthesizers(max_ongoing_requests=8, max_queued_requests=32)
     ingress: Replicas = Replicas(max_ongoing_requests=512, max_queued_requests=512)
     """The HTTP API. Each of its replicas counts the limits of keys by itself."""
     realtime_sessions: int = Field(default=16, ge=1)
@@ -211,6 +231,11 @@ class APIArguments(Strict):
         if champions and champions.engine == "openai":
             raise ValueError("champions are models of the registry, which the engine openai cannot read")
         return champions
+
+    @field_validator("whisper")
+    @classmethod
+    def may_be_a_whisper(cls, given: str) -> str:
+        return check_name(given)
 
     @field_validator("models")
     @classmethod

@@ -37,6 +37,7 @@ from voicechat_serve.generation.engines.interface import UnknownVersionError
 from voicechat_serve.generation.loaded_model import LoadedModel
 from voicechat_serve.generation.served_model import ServedModel
 from voicechat_serve.synthesis.voices import SPEECH_RATE
+from voicechat_serve.transcription.languages import ENGLISH_ONLY
 from voicechat_serve.transcription.transcriber import Transcript
 
 LIBRIVOX = Path(os.environ.get("VOICECHAT_LIBRIVOX", "/usr/share/pocketsphinx/test/data/librivox"))
@@ -233,6 +234,7 @@ def services(replica, tiny_model) -> Services:
         language_models={"shakespeare": Handle(replica)},
         transcription=Handle(Deaf()),
         transcription_model="whisper-tiny.en",
+        transcription_languages=ENGLISH_ONLY,
         synthesis=Handle(Tone()),
     )
 

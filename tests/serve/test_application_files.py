@@ -141,7 +141,15 @@ class TestKubernetes:
     ("args", "message"),
     [
         ("      wisper: base", "a.yaml:6: applications.0.args.wisper: unknown field; did you mean whisper?"),
-        ("      whisper: large", "a.yaml:6: applications.0.args.whisper: Input should be 'base' or 'tiny.en'"),
+        (
+            "      whisper: larg",
+            "a.yaml:6: applications.0.args.whisper: 'larg' is no folder and no OWNER/NAME of a hub",
+        ),
+        ("      transcription: {device: gpu}", "a.yaml:6: applications.0.args.transcription.device: Input should be"),
+        (
+            "      transcription: {compute_type: int4}",
+            "a.yaml:6: applications.0.args.transcription.compute_type: Input should be 'auto', 'int8'",
+        ),
         (
             "      champions:\n        num_gpu: 1",
             "a.yaml:7: applications.0.args.champions.num_gpu: unknown field; did you mean num_gpus? Allowed: num_cpus",

@@ -28,6 +28,13 @@ NAMES = {
     "faster_whisper.transcribe:get_suppressed_tokens": "serve/voicechat_serve/transcription/short_context.py",
     "faster_whisper:WhisperModel.get_prompt": "serve/voicechat_serve/transcription/short_context.py",
     "faster_whisper:WhisperModel.encode": "serve/voicechat_serve/transcription/whisper.py",
+    "faster_whisper.feature_extractor:FeatureExtractor": "serve/voicechat_serve/transcription/whisper.py",
+    "faster_whisper:WhisperModel.generate_with_fallback": "serve/voicechat_serve/transcription/batched.py",
+    "faster_whisper:BatchedInferencePipeline.generate_segment_batched": (
+        "serve/voicechat_serve/transcription/batched.py"
+    ),
+    "faster_whisper:BatchedInferencePipeline.forward": "serve/voicechat_serve/transcription/batched.py",
+    "faster_whisper.transcribe:TranscriptionOptions": "serve/voicechat_serve/transcription/batched.py",
     "transformers:PreTrainedConfig._attn_implementation": "platform/voicechat_platform/models/attention.py",
 }
 

@@ -140,7 +140,7 @@ def test_a_registry_whose_address_is_none_is_refused_by_name(uri):
         (("promote", "other@1"), "no model version other@1; there are: none yet"),
         (("generate", "tiny"), "neither a folder nor a model with a champion"),
         (("evaluate", "."), "is not a checkpoint"),
-        (("up", "--whisper", "huge"), "Invalid value for '--whisper'"),
+        (("up", "--whisper", "huge"), "'huge' is no folder and no OWNER/NAME of a hub"),
     ],
 )
 def test_bad_input_exits_with_2_and_says_what_to_do(in_one_home, arguments, message):
@@ -196,6 +196,7 @@ def test_doctor_finds_this_machine_sound(voicechat, free_port):
         "hibari-tts",
         "home folder",
         "memory",
+        "devices: ",
         f"port {port} is free",
     ):
         assert finding in result.stderr

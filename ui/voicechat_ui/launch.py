@@ -28,8 +28,10 @@ from voicechat_serve.api.errors import answer_errors_in_openai_form
 from voicechat_serve.api.proxy import BoundedConnection
 from voicechat_serve.application import DeploymentState, deploy, stop, wait_until_ready
 from voicechat_serve.application_file import APIArguments, local_application, read_application, served_models
+from voicechat_serve.operations.devices import require_devices
 from voicechat_serve.operations.keys import make_secret
 from voicechat_serve.operations.ports import require_free
+from voicechat_serve.transcription.whisper_files import find_whisper
 from voicechat_ui.api_client import ApiClient
 from voicechat_ui.relay import LARGEST_FRAME_BYTES
 
@@ -55,8 +57,9 @@ def run_everything(settings: Settings) -> None:
 
 
 def prepare_assets(whisper: str) -> None:
-    """Join or convert all assets that the services and the first sweep need, unless this was done before."""
-    for name in (f"whisper-{whisper}", "hibari", "shakespeare-plays"):
+    """Join, convert or download all that the services and the first sweep need, unless this was done before."""
+    find_whisper(whisper)
+    for name in ("hibari", "shakespeare-plays"):
         locate(name)
 
 
@@ -103,8 +106,8 @@ def run_services(settings: Settings, arguments: APIArguments, with_page: bool) -
         arguments: the models to serve, from an application file.
 
     Raises:
-        InputError: the port is in use, an asset is missing, or the service would listen beyond this machine without a
-            key.
+        InputError: the port is in use, an asset or the transcription model is missing, this machine lacks a device that
+            the file asks for, or the service would listen beyond this machine without a key.
     """
     # The page's own key is valid as long as the service runs. The page gets it as an argument, because Ray's dashboard
     # and logs show the environment variables of a replica.
@@ -113,8 +116,10 @@ def run_services(settings: Settings, arguments: APIArguments, with_page: bool) -
     require_address(settings)
     if settings.whisper:
         arguments = arguments.model_copy(update={"whisper": settings.whisper})
-    for name in (f"whisper-{arguments.whisper}", "hibari"):
-        locate(name)
+    if settings.ray_address == "local":
+        require_devices(arguments)
+    find_whisper(arguments.whisper)
+    locate("hibari")
     models = served_models(arguments)
     address = f"http://{reachable(settings.host)}:{settings.port}"
     api = f"{address}/v1"

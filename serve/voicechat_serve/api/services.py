@@ -12,7 +12,7 @@ from voicechat_serve.api.errors import APIError, shortened
 from voicechat_serve.api.request_log import current_request
 from voicechat_serve.generation.served_model import ServedModel
 from voicechat_serve.operations.deadlines import LateError, answer_in_time, pieces_in_time
-from voicechat_serve.transcription.languages import whisper_language
+from voicechat_serve.transcription.languages import MULTILINGUAL, whisper_language
 
 TRANSCRIPTION_ALIASES = ("whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe")
 SYNTHESIS_MODEL = "hibari"
@@ -45,6 +45,9 @@ class Services:
     transcription: DeploymentHandle
     """A `Transcription`."""
     transcription_model: str
+    """Its name."""
+    transcription_languages: frozenset[str] = MULTILINGUAL
+    """Whisper's codes of the languages that it knows."""
     synthesis: DeploymentHandle
     """A `Synthesis`."""
     champions: DeploymentHandle | None = None
@@ -78,7 +81,7 @@ class Services:
             APIError: 400, it is no language, or the model does not know it.
         """
         try:
-            return whisper_language(tag, self.transcription_model)
+            return whisper_language(tag, self.transcription_model, self.transcription_languages)
         except InputError as error:
             raise APIError(400, str(error), param=param, code="invalid_value") from error
 

@@ -21,6 +21,7 @@ from voicechat_serve.api.transcript_formats import (
     token_usage,
 )
 from voicechat_serve.api.uploads import Uploads
+from voicechat_serve.transcription.languages import ENGLISH_ONLY
 from voicechat_serve.transcription.transcriber import Transcript
 
 # The parameters of both endpoints. The file's name is never used.
@@ -78,7 +79,7 @@ def router(services: Services) -> APIRouter:
         temperature: Temperature = 0,
     ) -> Any:
         services.require_transcription(model)
-        if services.transcription_model.endswith(".en"):  # all of Whisper's names with this end; the model also refuses
+        if services.transcription_languages == ENGLISH_ONLY:  # the model also refuses
             message = f"{services.transcription_model} knows only English: serve whisper-base for translations"
             raise APIError(400, message, param="model", code="unsupported_value")
         transcript = await whole_transcript(services, uploads, file, None, prompt, temperature, "translate")

@@ -5,6 +5,8 @@ import time
 from collections.abc import AsyncIterator
 
 from voicechat_serve.audio import Samples
+from voicechat_serve.generation.served_model import Device
+from voicechat_serve.operations.devices import voices_on_gpu
 from voicechat_serve.operations.health import Health
 from voicechat_serve.operations.metrics import AUDIO_SPOKEN_SECONDS, SYNTHESIS_SECONDS
 from voicechat_serve.operations.serve_private import listen_where_ray_listens
@@ -16,12 +18,19 @@ class Synthesis:
 
     Loading takes 1.5 s for hibari, 1 s and 115 MB for each voice of Piper, and 3 s and 280 MB for all of Kokoro's
     together.
+
+    Args:
+        device: for Piper's and Kokoro's voices; auto takes a GPU if onnxruntime has a provider for it.
+
+    Raises:
+        InputError: the device is missing, or a voice's files are wrong.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: Device = "auto") -> None:
         listen_where_ray_listens()
         self.health = Health()
-        self.speakers = {voice: load() for voice, load in installed().items()}
+        on_gpu = voices_on_gpu(device)
+        self.speakers = {voice: load(on_gpu) for voice, load in installed().items()}
 
     async def speak(self, text: str, speed: float = 1.0, voice: str = HEART.id) -> AsyncIterator[Samples]:
         """Yield one chunk (n,) per sentence, 24 kHz mono; nothing if the text has no pronounceable word.

@@ -9,22 +9,22 @@ from voicechat_platform.errors import InputError
 LONGEST_TAG = 35
 """The number of characters that RFC 5646 requires software to support."""
 
-KNOWN = LANGUAGES.keys() - {"yue"}
-"""Whisper's codes; only the large models have a token for Cantonese."""
+MULTILINGUAL = frozenset(LANGUAGES.keys() - {"yue"})
+"""Whisper's codes in most multilingual models; only large-v3 and those made of it have a token for Cantonese."""
 
 OTHER_CODES = {"jv": "jw", "nb": "no", "fil": "tl"}
 """Codes that differ from Whisper's own -> Whisper's."""
 
-ENGLISH_ONLY = ".en"
-"""The end of the names of Whisper's models that know only English."""
+ENGLISH_ONLY = frozenset({"en"})
 
 
-def whisper_language(tag: str, model: str) -> str:
+def whisper_language(tag: str, model: str, languages: frozenset[str]) -> str:
     """Return Whisper's code for a language.
 
     Args:
         tag: a BCP 47 tag ("en", "en-US", "pt_BR", "deu", in upper or lower case) or the language's English name.
-        model: the Whisper model's name, such as "whisper-tiny.en".
+        model: the Whisper model's name, for the message.
+        languages: Whisper's codes of the languages that the model knows.
 
     Raises:
         InputError: the tag names no language, or one that the model does not know.
@@ -32,12 +32,17 @@ def whisper_language(tag: str, model: str) -> str:
     code = known_code(tag)
     if code is None:
         shown = tag if len(tag) <= LONGEST_TAG else f"{tag[:LONGEST_TAG]}…"
-        codes = ", ".join(sorted(KNOWN))
+        codes = ", ".join(sorted(languages))
         raise InputError(f"the language {shown!r} is none that Whisper knows: give one of {codes}, or leave it out")
-    if model.endswith(ENGLISH_ONLY) and code != "en":
+    if languages == ENGLISH_ONLY and code != "en":
         raise InputError(
             f"the model {model} knows only English, not {LANGUAGES[code]} ({code}): leave the language out, or "
             "serve a model for many languages, such as whisper-base"
+        )
+    if code not in languages:
+        raise InputError(
+            f"the model {model} does not know the language {tag!r}, {LANGUAGES[code]}: give one of "
+            f"{', '.join(sorted(languages))}, or leave it out"
         )
     return code
 
@@ -52,4 +57,4 @@ def known_code(tag: str) -> str | None:
         except LanguageTagError:
             return None
         codes = [OTHER_CODES.get(language, language) for language in languages]
-    return next((code for code in codes if code in KNOWN), None)
+    return next((code for code in codes if code in LANGUAGES), None)

@@ -45,18 +45,29 @@ BEAM_SIZE = 3
 TOKENS_PER_SECOND = 12
 """No speech has more of Whisper's tokens (English has 4, digits read out have 8); this cuts off a loop."""
 
-SURE_LOG_PROBABILITY = -0.6
-"""The least average over the tokens. Clips had -0.43 or more, noise -0.6 or less, except in a loop."""
 
-SURE_SPEECH = 0.5
-"""The largest probability of "no speech". The clips had 0.44 (base) and 0.16 (tiny.en) or less. Audio without speech
-had 0.43 and 0.56 or more."""
+@dataclass(frozen=True)
+class Gates:
+    """What words must have that need no transcription of the full window."""
 
-SURE_COMPRESSION = 2.4
-"""Whisper's own threshold for repetitive text."""
+    log_probability: float
+    """The least average over the tokens."""
+    no_speech: float
+    """The largest probability of "no speech"."""
+    compression: float
+    """The largest factor by which zlib compresses the text."""
+    language: float
+    """The least probability of the detected language."""
 
-SURE_LANGUAGE = 0.5
-"""The least probability of the detected language; base gave English clips 0.74 or more."""
+
+MEASURED = Gates(log_probability=-0.6, no_speech=0.5, compression=2.4, language=0.5)
+"""For the packaged models, in int8. Log-probability: clips had -0.43 or more, noise -0.6 or less, except in a loop. "No
+speech": the clips had 0.44 (base) and 0.16 (tiny.en) or less, audio without speech 0.43 and 0.56 or more. Compression:
+Whisper's own threshold. Language: base gave English clips 0.74 or more."""
+
+CAUTIOUS = Gates(log_probability=-0.4, no_speech=0.2, compression=2.0, language=0.75)
+"""For models with which nothing was measured: more utterances than necessary get the full window, which costs time and
+no words."""
 
 
 @dataclass(frozen=True)
@@ -136,15 +147,15 @@ def decode_utterance(model: "Whisper", samples_n: Samples, language: str | None,
     )
 
 
-def is_sure(heard: Decoded) -> bool:
+def is_sure(heard: Decoded, gates: Gates = MEASURED) -> bool:
     """Return whether the words need no transcription of the full window."""
     return (
         any(character.isalnum() for character in heard.text)
         and heard.is_ended
-        and heard.avg_logprob >= SURE_LOG_PROBABILITY
-        and heard.no_speech_prob <= SURE_SPEECH
-        and heard.compression_ratio <= SURE_COMPRESSION
-        and heard.language_probability >= SURE_LANGUAGE
+        and heard.avg_logprob >= gates.log_probability
+        and heard.no_speech_prob <= gates.no_speech
+        and heard.compression_ratio <= gates.compression
+        and heard.language_probability >= gates.language
         and not says_it_again(heard.text)
     )
 

@@ -8,17 +8,27 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from voicechat_platform.errors import InputError
 from voicechat_serve.audio import HEARING_RATE, Samples
+from voicechat_serve.generation.served_model import Device
+from voicechat_serve.operations.devices import ComputeType
 from voicechat_serve.operations.health import Health
 from voicechat_serve.operations.metrics import AUDIO_HEARD_SECONDS, TRANSCRIPTION_SECONDS
 from voicechat_serve.operations.serve_private import listen_where_ray_listens
 from voicechat_serve.transcription.sentence_end import SentenceEnd
-from voicechat_serve.transcription.short_context import MOST_SECONDS, Decoded, decode_utterance, is_sure, speech_in
+from voicechat_serve.transcription.short_context import (
+    MEASURED,
+    MOST_SECONDS,
+    Decoded,
+    Gates,
+    decode_utterance,
+    is_sure,
+    speech_in,
+)
 
 if TYPE_CHECKING:
     import faster_whisper.transcribe as faster_whisper
@@ -39,6 +49,9 @@ REPEATING_COMPRESSION = 12
 """A text that zlib compresses by more than this factor is a loop: one of Whisper's had 32, a sentence that a person
 really repeated seven times had 5.5. From 2.4 on Whisper decodes a window again, up to five times and with rising
 temperature. Text that still repeats is dropped."""
+
+WINDOW_S = 30
+"""The length of Whisper's window."""
 
 FRAME_RATE = 100
 """Whisper's frames per second, the unit of `Segment.seek`."""
@@ -95,14 +108,32 @@ class Transcription:
         folder: a faster-whisper model directory.
         threads: CPU threads for Whisper.
         chat_model: the end-of-turn classifier's model; None for no classifier.
+        gates: how sure the short context must be; CAUTIOUS for a model that is not packaged.
+        device: auto takes a GPU if there is one.
+        compute_type: auto is float16 on a GPU, int8 on a CPU.
+
+    Raises:
+        InputError: the device is missing or does not have the compute type, or the model cannot be read.
     """
 
-    def __init__(self, folder: Path, threads: int = 2, chat_model: Path | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        threads: int = 2,
+        chat_model: Path | None = None,
+        gates: Gates = MEASURED,
+        device: Device = "auto",
+        compute_type: ComputeType = "auto",
+    ):
         listen_where_ray_listens()
         # Imported here, because the driver and the API import this module only for its types.
-        from voicechat_serve.transcription.whisper import AbandonedError, Whisper
+        from voicechat_serve.transcription.batched import BatchedWhisper
+        from voicechat_serve.transcription.whisper import AbandonedError, load_whisper
 
-        self.model = Whisper(str(folder), device="cpu", compute_type="int8", cpu_threads=threads)
+        self.gates = gates
+        self.model = load_whisper(folder, device, compute_type, threads)
+        # On a CPU several windows at once are not faster, and others would wait longer.
+        self.batched = BatchedWhisper(self.model) if self.model.model.device == "cuda" else None
         # One worker: a second one would only take the first one's cores. Several sounds take turns by segments, so that
         # a word need not wait for a lecture.
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="transcription")
@@ -152,11 +183,11 @@ class Transcription:
         if seconds <= MOST_SECONDS:
             loop = asyncio.get_running_loop()
             heard = await loop.run_in_executor(self.worker, self.hear_briefly, samples_n, language, prompt)
-            if heard is None or is_silent(heard.no_speech_prob, heard.avg_logprob) or is_sure(heard):
+            if heard is None or is_silent(heard.no_speech_prob, heard.avg_logprob) or is_sure(heard, self.gates):
                 TRANSCRIPTION_SECONDS.observe(time.monotonic() - began)
                 if seconds:
                     AUDIO_HEARD_SECONDS.inc(seconds)
-                if heard is None or not is_sure(heard):
+                if heard is None or not is_sure(heard, self.gates):
                     return Transcript("", language or "en", seconds)
                 return Transcript(heard.text, heard.language, seconds)
         return replace(await self.transcribe(samples_n, language, prompt), segments=())
@@ -214,7 +245,12 @@ class Transcription:
         def begin() -> tuple[Iterator["faster_whisper.Segment"], str]:
             self.model.abandoned = abandoned
             with self.health.step("finding speech"):
-                segments, information = self.model.transcribe(
+                options: dict[str, Any] = {"temperature": temperature} if temperature else {}
+                transcribe = self.model.transcribe
+                if self.batched is not None and len(samples_n) > WINDOW_S * HEARING_RATE:
+                    transcribe = self.batched.transcribe
+                    options["without_timestamps"] = False
+                segments, information = transcribe(
                     samples_n,
                     language=language,
                     task=task,
@@ -224,7 +260,7 @@ class Transcription:
                     # Without the detector, Whisper invents words on silence; with its own text as context, it repeats.
                     vad_filter=True,
                     condition_on_previous_text=False,
-                    **({"temperature": temperature} if temperature else {}),
+                    **options,
                 )
                 return iter(segments), information.language
 

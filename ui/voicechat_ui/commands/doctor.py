@@ -23,12 +23,12 @@ class Finding:
 
 
 def doctor(port: Port = None) -> None:
-    """Check Python, packages, packaged models, the port, memory and disk, and give advice on each finding.
+    """Check Python, packages, packaged models, devices, the port, memory and disk, and give advice on each finding.
 
     Example: voicechat doctor
     """
     sound = True
-    for check in (python, packages, packaged_models, home, memory, lambda: listening(port)):
+    for check in (python, packages, packaged_models, home, memory, devices, lambda: listening(port)):
         for finding in check():
             advice = f"\n       → {finding.advice}" if finding.advice else ""
             console.print(f"{MARKS[finding.grade]} {finding.what}{advice}", soft_wrap=True)
@@ -123,6 +123,38 @@ def memory() -> Iterator[Finding]:
         yield Finding("warning", f"memory: {available / GIB:.1f} GiB available", "the services need about 5 GiB")
     else:
         yield Finding("fine", f"memory: {available / GIB:.0f} GiB available")
+
+
+def devices() -> Iterator[Finding]:
+    """Show the GPUs, and which libraries can use them."""
+    import ctranslate2
+    import onnxruntime
+    import torch
+
+    from voicechat_serve.generation.engines.llama_cpp.library import library
+    from voicechat_serve.synthesis.voices import ONNX_ON_GPU
+
+    gpus = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+    for gpu in gpus:
+        yield Finding("fine", f"GPU: {gpu.name} ({gpu.total_memory / GIB:.0f} GiB)")
+    able = {
+        "PyTorch": bool(gpus),
+        "CTranslate2 (Whisper)": ctranslate2.get_cuda_device_count() > 0,
+        "llama.cpp": bool(library().llama_supports_gpu_offload()),
+        "onnxruntime (voices)": ONNX_ON_GPU in onnxruntime.get_available_providers(),
+    }
+    using = [name for name, is_able in able.items() if is_able]
+    without = ", ".join(name for name, is_able in able.items() if not is_able)
+    if not gpus and not able["CTranslate2 (Whisper)"]:
+        yield Finding("fine", "devices: the CPU; no GPU is found")
+    elif without:
+        yield Finding(
+            "warning",
+            f"devices: {', '.join(using)} can use a GPU; {without} cannot",
+            "what runs on the CPU works too; docs/serving.md tells what each needs",
+        )
+    else:
+        yield Finding("fine", f"devices: {', '.join(using)} can use a GPU")
 
 
 def listening(port: int | None) -> Iterator[Finding]:

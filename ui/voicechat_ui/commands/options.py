@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -21,8 +21,11 @@ Host = Annotated[
     typer.Option(show_default="127.0.0.1", help="the address to listen on; other machines need a key"),
 ]
 Whisper = Annotated[
-    Literal["base", "tiny.en"] | None,
-    typer.Option(show_default="base", help="tiny.en is twice as fast, English only"),
+    str | None,
+    typer.Option(
+        show_default="base",
+        help="a size of Whisper (tiny.en is twice as fast, English only), a folder, or OWNER/NAME of the hub",
+    ),
 ]
 Address = Annotated[
     str | None,

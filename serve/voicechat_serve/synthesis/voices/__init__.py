@@ -8,9 +8,19 @@ from collections.abc import Callable
 from voicechat_platform.errors import InputError
 from voicechat_serve.synthesis.voices import hibari, kokoro, piper
 from voicechat_serve.synthesis.voices.hibari import HEART
-from voicechat_serve.synthesis.voices.interface import SPEECH_RATE, Speaker, Voice, VoiceId
+from voicechat_serve.synthesis.voices.interface import ONNX_ON_GPU, SPEECH_RATE, Speaker, Voice, VoiceId
 
-__all__ = ["HEART", "SPEECH_RATE", "Speaker", "Voice", "VoiceId", "find_voice", "installed", "installed_voices"]
+__all__ = [
+    "HEART",
+    "ONNX_ON_GPU",
+    "SPEECH_RATE",
+    "Speaker",
+    "Voice",
+    "VoiceId",
+    "find_voice",
+    "installed",
+    "installed_voices",
+]
 
 # The names that OpenAI's clients send. All mean the default voice.
 OPENAI_VOICES = (
@@ -19,10 +29,10 @@ OPENAI_VOICES = (
 )
 
 
-def installed() -> dict[Voice, Callable[[], Speaker]]:
-    """Return every voice with the function that loads its model. Of two with one name, the first wins; hibari's is
-    first."""
-    found: dict[Voice, Callable[[], Speaker]] = {}
+def installed() -> dict[Voice, Callable[[bool], Speaker]]:
+    """Return every voice with the function that loads its model, on a GPU or not. Of two with one name, the first
+    wins; hibari's is first."""
+    found: dict[Voice, Callable[[bool], Speaker]] = {}
     for engine in (hibari, piper, kokoro):
         for voice, load in engine.installed():
             if voice.id not in {other.id for other in found}:

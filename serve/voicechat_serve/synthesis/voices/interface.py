@@ -60,8 +60,11 @@ class Speaker(Protocol):
         """
 
 
-Installed = tuple[Voice, Callable[[], Speaker]]
-"""A voice, and the function that loads its model."""
+Installed = tuple[Voice, Callable[[bool], Speaker]]
+"""A voice, and the function that loads its model; its argument: whether on a GPU, if the engine can."""
+
+ONNX_ON_GPU = "CUDAExecutionProvider"
+"""onnxruntime's provider for NVIDIA's GPUs."""
 
 
 def sentences(text: str) -> Iterator[str]:

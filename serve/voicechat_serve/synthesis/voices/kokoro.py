@@ -18,6 +18,7 @@ from voicechat_platform.settings import settings
 from voicechat_serve.audio import Samples
 from voicechat_serve.synthesis.voices.interface import (
     MOST_PHONEMES,
+    ONNX_ON_GPU,
     SPEECH_RATE,
     Installed,
     Voice,
@@ -60,11 +61,15 @@ def installed() -> Iterator[Installed]:
 
 
 @cache
-def load(model: Path, styles: Path) -> "Kokoro":
+def load(model: Path, styles: Path, on_gpu: bool) -> "Kokoro":
     """Load the model once for all voices."""
     from kokoro_onnx import Kokoro
+    from onnxruntime import InferenceSession
 
-    kokoro = Kokoro(str(model), str(styles))
+    if on_gpu:
+        kokoro = Kokoro.from_session(InferenceSession(str(model), providers=[ONNX_ON_GPU]), str(styles))
+    else:
+        kokoro = Kokoro(str(model), str(styles))
     kokoro.create("Ready.", kokoro.get_voices()[0])  # the first call takes twice as long
     return kokoro
 
@@ -77,10 +82,11 @@ class KokoroSpeaker:
         styles: the file of the voices.
         name: one of them.
         language: in espeak-ng's notation.
+        on_gpu: whether to run on a GPU.
     """
 
-    def __init__(self, model: Path, styles: Path, name: str, language: str):
-        self.model, self.name, self.language = load(model, styles), name, language
+    def __init__(self, model: Path, styles: Path, name: str, language: str, on_gpu: bool = False):
+        self.model, self.name, self.language = load(model, styles, on_gpu), name, language
 
     def speak(self, text: str, speed: float) -> Iterator[Samples]:
         for sentence in english_sentences(text) if self.language.startswith("en") else sentences(text):

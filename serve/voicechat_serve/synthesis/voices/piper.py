@@ -74,12 +74,13 @@ class PiperSpeaker:
 
     Args:
         model: the .onnx file.
+        on_gpu: whether to run on a GPU.
     """
 
-    def __init__(self, model: Path):
+    def __init__(self, model: Path, on_gpu: bool = False):
         from piper import PiperVoice
 
-        self.model = PiperVoice.load(model)
+        self.model = PiperVoice.load(model, use_cuda=on_gpu)
         list(self.speak("Ready.", 1.0))  # the first call takes twice as long
 
     def speak(self, text: str, speed: float) -> Iterator[Samples]:
