@@ -15,6 +15,9 @@ from voicechat_platform.assets import sha256
 from voicechat_platform.errors import InputError
 from voicechat_platform.json_file import read_object
 
+ADAPTER = "adapter"
+"""The folder in a checkpoint that holds its adapter (LoRA) alone."""
+
 
 class Measured(BaseModel):
     """The metrics that every evaluation has."""
@@ -97,6 +100,13 @@ def recover(folder: Path) -> None:
     unfinished = folder.absolute().parent.glob(f".{glob.escape(new.name)}[.-]*")
     for rest in (new, old, *unfinished):
         shutil.rmtree(rest, ignore_errors=True)
+
+
+def adapter_folder(checkpoint: Path) -> Path | None:
+    """Return the folder of a checkpoint's adapter; None if all its weights were trained, or if it was written
+    before adapters were kept."""
+    folder = checkpoint / ADAPTER
+    return folder if folder.is_dir() else None
 
 
 def remove(folder: Path) -> None:
