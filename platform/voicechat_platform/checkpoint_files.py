@@ -109,6 +109,20 @@ def adapter_folder(checkpoint: Path) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def find_adapter(path: Path, base: str = "") -> Path | None:
+    """Return the adapter in a checkpoint, in a folder of peft's, or in a GGUF file; None if there is none.
+
+    Args:
+        base: the name of the model that it must be made for; empty for any.
+    """
+    if path.suffix == ".gguf":
+        return path
+    folder = path if (path / "adapter_config.json").is_file() else adapter_folder(path)
+    if folder is None or not base:
+        return folder
+    return folder if read_object(folder / "adapter_config.json").get("base_model_name_or_path") == base else None
+
+
 def remove(folder: Path) -> None:
     """Delete a checkpoint with everything that a killed `save_checkpoint` left of it."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import ray
 from ray import serve
@@ -150,7 +150,8 @@ def api_application(
         InputError: there is no model, two models have one name, a model's folder does not exist, or an asset is
             missing.
     """
-    ids = [model.id for model, _ in models]
+    served = [each for model, _ in models for each in (model, *model.adapters)]
+    ids = [model.id for model in served]
     if len(set(ids)) < len(ids) or set(ids) & RESERVED_NAMES:
         raise InputError(f"models must have names of their own, and none of {', '.join(sorted(RESERVED_NAMES))}: {ids}")
     for model, _ in models:
@@ -163,7 +164,7 @@ def api_application(
     whisper_name = f"whisper-{arguments.whisper}"
     whisper_folder, classifier = locate(whisper_name), locate_gguf(SENTENCE_END_MODEL)
     champions = None
-    if any(model.version is not None for model, _ in models):
+    if any(model.version is not None for model in served):
         champions = serve.deployment(
             Champions,
             name="champions",
@@ -175,13 +176,18 @@ def api_application(
 
     def bound(model: ServedModel, replicas: Replicas) -> serve.Application:
         deployment = serve.deployment(LanguageModel, name=deployment_name(model), **replicas.options())
-        return deployment.bind(model, champions if model.version is not None else None)
+        follows = any(each.version is not None for each in (model, *model.adapters))
+        return deployment.bind(model, champions if follows else None)
 
     transcription = serve.deployment(Transcription, name="transcription", **arguments.transcription.options())
     synthesis = serve.deployment(Synthesis, name="synthesis", **arguments.synthesis.options())
+    language_models: dict[str, Any] = {}
+    for model, replicas in models:
+        deployment = bound(model, replicas)
+        language_models |= {each.id: deployment for each in (model, *model.adapters)}
     services = Services(
-        models={model.id: model for model, _ in models},
-        language_models={model.id: bound(model, replicas) for model, replicas in models},
+        models={model.id: model for model in served},
+        language_models=language_models,
         transcription=transcription.bind(whisper_folder, chat_model=classifier),
         transcription_model=whisper_name,
         synthesis=synthesis.bind(),

@@ -4,15 +4,16 @@ The format is Ray Serve's own; on a cluster, `serve deploy FILE` reads it. This 
 applications. `voicechat serve` and `voicechat up` read serve/applications/local.yaml.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from voicechat_platform.assets import CATALOGUE, LANGUAGE_MODELS, locate_gguf
+from voicechat_platform.checkpoint_files import find_adapter
 from voicechat_platform.errors import InputError
-from voicechat_platform.paths import api_address
+from voicechat_platform.paths import api_address, given_path
 from voicechat_platform.registry import Registry, Version, find_checkpoint
 from voicechat_platform.strict_yaml import PathText, Strict, compose_yaml, line_of, validate
 from voicechat_serve.generation.served_model import (
@@ -129,20 +130,24 @@ class ModelEntry(Engines):
     """The name in requests, without an @, because NAME@NUMBER means a version of a champion's model."""
     source: str = ""
     """A folder, NAME@NUMBER, a packaged model, or OWNER/NAME of the Hugging Face hub; by default `id`."""
+    adapters: dict[PathText, str] = Field(default_factory=dict)
+    """Fine-tunes of this model (LoRA) that share its memory: the name of each in requests, and where its adapter is: a
+    GGUF file, a folder of peft's, or NAME@NUMBER of the registry."""
 
-    @field_validator("id")
-    @classmethod
-    def names_no_version(cls, given: str) -> str:
-        if "@" in given:
-            raise ValueError(f"{given!r} has an @: choose another id, and put the model to serve under `source`")
-        return given
+    @model_validator(mode="after")
+    def name_no_version(self) -> Self:
+        for name in (self.id, *self.adapters):
+            if "@" in name:
+                raise ValueError(f"{name!r} has an @: choose another id, and put the model to serve under `source`")
+        return self
 
 
 class APIArguments(Strict):
     """`args` of the application `api`."""
 
     champions: Engines | None = Engines()
-    """How to run the champions of the registry, each under its model's name; null for none."""
+    """How to run the champions of the registry, each under its model's name; null for none. A champion with an adapter
+    of a model in `models` that llama.cpp runs is served by that model's replicas."""
     models: Annotated[tuple[ModelEntry, ...], Field(strict=False)] = ()
     """Additional language models."""
     whisper: Literal["base", "tiny.en"] = "base"
@@ -158,7 +163,7 @@ class APIArguments(Strict):
     @field_validator("models")
     @classmethod
     def have_names_of_their_own(cls, models: tuple[ModelEntry, ...]) -> tuple[ModelEntry, ...]:
-        ids = [model.id for model in models]
+        ids = [name for model in models for name in (model.id, *model.adapters)]
         if twice := sorted({name for name in ids if ids.count(name) > 1}):
             raise ValueError(f"two models have the id {twice[0]!r}")
         return models
@@ -229,26 +234,53 @@ def served_models(arguments: APIArguments) -> list[tuple[ServedModel, Replicas]]
         InputError: a model's files are not found.
     """
     listed = listed_models(arguments)
-    if (how := arguments.champions) is None:
-        return listed
-    return [*((served_version(version, how), how) for version in Registry().champions()), *listed]
+    alone: list[tuple[ServedModel, Replicas]] = []
+    how = arguments.champions
+    for version in Registry().champions() if how else ():
+        assert how is not None
+        champion = served_version(version, how)
+        base = next((place for place, listing in enumerate(listed) if can_adapt(*listing, version)), None)
+        if base is None:
+            alone.append((champion, how))
+        else:
+            model, entry = listed[base]
+            listed[base] = replace(model, adapters=(*model.adapters, replace(champion, base=version.base))), entry
+    return [*alone, *listed]
 
 
-def listed_models(arguments: APIArguments) -> list[tuple[ServedModel, Replicas]]:
+def listed_models(arguments: APIArguments) -> list[tuple[ServedModel, ModelEntry]]:
     """Return the models that the file lists. Raises the errors of `served_models`."""
-    found: list[tuple[ServedModel, Replicas]] = []
+    found: list[tuple[ServedModel, ModelEntry]] = []
     for entry in arguments.models:
         source = entry.source or entry.id
         is_packaged = source in LANGUAGE_MODELS
         served = ServedModel(
             id=entry.id,
             path=model_path(source, entry.engine),
-            is_packaged=is_packaged,
             options=entry.engine_options(),
             sampling=(CATALOGUE[source].sampling if is_packaged else {}) | entry.sampling.model_dump(exclude_none=True),
             max_tokens=entry.max_tokens,
         )
-        found.append((served, entry))
+        adapters = [replace(served, id=name, path=adapter_at(place)) for name, place in entry.adapters.items()]
+        found.append((replace(served, is_packaged=is_packaged, adapters=tuple(adapters)), entry))
+    return found
+
+
+def can_adapt(model: ServedModel, entry: ModelEntry, champion: Version) -> bool:
+    """Return whether the champion is an adapter of this model, which runs on llama.cpp."""
+    return champion.base == (entry.source or entry.id) and model.path.is_file()
+
+
+def adapter_at(place: str) -> Path:
+    """Return what a model entry names as an adapter: a GGUF file, a folder of peft's, or a checkpoint with one.
+
+    Raises:
+        InputError: there is no adapter.
+    """
+    path = given_path(place)
+    found = path if path.exists() else find_checkpoint(place)
+    if find_adapter(found) is None:
+        raise InputError(f"{place} holds no adapter: neither adapter_config.json nor a folder `adapter`")
     return found
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from voicechat_platform.errors import InputError
 from voicechat_platform.json_file import read_object
+from voicechat_platform.models.gguf_export import interleaved
 
 TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 BLOCK = re.compile(r"\.layers\.(\d+)\.")
@@ -53,7 +54,12 @@ def write_gguf_adapter(folder: Path, heads: int, kv_heads: int, path: Path) -> N
         if ggml_name is None:
             raise InputError(f"{folder}: {name} is no part of a Llama, so this adapter cannot be used for one")
         if part == "B" and name.endswith((".q_proj", ".k_proj")):
-            weight = interleave_halves(weight, heads if name.endswith(".q_proj") else kv_heads, name)
+            num_heads = heads if name.endswith(".q_proj") else kv_heads
+            if len(weight) % (2 * num_heads):
+                raise InputError(
+                    f"{folder}: {name} has {len(weight)} outputs, which {num_heads} heads of the base cannot share"
+                )
+            weight = interleaved(weight, len(weight) // num_heads)
         writer.add_tensor(f"{ggml_name}.weight.lora_{part.lower()}", np.ascontiguousarray(weight))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -106,12 +112,3 @@ def read_weights(folder: Path) -> dict[tuple[str, str], np.ndarray]:
     if not layers:
         raise InputError(f"{path} holds no weights")
     return weights
-
-
-def interleave_halves(weight_or: np.ndarray, heads: int, name: str) -> np.ndarray:
-    """Reorder each head's outputs: the rotation of positions pairs output d with d + half in Hugging Face's Llama, and
-    with its neighbour in llama.cpp's."""
-    outputs = len(weight_or)
-    if outputs % (2 * heads):
-        raise InputError(f"{name}: the adapter has {outputs} outputs, which {heads} heads of the base cannot share")
-    return weight_or.reshape(heads, 2, outputs // heads // 2, -1).swapaxes(1, 2).reshape(weight_or.shape)

@@ -47,8 +47,8 @@ def router(services: Services) -> APIRouter:
         model = name.rpartition("@")[0]
         if model not in created:
             raise unknown_model(name, names)
-        handle, version = services.language_model(name)
-        await answered(handle.require_version.remote(version), BRIEF_S)
+        handle, _, version = services.language_model(name)
+        await answered(handle.require_version.remote(version, model), BRIEF_S)
         return card(name, model)
 
     return routes

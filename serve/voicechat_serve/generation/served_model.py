@@ -49,3 +49,8 @@ class ServedModel:
     """Fields of `Sampling` that apply if a request does not set them, before the defaults of the model's own files."""
     max_tokens: int = MAX_TOKENS
     """The most tokens of an answer in a chat whose request sets no limit."""
+    adapters: tuple["ServedModel", ...] = ()
+    """Fine-tunes of this model (LoRA) that share its memory. The `path` of each is a checkpoint with an adapter, a
+    folder of peft's, or a GGUF file."""
+    base: str = ""
+    """For an adapter of the registry: the name of the model that its versions adapt."""

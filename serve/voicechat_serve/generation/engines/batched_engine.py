@@ -17,7 +17,8 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from pathlib import Path
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -99,6 +100,27 @@ class Decoder(Rows, Protocol):
 
     def close(self) -> None:
         """Free the model."""
+        ...
+
+
+@runtime_checkable
+class AdaptingDecoder(Decoder, Protocol):
+    """A decoder that computes each row with an adapter (LoRA) of its own, or with none."""
+
+    def add_adapter(self, path: Path) -> int:
+        """Load an adapter, and return its number, which no other one gets; any thread may call this.
+
+        Raises:
+            InputError: it is damaged, or made for another model.
+        """
+        ...
+
+    def remove_adapter(self, adapter: int) -> None:
+        """Free an adapter with which no row is computed any more; any thread may call this."""
+        ...
+
+    def adapt(self, row: int, adapter: int) -> None:
+        """Compute a row with an adapter from now on; 0 for none."""
         ...
 
 
@@ -276,9 +298,11 @@ class BatchedEngine:
                 with self.health.step("reading a prompt"):
                     if sequence.row is None:  # not earlier: the prompt before it may begin with the same tokens
                         # Scores of a prompt's tokens need the whole prompt.
-                        sequence.row = self.slots.take(
-                            [] if sequence.request.score_prompt else sequence.request.prompt_ids
-                        )
+                        prompt_ids = [] if sequence.request.score_prompt else sequence.request.prompt_ids
+                        sequence.row = self.slots.take(prompt_ids, sequence.request.adapter)
+                        assert sequence.row is not None
+                        if isinstance(self.decoder, AdaptingDecoder):
+                            self.decoder.adapt(self.slots.rows.index(sequence.row), sequence.request.adapter)
                     piece = sequence.unread_ids[:budget]
                     budget -= len(piece)
                     began = time.monotonic()
