@@ -134,12 +134,19 @@ class ModelEntry(Engines):
     """Fine-tunes of this model (LoRA) that share its memory: the name of each in requests, and where its adapter is: a
     GGUF file, a folder of peft's, or NAME@NUMBER of the registry."""
 
-    @model_validator(mode="after")
-    def name_no_version(self) -> Self:
-        for name in (self.id, *self.adapters):
-            if "@" in name:
-                raise ValueError(f"{name!r} has an @: choose another id, and put the model to serve under `source`")
-        return self
+    @field_validator("id")
+    @classmethod
+    def names_no_version(cls, given: str) -> str:
+        if "@" in given:
+            raise ValueError(f"{given!r} has an @: choose another id, and put the model to serve under `source`")
+        return given
+
+    @field_validator("adapters")
+    @classmethod
+    def name_no_version(cls, given: dict[str, str]) -> dict[str, str]:
+        if named := [name for name in given if "@" in name]:
+            raise ValueError(f"{named[0]!r} has an @: choose another name, and put NAME@NUMBER behind it")
+        return given
 
 
 class APIArguments(Strict):

@@ -183,7 +183,7 @@ class Answer:
 class Replica(LoadedModel):
     """A language model that is none of the registry's: `LanguageModel` without Ray."""
 
-    async def require_version(self, number):
+    async def require_version(self, number, model=""):
         raise UnknownVersionError("shakespeare has no versions")
 
     async def chat(self, messages, options):

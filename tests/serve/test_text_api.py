@@ -324,7 +324,7 @@ async def test_scores_are_probabilities(client):
 
 
 class Versioned:
-    async def require_version(self, number):
+    async def require_version(self, number, model=""):
         if number != 3:
             raise UnknownVersionError(f"no version {number}")
 

@@ -39,8 +39,7 @@ class AdaptedEngine:
         return self.engine.generate(replace(request, adapter=self.adapter))
 
     def load(self) -> Load:
-        """Return the load of the base and all its adapters together."""
-        return self.engine.load()
+        return self.engine.load(self.adapter)
 
     def check(self) -> None:
         self.engine.check()

@@ -205,11 +205,15 @@ class BatchedEngine:
         """The time between two deliveries of one answer's tokens."""
         return self.handover_interval_s * max(1, len(self.running) / UNHURRIED_STREAMS)
 
-    def load(self) -> Load:
-        sequences = [*self.running, *self.filling]
+    def load(self, adapter: int = 0) -> Load:
+        """Return the load by requests without an adapter, or by those of one adapter; any thread may call this."""
+        sequences, waiting = (
+            [sequence for sequence in group if sequence.request.adapter == adapter]
+            for group in ([*self.running, *self.filling], list(self.waiting))
+        )
         held = sum(len(sequence.row.token_ids) for sequence in sequences if sequence.row)
         used = held / (self.decoder.slots * self.context)
-        return Load(running=len(sequences), waiting=len(self.waiting), cache_used=used)
+        return Load(running=len(sequences), waiting=len(waiting), cache_used=used)
 
     def check(self) -> None:
         if not self.thread.is_alive():
