@@ -19,6 +19,7 @@ from voicechat_platform.errors import InputError
 from voicechat_platform.registry import Registry, Version
 from voicechat_platform.settings import settings
 from voicechat_serve import application, application_file
+from voicechat_serve.api.access import AccessRules
 from voicechat_serve.application_file import (
     APIArguments,
     Engines,
@@ -101,7 +102,12 @@ def test_an_adapter_is_served_with_its_base(tmp_path, monkeypatch):
     monkeypatch.setattr(application_file, "Registry", lambda: SimpleNamespace(champions=lambda: champions))
     listed = {"clerk": str(tmp_path / "bard" / "adapter"), "judge": str(tmp_path / "whole")}
     entry = {"id": "small", "source": "smollm2-135m-instruct", "adapters": listed}
-    served = [model for model, _ in served_models(APIArguments.model_validate({"models": [entry]}))]
+    arguments = APIArguments.model_validate({"models": [entry]})
+    served = [model for model, _ in served_models(arguments)]
+    built = build_app(application.api_application(served_models(arguments), arguments, AccessRules()), name="api")
+    names = {deployment.name for deployment in built.deployments}
+    assert {name for name in names if name.startswith("model ")} == {"model other", "model whole", "model small"}
+    assert "champions" in names
     assert [model.id for model in served] == ["other", "whole", "small"]
     assert [(model.id, model.version, model.base) for model in served[2].adapters] == [
         ("clerk", None, ""),
