@@ -94,8 +94,6 @@ class Version:
     nats_per_character: float
     base: str = ""
     """The model that its adapter (LoRA) was trained on, as the recipe names it; empty if it has no adapter."""
-    base_sha256: str = ""
-    """The checksum of that model's weights if they are in one file."""
 
     def __str__(self) -> str:
         return f"{self.name}@{self.number}"
@@ -245,7 +243,7 @@ class Registry:
             "commit": str(facts["commit"]),
         }
         if adapter_folder(checkpoint):
-            tags |= {"base": str(recipe.init_from), "base_sha256": facts["start_sha256"] or ""}
+            tags["base"] = str(recipe.init_from)
         made = self.client.create_model_version(name, f"{artifact_uri}/checkpoint", run_id, tags=tags)
         return self.version(name, int(made.version))
 
@@ -357,7 +355,6 @@ def as_version(found: Any, champion: str | None) -> Version:
         parameters=int(tags.get("parameters", 0)),
         nats_per_character=float(tags.get("nats_per_character", "nan")),
         base=tags.get("base", ""),
-        base_sha256=tags.get("base_sha256", ""),
     )
 
 

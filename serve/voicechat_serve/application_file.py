@@ -154,7 +154,7 @@ class APIArguments(Strict):
 
     champions: Engines | None = Engines()
     """How to run the champions of the registry, each under its model's name; null for none. A champion with an adapter
-    of a model in `models` that llama.cpp runs is served by that model's replicas."""
+    of a model in `models` that is a GGUF file is served by that model's replicas."""
     models: Annotated[tuple[ModelEntry, ...], Field(strict=False)] = ()
     """Additional language models."""
     whisper: Literal["base", "tiny.en"] = "base"
@@ -274,7 +274,7 @@ def listed_models(arguments: APIArguments) -> list[tuple[ServedModel, ModelEntry
 
 
 def can_adapt(model: ServedModel, entry: ModelEntry, champion: Version) -> bool:
-    """Return whether the champion is an adapter of this model, which runs on llama.cpp."""
+    """Return whether the champion is an adapter of this model, a GGUF file, which llama.cpp runs."""
     return champion.base == (entry.source or entry.id) and model.path.is_file()
 
 

@@ -7,7 +7,7 @@ import torch
 from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from voicechat_platform.assets import LANGUAGE_MODELS, sha256
+from voicechat_platform.assets import LANGUAGE_MODELS
 from voicechat_platform.checkpoints import load_checkpoint
 from voicechat_platform.corpora.tokenizers import make_tokenizer
 from voicechat_platform.errors import InputError
@@ -119,7 +119,7 @@ def test_adapters_learn_alone_and_are_saved_alone_and_merged(play, gpt2, tmp_pat
 
     # The adapter lies beside the merged model, too, as peft saves it.
     version = Registry().record("train", "tuned", {}, [], checkpoint)
-    assert (version.base, version.base_sha256) == (str(gpt2), sha256(gpt2 / "model.safetensors"))
+    assert version.base == str(gpt2)
     adapter = version.adapter()
     assert PeftConfig.from_pretrained(adapter).base_model_name_or_path == str(gpt2)
     adapted = PeftModel.from_pretrained(original, adapter)
