@@ -15,6 +15,9 @@ from voicechat_platform.assets import sha256
 from voicechat_platform.errors import InputError
 from voicechat_platform.json_file import read_object
 
+ADAPTER = "adapter"
+"""The folder in a checkpoint that holds its adapter (LoRA) alone."""
+
 
 class Measured(BaseModel):
     """The metrics that every evaluation has."""
@@ -97,6 +100,27 @@ def recover(folder: Path) -> None:
     unfinished = folder.absolute().parent.glob(f".{glob.escape(new.name)}[.-]*")
     for rest in (new, old, *unfinished):
         shutil.rmtree(rest, ignore_errors=True)
+
+
+def adapter_folder(checkpoint: Path) -> Path | None:
+    """Return the folder of a checkpoint's adapter; None if all its weights were trained, or if it was written
+    before adapters were kept."""
+    folder = checkpoint / ADAPTER
+    return folder if folder.is_dir() else None
+
+
+def find_adapter(path: Path, base: str = "") -> Path | None:
+    """Return the adapter in a checkpoint, in a folder of peft's, or in a GGUF file; None if there is none.
+
+    Args:
+        base: the name of the model that it must be made for; empty for any.
+    """
+    if path.suffix == ".gguf":
+        return path
+    folder = path if (path / "adapter_config.json").is_file() else adapter_folder(path)
+    if folder is None or not base:
+        return folder
+    return folder if read_object(folder / "adapter_config.json").get("base_model_name_or_path") == base else None
 
 
 def remove(folder: Path) -> None:

@@ -1,16 +1,20 @@
 """Write and load a checkpoint.
 
 A checkpoint is a Hugging Face model directory (config.json, model.safetensors, the tokenizer) with `training_state.pt`
-(optimizers, step, generators, data position) and `run.json` (its origin). The code unpickles nothing but tensors.
+(optimizers, step, generators, data position) and `run.json` (its origin). After a fine-tuning with low-rank adapters
+(LoRA), the model's weights have the adapter added, and the folder `adapter` holds it alone, in peft's own format. The
+code unpickles nothing but tensors.
 """
 
+import copy
 import json
 import shutil
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,10 +27,20 @@ from transformers.utils import logging as transformers_logging
 
 import voicechat_platform.models  # noqa: F401 (registers the family with the Auto classes)
 from voicechat_platform.assets import sha256
-from voicechat_platform.checkpoint_files import check_is_checkpoint, check_is_whole, recover, replacement_names, settle
+from voicechat_platform.checkpoint_files import (
+    ADAPTER,
+    check_is_checkpoint,
+    check_is_whole,
+    recover,
+    replacement_names,
+    settle,
+)
 from voicechat_platform.errors import InputError
 from voicechat_platform.folders import appearing_whole
 from voicechat_platform.provenance import provenance
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 transformers_logging.disable_progress_bar()
 
@@ -44,11 +58,15 @@ def save_checkpoint(
     tokenizer: PreTrainedTokenizerFast,
     training_state: dict[str, Any],
     run: dict[str, Any],
+    adapter: "PeftConfig | None" = None,
 ) -> None:
     """Write a complete checkpoint. It replaces a folder of that name only when it is complete.
 
     A kill at any moment leaves the old or the new checkpoint complete: under the folder's name, or between two renames
     under the name that `recover` looks for.
+
+    Args:
+        adapter: the configuration of the adapters in `training_state`, for a model that was fine-tuned with them.
     """
     new, old = replacement_names(folder)
     recover(folder)
@@ -56,12 +74,24 @@ def save_checkpoint(
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         torch.save(training_state, partial / "training_state.pt")
-        files = {path.name: sha256(path) for path in sorted(partial.iterdir())}
+        if adapter is not None:
+            save_adapter(partial / ADAPTER, adapter, training_state["adapters"])
+        paths = sorted(path for path in partial.rglob("*") if path.is_file())
+        files = {path.relative_to(partial).as_posix(): sha256(path) for path in paths}
         (partial / "run.json").write_text(json.dumps({**run, **provenance(), "files": files}, indent=2) + "\n")
     if folder.exists():
         folder.rename(old)
     settle(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def save_adapter(folder: Path, config: "PeftConfig", weights: dict[str, torch.Tensor]) -> None:
+    """Write an adapter as peft does, without the card that it adds for the hub."""
+    config = copy.copy(config)
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    tensors = {name: weight.cpu().contiguous() for name, weight in weights.items()}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def load_checkpoint(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:

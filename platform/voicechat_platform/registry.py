@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from voicechat_platform.assets import LANGUAGE_MODELS, download_model, locate
-from voicechat_platform.checkpoint_files import read_run
+from voicechat_platform.checkpoint_files import adapter_folder, read_run
 from voicechat_platform.errors import InputError, RegistryError
 from voicechat_platform.folders import folder_name, locked, made_once
 from voicechat_platform.paths import file_address, given_path, path_at, sqlite_address
@@ -94,6 +94,8 @@ class Version:
     nats_per_character: float
     created: int = 0
     """Unix time in seconds of its registration."""
+    base: str = ""
+    """The model that its adapter (LoRA) was trained on, as the recipe names it; empty if it has no adapter."""
 
     def __str__(self) -> str:
         return f"{self.name}@{self.number}"
@@ -118,6 +120,10 @@ class Version:
                 "home folder back where it was, or tune again with another VOICECHAT_HOME"
             )
         return folder
+
+    def adapter(self) -> Path | None:
+        """Return the folder of the adapter alone, in peft's format; None if there is none. Errors as `checkpoint`."""
+        return adapter_folder(self.checkpoint())
 
     def fetch(self, folder: Path) -> None:
         """Download the checkpoint's files into an empty folder."""
@@ -238,6 +244,8 @@ class Registry:
             "corpus_sha256": facts["corpus"]["sha256"],
             "commit": str(facts["commit"]),
         }
+        if adapter_folder(checkpoint):
+            tags["base"] = str(recipe.init_from)
         made = self.client.create_model_version(name, f"{artifact_uri}/checkpoint", run_id, tags=tags)
         return self.version(name, int(made.version))
 
@@ -349,6 +357,7 @@ def as_version(found: Any, champion: str | None) -> Version:
         parameters=int(tags.get("parameters", 0)),
         nats_per_character=float(tags.get("nats_per_character", "nan")),
         created=found.creation_timestamp // 1000,
+        base=tags.get("base", ""),
     )
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import ray
 from ray import serve
@@ -152,7 +152,8 @@ def api_application(
         InputError: there is no model, two models have one name, a model's folder does not exist, or an asset is
             missing.
     """
-    ids = [model.id for model, _ in models]
+    served = [each for model, _ in models for each in (model, *model.adapters)]
+    ids = [model.id for model in served]
     if len(set(ids)) < len(ids) or set(ids) & RESERVED_NAMES:
         raise InputError(f"models must have names of their own, and none of {', '.join(sorted(RESERVED_NAMES))}: {ids}")
     for model, _ in models:
@@ -166,7 +167,7 @@ def api_application(
     if whisper.id in ids:
         raise InputError(f"the model {whisper.id!r} has the name of the transcription model: choose another id")
     champions = None
-    if any(model.version is not None for model, _ in models):
+    if any(model.version is not None for model in served):
         champions = serve.deployment(
             Champions,
             name="champions",
@@ -174,17 +175,22 @@ def api_application(
             max_ongoing_requests=10_000,  # every replica of every language model waits in it
             graceful_shutdown_wait_loop_s=0.1,
             graceful_shutdown_timeout_s=0.5,  # no client waits for it any more
-        ).bind({model.id: model.words for model, _ in models if model.version is not None})
+        ).bind({model.id: model.words for model in served if model.version is not None})
 
     def bound(model: ServedModel, replicas: Replicas) -> serve.Application:
         deployment = serve.deployment(LanguageModel, name=deployment_name(model), **replicas.options())
-        return deployment.bind(model, champions if model.version is not None else None)
+        follows = any(each.version is not None for each in (model, *model.adapters))
+        return deployment.bind(model, champions if follows else None)
 
     transcription = serve.deployment(Transcription, name="transcription", **arguments.transcription.options())
     synthesis = serve.deployment(Synthesis, name="synthesis", **arguments.synthesis.options())
+    language_models: dict[str, Any] = {}
+    for model, replicas in models:
+        deployment = bound(model, replicas)
+        language_models |= {each.id: deployment for each in (model, *model.adapters)}
     services = Services(
-        models={model.id: model for model, _ in models},
-        language_models={model.id: bound(model, replicas) for model, replicas in models},
+        models={model.id: model for model in served},
+        language_models=language_models,
         transcription=transcription.bind(
             whisper.folder,
             chat_model=classifier,

@@ -5,18 +5,25 @@ applications. `voicechat serve` and `voicechat up` read serve/applications/local
 """
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from voicechat_platform.assets import CATALOGUE, LANGUAGE_MODELS, locate_gguf
+from voicechat_platform.checkpoint_files import find_adapter
 from voicechat_platform.errors import InputError
-from voicechat_platform.paths import api_address
+from voicechat_platform.paths import api_address, given_path
 from voicechat_platform.registry import Registry, Version, find_checkpoint
 from voicechat_platform.strict_yaml import PathText, Strict, compose_yaml, line_of, validate
-from voicechat_serve.generation.introduction import Words, introduce_listed, introduce_remote, introduce_version
+from voicechat_serve.generation.introduction import (
+    Words,
+    introduce_adapter,
+    introduce_listed,
+    introduce_remote,
+    introduce_version,
+)
 from voicechat_serve.generation.served_model import (
     MAX_TOKENS,
     Device,
@@ -147,12 +154,22 @@ class ModelEntry(Words, Engines):
     """For the engine openai: the model's name there; by default `id`."""
     key_env: str = ""
     """For the engine openai: the NAME of the environment variable that holds the key for that server, never the key."""
+    adapters: dict[PathText, str] = Field(default_factory=dict)
+    """Fine-tunes of this model (LoRA) that share its memory: the name of each in requests, and where its adapter is: a
+    GGUF file, a folder of peft's, or NAME@NUMBER of the registry."""
 
     @field_validator("id")
     @classmethod
     def names_no_version(cls, given: str) -> str:
         if "@" in given:
             raise ValueError(f"{given!r} has an @: choose another id, and put the model to serve under `source`")
+        return given
+
+    @field_validator("adapters")
+    @classmethod
+    def name_no_version(cls, given: dict[str, str]) -> dict[str, str]:
+        if named := [name for name in given if "@" in name]:
+            raise ValueError(f"{named[0]!r} has an @: choose another name, and put NAME@NUMBER behind it")
         return given
 
     @field_validator("url")
@@ -186,7 +203,7 @@ class ModelEntry(Words, Engines):
         return self
 
 
-HERE_ONLY = {"source", *(field.name for field in fields(EngineOptions))} - {"engine"}
+HERE_ONLY = {"source", "adapters", *(field.name for field in fields(EngineOptions))} - {"engine"}
 """Fields that say how a model runs on this machine."""
 
 
@@ -211,7 +228,8 @@ class APIArguments(Strict):
     """`args` of the application `api`."""
 
     champions: ChampionEngines | None = ChampionEngines()
-    """How to run the champions of the registry, each under its model's name; null for none."""
+    """How to run the champions of the registry, each under its model's name; null for none. A champion with an
+    adapter of a model in `models` that is a GGUF file is served by that model's replicas."""
     models: Annotated[tuple[ModelEntry, ...], Field(strict=False)] = ()
     """Additional language models."""
     whisper: PathText = "base"
@@ -240,7 +258,7 @@ class APIArguments(Strict):
     @field_validator("models")
     @classmethod
     def have_names_of_their_own(cls, models: tuple[ModelEntry, ...]) -> tuple[ModelEntry, ...]:
-        ids = [model.id for model in models]
+        ids = [name for model in models for name in (model.id, *model.adapters)]
         if twice := sorted({name for name in ids if ids.count(name) > 1}):
             raise ValueError(f"two models have the id {twice[0]!r}")
         return models
@@ -312,20 +330,30 @@ def served_models(arguments: APIArguments) -> list[tuple[ServedModel, Replicas]]
             champion.
     """
     listed = listed_models(arguments)
-    if (how := arguments.champions) is None:
-        return listed
+    alone: list[tuple[ServedModel, Replicas]] = []
+    how = arguments.champions
+    if how is None:
+        return [*listed]
     champions = Registry().champions()
     names = [version.name for version in champions]
     for name in how.introductions:
         if name not in names:
             known = ", ".join(names) or "none"
             raise InputError(f"champions.introductions: {name!r} has no champion in the registry; there are: {known}")
-    return [*((served_version(version, how), how) for version in champions), *listed]
+    for version in champions:
+        champion = served_version(version, how)
+        base = next((place for place, listing in enumerate(listed) if can_adapt(*listing, version)), None)
+        if base is None:
+            alone.append((champion, how))
+        else:
+            model, entry = listed[base]
+            listed[base] = replace(model, adapters=(*model.adapters, replace(champion, base=version.base))), entry
+    return [*alone, *listed]
 
 
-def listed_models(arguments: APIArguments) -> list[tuple[ServedModel, Replicas]]:
+def listed_models(arguments: APIArguments) -> list[tuple[ServedModel, ModelEntry]]:
     """Return the models that the file lists. Raises the errors of `served_models`."""
-    found: list[tuple[ServedModel, Replicas]] = []
+    found: list[tuple[ServedModel, ModelEntry]] = []
     for entry in arguments.models:
         given = entry.sampling.model_dump(exclude_none=True)
         if entry.engine == "openai":
@@ -345,13 +373,34 @@ def listed_models(arguments: APIArguments) -> list[tuple[ServedModel, Replicas]]
         served = ServedModel(
             id=entry.id,
             path=path,
-            is_packaged=is_packaged,
             options=entry.engine_options(),
             sampling=(CATALOGUE[source].sampling if is_packaged else {}) | given,
             max_tokens=entry.max_tokens,
             introduction=introduce_listed(entry.id, path, is_packaged, entry),
         )
-        found.append((served, entry))
+        adapters = [
+            replace(served, id=name, path=adapter_at(place), introduction=introduce_adapter(name, served.introduction))
+            for name, place in entry.adapters.items()
+        ]
+        found.append((replace(served, is_packaged=is_packaged, adapters=tuple(adapters)), entry))
+    return found
+
+
+def can_adapt(model: ServedModel, entry: ModelEntry, champion: Version) -> bool:
+    """Return whether the champion is an adapter of this model, a GGUF file, which llama.cpp runs."""
+    return champion.base == (entry.source or entry.id) and model.path is not None and model.path.is_file()
+
+
+def adapter_at(place: str) -> Path:
+    """Return what a model entry names as an adapter: a GGUF file, a folder of peft's, or a checkpoint with one.
+
+    Raises:
+        InputError: there is no adapter.
+    """
+    path = given_path(place)
+    found = path if path.exists() else find_checkpoint(place)
+    if find_adapter(found) is None:
+        raise InputError(f"{place} holds no adapter: neither adapter_config.json nor a folder `adapter`")
     return found
 
 

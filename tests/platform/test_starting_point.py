@@ -4,9 +4,11 @@ import shutil
 
 import pytest
 import torch
+from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from voicechat_platform.assets import LANGUAGE_MODELS
+from voicechat_platform.checkpoints import load_checkpoint
 from voicechat_platform.corpora.tokenizers import make_tokenizer
 from voicechat_platform.errors import InputError
 from voicechat_platform.registry import Registry, find_checkpoint
@@ -74,6 +76,8 @@ def test_gpt2_learns_from_a_users_folder(play, gpt2, tmp_path):
     assert type(tuned) is GPT2LMHeadModel
     assert tuned.config.reply_stops == ["\n\n"]  # it speaks as a play now
     version = Registry().record("train", "tuned", {}, [], run.best)
+    assert version.base == ""
+    assert version.adapter() is None
     again = recipe(play, version)  # NAME@NUMBER
     before = Training(again, load_data(again)).model
     assert all(torch.equal(*pair) for pair in zip(before.parameters(), tuned.parameters(), strict=True))
@@ -94,7 +98,7 @@ def test_fine_tuning_goes_on_bit_for_bit(play, gpt2, tmp_path, lora):
     assert [point.train_loss for point in resumed.history] == expected
 
 
-def test_adapters_learn_alone_and_are_merged_into_the_checkpoint(play, gpt2, tmp_path):
+def test_adapters_learn_alone_and_are_saved_alone_and_merged(play, gpt2, tmp_path):
     tuning = recipe(play, gpt2, lora={"rank": 4})
     training = Training(tuning, load_data(tuning))
     frozen = {name: weight.clone() for name, weight in training.model.named_parameters() if not weight.requires_grad}
@@ -103,14 +107,27 @@ def test_adapters_learn_alone_and_are_merged_into_the_checkpoint(play, gpt2, tmp
     for name, weight in training.model.named_parameters():
         assert weight.requires_grad == ("lora_" in name)
         assert "lora_" in name or torch.equal(weight, frozen[name])
-    training.save(tmp_path / "checkpoint")
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint")
+    checkpoint = tmp_path / "checkpoint"
+    training.save(checkpoint)
+    merged = AutoModelForCausalLM.from_pretrained(checkpoint)
     assert type(merged) is GPT2LMHeadModel
     tokens_bt = torch.randint(0, 50257, (2, 16))
     training.model.eval()
     torch.testing.assert_close(merged(tokens_bt).logits, training.model(input_ids=tokens_bt).logits)
     original = AutoModelForCausalLM.from_pretrained(gpt2)
     assert not torch.allclose(merged(tokens_bt).logits, original(tokens_bt).logits, atol=1e-4)
+
+    # The adapter lies beside the merged model, too, as peft saves it.
+    version = Registry().record("train", "tuned", {}, [], checkpoint)
+    assert version.base == str(gpt2)
+    adapter = version.adapter()
+    assert PeftConfig.from_pretrained(adapter).base_model_name_or_path == str(gpt2)
+    adapted = PeftModel.from_pretrained(original, adapter)
+    torch.testing.assert_close(adapted(input_ids=tokens_bt).logits, merged(tokens_bt).logits)
+    weights = adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"adapter_model\.safetensors is missing or damaged"):
+        load_checkpoint(version.checkpoint())
 
 
 def test_adapters_are_not_put_on_another_model(play, gpt2, tmp_path):

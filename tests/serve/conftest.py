@@ -184,7 +184,7 @@ class Answer:
 class Replica(LoadedModel):
     """A language model that is none of the registry's: `LanguageModel` without Ray."""
 
-    async def introduce(self, number):
+    async def introduce(self, number, model=""):
         raise UnknownVersionError("shakespeare has no versions")
 
     async def chat(self, messages, options):

@@ -16,9 +16,10 @@ from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from small_run import train_small
 from voicechat_platform.errors import InputError
-from voicechat_platform.registry import Registry
+from voicechat_platform.registry import Registry, Version
 from voicechat_platform.settings import settings
-from voicechat_serve import application
+from voicechat_serve import application, application_file
+from voicechat_serve.api.access import AccessRules
 from voicechat_serve.application_file import (
     APIArguments,
     ChampionEngines,
@@ -84,6 +85,44 @@ class TestTheFilesThatAreHere:
         assert [(model.id, model.min_replicas, model.num_gpus) for model in arguments.models] == [
             ("smollm2-135m-instruct", 0, 0.25)
         ]
+
+
+def checkpoint_with_adapter(folder):
+    (folder / "adapter").mkdir(parents=True)
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    return folder
+
+
+def test_an_adapter_is_served_with_its_base(tmp_path, monkeypatch):
+    """A champion of a listed GGUF model, and what the file lists; other champions have replicas of their own."""
+
+    def version(name, base):
+        return Version(name, 1, str(checkpoint_with_adapter(tmp_path / name)), True, "", "", 1, 1.0, base)
+
+    champions = [version("bard", "smollm2-135m-instruct"), version("other", "elsewhere"), version("whole", "")]
+    monkeypatch.setattr(application_file, "Registry", lambda: SimpleNamespace(champions=lambda: champions))
+    listed = {"clerk": str(tmp_path / "bard" / "adapter"), "judge": str(tmp_path / "whole")}
+    entry = {"id": "small", "source": "smollm2-135m-instruct", "adapters": listed}
+    arguments = APIArguments.model_validate({"models": [entry]})
+    served = [model for model, _ in served_models(arguments)]
+    built = build_app(application.api_application(served_models(arguments), arguments, AccessRules()), name="api")
+    names = {deployment.name for deployment in built.deployments}
+    assert {name for name in names if name.startswith("model ")} == {"model other", "model whole", "model small"}
+    assert "champions" in names
+    assert [model.id for model in served] == ["other", "whole", "small"]
+    assert [(model.id, model.version, model.base) for model in served[2].adapters] == [
+        ("clerk", None, ""),
+        ("judge", None, ""),
+        ("bard", 1, "smollm2-135m-instruct"),
+    ]
+    torch = APIArguments.model_validate({"models": [entry | {"adapters": {}, "engine": "torch"}]})
+    assert [(model.id, model.adapters) for model, _ in served_models(torch)] == [
+        *((name, ()) for name in ("bard", "other", "whole", "small")),
+    ]
+    (tmp_path / "empty").mkdir()
+    wrong = APIArguments.model_validate({"models": [entry | {"adapters": {"clerk": str(tmp_path / "empty")}}]})
+    with pytest.raises(InputError, match="empty holds no adapter: neither"):
+        served_models(wrong)
 
 
 class TestKubernetes:
@@ -168,6 +207,14 @@ class TestKubernetes:
         (
             "      models:\n        - id: one\n        - id: two\n        - {id: one, source: other}",
             "a.yaml:6: applications.0.args.models: two models have the id 'one'",
+        ),
+        (
+            "      models:\n        - id: one\n          adapters: {two: a}\n        - id: two",
+            "a.yaml:6: applications.0.args.models: two models have the id 'two'",
+        ),
+        (
+            "      models:\n        - id: one\n          adapters: {two@3: a}",
+            "a.yaml:8: applications.0.args.models.0.adapters: 'two@3' has an @: choose another name",
         ),
         (
             "      models:\n        - id: shakespeare@3",

@@ -103,7 +103,7 @@ async def test_a_voice_that_fails_at_every_sentence():
 def test_any_version_that_fails_is_a_reason_to_replace_the_replica():
     model = object.__new__(LanguageModel)
     broken, works = Health(), Health()
-    model.champions = None
+    model.champions, model.adapters = None, {}
     model.current = SimpleNamespace(engine=works)
     model.versions = {2: model.current, 1: SimpleNamespace(engine=broken)}
     model.check_health()

@@ -7,7 +7,7 @@ from voicechat_serve.generation.engines.slots import LEAST_COPIED, Slots, common
 
 
 class Tape:
-    """A cache that holds token ids, where a real one holds their states."""
+    """A cache that holds token ids with the adapters that read them, where a real one holds their states."""
 
     def __init__(self, slots: int):
         self.slots = slots
@@ -23,9 +23,13 @@ class Tape:
         return length
 
 
+def states(row, token_ids) -> list[tuple[int, int]]:
+    return [(row.adapter, token_id) for token_id in token_ids]
+
+
 def write(slots: Slots, row, token_ids) -> None:
     place, start = slots.rows.index(row), len(row.token_ids)
-    slots.cache.rows[place][start : start + len(token_ids)] = token_ids
+    slots.cache.rows[place][start : start + len(token_ids)] = states(row, token_ids)
     row.token_ids.extend(token_ids)
 
 
@@ -46,11 +50,13 @@ def test_every_row_holds_its_own_tokens(actions):
     for action, choice, prompt in actions:
         if action == "take":
             full = len(slots.decoding) + len(slots.filling) == 3
-            row = slots.take(prompt)
+            adapter = choice % 3
+            row = slots.take(prompt, adapter)
             assert (row is None) == full
             if row is not None:
                 assert row.token_ids == prompt[: len(row.token_ids)]
                 assert len(row.token_ids) < len(prompt)
+                assert row.adapter == adapter
                 write(slots, row, prompt[len(row.token_ids) :])
                 texts[id(row)] = list(prompt)
                 if choice % 2:
@@ -64,7 +70,7 @@ def test_every_row_holds_its_own_tokens(actions):
             slots.release(held[choice % len(held)])
         assert slots.rows[: len(slots.decoding)] == slots.decoding
         for place, row in enumerate(slots.rows):
-            assert slots.cache.rows[place][: len(row.token_ids)] == row.token_ids
+            assert slots.cache.rows[place][: len(row.token_ids)] == states(row, row.token_ids)
         for row in [*slots.decoding, *slots.filling]:
             assert row.token_ids == texts[id(row)]
 

@@ -16,6 +16,7 @@ from voicechat_serve.api.services import Services
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
 from voicechat_serve.generation.engines.choice import make_engine
 from voicechat_serve.generation.engines.interface import FinishReason, UnknownVersionError
+from voicechat_serve.generation.introduction import Introduction
 from voicechat_serve.generation.loaded_model import Delta, LoadedModel
 from voicechat_serve.generation.served_model import ServedModel
 
@@ -324,16 +325,17 @@ async def test_scores_are_probabilities(client):
 
 
 class Versioned:
-    async def require_version(self, number):
+    async def introduce(self, number, model=""):
         if number != 3:
             raise UnknownVersionError(f"no version {number}")
+        return Introduction(title="The third")
 
 
 async def test_the_card_of_a_version_is_that_of_its_model(services_of):
     transport = httpx.ASGITransport(build(services_of(Versioned())))
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
         model, version = [(await http.get(f"/models/{name}")).json() for name in ("shakespeare", "shakespeare@3")]
-        assert version == model | {"id": "shakespeare@3"}
+        assert version == model | {"id": "shakespeare@3", "title": "The third"}
         assert version["type"] == "language"
         for name in ("shakespeare@4", "shakespeare@x", "whisper-1@3"):
             assert (await http.get(f"/models/{name}")).status_code == 404

@@ -125,7 +125,7 @@ class Training:
                     "trained on: restore that model, or start a new run"
                 )
             model = make_model(self.recipe, self.data.tokenizer, self.data.reply_stops, self.start)
-            adapted = with_adapters(model, self.recipe.lora)
+            adapted = with_adapters(model, self.recipe.lora, self.recipe.init_from)
             if state is not None:
                 from peft import set_peft_model_state_dict
 
@@ -294,7 +294,8 @@ class Training:
         return shared.item()
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint that `resume_from` accepts and `AutoModelForCausalLM` reads. It holds merged adapters."""
+        """Write a checkpoint that `resume_from` accepts and `AutoModelForCausalLM` reads, with the adapters merged and
+        the adapters alone."""
         state = {
             "step": self.step,
             "losses": self.losses,
@@ -304,10 +305,12 @@ class Training:
             "cuda_generator": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
         }
         whole: PreTrainedModel = self.model
+        adapter = None
         if self.recipe.lora is not None:
             from peft import get_peft_model_state_dict
 
-            state["adapters"] = get_peft_model_state_dict(self.model)
+            state["adapters"] = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+            adapter = self.model.peft_config["default"]
             whole = merged(self.model)
         run = {
             "recipe": self.recipe.model_dump(mode="json"),
@@ -319,7 +322,7 @@ class Training:
             "parent": self.parent,
             "start_sha256": self.start_sha256,
         }
-        save_checkpoint(folder, whole, self.data.tokenizer, state, run)
+        save_checkpoint(folder, whole, self.data.tokenizer, state, run, adapter)
 
     def restore(self, state: dict[str, Any]) -> None:
         self.step = state["step"]

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -19,6 +20,9 @@ from voicechat_platform.errors import InputError
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
 from voicechat_platform.registry import find_checkpoint
 from voicechat_platform.training.recipe import LoraRecipe, Recipe
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def load_data(recipe: Recipe) -> TrainingData:
@@ -91,11 +95,15 @@ def weights_sha256(folder: Path | None) -> str | None:
     return sha256(path) if path and path.exists() else None
 
 
-def with_adapters(model: PreTrainedModel, recipe: LoraRecipe) -> torch.nn.Module:
-    """Return the model with trainable low-rank adapters, everything else frozen (a peft.PeftModel)."""
+def with_adapters(model: PreTrainedModel, recipe: LoraRecipe, base: str | None) -> "PeftModel":
+    """Return the model with trainable low-rank adapters, everything else frozen.
+
+    Args:
+        base: the recipe's `init_from`: other machines know the model by this name, and not by its folder here.
+    """
     from peft import LoraConfig, get_peft_model
 
-    return get_peft_model(
+    adapted = get_peft_model(
         model,
         LoraConfig(
             task_type="CAUSAL_LM",
@@ -105,6 +113,8 @@ def with_adapters(model: PreTrainedModel, recipe: LoraRecipe) -> torch.nn.Module
             target_modules="all-linear",
         ),
     )
+    adapted.peft_config["default"].base_model_name_or_path = base
+    return adapted
 
 
 def merged(model: torch.nn.Module) -> PreTrainedModel:

@@ -68,7 +68,7 @@ class ChatRequest(TextRequest):
     truncation: Truncation = "disabled"
     """As in OpenAI's responses: "auto" omits the oldest messages of a conversation that is longer than the context."""
 
-    def choice_requests(self, version: int | None) -> list[ChoiceRequest]:
+    def choice_requests(self, model: str, version: int | None) -> list[ChoiceRequest]:
         """Return one request for each choice.
 
         Raises:
@@ -85,6 +85,7 @@ class ChatRequest(TextRequest):
             sampling=sampling,
             top_scores=(self.top_logprobs or 0) if self.logprobs else None,
             truncation=self.truncation,
+            model=model,
             version=version,
         )
         choices = [choice_sampling(sampling, choice) for choice in range(self.choices)]
@@ -96,8 +97,8 @@ def router(services: Services) -> APIRouter:
 
     @routes.post("/chat/completions", responses=STREAM_DOCUMENTED)
     async def create_chat_completion(request: ChatRequest) -> Any:
-        handle, version = services.language_model(request.model)
-        choice_requests = request.choice_requests(version)
+        handle, model, version = services.language_model(request.model)
+        choice_requests = request.choice_requests(model, version)
         tally = Tally(choices_per_prompt=len(choice_requests))
         if request.stream:
             head = heading("chatcmpl", "chat.completion.chunk", request.model)

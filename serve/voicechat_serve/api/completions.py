@@ -56,7 +56,7 @@ class CompletionRequest(TextRequest):
             raise APIError(400, "echo needs prompts that are text", param="echo", code="unsupported_parameter")
         return prompts
 
-    def choice_requests(self, version: int | None) -> list[ChoiceRequest]:
+    def choice_requests(self, model: str, version: int | None) -> list[ChoiceRequest]:
         """Return one request for each choice, prompt by prompt.
 
         Raises:
@@ -71,6 +71,7 @@ class CompletionRequest(TextRequest):
             sampling=sampling,
             top_scores=self.logprobs,
             score_prompt=bool(self.echo) and self.logprobs is not None,
+            model=model,
             version=version,
         )
         choices = [choice_sampling(sampling, choice) for choice in range(self.choices)]
@@ -86,8 +87,8 @@ def router(services: Services) -> APIRouter:
 
     @routes.post("/completions", responses=STREAM_DOCUMENTED)
     async def create_completion(request: CompletionRequest) -> Any:
-        handle, version = services.language_model(request.model)
-        choice_requests = request.choice_requests(version)
+        handle, model, version = services.language_model(request.model)
+        choice_requests = request.choice_requests(model, version)
         tally = Tally(choices_per_prompt=request.choices, is_silent=request.max_tokens == 0)
         head = heading("cmpl", "text_completion", request.model)
         tell = CompletionWriter(choice_requests, echo=bool(request.echo), silent=tally.is_silent)

@@ -76,8 +76,8 @@ def router(services: Services) -> APIRouter:
         model = name.rpartition("@")[0]
         if model not in served:
             raise unknown_model(name, (*served, services.transcription_model, SYNTHESIS_MODEL))
-        handle, version = services.language_model(name)
-        return language_card(name, served[model], await answered(handle.introduce.remote(version), BRIEF_S))
+        handle, _, version = services.language_model(name)
+        return language_card(name, served[model], await answered(handle.introduce.remote(version, model), BRIEF_S))
 
     return routes
 

@@ -104,8 +104,8 @@ class ServiceStages:
         return await answered(self.services.transcription.end_probability.remote(words), CLASSIFIER_S)
 
     async def write(self, model: str, messages: list[Message], sampling: dict[str, Any]) -> AsyncGenerator[Delta, None]:
-        handle, version = self.services.language_model(model)
-        options = GenerationOptions(sampling=sampling, truncation="auto", version=version)
+        handle, model, version = self.services.language_model(model)
+        options = GenerationOptions(sampling=sampling, truncation="auto", model=model, version=version)
         async with streamed(handle, "chat", messages, options) as deltas:
             async for delta in deltas:
                 yield delta

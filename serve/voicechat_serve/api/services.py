@@ -41,7 +41,7 @@ RESERVED_NAMES = {*TRANSCRIPTION_ALIASES, SYNTHESIS_MODEL, *SYNTHESIS_ALIASES}
 class Services:
     models: dict[str, ServedModel]
     language_models: dict[str, DeploymentHandle]
-    """By model id; each a `LanguageModel`."""
+    """By model id; each a `LanguageModel`, and the same one for a model and its adapters."""
     transcription: DeploymentHandle
     """A `Transcription`."""
     transcription_model: str
@@ -55,8 +55,8 @@ class Services:
     realtime_sessions: int = 16
     """The most concurrent spoken conversations in each replica of the ingress."""
 
-    def language_model(self, name: str) -> tuple[DeploymentHandle, int | None]:
-        """Return a language model, and the version of a name such as "shakespeare@3".
+    def language_model(self, name: str) -> tuple[DeploymentHandle, str, int | None]:
+        """Return the deployment of a language model, and the model's id and version of a name such as "shakespeare@3".
 
         Raises:
             APIError: 404, there is no such language model.
@@ -67,7 +67,7 @@ class Services:
         if model not in self.language_models:
             raise unknown_model(name, self.language_models)
         current_request().model = model
-        return self.language_models[model], int(number) if number else None
+        return self.language_models[model], model, int(number) if number else None
 
     def require_transcription(self, name: str) -> None:
         if name not in (self.transcription_model, *TRANSCRIPTION_ALIASES):

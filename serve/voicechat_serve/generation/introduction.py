@@ -3,7 +3,7 @@
 The API lists it. It changes no request: the page and `voicechat talk` use the system prompt as their instructions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,6 +97,11 @@ def introduce_listed(name: str, path: Path, is_packaged: bool, words: Words) -> 
         system_prompt=spoken_to(words, converses),
         converses=converses,
     )
+
+
+def introduce_adapter(name: str, base: Introduction) -> Introduction:
+    """Introduce a fine-tune that an application file lists under `name`, with its base."""
+    return replace(base, title=name, about=f"A fine-tune of {base.title}.")
 
 
 def introduce_remote(name: str, words: Words) -> Introduction:

@@ -1,4 +1,5 @@
-"""The language-model deployment: one model under its name, its champion and, on demand, other versions."""
+"""The language-model deployment: one model under its name, its champion and, on demand, other versions; and its
+adapters, each under its own name and with its own versions."""
 
 import asyncio
 import logging
@@ -12,9 +13,11 @@ from typing import Protocol
 
 from ray.serve.handle import DeploymentHandle
 
+from voicechat_platform.checkpoint_files import find_adapter
 from voicechat_platform.registry import NoSuchVersionError, Registry, Version
 from voicechat_serve.generation.champions import LONGEST_WAIT_S
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer, Message
+from voicechat_serve.generation.engines.adapters import add_adapter
 from voicechat_serve.generation.engines.choice import make_engine
 from voicechat_serve.generation.engines.interface import UnavailableError, UnknownVersionError
 from voicechat_serve.generation.introduction import Introduction, introduce_version
@@ -72,11 +75,14 @@ class LanguageModel:
     Args:
         served: the first version.
         champions: a `Champions`; after a promotion, this deployment serves the new champion.
+        base: the model in memory that `served` is an adapter of; its deployment makes one such object for each adapter.
     """
 
-    def __init__(self, served: ServedModel, champions: DeploymentHandle | None = None):
-        listen_where_ray_listens()
-        self.served, self.champions = served, champions
+    def __init__(self, served: ServedModel, champions: DeploymentHandle | None = None, base: LoadedModel | None = None):
+        if base is None:
+            listen_where_ray_listens()
+        self.served, self.base = served, base
+        self.champions = None if served.version is None else champions
         # Serve calls this inside a running event loop, which allows no second one: hence the thread.
         with ThreadPoolExecutor(1) as thread:
             self.current = thread.submit(self.load, served.version, served.path).result()
@@ -90,7 +96,10 @@ class LanguageModel:
         self.asking: Counter[int | None] = Counter()
         """By number, the requests that wait for a version."""
         self.metrics = ModelMetrics(served.id, self.engine_load)
-        if champions is not None:
+        self.adapters: dict[str, LanguageModel] = {}
+        if isinstance(self.current, LoadedModel):
+            self.adapters = {adapter.id: LanguageModel(adapter, champions, self.current) for adapter in served.adapters}
+        if self.champions is not None:
             self.following = asyncio.get_running_loop().create_task(self.follow())
 
     async def chat(self, messages: Sequence[Message], options: GenerationOptions) -> AsyncGenerator[Delta, None]:
@@ -98,15 +107,17 @@ class LanguageModel:
 
         Raises (at the first piece): the errors of `LoadedModel.chat`; UnknownVersionError.
         """
-        model = await self.version(options.version)
-        async with aclosing(self.measured(model, model.chat(messages, options))) as deltas:
+        named = self.named(options.model)
+        model = await named.version(options.version)
+        async with aclosing(named.measured(model, model.chat(messages, options))) as deltas:
             async for delta in deltas:
                 yield delta
 
     async def complete(self, prompt: str | list[int], options: GenerationOptions) -> AsyncGenerator[Delta, None]:
         """Yield the continuation of the prompt; errors as in `chat`."""
-        model = await self.version(options.version)
-        async with aclosing(self.measured(model, model.complete(prompt, options))) as deltas:
+        named = self.named(options.model)
+        model = await named.version(options.version)
+        async with aclosing(named.measured(model, model.complete(prompt, options))) as deltas:
             async for delta in deltas:
                 yield delta
 
@@ -122,16 +133,21 @@ class LanguageModel:
         finally:
             model.users -= 1
 
-    async def introduce(self, number: int | None) -> Introduction:
-        """Introduce a version of the model.
+    def named(self, model: str) -> "LanguageModel":
+        """Return the adapter of that name, or the model itself."""
+        return self.adapters.get(model, self)
+
+    async def introduce(self, number: int | None, model: str = "") -> Introduction:
+        """Introduce a version, of the adapter `model` or of the model itself.
 
         Raises:
             UnknownVersionError: no version has that number.
             UnavailableError: the registry does not answer, or the version's files cannot be read.
         """
-        version = await asyncio.to_thread(self.find_version, number)
+        named = self.named(model)
+        version = await asyncio.to_thread(named.find_version, number)
         try:
-            return await asyncio.to_thread(introduce_version, version, self.served.words)
+            return await asyncio.to_thread(introduce_version, version, named.served.words)
         except Exception as error:  # its files are gone or damaged
             log.exception("%s cannot be introduced", version)
             raise UnavailableError(f"{version} cannot be read now; try again later") from error
@@ -213,16 +229,26 @@ class LanguageModel:
             assert served.remote is not None
             model = RemoteModel(served.remote, fingerprint, served.sampling, served.max_tokens)
         else:
-            tokenizer = ChatTokenizer(path)
-            engine = make_engine(path, tokenizer, served.options)
-            defaults = replace(tokenizer.sampling, **served.sampling)
-            model = LoadedModel(tokenizer, engine, fingerprint, defaults, served.max_tokens)
+            model = self.load_files(path, fingerprint)
         try:
             asyncio.run(model.warm_up())
         except BaseException:
             model.engine.close()
             raise
         return model
+
+    def load_files(self, path: Path, fingerprint: str) -> LoadedModel:
+        """Load a version from its files, as an adapter of the base if it is one."""
+        served = self.served
+        adapter = None if self.base is None else find_adapter(path, served.base)
+        if self.base is not None and adapter is not None:
+            tokenizer = ChatTokenizer(path) if (path / "config.json").is_file() else self.base.tokenizer
+            engine = add_adapter(self.base.engine, adapter)
+        else:
+            tokenizer = ChatTokenizer(path)
+            engine = make_engine(path, tokenizer, served.options)
+        defaults = replace(tokenizer.sampling, **served.sampling)
+        return LoadedModel(tokenizer, engine, fingerprint, defaults, served.max_tokens)
 
     async def follow(self) -> None:
         """Serve each new champion when it is warm; running requests end with the version with which they started."""
@@ -250,6 +276,8 @@ class LanguageModel:
             model.engine.check()
         if self.champions is not None and self.following.done():
             raise RuntimeError("the champion is not followed any more")
+        for adapter in self.adapters.values():
+            adapter.check_health()
 
 
 async def close_when_idle(model: Model) -> None:

@@ -37,6 +37,8 @@ class GenerationOptions:
     """Score every token, and this number of the likeliest tokens at its place."""
     score_prompt: bool = False
     truncation: Truncation = "disabled"
+    model: str = ""
+    """The model's id, for a deployment that serves adapters with it."""
     version: int | None = None
     """A version of the model in the registry; None means the champion."""
 

@@ -88,3 +88,8 @@ class ServedModel:
     words: Words = field(default_factory=Words)
     """What the application file says of it, for the introduction of later versions."""
     introduction: Introduction = field(default_factory=Introduction)
+    adapters: tuple["ServedModel", ...] = ()
+    """Fine-tunes of this model (LoRA) that share its memory. The `path` of each is a checkpoint with an adapter, a
+    folder of peft's, or a GGUF file."""
+    base: str = ""
+    """For an adapter of the registry: the name of the model that its versions adapt."""

@@ -17,7 +17,8 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from pathlib import Path
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -102,6 +103,27 @@ class Decoder(Rows, Protocol):
         ...
 
 
+@runtime_checkable
+class AdaptingDecoder(Decoder, Protocol):
+    """A decoder that computes each row with an adapter (LoRA) of its own, or with none."""
+
+    def add_adapter(self, path: Path) -> int:
+        """Load an adapter, and return its number, which no other one gets; any thread may call this.
+
+        Raises:
+            InputError: it is damaged, or made for another model.
+        """
+        ...
+
+    def remove_adapter(self, adapter: int) -> None:
+        """Free an adapter with which no row is computed any more; any thread may call this."""
+        ...
+
+    def adapt(self, row: int, adapter: int) -> None:
+        """Compute a row with an adapter from now on; 0 for none."""
+        ...
+
+
 class BatchedEngine:
     """An `Engine` over a decoder.
 
@@ -183,11 +205,15 @@ class BatchedEngine:
         """The time between two deliveries of one answer's tokens."""
         return self.handover_interval_s * max(1, len(self.running) / UNHURRIED_STREAMS)
 
-    def load(self) -> Load:
-        sequences = [*self.running, *self.filling]
+    def load(self, adapter: int = 0) -> Load:
+        """Return the load by requests without an adapter, or by those of one adapter; any thread may call this."""
+        sequences, waiting = (
+            [sequence for sequence in group if sequence.request.adapter == adapter]
+            for group in ([*self.running, *self.filling], list(self.waiting))
+        )
         held = sum(len(sequence.row.token_ids) for sequence in sequences if sequence.row)
         used = held / (self.decoder.slots * self.context)
-        return Load(running=len(sequences), waiting=len(self.waiting), cache_used=used)
+        return Load(running=len(sequences), waiting=len(waiting), cache_used=used)
 
     def check(self) -> None:
         if not self.thread.is_alive():
@@ -276,9 +302,11 @@ class BatchedEngine:
                 with self.health.step("reading a prompt"):
                     if sequence.row is None:  # not earlier: the prompt before it may begin with the same tokens
                         # Scores of a prompt's tokens need the whole prompt.
-                        sequence.row = self.slots.take(
-                            [] if sequence.request.score_prompt else sequence.request.prompt_ids
-                        )
+                        prompt_ids = [] if sequence.request.score_prompt else sequence.request.prompt_ids
+                        sequence.row = self.slots.take(prompt_ids, sequence.request.adapter)
+                        assert sequence.row is not None
+                        if isinstance(self.decoder, AdaptingDecoder):
+                            self.decoder.adapt(self.slots.rows.index(sequence.row), sequence.request.adapter)
                     piece = sequence.unread_ids[:budget]
                     budget -= len(piece)
                     began = time.monotonic()

@@ -118,6 +118,8 @@ class GenerationRequest:
     """Score every token, and this number of the likeliest tokens at its place; None for no scores."""
     score_prompt: bool = False
     """Score the prompt's tokens as well (with `top_scores`)."""
+    adapter: int = 0
+    """The number of an adapter that was added to the model; 0 for none."""
 
 
 @dataclass(frozen=True, slots=True)

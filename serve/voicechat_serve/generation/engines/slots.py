@@ -35,6 +35,8 @@ class Rows(Protocol):
 class Row:
     token_ids: list[int] = field(default_factory=list)
     """Tokens whose states are in the cache, from position 0 on."""
+    adapter: int = 0
+    """The adapter that computed the states."""
     used: int = 0
     """The time of its last release, as a count."""
 
@@ -50,8 +52,9 @@ class Slots:
     def free(self) -> list[Row]:
         return [row for row in self.rows[len(self.decoding) :] if row not in self.filling]
 
-    def take(self, prompt_ids: Sequence[int]) -> Row | None:
-        """Return a row for a new prompt with the longest beginning that any row holds, or None if all rows are taken.
+    def take(self, prompt_ids: Sequence[int], adapter: int = 0) -> Row | None:
+        """Return a row for a new prompt with the longest beginning that any row of the same adapter holds, or None if
+        all rows are taken.
 
         At least the last token of the prompt remains unread: its logits give the first token of the answer.
         """
@@ -59,7 +62,7 @@ class Slots:
         if not free:
             return None
         wanted = list(prompt_ids[:-1])
-        shared = {id(row): common_length(row.token_ids, wanted) for row in self.rows}
+        shared = {id(row): common_length(row.token_ids, wanted) if row.adapter == adapter else 0 for row in self.rows}
         best = max(self.rows, key=lambda row: shared[id(row)])
         length = shared[id(best)]
         if length and best in free and (length == len(best.token_ids) or len(free) == 1):
@@ -70,6 +73,7 @@ class Slots:
                 length = shared[id(taken)]
             elif taken is not best:
                 self.cache.copy(self.rows.index(best), self.rows.index(taken), length)
+        taken.adapter = adapter
         length = self.cache.keep(self.rows.index(taken), length)
         taken.token_ids = wanted[:length]
         self.filling.append(taken)

@@ -4,9 +4,13 @@ Letters: b row of the batch (one request), t query position, v vocabulary.
 
 A sequence has its own part of the cache (not `kv_unified`): in one cache for all, a token of one of 32 requests would
 be compared with the tokens of the 31 others, and masked.
+
+llama.cpp adds an adapter (LoRA) to a whole call, not to a sequence. So a decoding step makes one call for each adapter
+in use, with the rows of that adapter.
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,7 @@ from torch import Tensor
 
 from voicechat_platform.errors import InputError
 from voicechat_serve.generation.engines.interface import CACHE_BYTES, LONGEST_CONTEXT, slots_within
+from voicechat_serve.generation.engines.llama_cpp.adapters import Adapters
 from voicechat_serve.generation.engines.llama_cpp.library import Batch, last_words
 from voicechat_serve.generation.engines.llama_cpp.model import LlamaModel
 
@@ -74,6 +79,9 @@ class LlamaCppDecoder:
         self.size = self.llama.llama_vocab_n_tokens(self.model.vocabulary)
         self.sequences = list(range(self.slots))
         """The sequence of llama.cpp in each row."""
+        self.adapters = Adapters(self.model)
+        self.adapter_of = [0] * self.slots
+        """The adapter of each row."""
         self.token_n, self.position_n, self.sequence_n = np.zeros((3, BATCH_TOKENS), np.int32)
         self.one_n = np.ones(BATCH_TOKENS, np.int32)
         self.wanted_n = np.zeros(BATCH_TOKENS, np.int8)
@@ -89,6 +97,7 @@ class LlamaCppDecoder:
 
     def prefill(self, row: int, ids_t: Tensor, start: int, every: bool = False) -> Tensor:
         """Read a prompt, or a piece of it, into a row from position `start` on; return (t, v) or (1, v) logits."""
+        self.adapters.use(self.pointer, self.adapter_of[row])
         ids_n = ids_t.numpy()
         size = BATCH_LOGITS if every else BATCH_TOKENS
         logits = []
@@ -107,10 +116,23 @@ class LlamaCppDecoder:
 
     def decode(self, ids_b: Tensor, positions_b: Tensor, width: int) -> Tensor:
         """Decode one more token for each of the first b rows; return (b, v) logits, valid until the next call."""
-        count = len(ids_b)
+        adapters = self.adapter_of[: len(ids_b)]
+        if len(set(adapters)) == 1:
+            return self.decode_rows(range(len(ids_b)), ids_b, positions_b)
+        logits_bv = torch.empty(len(ids_b), self.size)
+        for adapter in sorted(set(adapters)):
+            rows = [row for row, its in enumerate(adapters) if its == adapter]
+            logits_bv[rows] = self.decode_rows(rows, ids_b[rows], positions_b[rows])
+        return logits_bv
+
+    def decode_rows(self, rows: Sequence[int], ids_b: Tensor, positions_b: Tensor) -> Tensor:
+        """Decode one more token for each of the rows, which have one adapter; return (b, v) logits, valid until the
+        next call."""
+        self.adapters.use(self.pointer, self.adapter_of[rows[0]])
+        count = len(rows)
         self.token_n[:count] = ids_b.numpy()
         self.position_n[:count] = positions_b.numpy()
-        self.sequence_n[:count] = self.sequences[:count]
+        self.sequence_n[:count] = [self.sequences[row] for row in rows]
         self.wanted_n[:count] = 1
         return self.run(count, count)
 
@@ -133,8 +155,20 @@ class LlamaCppDecoder:
 
     def swap(self, one: int, other: int, length: int) -> None:
         """Exchange two rows."""
-        sequences = self.sequences
-        sequences[one], sequences[other] = sequences[other], sequences[one]
+        for of_row in (self.sequences, self.adapter_of):
+            of_row[one], of_row[other] = of_row[other], of_row[one]
+
+    def adapt(self, row: int, adapter: int) -> None:
+        """Compute a row with an adapter from now on; 0 for none."""
+        self.adapter_of[row] = adapter
+
+    def add_adapter(self, path: Path) -> int:
+        """Load an adapter, and return its number. Errors as in `Adapters.add`."""
+        return self.adapters.add(path)
+
+    def remove_adapter(self, adapter: int) -> None:
+        """Free an adapter before the next call."""
+        self.adapters.remove(adapter)
 
     def keep(self, row: int, length: int) -> int:
         """Forget what a row holds after its first `length` positions. A recurrent state cannot go back, and the whole
