@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from voicechat_platform.assets import CATALOGUE, LANGUAGE_MODELS, locate_gguf
+from voicechat_platform.assets import CATALOGUE, LANGUAGE_MODELS
 from voicechat_platform.errors import InputError
+from voicechat_platform.hub_address import parse_address
+from voicechat_platform.model_store import find_checkpoint, find_model
 from voicechat_platform.paths import api_address
-from voicechat_platform.registry import Registry, Version, find_checkpoint
+from voicechat_platform.registry import Registry, Version
 from voicechat_platform.strict_yaml import PathText, Strict, compose_yaml, line_of, validate
 from voicechat_serve.generation.introduction import Words, introduce_listed, introduce_remote, introduce_version
 from voicechat_serve.generation.served_model import (
@@ -138,7 +140,8 @@ class ModelEntry(Words, Engines):
     id: PathText = Field(max_length=200)
     """The name in requests, without an @, because NAME@NUMBER means a version of a champion's model."""
     source: str = ""
-    """A folder, NAME@NUMBER, a packaged model, or OWNER/NAME of the Hugging Face hub; by default `id`."""
+    """A GGUF file, a folder, NAME@NUMBER, the name of an added or a packaged model, or an address of the Hugging Face
+    hub: hf:OWNER/REPO[@REVISION][:FILE or QUANTISATION]; by default `id`."""
     url: str = ""
     """For the engine openai: the base URL of the server, such as http://127.0.0.1:11434/v1."""
     model: str = Field(default="", max_length=200)
@@ -151,6 +154,12 @@ class ModelEntry(Words, Engines):
     def names_no_version(cls, given: str) -> str:
         if "@" in given:
             raise ValueError(f"{given!r} has an @: choose another id, and put the model to serve under `source`")
+        return given
+
+    @field_validator("source")
+    @classmethod
+    def is_written_right(cls, given: str) -> str:
+        parse_address(given)
         return given
 
     @field_validator("url")
@@ -299,9 +308,10 @@ def served_models(arguments: APIArguments) -> list[tuple[ServedModel, Replicas]]
 
 
 def listed_models(arguments: APIArguments) -> list[tuple[ServedModel, Replicas]]:
-    """Return the models that the file lists. Raises the errors of `served_models`."""
+    """Return the models that the file lists; download those of the hub. Raises the errors of `served_models`."""
     found: list[tuple[ServedModel, Replicas]] = []
-    for entry in arguments.models:
+    # A wrong name in the file is found before a long download begins.
+    for entry in sorted(arguments.models, key=lambda entry: entry.source.startswith("hf:")):
         given = entry.sampling.model_dump(exclude_none=True)
         if entry.engine == "openai":
             remote = Remote(url=entry.url, model=entry.model or entry.id, key_env=entry.key_env)
@@ -327,7 +337,8 @@ def listed_models(arguments: APIArguments) -> list[tuple[ServedModel, Replicas]]
             introduction=introduce_listed(entry.id, path, is_packaged, entry),
         )
         found.append((served, entry))
-    return found
+    in_order = [entry.id for entry in arguments.models]
+    return sorted(found, key=lambda each: in_order.index(each[0].id))
 
 
 def served_version(version: Version, how: ChampionEngines) -> ServedModel:
@@ -347,5 +358,5 @@ def served_version(version: Version, how: ChampionEngines) -> ServedModel:
 def model_path(source: str, engine: EngineName) -> Path:
     """Return the files of a model. A packaged chat model has two forms: one for llama.cpp, one for the other
     engines."""
-    is_gguf = source in LANGUAGE_MODELS and engine in ("auto", "llamacpp")
-    return locate_gguf(source) if is_gguf else find_checkpoint(source)
+    is_folder = source in LANGUAGE_MODELS and engine not in ("auto", "llamacpp")
+    return find_checkpoint(source) if is_folder else find_model(source)
