@@ -32,7 +32,7 @@ DOWNLOAD = ".download"
 ATTEMPTS = 3
 PAUSE_S = 1.0
 """Before the second attempt; twice as long before the third."""
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 18
 LARGEST_FILE_BYTES = 50 * 10**9
 """The hub gives larger files only to its own protocol (xet)."""
 RANGE_NOT_SATISFIABLE = 416
@@ -111,17 +111,17 @@ def list_files(repository: str, revision: str | None = None) -> Listing:
 
 
 def checked(listing: Listing, revision: str | None) -> Listing:
-    """Raises: HubError: the listing is not one of a hub. Its checksums become names of files, its sizes promises."""
-    wrong = next(
-        (
-            file.path
-            for file in listing.files
-            if not isinstance(file.size, int) or file.size < 0 or not is_digest(file.digest) or "\\" in file.path
-        ),
-        None,
-    )
-    if wrong is not None or not SHA1.fullmatch(listing.commit):
-        raise HubError(f"the hub {endpoint()} describes {listing.repository} in a form that is not a hub's: {wrong}")
+    """Return the listing.
+
+    Raises:
+        HubError: it is not one of a hub. Its paths, checksums and sizes become names of files and promises.
+    """
+    for file in listing.files:
+        parts = file.path.replace("\\", "/").split("/")
+        if not isinstance(file.size, int) or file.size < 0 or not is_digest(file.digest) or {"", ".."} & set(parts):
+            raise HubError(f"the hub {endpoint()} describes {file.path} of {listing.repository} as no hub does")
+    if not SHA1.fullmatch(listing.commit):
+        raise HubError(f"the hub {endpoint()} names no commit of {listing.repository}")
     if revision and SHA1.fullmatch(revision) and revision != listing.commit:
         raise HubError(f"the hub {endpoint()} gave the commit {listing.commit} of {listing.repository}, not {revision}")
     return listing
@@ -154,9 +154,14 @@ def fetch(listing: Listing, files: Sequence[HubFile], folder: Path, finish: Call
         downloads.mkdir(exist_ok=True)
         keep_only(downloads, {file.digest for file in files})
         require_space(downloads, files)
-        with progress_bar(listing.repository, files) as advance:
-            for file in files:
-                fetch_file(listing, file, downloads / file.digest, advance)
+        try:
+            with progress_bar(listing.repository, files) as advance:
+                for file in files:
+                    fetch_file(listing, file, downloads / file.digest, advance)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                downloads.rmdir()  # if nothing came
+            raise
         with appearing_whole(folder) as partial:
             for number, file in enumerate(files, 1):
                 again = any(other.digest == file.digest for other in files[number:])  # two files of the same contents
@@ -219,7 +224,7 @@ def progress_bar(repository: str, files: Sequence[HubFile]) -> Iterator[Callable
 
 def fetch_file(listing: Listing, file: HubFile, path: Path, advance: Callable[[int], None]) -> None:
     """Download one file, or the rest of it, and compare its checksum before it gets its name."""
-    from huggingface_hub import hf_hub_url
+    from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers, silent_tqdm
@@ -227,6 +232,7 @@ def fetch_file(listing: Listing, file: HubFile, path: Path, advance: Callable[[i
     if path.exists():
         advance(file.size)
         return
+    constants.DOWNLOAD_CHUNK_SIZE = CHUNK_BYTES  # of the library's 10 MiB, an interruption would lose all
     part = path.with_name(f"{path.name}.part")
     url = hf_hub_url(listing.repository, file.path, revision=listing.commit)
     headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
@@ -247,7 +253,7 @@ def fetch_file(listing: Listing, file: HubFile, path: Path, advance: Callable[[i
         except OSError as error:  # the hub's file has another length
             log.debug("%s: %s", url, error)
     if not download.is_whole():
-        part.unlink()
+        part.unlink(missing_ok=True)
         raise HubError(
             f"the hub {endpoint()} gave other bytes for {file.path} of {listing.repository} than it lists (the "
             "checksum differs): they were deleted. Try again; if it happens again, do not use this hub"
@@ -280,6 +286,8 @@ class Download:
     def __exit__(self, *error: object) -> None:
         with contextlib.suppress(OSError):  # a full disk has been reported already
             self.out.close()
+        if self.length == 0 < self.file.size:
+            self.path.unlink()
 
     def new_digest(self) -> "hashlib._Hash":
         if SHA256.fullmatch(self.file.digest):

@@ -301,15 +301,14 @@ def remove_model(name: str) -> int:
     Raises:
         InputError: no model of that name was added.
     """
-    folder = store() / name
-    rests = [folder, folder.with_name(f".{name}{hub.DOWNLOAD}")]
-    if not NAME.fullmatch(name) or not any(rest.is_dir() for rest in rests):
+    folder, download = store() / name, store() / f".{name}{hub.DOWNLOAD}"
+    if not NAME.fullmatch(name) or not (folder.is_dir() or download.is_dir()):
         there = sorted({*(path.name for path in store().glob("[!.]*")), *(rest for rest, _ in unfinished_downloads())})
         raise InputError(f"no model {name!r} was added; there is {', '.join(there) or 'none'}")
     with locked(folder):
-        freed = sum(bytes_below(rest) for rest in rests)
-        for rest in rests:
-            shutil.rmtree(rest, ignore_errors=True)
+        freed = bytes_below(folder) + bytes_below(download)
+        for each in (folder / RECORD, folder, download):  # without its record it is no model, even if this is killed
+            each.unlink(missing_ok=True) if each.is_file() else shutil.rmtree(each, ignore_errors=True)
     return freed
 
 
