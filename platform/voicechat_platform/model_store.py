@@ -301,15 +301,21 @@ def remove_model(name: str) -> int:
     Raises:
         InputError: no model of that name was added.
     """
-    folder, download = store() / name, store() / f".{name}{hub.DOWNLOAD}"
-    if not NAME.fullmatch(name) or not (folder.is_dir() or download.is_dir()):
-        there = sorted({*(path.name for path in store().glob("[!.]*")), *(rest for rest, _ in unfinished_downloads())})
-        raise InputError(f"no model {name!r} was added; there is {', '.join(there) or 'none'}")
+    folder, download = require_there(name)
     with locked(folder):
         freed = bytes_below(folder) + bytes_below(download)
         for each in (folder / RECORD, folder, download):  # without its record it is no model, even if this is killed
             each.unlink(missing_ok=True) if each.is_file() else shutil.rmtree(each, ignore_errors=True)
     return freed
+
+
+def require_there(name: str) -> tuple[Path, Path]:
+    """Return the folders of an added model and of its unfinished download; one of them exists. Errors as above."""
+    folder, download = store() / name, store() / f".{name}{hub.DOWNLOAD}"
+    if not NAME.fullmatch(name) or not (folder.is_dir() or download.is_dir()):
+        there = {*(path.name for path in store().glob("[!.]*")), *(rest for rest, _ in unfinished_downloads())}
+        raise InputError(f"no model {name!r} was added; there is {', '.join(sorted(there)) or 'none'}")
+    return folder, download
 
 
 def bytes_below(folder: Path) -> int:

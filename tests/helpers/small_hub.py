@@ -10,6 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+from huggingface_hub import close_session, constants
+
 LARGE = (".gguf", ".safetensors", ".bin")
 """Files that a hub keeps in Git LFS, by their SHA-256."""
 
@@ -57,6 +60,17 @@ class SmallHub:
     def downloads(self) -> list[str]:
         """Return the Range header, or "", of each request for a file's contents."""
         return [headers.get("range", "") for path, headers in self.requests if "/resolve/" in path]
+
+
+@contextmanager
+def asked_in_this_process(hub: SmallHub) -> Iterator[pytest.MonkeyPatch]:
+    """As HF_ENDPOINT in the environment of a new process; this one has read it already."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", hub.address)
+        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield patch
+    close_session()
 
 
 def sha256(data: bytes) -> str:

@@ -13,11 +13,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from huggingface_hub import close_session, constants
+from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from small_gguf import KEYS, TENSORS, small_gguf
-from small_hub import SmallHub, running_hub
+from small_hub import SmallHub, asked_in_this_process, running_hub
 from voicechat_platform import hub as hub_module
 from voicechat_platform import model_store
 from voicechat_platform.assets import CATALOGUE, locate, packaged_files
@@ -58,10 +58,9 @@ def server() -> Iterator[SmallHub]:
 
 
 @pytest.fixture
-def hub(server, tmp_path, monkeypatch) -> SmallHub:
+def hub(server, tmp_path) -> Iterator[SmallHub]:
     """A sound hub, and a home folder of the test's own."""
     address = server.address
-    server.silent.clear()
     server.__init__(address)
     server.repositories[REPOSITORY] = {
         "README.md": b"Small models.",
@@ -70,15 +69,13 @@ def hub(server, tmp_path, monkeypatch) -> SmallHub:
         "mmproj-Small.gguf": b"of another kind",
     }
     server.repositories["people/Big"] = {"Big-Q4_0.gguf": BIG}
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(hub_module, "PAUSE_S", 0)
-    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
-    monkeypatch.setenv("VOICECHAT_HOME", str(tmp_path / "home"))
+    with asked_in_this_process(server) as patch:
+        patch.setattr(hub_module, "PAUSE_S", 0)
+        patch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+        patch.setenv("VOICECHAT_HOME", str(tmp_path / "home"))
+        settings.cache_clear()
+        yield server
     settings.cache_clear()
-    yield server
-    settings.cache_clear()
-    close_session()
 
 
 @pytest.fixture
