@@ -169,7 +169,7 @@ def test_smollm2_learns_a_dialogue_in_its_own_template(play, tmp_path):
     ],
 )
 def test_what_cannot_be_tuned_says_why(play, gpt2, monkeypatch, fields, message):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     tuning = recipe(play, gpt2, **fields)
     if "corpus" in fields:
         tuning = recipe(play, gpt2, corpus={"source": str(play), "form": "dialogue"})
