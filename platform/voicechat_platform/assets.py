@@ -10,11 +10,13 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
 
 from voicechat_platform.errors import InputError
 from voicechat_platform.folders import made_once, sweep_partials
+from voicechat_platform.hub import HubError, fetch, list_files
 from voicechat_platform.settings import settings
 
 log = logging.getLogger(__name__)
@@ -106,22 +108,32 @@ def download(asset: Asset) -> Path:
         raise MissingAssetError(missing)
     try:
         return fetch_from_hub(asset.hub, settings().folder("models") / asset.name)
-    except OSError as error:
+    except HubError as error:
         raise MissingAssetError(f"{missing} (the hub did not provide it either: {error})") from error
 
 
-def download_model(repository: str) -> Path:
-    """Return the folder of a language model of the hub; download it the first time.
+def fetch_from_hub(
+    repository: str,
+    folder: Path,
+    # Pickled weights are not downloaded: they could run code. model.bin is CTranslate2's.
+    patterns: tuple[str, ...] = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "model.bin"),
+    check: Callable[[Path], None] = lambda downloaded: None,
+) -> Path:
+    """Return the folder with those of the repository's files that the patterns name; download it the first time.
+
+    Args:
+        check: called with the downloaded folder before it gets its name.
 
     Raises:
-        InputError: there is no such folder, and the hub provides no such model.
+        HubError: the hub cannot be reached, or has no such repository.
+        InputError: the disk is full.
+        Exception: those of `check`.
     """
-    try:
-        return fetch_from_hub(repository, settings().folder("models") / repository.replace("/", "--"))
-    except OSError as error:
-        raise InputError(
-            f"{repository!r}: there is no such folder, and the hub did not give a model of that name: {error}"
-        ) from error
+    if folder.exists():
+        return folder
+    listing = list_files(repository)
+    files = [file for file in listing.files if any(fnmatchcase(file.path, pattern) for pattern in patterns)]
+    return fetch(listing, [file for file in files if file.name == file.path], folder, check)
 
 
 def download_whisper(repository: str, check: Callable[[Path, str], None]) -> Path:
@@ -137,7 +149,7 @@ def download_whisper(repository: str, check: Callable[[Path, str], None]) -> Pat
     folder = settings().folder("models") / repository.replace("/", "--")
     try:
         return fetch_from_hub(repository, folder, WHISPER_PATTERNS, lambda partial: check(partial, repository))
-    except OSError as error:
+    except HubError as error:
         raise InputError(
             f"the hub did not give the Whisper {repository!r} ({' '.join(str(error).split())}). Without a hub: base and "
             "tiny.en are packaged, or copy the model to this machine and give its folder"
@@ -145,34 +157,6 @@ def download_whisper(repository: str, check: Callable[[Path, str], None]) -> Pat
 
 
 WHISPER_PATTERNS = ("config.json", "preprocessor_config.json", "model.bin", "tokenizer.json", "vocabulary.*")
-
-
-def fetch_from_hub(
-    repository: str,
-    folder: Path,
-    # Pickled weights are not downloaded: they could run code.
-    patterns: tuple[str, ...] = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "model.bin"),
-    check: Callable[[Path], None] = lambda partial: None,
-) -> Path:
-    """Return the folder with the repository's files.
-
-    Raises:
-        OSError: the hub cannot be reached, or has no such repository.
-        Exception: those of `check`, which receives the new folder.
-    """
-    import httpx
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    def fetch(partial: Path) -> None:
-        log.info("downloading %s from the hub", repository)
-        snapshot_download(repository, local_dir=partial, etag_timeout=5, allow_patterns=list(patterns))
-        check(partial)
-
-    try:
-        return made_once(folder, fetch)
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError) as error:
-        raise OSError(str(error)) from error
 
 
 def sha256(path: Path) -> str:

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from voicechat_platform.assets import LANGUAGE_MODELS, download_model, locate
 from voicechat_platform.checkpoint_files import adapter_folder, read_run
 from voicechat_platform.errors import InputError, RegistryError
 from voicechat_platform.folders import folder_name, locked, made_once
-from voicechat_platform.paths import file_address, given_path, path_at, sqlite_address
+from voicechat_platform.paths import file_address, path_at, sqlite_address
 from voicechat_platform.settings import settings
 from voicechat_platform.training.recipe import read_recipe
 
@@ -371,31 +370,3 @@ def parse_version(text: str) -> tuple[str, int]:
     if found is None:
         raise InputError(f"{text!r} does not name a version: write NAME@NUMBER, such as shakespeare@3")
     return found[1], int(found[2])
-
-
-def find_checkpoint(reference: str) -> Path:
-    """Return the folder of a checkpoint.
-
-    The reference is a path, NAME@NUMBER, NAME for the champion of that name, a packaged language model, or a model of
-    the Hugging Face hub (OWNER/NAME), which is downloaded once.
-
-    Raises:
-        InputError: there is no such checkpoint.
-    """
-    folder = given_path(reference)
-    if folder.exists():
-        return folder
-    if reference in LANGUAGE_MODELS:
-        return locate(reference)
-    if "/" in reference:
-        return download_model(reference)
-    registry = Registry()
-    if "@" in reference:
-        return registry.version(*parse_version(reference)).checkpoint()
-    champion = next((version for version in registry.champions() if version.name == reference), None)
-    if champion is None:
-        raise InputError(
-            f"{reference!r} is neither a folder nor a model with a champion; `voicechat models` lists what there is, "
-            f"and {', '.join(LANGUAGE_MODELS)} is packaged"
-        )
-    return champion.checkpoint()

@@ -23,10 +23,11 @@ from voicechat_serve.api.access import AccessRules, access_rules
 from voicechat_serve.api.front import FrontIngress, Page
 from voicechat_serve.api.ingress import APIIngress
 from voicechat_serve.api.services import RESERVED_NAMES, Services
-from voicechat_serve.application_file import APIArguments, FrontArguments, Replicas, served_models
+from voicechat_serve.application_file import APIArguments, FrontArguments, Replicas
 from voicechat_serve.generation.champions import Champions
 from voicechat_serve.generation.language_model import LanguageModel
 from voicechat_serve.generation.served_model import ServedModel
+from voicechat_serve.listed_models import served_models
 from voicechat_serve.names import API, APPLICATIONS, FRONT
 from voicechat_serve.operations.ports import require_free
 from voicechat_serve.synthesis.synthesizer import Synthesis

@@ -5,24 +5,18 @@ applications. `voicechat serve` and `voicechat up` read serve/applications/local
 """
 
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from voicechat_platform.assets import CATALOGUE, LANGUAGE_MODELS, locate_gguf
-from voicechat_platform.checkpoint_files import find_adapter
 from voicechat_platform.errors import InputError
-from voicechat_platform.paths import api_address, given_path
-from voicechat_platform.registry import Registry, Version, find_checkpoint
+from voicechat_platform.hub_address import parse_address
+from voicechat_platform.paths import api_address
 from voicechat_platform.strict_yaml import PathText, Strict, compose_yaml, line_of, validate
 from voicechat_serve.generation.introduction import (
     Words,
-    introduce_adapter,
-    introduce_listed,
-    introduce_remote,
-    introduce_version,
 )
 from voicechat_serve.generation.served_model import (
     MAX_TOKENS,
@@ -30,8 +24,6 @@ from voicechat_serve.generation.served_model import (
     EngineName,
     EngineOptions,
     Precision,
-    Remote,
-    ServedModel,
 )
 from voicechat_serve.names import API, FRONT
 from voicechat_serve.operations.devices import ComputeType
@@ -147,7 +139,8 @@ class ModelEntry(Words, Engines):
     id: PathText = Field(max_length=200)
     """The name in requests, without an @, because NAME@NUMBER means a version of a champion's model."""
     source: str = ""
-    """A folder, NAME@NUMBER, a packaged model, or OWNER/NAME of the Hugging Face hub; by default `id`."""
+    """A GGUF file, a folder, NAME@NUMBER, the name of an added or a packaged model, or an address of the Hugging Face
+    hub: hf:OWNER/REPO[@REVISION][:FILE or QUANTISATION]; by default `id`."""
     url: str = ""
     """For the engine openai: the base URL of the server, such as http://127.0.0.1:11434/v1."""
     model: str = Field(default="", max_length=200)
@@ -170,6 +163,12 @@ class ModelEntry(Words, Engines):
     def name_no_version(cls, given: dict[str, str]) -> dict[str, str]:
         if named := [name for name in given if "@" in name]:
             raise ValueError(f"{named[0]!r} has an @: choose another name, and put NAME@NUMBER behind it")
+        return given
+
+    @field_validator("source")
+    @classmethod
+    def is_written_right(cls, given: str) -> str:
+        parse_address(given)
         return given
 
     @field_validator("url")
@@ -320,106 +319,3 @@ def read_application(path: Path) -> ApplicationFile:
     arguments = found[API]
     assert isinstance(arguments, APIArguments)
     return ApplicationFile(serve=file, api=arguments)
-
-
-def served_models(arguments: APIArguments) -> list[tuple[ServedModel, Replicas]]:
-    """Return the language models to deploy, the registry's champions first.
-
-    Raises:
-        InputError: a model's files are not found, or the key of a model elsewhere; or an introduction names no
-            champion.
-    """
-    listed = listed_models(arguments)
-    alone: list[tuple[ServedModel, Replicas]] = []
-    how = arguments.champions
-    if how is None:
-        return [*listed]
-    champions = Registry().champions()
-    names = [version.name for version in champions]
-    for name in how.introductions:
-        if name not in names:
-            known = ", ".join(names) or "none"
-            raise InputError(f"champions.introductions: {name!r} has no champion in the registry; there are: {known}")
-    for version in champions:
-        champion = served_version(version, how)
-        base = next((place for place, listing in enumerate(listed) if can_adapt(*listing, version)), None)
-        if base is None:
-            alone.append((champion, how))
-        else:
-            model, entry = listed[base]
-            listed[base] = replace(model, adapters=(*model.adapters, replace(champion, base=version.base))), entry
-    return [*alone, *listed]
-
-
-def listed_models(arguments: APIArguments) -> list[tuple[ServedModel, ModelEntry]]:
-    """Return the models that the file lists. Raises the errors of `served_models`."""
-    found: list[tuple[ServedModel, ModelEntry]] = []
-    for entry in arguments.models:
-        given = entry.sampling.model_dump(exclude_none=True)
-        if entry.engine == "openai":
-            remote = Remote(url=entry.url, model=entry.model or entry.id, key_env=entry.key_env)
-            remote.key()  # before any work starts; the replica reads it again
-            far = ServedModel(
-                id=entry.id,
-                remote=remote,
-                sampling=given,
-                max_tokens=entry.max_tokens,
-                introduction=introduce_remote(entry.id, entry),
-            )
-            found.append((far, entry))
-            continue
-        source = entry.source or entry.id
-        path, is_packaged = model_path(source, entry.engine), source in LANGUAGE_MODELS
-        served = ServedModel(
-            id=entry.id,
-            path=path,
-            options=entry.engine_options(),
-            sampling=(CATALOGUE[source].sampling if is_packaged else {}) | given,
-            max_tokens=entry.max_tokens,
-            introduction=introduce_listed(entry.id, path, is_packaged, entry),
-        )
-        adapters = [
-            replace(served, id=name, path=adapter_at(place), introduction=introduce_adapter(name, served.introduction))
-            for name, place in entry.adapters.items()
-        ]
-        found.append((replace(served, is_packaged=is_packaged, adapters=tuple(adapters)), entry))
-    return found
-
-
-def can_adapt(model: ServedModel, entry: ModelEntry, champion: Version) -> bool:
-    """Return whether the champion is an adapter of this model, a GGUF file, which llama.cpp runs."""
-    return champion.base == (entry.source or entry.id) and model.path is not None and model.path.is_file()
-
-
-def adapter_at(place: str) -> Path:
-    """Return what a model entry names as an adapter: a GGUF file, a folder of peft's, or a checkpoint with one.
-
-    Raises:
-        InputError: there is no adapter.
-    """
-    path = given_path(place)
-    found = path if path.exists() else find_checkpoint(place)
-    if find_adapter(found) is None:
-        raise InputError(f"{place} holds no adapter: neither adapter_config.json nor a folder `adapter`")
-    return found
-
-
-def served_version(version: Version, how: ChampionEngines) -> ServedModel:
-    words = how.introductions.get(version.name, Words())
-    return ServedModel(
-        id=version.name,
-        path=version.checkpoint(),
-        version=version.number,
-        options=how.engine_options(),
-        sampling=how.sampling.model_dump(exclude_none=True),
-        max_tokens=how.max_tokens,
-        words=words,
-        introduction=introduce_version(version, words),
-    )
-
-
-def model_path(source: str, engine: EngineName) -> Path:
-    """Return the files of a model. A packaged chat model has two forms: one for llama.cpp, one for the other
-    engines."""
-    is_gguf = source in LANGUAGE_MODELS and engine in ("auto", "llamacpp")
-    return locate_gguf(source) if is_gguf else find_checkpoint(source)

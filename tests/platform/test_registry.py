@@ -11,7 +11,8 @@ import torch
 from voicechat_platform import registry as registry_module
 from voicechat_platform.checkpoints import load_checkpoint
 from voicechat_platform.errors import InputError
-from voicechat_platform.registry import Registry, find_checkpoint, parse_version
+from voicechat_platform.model_store import find_checkpoint
+from voicechat_platform.registry import Registry, parse_version
 from voicechat_platform.settings import Settings
 
 
@@ -117,7 +118,7 @@ def test_what_is_not_there_is_said(registry, small_checkpoint):
     record(registry, small_checkpoint)
     with pytest.raises(InputError, match=r"no model version romeo@7; there are: romeo@1"):
         registry.version("romeo", 7)
-    with pytest.raises(InputError, match="neither a folder nor a model with a champion"):
+    with pytest.raises(InputError, match="neither a folder, an added model nor one with a champion"):
         find_checkpoint("juliet")
 
 

@@ -14,7 +14,8 @@ import pytest
 
 from voicechat_platform import registry as registry_module
 from voicechat_platform.errors import RegistryError
-from voicechat_platform.registry import NoSuchVersionError, Registry, Version, find_checkpoint
+from voicechat_platform.model_store import find_checkpoint
+from voicechat_platform.registry import NoSuchVersionError, Registry, Version
 from voicechat_platform.settings import Settings
 
 FETCHER = """

@@ -11,7 +11,8 @@ from voicechat_platform.assets import LANGUAGE_MODELS
 from voicechat_platform.checkpoints import load_checkpoint
 from voicechat_platform.corpora.tokenizers import make_tokenizer
 from voicechat_platform.errors import InputError
-from voicechat_platform.registry import Registry, find_checkpoint
+from voicechat_platform.model_store import find_checkpoint
+from voicechat_platform.registry import Registry
 from voicechat_platform.settings import settings
 from voicechat_platform.training.loop import Training
 from voicechat_platform.training.recipe import Recipe
@@ -180,12 +181,12 @@ def test_smollm2_learns_a_dialogue_in_its_own_template(play, tmp_path):
     [
         ({"model": {"context": 65}}, "model.context is 65, but .* was made for 64 tokens at most"),
         ({"init_from": "none@1"}, "there is no model version none@1"),
-        ({"init_from": "nobody/nothing"}, "'nobody/nothing': there is no such folder, and the hub did not give"),
+        ({"init_from": "nobody/nothing"}, "'nobody/nothing': there is no such folder, and the hub"),
         ({"corpus": {"form": "dialogue"}}, "has no chat template"),
     ],
 )
 def test_what_cannot_be_tuned_says_why(play, gpt2, monkeypatch, fields, message):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     tuning = recipe(play, gpt2, **fields)
     if "corpus" in fields:
         tuning = recipe(play, gpt2, corpus={"source": str(play), "form": "dialogue"})

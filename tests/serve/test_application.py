@@ -21,5 +21,5 @@ def test_a_port_in_use(tiny_model):
 
 
 def test_a_model_whose_folder_is_gone(tmp_path, free_port):
-    with pytest.raises(InputError, match="no folder"):
+    with pytest.raises(InputError, match="has no files"):
         application.deploy([(ServedModel(id="m", path=tmp_path / "gone"), Engines())], TINY, free_port)

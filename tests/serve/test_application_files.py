@@ -27,11 +27,10 @@ from voicechat_serve.application_file import (
     ModelEntry,
     Replicas,
     local_application,
-    model_path,
     read_application,
-    served_models,
 )
 from voicechat_serve.generation.served_model import Remote
+from voicechat_serve.listed_models import model_path, served_models
 from voicechat_serve.operations.keys import create_key
 
 ROOT = Path(__file__).parents[2]

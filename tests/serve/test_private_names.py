@@ -35,6 +35,8 @@ NAMES = {
     ),
     "faster_whisper:BatchedInferencePipeline.forward": "serve/voicechat_serve/transcription/batched.py",
     "faster_whisper.transcribe:TranscriptionOptions": "serve/voicechat_serve/transcription/batched.py",
+    "huggingface_hub.file_download:http_get": "platform/voicechat_platform/hub.py",
+    "huggingface_hub.constants:DOWNLOAD_CHUNK_SIZE": "platform/voicechat_platform/hub.py",
     "transformers:PreTrainedConfig._attn_implementation": "platform/voicechat_platform/models/attention.py",
 }
 
@@ -54,7 +56,7 @@ def test_ray_still_takes_the_address_of_its_node():
     assert "_node_ip_address" in inspect.getsource(ray.init)
 
 
-@pytest.mark.parametrize("library", ["ray", "uvicorn", "faster-whisper", "transformers"])
+@pytest.mark.parametrize("library", ["ray", "uvicorn", "faster-whisper", "huggingface-hub", "transformers"])
 def test_the_library_has_an_upper_bound(library):
     dependencies = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]
     (bounds,) = [each for each in dependencies if re.match(rf"{library}(\[|>|$)", each)]

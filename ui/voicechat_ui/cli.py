@@ -46,7 +46,6 @@ COMMANDS: tuple[Callable[..., None], ...] = (  # in the order of --help
     trials.report,
     compare.compare,
     schema.schema,
-    models.models,
     models.promote,
     models.rollback,
     load_test.load_test,
@@ -61,6 +60,7 @@ app = typer.Typer(
 )
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(models.models_app, name="models")
 app.add_typer(keys.keys_app, name="keys")
 
 

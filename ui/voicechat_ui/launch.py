@@ -27,7 +27,8 @@ from voicechat_serve.api.access import access_rules, guard
 from voicechat_serve.api.errors import answer_errors_in_openai_form
 from voicechat_serve.api.proxy import BoundedConnection
 from voicechat_serve.application import DeploymentState, deploy, stop, wait_until_ready
-from voicechat_serve.application_file import APIArguments, local_application, read_application, served_models
+from voicechat_serve.application_file import APIArguments, local_application, read_application
+from voicechat_serve.listed_models import served_models
 from voicechat_serve.operations.devices import require_devices
 from voicechat_serve.operations.keys import make_secret
 from voicechat_serve.operations.ports import require_free

@@ -17,8 +17,8 @@ from voicechat_platform.corpora.sorting import Sorting
 from voicechat_platform.corpora.texts import read_text
 from voicechat_platform.corpora.tokenizers import make_tokenizer, tokenizer_sha256
 from voicechat_platform.errors import InputError
+from voicechat_platform.model_store import find_checkpoint
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
-from voicechat_platform.registry import find_checkpoint
 from voicechat_platform.training.recipe import LoraRecipe, Recipe
 
 if TYPE_CHECKING:

@@ -71,7 +71,7 @@ def found_checkpoint(reference: str) -> Path:
         InputError: there is no such checkpoint, or the folder is not a checkpoint.
     """
     from voicechat_platform.checkpoint_files import check_is_checkpoint
-    from voicechat_platform.registry import find_checkpoint
+    from voicechat_platform.model_store import find_checkpoint
 
     folder = find_checkpoint(reference)
     check_is_checkpoint(folder)

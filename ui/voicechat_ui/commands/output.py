@@ -22,6 +22,24 @@ def emit(result: Any, as_json: bool, for_people: Table | list[Table] | str) -> N
                 Console().print(table)
 
 
+def added_table(models: list[dict[str, Any]]) -> Table:
+    table = Table()
+    for column in ("name", "kind", "parameters", "size", "from", "commit"):
+        numeric = column in ("parameters", "size")
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=column == "name")
+    for model in models:
+        parameters, revision = model.get("parameters"), model.get("revision")
+        table.add_row(
+            model["name"],
+            model["kind"],
+            f"{parameters:,}" if parameters else "",
+            f"{model['size'] / 1e6:,.1f} MB",
+            model.get("source", "`voicechat models add` continues it"),
+            revision[:12] if revision else "",
+        )
+    return table
+
+
 def versions_table(versions: list[Any]) -> Table:
     table = Table()
     for column in ("version", "variant", "parameters", "nats/char", "from", ""):

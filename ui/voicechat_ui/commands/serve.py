@@ -36,10 +36,12 @@ def serve(
     """
     chosen = chosen_settings(port, whisper, host)
     with console.status("loading"):
-        from voicechat_serve.application_file import listed_models, local_application, read_application
+        from voicechat_serve.application_file import local_application, read_application
+        from voicechat_serve.listed_models import listed_models
 
         wanted = read_application(application or local_application()).api
-        listed_models(wanted)
+    listed_models(wanted)  # it shows the progress of a download
+    with console.status("loading"):
         from voicechat_ui.launch import run_services
 
     run_services(chosen, wanted, with_page=False)
