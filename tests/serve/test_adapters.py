@@ -348,7 +348,7 @@ async def test_one_replica_serves_a_model_and_its_adapters_by_name_and_version(r
     assert len(decoder.adapters.pointers) == 3
 
     with pytest.raises(UnknownVersionError, match="no model version bard@9"):
-        await replica.require_version(9, "bard")
+        await replica.introduce(9, "bard")
     with pytest.raises(UnknownVersionError, match="clerk has no versions"):
         await say(replica, "clerk", 1)
     replica.check_health()

@@ -16,9 +16,10 @@ from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from small_run import train_small
 from voicechat_platform.errors import InputError
+from voicechat_platform.paths import file_address
 from voicechat_platform.registry import Registry, Version
 from voicechat_platform.settings import settings
-from voicechat_serve import application, application_file
+from voicechat_serve import application, listed_models
 from voicechat_serve.api.access import AccessRules
 from voicechat_serve.application_file import (
     APIArguments,
@@ -29,6 +30,7 @@ from voicechat_serve.application_file import (
     local_application,
     read_application,
 )
+from voicechat_serve.generation.introduction import Introduction
 from voicechat_serve.generation.served_model import Remote
 from voicechat_serve.listed_models import model_path, served_models
 from voicechat_serve.operations.keys import create_key
@@ -89,6 +91,7 @@ class TestTheFilesThatAreHere:
 def checkpoint_with_adapter(folder):
     (folder / "adapter").mkdir(parents=True)
     (folder / "adapter" / "adapter_config.json").write_text("{}")
+    (folder / "config.json").write_text("{}")
     return folder
 
 
@@ -96,10 +99,12 @@ def test_an_adapter_is_served_with_its_base(tmp_path, monkeypatch):
     """A champion of a listed GGUF model, and what the file lists; other champions have replicas of their own."""
 
     def version(name, base):
-        return Version(name, 1, str(checkpoint_with_adapter(tmp_path / name)), True, "", "", 1, 1.0, base)
+        source = file_address(checkpoint_with_adapter(tmp_path / name))
+        return Version(name, 1, source, True, "", "", 1, 1.0, base=base)
 
     champions = [version("bard", "smollm2-135m-instruct"), version("other", "elsewhere"), version("whole", "")]
-    monkeypatch.setattr(application_file, "Registry", lambda: SimpleNamespace(champions=lambda: champions))
+    monkeypatch.setattr(listed_models, "Registry", lambda: SimpleNamespace(champions=lambda: champions))
+    monkeypatch.setattr(listed_models, "introduce_version", lambda version, words: Introduction(title=version.name))
     listed = {"clerk": str(tmp_path / "bard" / "adapter"), "judge": str(tmp_path / "whole")}
     entry = {"id": "small", "source": "smollm2-135m-instruct", "adapters": listed}
     arguments = APIArguments.model_validate({"models": [entry]})

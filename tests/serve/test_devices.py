@@ -5,7 +5,7 @@ import pytest
 
 from voicechat_platform.assets import locate
 from voicechat_platform.errors import InputError
-from voicechat_serve.application_file import APIArguments, Engines, ModelEntry, Synthesizers, Transcribers
+from voicechat_serve.application_file import APIArguments, ChampionEngines, ModelEntry, Synthesizers, Transcribers
 from voicechat_serve.operations import devices
 from voicechat_serve.operations.devices import require_devices, voices_on_gpu, whisper_compute_type, whisper_device
 from voicechat_serve.synthesis.voices import HEART, ONNX_ON_GPU, Voice
@@ -84,7 +84,7 @@ def test_a_gpu_that_does_not_work(machine, monkeypatch, caplog):
         ),
         ({"transcription": Transcribers(compute_type="int8_bfloat16")}, "compute_type int8_bfloat16 does not work"),
         ({"synthesis": Synthesizers(num_gpus=1)}, "synthesis: num_gpus is 1, but"),
-        ({"champions": Engines(num_gpus=0.5)}, "champions: num_gpus is 0.5, but"),
+        ({"champions": ChampionEngines(num_gpus=0.5)}, "champions: num_gpus is 0.5, but"),
         ({"models": (ModelEntry(id="gpt", num_gpus=1),)}, "the model gpt: num_gpus is 1, but"),
         ({"synthesis": Synthesizers(device="cuda")}, f"this onnxruntime has no {ONNX_ON_GPU}: install onnxruntime-gpu"),
     ],

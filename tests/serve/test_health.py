@@ -71,7 +71,7 @@ async def test_an_ear_that_fails_at_every_sound():
     ear = object.__new__(Transcription)
     model = SimpleNamespace(is_multilingual=False)
     ear.model = SimpleNamespace(model=model, transcribe=broken, supported_languages=["en"], abandoned=None)
-    ear.worker, ear.at_work, ear.health = None, 0, Health()
+    ear.worker, ear.at_work, ear.health, ear.batched = None, 0, Health(), None
     for _ in range(2 * MOST_FAILURES):
         with pytest.raises(InputError):
             await ear.transcribe(np.zeros(16000, np.float32), "fr")

@@ -162,7 +162,7 @@ def require_whole(path: Path) -> None:
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
-            _, kind = unpacked(file, "<I"), text(file)
+            version, kind = unpacked(file, "<I"), text(file)
             if kind != "WhisperSpec":
                 raise InputError(f"{path} is not a Whisper of CTranslate2, but {kind[:40]!r}")
             _, variables = unpacked(file, "<I"), unpacked(file, "<I")
@@ -172,6 +172,8 @@ def require_whole(path: Path) -> None:
                 file.seek(unpacked(file, "<I"), 1)
                 if file.tell() > size:
                     raise EOFError
+            for _ in range(unpacked(file, "<I") if version >= 3 else 0):  # second names of variables
+                text(file), text(file)
     except (EOFError, UnicodeDecodeError):
         raise InputError(f"{path} is broken or incomplete ({size:,} bytes): copy or convert it again") from None
     except OSError as error:
