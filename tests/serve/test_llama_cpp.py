@@ -20,7 +20,7 @@ from voicechat_platform.errors import InputError
 from voicechat_platform.settings import settings
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
 from voicechat_serve.generation.engines.batched_engine import BatchedEngine
-from voicechat_serve.generation.engines.choice import make_engine
+from voicechat_serve.generation.engines.choice import open_model
 from voicechat_serve.generation.engines.interface import GenerationRequest, PromptTooLongError, Sampling, Token
 from voicechat_serve.generation.engines.llama_cpp import library as library_module
 from voicechat_serve.generation.engines.llama_cpp import trial
@@ -295,13 +295,13 @@ def test_another_release_of_the_wheel_is_refused(monkeypatch):
     library()
 
 
-def test_a_gpu_that_is_not_there_is_refused(gguf, tokenizer, home):
+def test_a_gpu_that_is_not_there_is_refused(gguf, home):
     if library().llama_supports_gpu_offload():
         pytest.skip("there is one")
     with pytest.raises(InputError, match="device is cuda"):
-        make_engine(gguf, tokenizer, EngineOptions(device="cuda"))
+        open_model(gguf, EngineOptions(device="cuda"))
     with pytest.raises(InputError, match="engine torch cannot read"):
-        make_engine(gguf, tokenizer, EngineOptions(engine="torch"))
+        open_model(gguf, EngineOptions(engine="torch"))
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('users only') }}", "{{ 1 / 0 }}", "{{ messages[9].x.y }}"])

@@ -18,7 +18,7 @@ from voicechat_platform.registry import NoSuchVersionError, Registry, Version
 from voicechat_serve.generation.champions import LONGEST_WAIT_S
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer, Message
 from voicechat_serve.generation.engines.adapters import add_adapter
-from voicechat_serve.generation.engines.choice import make_engine
+from voicechat_serve.generation.engines.choice import open_model
 from voicechat_serve.generation.engines.interface import UnavailableError, UnknownVersionError
 from voicechat_serve.generation.introduction import Introduction, introduce_version
 from voicechat_serve.generation.loaded_model import Delta, GenerationOptions, LoadedModel
@@ -245,8 +245,7 @@ class LanguageModel:
             tokenizer = ChatTokenizer(path) if (path / "config.json").is_file() else self.base.tokenizer
             engine = add_adapter(self.base.engine, adapter)
         else:
-            tokenizer = ChatTokenizer(path)
-            engine = make_engine(path, tokenizer, served.options)
+            tokenizer, engine = open_model(path, served.options)
         defaults = replace(tokenizer.sampling, **served.sampling)
         return LoadedModel(tokenizer, engine, fingerprint, defaults, served.max_tokens)
 

@@ -15,8 +15,26 @@ from voicechat_serve.generation.served_model import EngineOptions
 GIB = 2**30
 
 
+def open_model(path: Path, options: EngineOptions = EngineOptions()) -> tuple[ChatTokenizer, Engine]:
+    """Return a model's tokenizer and the engine that runs it.
+
+    Args:
+        path: a Hugging Face model directory, or a GGUF file.
+        options: the engine, and how to run it.
+
+    Raises:
+        InputError: as `make_engine`.
+    """
+    if path.is_file():
+        from voicechat_serve.generation.engines.llama_cpp.trial import require_runnable
+
+        require_runnable(path, layers_on_gpu(path, options))  # before anything of llama.cpp reads it in this process
+    tokenizer = ChatTokenizer(path)
+    return tokenizer, make_engine(path, tokenizer, options)
+
+
 def make_engine(path: Path, tokenizer: ChatTokenizer, options: EngineOptions = EngineOptions()) -> Engine:
-    """Load a model into an engine.
+    """Load a model into an engine; a GGUF file must have passed its trial (`open_model`).
 
     Args:
         path: a Hugging Face model directory, or a GGUF file.
@@ -57,29 +75,35 @@ def llama_cpp_engine(path: Path, tokenizer: ChatTokenizer, options: EngineOption
 
     from voicechat_serve.generation.engines.batched_engine import BatchedEngine
     from voicechat_serve.generation.engines.llama_cpp.decoder import LlamaCppDecoder
-    from voicechat_serve.generation.engines.llama_cpp.library import library
-    from voicechat_serve.generation.engines.llama_cpp.trial import require_runnable
 
     if path.is_dir():
         path = exported_file(path)
+    torch.set_num_threads(1)  # for sampling: more threads would wait for those of llama.cpp
+    decoder = LlamaCppDecoder(
+        path,
+        context=options.context,
+        cache_bytes=int(options.cache_gib * GIB),
+        threads=options.threads or usable_cores(),
+        gpu_layers=layers_on_gpu(path, options),
+    )
+    return BatchedEngine(decoder, tokenizer.vocabulary.decode, tokenizer.end_ids)
+
+
+def layers_on_gpu(path: Path, options: EngineOptions) -> int:
+    """Return the layers for llama.cpp's GPU; -1 for all.
+
+    Raises:
+        InputError: there is no GPU, and `device` is cuda.
+    """
+    from voicechat_serve.generation.engines.llama_cpp.library import library
+
     has_gpu = library().llama_supports_gpu_offload()
     if options.device == "cuda" and not has_gpu:
         raise InputError(
             f"{path}: device is cuda, but this xllamacpp has no GPU: install its CUDA wheel (docs/serving.md), or "
             "use device: cpu"
         )
-    gpu_layers = options.gpu_layers if has_gpu and options.device != "cpu" else 0
-    threads = options.threads or usable_cores()
-    require_runnable(path, gpu_layers)
-    torch.set_num_threads(1)  # for sampling: more threads would wait for those of llama.cpp
-    decoder = LlamaCppDecoder(
-        path,
-        context=options.context,
-        cache_bytes=int(options.cache_gib * GIB),
-        threads=threads,
-        gpu_layers=gpu_layers,
-    )
-    return BatchedEngine(decoder, tokenizer.vocabulary.decode, tokenizer.end_ids)
+    return options.gpu_layers if has_gpu and options.device != "cpu" else 0
 
 
 def torch_engine(folder: Path, tokenizer: ChatTokenizer, options: EngineOptions) -> Engine:

@@ -88,8 +88,7 @@ class Sampling:
     min_p: float = 0.0
     """Sample from tokens with at least this share of the likeliest token's probability (arXiv 2407.01082)."""
     repetition_penalty: float = 1.0
-    """Divide logits of tokens in the prompt and the answer by it, or multiply negative ones (1909.05858). CTranslate2
-    counts only the answer's tokens."""
+    """Divide logits of tokens in the prompt and the answer by it, or multiply negative ones (arXiv 1909.05858)."""
     frequency_penalty: float = 0.0
     """Subtracted from a token's logit for each of its occurrences in the answer."""
     presence_penalty: float = 0.0

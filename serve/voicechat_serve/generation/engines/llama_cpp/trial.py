@@ -12,6 +12,7 @@ import psutil
 
 from voicechat_platform.errors import InputError
 from voicechat_platform.folders import folder_name, made_once
+from voicechat_platform.gguf_file import read_gguf
 from voicechat_platform.settings import settings
 
 LONGEST_TRIAL_S = 600.0
@@ -25,9 +26,9 @@ def require_runnable(path: Path, gpu_layers: int) -> None:
     """Check that llama.cpp runs the file, once for each file.
 
     Raises:
-        InputError: it does not, or the weights are larger than the memory.
+        InputError: it does not, its header is damaged, or the weights are larger than the memory.
     """
-    require_memory(path, gpu_layers)
+    require_memory(path, read_gguf(path).size_bytes, gpu_layers)
     path = path.resolve()
     found = path.stat()
     identity = [path, found.st_size, found.st_mtime_ns, found.st_ctime_ns, gpu_layers]
@@ -49,13 +50,13 @@ def require_runnable(path: Path, gpu_layers: int) -> None:
     made_once(settings().folder("tried") / folder_name(path.name, identity), attempt)
 
 
-def require_memory(path: Path, gpu_layers: int) -> None:
+def require_memory(path: Path, size: int, gpu_layers: int) -> None:
     """Check that the weights fit into the memory that is free.
 
     Raises:
         InputError: they do not.
     """
-    size, free = path.stat().st_size, free_memory()
+    free = free_memory()
     if gpu_layers == 0 and size > free:
         raise InputError(
             f"{path} needs {size / 2**30:.1f} GiB of memory for its weights alone, and {free / 2**30:.1f} GiB are "
