@@ -25,10 +25,9 @@ from voice_client import INSTRUCTIONS, MODEL, Person, person
 from voice_clips import THREADS, Clip, Hesitation, clips, hesitations
 from voice_transcription import Part, measure_transcription
 
-from voicechat_platform.assets import locate
+from voicechat_platform.assets import CATALOGUE, locate, locate_gguf
 from voicechat_serve.audio import HEARING_RATE
-from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
-from voicechat_serve.generation.engines.choice import make_engine
+from voicechat_serve.generation.engines.choice import open_model
 from voicechat_serve.generation.loaded_model import GenerationOptions, LoadedModel
 from voicechat_serve.generation.served_model import ServedModel
 from voicechat_serve.realtime.response import DELTA_S
@@ -63,7 +62,7 @@ def main() -> None:
     questions = questions if arguments.full else questions[:6]
     bare = measure_bare_stages(questions) if "turn" in wanted else {}
     if set(wanted) - {"transcription"}:
-        model = ServedModel(id=MODEL, path=locate(f"{MODEL}-int8"))
+        model = ServedModel(id=MODEL, path=locate_gguf(MODEL), sampling=CATALOGUE[MODEL].sampling)
         with running_service(model) as host:
             address = f"ws://{host}/v1/realtime?model={MODEL}"
             if "turn" in wanted:
@@ -80,9 +79,7 @@ def main() -> None:
 def measure_bare_stages(questions: list[Clip]) -> dict[str, list[float]]:
     """Seconds of each stage alone, one question after the other, with nothing else at work."""
     transcription = Transcription(locate("whisper-tiny.en"), THREADS)
-    folder = locate(f"{MODEL}-int8")
-    tokenizer = ChatTokenizer(folder)
-    model = LoadedModel(tokenizer, make_engine(folder, tokenizer), MODEL)
+    model = LoadedModel(*open_model(locate_gguf(MODEL)), MODEL)
     voice = Hibari(threads=1)
 
     async def first_clause(said: str) -> str:

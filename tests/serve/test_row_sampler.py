@@ -2,9 +2,13 @@
 
 import random
 
+import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
 
+from voicechat_serve.generation.engines import row_sampler
 from voicechat_serve.generation.engines.interface import Sampling
 from voicechat_serve.generation.engines.row_sampler import RowSampler, SampledRow
 
@@ -107,3 +111,30 @@ def test_scores_are_the_models_own_log_probabilities():
     assert scores[0].top == tuple(zip(ids.tolist(), values.tolist(), strict=True))
     assert scores[2].id == 6
     assert scores[2].top == ()
+
+
+@given(
+    rules=st.lists(
+        st.builds(
+            Sampling, top_k=st.sampled_from([0, 1, 3, 20, 45]), top_p=st.sampled_from([0.01, 0.5, 0.9, 0.999, 1])
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    scale=st.sampled_from([0.01, 1, 30]),
+)
+def test_a_shortlist_keeps_what_the_whole_vocabulary_keeps(rules, scale):
+    probabilities_bv = (logits_of(len(rules)) * scale).softmax(-1)
+    sampler = RowSampler([row(rule) for rule in rules])
+    kept = []
+    with pytest.MonkeyPatch.context() as patch:
+        for width in (4, 50):
+            patch.setattr(row_sampler, "SHORTLIST", width)
+            likely_bv = probabilities_bv >= sampler.least_kept(probabilities_bv)
+            kept.append(likely_bv & (probabilities_bv > 0))  # a probability of 0 is never drawn
+    assert torch.equal(*kept)
+    for place, rule in enumerate(rules):
+        if rule.top_k and rule.top_p == 1:
+            assert kept[0][place].sum() == min(rule.top_k, int((probabilities_bv[place] > 0).sum()))
+        if not rule.top_k:
+            assert probabilities_bv[place][kept[0][place]].sum() >= rule.top_p - 1e-5

@@ -17,7 +17,7 @@ from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
 from voicechat_serve.generation.engines.choice import make_engine
 from voicechat_serve.generation.engines.interface import FinishReason, UnknownVersionError
 from voicechat_serve.generation.introduction import Introduction
-from voicechat_serve.generation.loaded_model import Delta, LoadedModel
+from voicechat_serve.generation.loaded_model import Delta, GenerationOptions, LoadedModel
 from voicechat_serve.generation.served_model import ServedModel
 
 PROMPT = "To be, or not"
@@ -379,3 +379,12 @@ async def test_a_stream_that_is_cancelled_while_its_reader_is_behind_ends_the_an
     with pytest.raises(answers.BrokenOffError):
         await asyncio.wait_for(read_all(), 10)
     assert len(read) == answers.PIECES_AHEAD + 1
+
+
+@pytest.mark.parametrize(("asked", "count"), [({}, 5), ({"max_tokens": 9}, 9), ({"max_tokens": 2}, 2)])
+async def test_a_chat_that_sets_no_limit_ends_after_the_models_own(model, monkeypatch, asked, count):
+    monkeypatch.setattr(model, "max_tokens", 5)
+    newline = tuple((token_id, -100.0) for token_id in model.tokenizer.vocabulary.encode("\n"))  # no end of the turn
+    options = GenerationOptions(sampling={"temperature": 1.0, "seed": 1, "logit_bias": newline} | asked, top_scores=0)
+    deltas = [delta async for delta in model.chat([{"role": "user", "content": "Speak."}], options)]
+    assert (deltas[-1].completion_tokens, deltas[-1].finish_reason) == (count, "length")
