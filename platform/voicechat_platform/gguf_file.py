@@ -124,6 +124,20 @@ def read_gguf(path: Path) -> GGUFFile:
     )
 
 
+def require_adapter(path: Path) -> None:
+    """Check that a GGUF file holds an adapter (LoRA).
+
+    Raises:
+        InputError: the file is not GGUF, is cut off or damaged, or holds no adapter.
+    """
+    header = read_header(path)
+    kind = header.values.get("general.type", "model")
+    if kind != "adapter" or header.values.get("adapter.type") != "lora":
+        raise InputError(f"{path} is a GGUF file of the type {kind}, and not an adapter (LoRA)")
+    if wrong := sorted(kind for kind in header.bytes_of_types if kind.startswith("I") and kind[1:].isdigit()):
+        raise InputError(f"{path} is damaged: its tensors are whole numbers ({wrong[0]})")
+
+
 def all_parts(path: Path) -> list[Path]:
     """Return the files of a model: one, or all files of a split one.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from voicechat_platform.assets import CATALOGUE, LANGUAGE_MODELS
 from voicechat_platform.checkpoint_files import find_adapter
 from voicechat_platform.errors import InputError
+from voicechat_platform.gguf_file import require_adapter
 from voicechat_platform.model_store import find_checkpoint, find_model
 from voicechat_platform.paths import given_path
 from voicechat_platform.registry import Registry, Version
@@ -27,17 +28,17 @@ def served_models(arguments: APIArguments) -> list[tuple[ServedModel, Replicas]]
         InputError: a model's files are not found, or the key of a model elsewhere; or an introduction names no
             champion.
     """
-    listed = listed_models(arguments)
-    alone: list[tuple[ServedModel, Replicas]] = []
     how = arguments.champions
     if how is None:
-        return [*listed]
+        return [*listed_models(arguments)]
     champions = Registry().champions()
     names = [version.name for version in champions]
     for name in how.introductions:
         if name not in names:
             known = ", ".join(names) or "none"
             raise InputError(f"champions.introductions: {name!r} has no champion in the registry; there are: {known}")
+    listed = listed_models(arguments)
+    alone: list[tuple[ServedModel, Replicas]] = []
     for version in champions:
         champion = served_version(version, how)
         base = next((place for place, listing in enumerate(listed) if can_adapt(*listing, version)), None)
@@ -68,6 +69,7 @@ def listed_models(arguments: APIArguments) -> list[tuple[ServedModel, ModelEntry
             found.append((far, entry))
             continue
         source = entry.source or entry.id
+        adapter_paths = {name: adapter_at(place) for name, place in entry.adapters.items()}  # before a long download
         path, is_packaged = model_path(source, entry.engine), source in LANGUAGE_MODELS
         served = ServedModel(
             id=entry.id,
@@ -78,8 +80,8 @@ def listed_models(arguments: APIArguments) -> list[tuple[ServedModel, ModelEntry
             introduction=introduce_listed(entry.id, path, is_packaged, entry),
         )
         adapters = [
-            replace(served, id=name, path=adapter_at(place), introduction=introduce_adapter(name, served.introduction))
-            for name, place in entry.adapters.items()
+            replace(served, id=name, path=adapter, introduction=introduce_adapter(name, served.introduction))
+            for name, adapter in adapter_paths.items()
         ]
         found.append((replace(served, is_packaged=is_packaged, adapters=tuple(adapters)), entry))
     in_order = [entry.id for entry in arguments.models]
@@ -99,8 +101,11 @@ def adapter_at(place: str) -> Path:
     """
     path = given_path(place)
     found = path if path.exists() else find_checkpoint(place)
-    if find_adapter(found) is None:
+    adapter = find_adapter(found)
+    if adapter is None:
         raise InputError(f"{place} holds no adapter: neither adapter_config.json nor a folder `adapter`")
+    if adapter.is_file():
+        require_adapter(adapter)
     return found
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from voicechat_platform.assets import locate, locate_gguf
 from voicechat_platform.errors import InputError
 from voicechat_platform.settings import settings
+from voicechat_serve.generation import vocabularies
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
 from voicechat_serve.generation.engines.batched_engine import BatchedEngine
 from voicechat_serve.generation.engines.choice import open_model
@@ -235,6 +236,24 @@ async def test_memory_does_not_grow_with_requests(engine, tokenizer):
 
     before = await ask(60)
     assert await ask(60) - before < 60 * 2**18  # llama.cpp's issue 27725 suspects 3 MB a request
+
+
+def test_a_text_of_many_special_tokens_is_encoded_in_one_pass(tokenizer):
+    """llama.cpp's own search takes a time that grows with the square of their number."""
+    end = tokenizer.vocabulary.id_of("<|im_end|>")
+    ids = tokenizer.vocabulary.encode("x<|im_end|>" * 20_000)
+    assert ids == tokenizer.vocabulary.encode("x<|im_end|>") * 20_000
+    assert ids.count(end) == 20_000
+
+
+@pytest.mark.parametrize("text", ["a" * 100_000, " " * 100_000, "7" * 100_000, "a b" * 40_000, "word, " * 30_000])
+def test_a_word_without_end_is_encoded_in_pieces(tokenizer, text):
+    """For some models, llama.cpp takes a part of its stack for each letter of a word, and ends the process."""
+    vocabulary = tokenizer.vocabulary
+    pieces = list(vocabulary.pieces(text))
+    assert "".join(pieces) == text
+    assert max(map(len, pieces)) <= vocabularies.LONGEST_PIECE
+    assert vocabulary.decode(vocabulary.encode(text)) == text
 
 
 def write_damaged(gguf: Path, target: Path, kind: str) -> Path:

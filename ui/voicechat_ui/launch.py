@@ -28,6 +28,7 @@ from voicechat_serve.api.errors import answer_errors_in_openai_form
 from voicechat_serve.api.proxy import BoundedConnection
 from voicechat_serve.application import DeploymentState, deploy, stop, wait_until_ready
 from voicechat_serve.application_file import APIArguments, local_application, read_application
+from voicechat_serve.generation.served_model import ServedModel
 from voicechat_serve.listed_models import served_models
 from voicechat_serve.operations.devices import require_devices
 from voicechat_serve.operations.keys import make_secret
@@ -40,6 +41,10 @@ log = logging.getLogger(__name__)
 console = Console(stderr=True, highlight=False)
 
 CHAT_MODEL = "smollm2-135m-instruct"
+
+START_S = 300.0
+READ_BYTES_PER_S = 30e6
+"""A large model is read twice, perhaps from a slow disk."""
 
 
 def run_everything(settings: Settings) -> None:
@@ -143,7 +148,7 @@ def run_services(settings: Settings, arguments: APIArguments, with_page: bool) -
                     console.print(f"{time.monotonic() - started:4.0f} s  {state.name} is ready")
             status.update(f"starting {', '.join(state.name for state in states if state.state == 'starting')}")
 
-        wait_until_ready(show)
+        wait_until_ready(show, START_S + sum(size(model) for model, _ in models) / READ_BYTES_PER_S)
         status.stop()
         ids = [model.id for model, _ in models]
         model = CHAT_MODEL if CHAT_MODEL in ids else ids[0]
@@ -172,6 +177,14 @@ def page_files(settings: Settings) -> Iterator[None]:
     with scratch_folder(settings.folder("page"), "") as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(folder)
         yield
+
+
+def size(model: ServedModel) -> int:
+    """Return the bytes of a model's files on this machine."""
+    if model.path is None:
+        return 0
+    files = [model.path] if model.path.is_file() else model.path.iterdir()
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def require_address(settings: Settings) -> None:

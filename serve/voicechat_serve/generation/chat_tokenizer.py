@@ -86,7 +86,7 @@ class ChatTokenizer:
         """Tokens that end an answer."""
         self.chat_stop = read.chat_stop
         """Strings that end the model's turn in a chat, in addition to the end tokens."""
-        self.sampling, self.special = read.sampling, read.special
+        self.sampling, self.special, self.template_source = read.sampling, read.special, read.template
         try:
             self.template = chat_environment().from_string(read.template) if read.template else None
         except (TemplateError, TypeError) as error:
@@ -120,7 +120,7 @@ class ChatTokenizer:
 
     @cached_property
     def markers(self) -> re.Pattern[str] | None:
-        tokens = [self.vocabulary.name(token_id) for token_id in self.vocabulary.special_ids]
+        tokens = self.vocabulary.marks_of(self.template_source)
         # A special token of one character could not be split; no tokenizer has one.
         longest_first = sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
@@ -171,16 +171,21 @@ def gguf_description(vocabulary: GGUFVocabulary) -> Description:
         InputError: an entry is invalid.
     """
     model = vocabulary.model
-    numbers = {}
-    for ours, theirs in GGUF_SAMPLING.items():
-        if (text := model.described(f"general.sampling.{theirs}")) is not None:
-            numbers[ours] = int(text) if ours == "top_k" else float(text)
-    stops = model.described("voicechat.reply_stops")
+    numbers: dict[str, float] = {}
+    try:
+        for ours, theirs in GGUF_SAMPLING.items():
+            if (text := model.described(f"general.sampling.{theirs}")) is not None:
+                numbers[ours] = int(float(text)) if ours == "top_k" else float(text)
+        stops = json.loads(model.described("voicechat.reply_stops") or "[]")
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"{model.path}: the sampling defaults or the reply stops are damaged: {error}") from error
+    if not (isinstance(stops, list) and all(isinstance(stop, str) for stop in stops)):
+        raise InputError(f"{model.path}: voicechat.reply_stops is not a list of texts")
     ids = {name: getattr(vocabulary, f"{name}_id") for name in ("bos", "eos")}
     return Description(
         # llama.cpp always has an end token; our files name a letter if the model has none.
         end_ids=[] if model.described("voicechat.has_end_token") == "false" else vocabulary.end_ids,
-        chat_stop=tuple(json.loads(stops)) if stops else (),
+        chat_stop=tuple(stops),
         sampling=sampling_of(numbers, model.path),
         special={f"{name}_token": vocabulary.name(token_id) for name, token_id in ids.items()},
         template=model.described("tokenizer.chat_template"),

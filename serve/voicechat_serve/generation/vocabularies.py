@@ -4,7 +4,8 @@ llama.cpp splits the text of a GGUF file by itself, because only it knows the ru
 """
 
 import ctypes
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,16 @@ from tokenizers.decoders import ByteLevel
 
 from voicechat_platform.errors import InputError
 from voicechat_serve.generation.engines.llama_cpp.model import LlamaModel
+
+BYTE_PAIRS = 2
+"""llama.cpp's type of vocabulary."""
+
+CONTROL, STRIPS_LEFT, STRIPS_RIGHT = 1 << 3, 1 << 7, 1 << 8
+WHOLE = CONTROL | 1 << 0 | 1 << 4
+"""Attributes of llama.cpp's tokens. WHOLE: control tokens, unknown ones, and those that a model's makers added."""
+
+LONGEST_PIECE = 8192
+"""In characters."""
 
 
 class Vocabulary(Protocol):
@@ -51,6 +62,10 @@ class Vocabulary(Protocol):
 
     def id_of(self, name: str) -> int | None:
         """Return the token of a special token's text, or None."""
+        ...
+
+    def marks_of(self, template: str | None) -> list[str]:
+        """Return the texts that become special tokens, and those with which a chat template marks turns."""
         ...
 
 
@@ -108,6 +123,9 @@ class HuggingFaceVocabulary:
     def id_of(self, name: str) -> int | None:
         return self.tokenizer.token_to_id(name)
 
+    def marks_of(self, template: str | None) -> list[str]:
+        return [self.name(token_id) for token_id in self.special_ids]
+
 
 class GGUFVocabulary:
     """A `Vocabulary` of a GGUF file; it takes no memory for the weights.
@@ -119,11 +137,16 @@ class GGUFVocabulary:
     def __init__(self, model: LlamaModel):
         self.model, self.llama, self.pointer = model, model.llama, model.vocabulary
         self.size = self.llama.llama_vocab_n_tokens(self.pointer)
-        controls = (id for id in range(self.size) if self.llama.llama_vocab_is_control(self.pointer, id))
-        self.special_ids = frozenset(controls)
-
         self.bos_id = self.llama.llama_vocab_bos(self.pointer)
         self.eos_id = self.llama.llama_vocab_eos(self.pointer)
+        self.adds_bos = self.llama.llama_vocab_get_add_bos(self.pointer)
+        self.is_byte_pairs = self.llama.llama_vocab_type(self.pointer) == BYTE_PAIRS
+        attributes = [self.llama.llama_vocab_get_attr(self.pointer, token_id) for token_id in range(self.size)]
+        self.special_ids = frozenset(id for id, attribute in enumerate(attributes) if attribute & CONTROL)
+        self.whole = {self.name(id): (id, its) for id, its in enumerate(attributes) if its & WHOLE and self.name(id)}
+        """The tokens whose text always becomes that token, and their attributes."""
+        longest_first = sorted(self.whole, key=len, reverse=True)
+        self.any_whole = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     @property
     def end_ids(self) -> list[int]:
@@ -131,18 +154,48 @@ class GGUFVocabulary:
         return [id for id in range(self.size) if self.llama.llama_vocab_is_eog(self.pointer, id)]
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
-        data = text.encode(errors="replace")
-        ids_n = np.empty(len(data) + 8, np.int32)
-        arguments = (data, len(data), ids_n.ctypes.data, len(ids_n), add_special, True)
-        count = self.llama.llama_tokenize(self.pointer, *arguments)
-        if count < 0:
-            raise InputError("the text is too long for the model's tokenizer")
-        return ids_n[:count].tolist()
+        ids = [self.bos_id] if add_special and self.adds_bos else []
+        start, strips = 0, False
+        # llama.cpp would search for each special token in the whole text, again and again.
+        for found in self.any_whole.finditer(text) if self.any_whole else ():
+            token_id, attribute = self.whole[found[0]]
+            plain = text[start : found.start()]
+            ids += self.encode_plain(plain.rstrip() if attribute & STRIPS_LEFT else plain, strips)
+            ids.append(token_id)
+            start, strips = found.end(), bool(attribute & STRIPS_RIGHT)
+        return ids + self.encode_plain(text[start:], strips)
+
+    def encode_plain(self, text: str, strips: bool) -> list[int]:
+        ids: list[int] = []
+        for piece in self.pieces(text.lstrip() if strips else text):
+            data = piece.encode(errors="replace")
+            ids_n = np.empty(len(data) + 8, np.int32)
+            arguments = (data, len(data), ids_n.ctypes.data, len(ids_n), False, False)
+            count = self.llama.llama_tokenize(self.pointer, *arguments)
+            if count < 0:
+                raise InputError("the text is too long for the model's tokenizer")
+            ids += ids_n[:count].tolist()
+        return ids
+
+    def pieces(self, text: str) -> Iterator[str]:
+        """Yield a text in pieces that end between two words, or within a word without end: for byte pairs, llama.cpp
+        takes a part of its stack for each letter of a word."""
+        start = 0
+        while self.is_byte_pairs and len(text) - start > LONGEST_PIECE:
+            limit = start + LONGEST_PIECE
+            end = max(text.rfind(" ", start + 1, limit), text.rfind("\n", start + 1, limit))
+            yield text[start : end if end > start else limit]
+            start = end if end > start else limit
+        if start < len(text):
+            yield text[start:]
 
     def places(self, text: str) -> list[int]:
-        starts = np.cumsum([0, *(len(self.token_bytes(token_id)) for token_id in self.encode(text))])[:-1]
+        ids = self.encode(text)
+        is_first = [place == 0 and self.adds_bos for place in range(len(ids))]  # BOS is not part of the text
+        lengths = [0 if first else len(self.piece(token_id)) for token_id, first in zip(ids, is_first, strict=True)]
         data = text.encode(errors="replace")
         # Tokens may add a space at the beginning that the text does not have.
+        starts = np.cumsum([0, *lengths])[:-1]
         return [min(len(data[:start].decode(errors="ignore")), len(text)) for start in starts]
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -157,8 +210,15 @@ class GGUFVocabulary:
         return self.llama.llama_vocab_get_text(self.pointer, token_id).decode(errors="replace")
 
     def id_of(self, name: str) -> int | None:
-        ids = self.encode(name, add_special=False)
-        return ids[0] if len(ids) == 1 and self.name(ids[0]) == name else None
+        found = self.whole.get(name)
+        return found[0] if found else None
+
+    def marks_of(self, template: str | None) -> list[str]:
+        return [
+            name
+            for name, (_, attribute) in self.whole.items()
+            if attribute & CONTROL or (name in (template or "") and not name.isspace())
+        ]
 
     def piece(self, token_id: int) -> bytes:
         if not 0 <= token_id < self.size:

@@ -10,7 +10,7 @@ from voicechat_platform.errors import InputError
 from voicechat_serve.generation.served_model import Device
 
 if TYPE_CHECKING:
-    from voicechat_serve.application_file import APIArguments
+    from voicechat_serve.application_file import APIArguments, Engines
 
 ComputeType = Literal[
     "auto", "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32"
@@ -90,10 +90,14 @@ def require_devices(arguments: "APIArguments") -> None:
     Raises:
         InputError: it has not.
     """
-    parts = {"transcription": arguments.transcription, "synthesis": arguments.synthesis, "ingress": arguments.ingress}
-    parts |= {f"the model {model.id}": model for model in arguments.models}
+    engines: dict[str, "Engines"] = {f"the model {model.id}": model for model in arguments.models}
     if arguments.champions is not None:
-        parts["champions"] = arguments.champions
+        engines["champions"] = arguments.champions
+    for name, engine in engines.items():
+        if engine.device == "cuda" and not gpus():
+            raise InputError(f"{name}: device is cuda, but this machine has no GPU: set device to auto or cpu")
+    parts = {"transcription": arguments.transcription, "synthesis": arguments.synthesis, "ingress": arguments.ingress}
+    parts |= engines
     if shares := {name: part.num_gpus for name, part in parts.items() if part.num_gpus}:
         name, share = next(iter(shares.items()))
         if not gpus():

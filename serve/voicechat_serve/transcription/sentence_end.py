@@ -17,8 +17,8 @@ from voicechat_serve.generation.engines.slots import common_length
 SENTENCE_END_MODEL = "smollm2-135m-instruct"
 """The packaged chat model that classifies in a service."""
 
-CONTEXT = 512
-"""Positions in the cache; MOST_CHARACTERS never have as many tokens."""
+CONTEXT = 1536
+"""Positions in the cache: of MOST_CHARACTERS, each may take four tokens, and the chat template takes a few."""
 
 MOST_CHARACTERS = 300
 """The most characters to read: earlier words do not matter."""

@@ -1,5 +1,6 @@
 """Select a model's engine, and prepare its files for it."""
 
+import logging
 import os
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -11,6 +12,8 @@ from voicechat_platform.settings import settings
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
 from voicechat_serve.generation.engines.interface import Engine
 from voicechat_serve.generation.served_model import EngineOptions
+
+log = logging.getLogger("ray.serve.voicechat.choice")
 
 GIB = 2**30
 
@@ -47,6 +50,12 @@ def make_engine(path: Path, tokenizer: ChatTokenizer, options: EngineOptions = E
     engine = options.engine
     if engine == "auto":
         engine = "llamacpp" if path.is_file() or is_better_in_llama_cpp(path, options) else "torch"
+        if engine == "llamacpp" and path.is_dir():
+            try:
+                exported_file(path)
+            except InputError as error:
+                log.info("%s runs in PyTorch: %s", path, error)
+                engine = "torch"
     if path.is_file() and engine != "llamacpp":
         raise InputError(f"{path} is a GGUF file, which the engine {engine} cannot read: use llamacpp, or auto")
     if engine == "vllm" and not find_spec("vllm"):

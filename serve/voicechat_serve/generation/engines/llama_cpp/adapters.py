@@ -21,7 +21,7 @@ class Adapters:
         """Removed ones that are still in memory: only the thread that decodes may free them."""
         self.numbers = itertools.count(1)
         self.changing = threading.Lock()
-        """llama.cpp lists a model's adapters without a lock."""
+        """llama.cpp goes through a model's adapters without a lock, also while it decodes."""
         self.used = 0
 
     def add(self, path: Path) -> int:
@@ -70,6 +70,8 @@ class Adapters:
         this."""
         if self.leaving:
             self.free(context)
+        if number not in self.pointers:
+            number = 0  # it was removed: the request has left, and nobody reads what this call computes for it
         if number == self.used:
             return
         pointers = (ctypes.c_void_p * 1)(self.pointers.get(number))

@@ -139,7 +139,8 @@ class LlamaCppDecoder:
     def run(self, num_tokens: int, num_logits: int) -> Tensor:
         """Run the prepared batch; return (num_logits, v) logits, valid until the next call."""
         self.batch.n_tokens = num_tokens
-        status = self.llama.llama_decode(self.pointer, self.batch)
+        with self.adapters.changing:
+            status = self.llama.llama_decode(self.pointer, self.batch)
         if status == -1:
             raise IndexError("a token id is not one of the model's")
         if status:

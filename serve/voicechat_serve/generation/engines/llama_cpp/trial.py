@@ -3,20 +3,27 @@
 `python -m voicechat_serve.generation.engines.llama_cpp.trial FILE GPU_LAYERS` loads the file and decodes a token.
 """
 
+import contextlib
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 
 from voicechat_platform.errors import InputError
 from voicechat_platform.folders import folder_name, made_once
-from voicechat_platform.gguf_file import read_gguf
+from voicechat_platform.gguf_file import all_parts, read_gguf
 from voicechat_platform.settings import settings
 
 LONGEST_TRIAL_S = 600.0
 """For a model of many gigabytes on a slow disk."""
+
+TEMPLATE_S = 20
+
+EVERY_BYTE = "".join(map(chr, [*range(1, 0x800), 0x20AC, 0x4F60, 0xFFFD, 0x1F600, 0x40000, 0x80000, 0x10FFFF]))
+"""Characters whose UTF-8 has every byte that there can be."""
 
 MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """A container's limit."""
@@ -30,8 +37,8 @@ def require_runnable(path: Path, gpu_layers: int) -> None:
     """
     require_memory(path, read_gguf(path).size_bytes, gpu_layers)
     path = path.resolve()
-    found = path.stat()
-    identity = [path, found.st_size, found.st_mtime_ns, found.st_ctime_ns, gpu_layers]
+    stats = [each.stat() for each in all_parts(path)]
+    identity = [path, gpu_layers, version("xllamacpp"), *((s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats)]
 
     def attempt(_: Path) -> None:
         command = [sys.executable, "-m", __name__, str(path), str(gpu_layers)]
@@ -71,11 +78,19 @@ def free_memory() -> int:
 
 
 def run_once(path: Path, gpu_layers: int) -> None:
-    """Load the file, and decode a token."""
+    """Load the file, encode every kind of character, render the chat template, and decode a token."""
     import torch
 
+    from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
     from voicechat_serve.generation.engines.llama_cpp.decoder import LlamaCppDecoder
 
+    tokenizer = ChatTokenizer(path)
+    tokenizer.vocabulary.encode(EVERY_BYTE)
+    signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"its chat template does not end within {TEMPLATE_S} s"))
+    signal.alarm(TEMPLATE_S)
+    with contextlib.suppress(InputError):  # it may refuse such a conversation
+        tokenizer.render([{"role": "user", "content": "Hi"}])
+    signal.alarm(0)
     decoder = LlamaCppDecoder(path, slots=1, context=64, gpu_layers=gpu_layers)
     decoder.prefill(0, torch.tensor([0]), 0)
     decoder.close()
