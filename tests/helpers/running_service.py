@@ -35,7 +35,7 @@ applications:
       whisper: tiny.en
       models:
         - {{id: shakespeare, source: {shakespeare}}}
-        - {{id: smollm2-135m-instruct}}
+        - {{id: smollm2-135m-instruct, context: 2048}}
 """
 
 CHAMPION = "romeo"

@@ -181,7 +181,10 @@ def test_smollm2_learns_a_dialogue_in_its_own_template(play, tmp_path):
     [
         ({"model": {"context": 65}}, "model.context is 65, but .* was made for 64 tokens at most"),
         ({"init_from": "none@1"}, "there is no model version none@1"),
-        ({"init_from": "nobody/nothing"}, "'nobody/nothing': there is no such folder, and the hub"),
+        (
+            {"init_from": "nobody/nothing"},
+            "'nobody/nothing': there is no such folder, and hf:nobody/nothing is not on this machine",
+        ),
         ({"corpus": {"form": "dialogue"}}, "has no chat template"),
     ],
 )

@@ -45,7 +45,7 @@ def wav(samples_n: np.ndarray, rate: int = HEARING_RATE) -> bytes:
 
 def test_models(client):
     names = [model.id for model in client.models.list()]
-    assert names == ["romeo", "shakespeare", SMOLLM2, "whisper-tiny.en", "hibari"]
+    assert names == [SMOLLM2, "romeo", "shakespeare", "whisper-tiny.en", "hibari"]
     assert client.models.retrieve("shakespeare").object == "model"
     assert client.models.retrieve("whisper-1").id == "whisper-1"
     with pytest.raises(openai.NotFoundError, match="shakespeare"):
@@ -254,7 +254,6 @@ GOOD_SPEECH = {"model": "tts-1", "input": "Hello.", "voice": "alloy"}
         (CHAT, GOOD_CHAT | {"tools": [{"type": "function"}]}, 400, "tools"),
         (CHAT, GOOD_CHAT | {"messages": [{"role": "user", "content": "\ud800"}]}, 400, None),
         (CHAT, ["not", "an", "object"], 400, None),
-        (CHAT, GOOD_CHAT | {"model": SMOLLM2, "frequency_penalty": 0.5}, 400, "frequency_penalty"),
         ("/v1/completions", {"model": "shakespeare"}, 400, "prompt"),
         ("/v1/completions", {"model": "shakespeare", "prompt": ""}, 400, None),
         ("/v1/audio/speech", GOOD_SPEECH | {"voice": "bob"}, 400, "voice"),
@@ -377,7 +376,7 @@ def test_this_machines_own_names_may_ask(http):
 async def test_overload_is_refused_and_passes(server, client):
     request = {"model": SMOLLM2, "messages": [{"role": "user", "content": "Write a long story."}], "max_tokens": 800}
     async with openai.AsyncOpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0) as crowd:
-        tasks = [asyncio.create_task(crowd.chat.completions.create(**request)) for _ in range(40)]
+        tasks = [asyncio.create_task(crowd.chat.completions.create(**request)) for _ in range(120)]
         done, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         for task in waiting:
             task.cancel()
@@ -393,7 +392,7 @@ async def test_overload_is_refused_and_passes(server, client):
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 async def test_leaving_ends_the_work(service, stream):
-    """Two long answers keep both of SmolLM2's workers busy for half a minute, unless they end when their clients do."""
+    """Two long answers keep SmolLM2's engine busy for half a minute, unless they end when their clients do."""
     replica = f"ServeReplica:api:model {SMOLLM2}"
     story = [{"role": "user", "content": "Write a very long story."}]
     long = {"model": SMOLLM2, "messages": story, "max_tokens": 1500, "stream": stream}

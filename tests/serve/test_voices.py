@@ -152,7 +152,7 @@ async def test_synthesis_speaks_in_the_voice_that_is_asked_for(monkeypatch):
         def speak(self, text, speed):
             yield np.zeros(self.length, np.float32)
 
-    speakers = {HEART: lambda: Silence(1), JOE: lambda: Silence(2)}
+    speakers = {HEART: lambda on_gpu: Silence(1), JOE: lambda on_gpu: Silence(2)}
     monkeypatch.setattr("voicechat_serve.synthesis.synthesizer.installed", lambda: speakers)
     synthesis = Synthesis()
     said = [[len(n) async for n in synthesis.speak("Hello.", 1.0, name)] for name in ("heart", JOE.id, "nova")]

@@ -138,7 +138,7 @@ def test_a_registry_whose_address_is_none_is_refused_by_name(uri):
         (("sweep", "none.yaml"), "none.yaml: there is no such file"),
         (("promote", "tiny"), "write NAME@NUMBER"),
         (("promote", "other@1"), "no model version other@1; there are: none yet"),
-        (("generate", "tiny"), "neither a folder nor a model with a champion"),
+        (("generate", "tiny"), "neither a folder, an added model nor one with a champion"),
         (("evaluate", "."), "is not a checkpoint"),
         (("up", "--whisper", "huge"), "'huge' is no folder and no OWNER/NAME of a hub"),
     ],

@@ -30,7 +30,7 @@ def end_token_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> 
 
 def has_bytes(tokenizer: PreTrainedTokenizerFast) -> bool:
     """Return whether the tokens are byte pairs in GPT-2's alphabet, not characters."""
-    return tokenizer.backend_tokenizer.pre_tokenizer is not None
+    return tokenizer.backend_tokenizer.pre_tokenizer is not None and IMPOSSIBLE in tokenizer.get_vocab()
 
 
 @torch.no_grad()
