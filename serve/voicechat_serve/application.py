@@ -25,6 +25,7 @@ from voicechat_serve.api.ingress import APIIngress
 from voicechat_serve.api.services import RESERVED_NAMES, Services
 from voicechat_serve.application_file import APIArguments, FrontArguments, Replicas
 from voicechat_serve.generation.champions import Champions
+from voicechat_serve.generation.embedding_model import EmbeddingModel
 from voicechat_serve.generation.language_model import LanguageModel
 from voicechat_serve.generation.served_model import ServedModel
 from voicechat_serve.listed_models import served_models
@@ -99,7 +100,7 @@ def deploy(
     """Start all deployments and return at once; `wait_until_ready` waits for them.
 
     Args:
-        models: the language models with the resources of each; at least one.
+        models: the models of texts with the resources of each; at least one makes text.
         arguments: the settings of all other deployments.
         port: the port to listen on.
         page: mounts the page at /; the replica must be able to import it.
@@ -160,7 +161,7 @@ def api_application(
     for model, _ in models:
         if model.path and not model.path.exists():
             raise InputError(f"the model {model.id!r} has no files: {model.path} does not exist")
-    if not models:
+    if all(model.task != "text" for model in served):
         raise InputError(
             "there is no language model to serve: promote one (`voicechat promote`), or name one in `models`"
         )
@@ -186,12 +187,18 @@ def api_application(
     transcription = serve.deployment(Transcription, name="transcription", **arguments.transcription.options())
     synthesis = serve.deployment(Synthesis, name="synthesis", **arguments.synthesis.options())
     language_models: dict[str, Any] = {}
+    embedding_models: dict[str, Any] = {}
     for model, replicas in models:
+        if model.task == "embeddings":
+            deployment = serve.deployment(EmbeddingModel, name=deployment_name(model), **replicas.options())
+            embedding_models[model.id] = deployment.bind(model)
+            continue
         deployment = bound(model, replicas)
         language_models |= {each.id: deployment for each in (model, *model.adapters)}
     services = Services(
         models={model.id: model for model in served},
         language_models=language_models,
+        embedding_models=embedding_models,
         transcription=transcription.bind(
             whisper.folder,
             chat_model=classifier,

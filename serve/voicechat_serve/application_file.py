@@ -24,6 +24,7 @@ from voicechat_serve.generation.served_model import (
     EngineName,
     EngineOptions,
     Precision,
+    Task,
 )
 from voicechat_serve.names import API, FRONT
 from voicechat_serve.operations.devices import ComputeType
@@ -138,6 +139,8 @@ class ModelEntry(Words, Engines):
 
     id: PathText = Field(max_length=200)
     """The name in requests, without an @, because NAME@NUMBER means a version of a champion's model."""
+    task: Task = "text"
+    """text, or embeddings: the model, a GGUF file, makes vectors of texts at /v1/embeddings, and no text."""
     source: str = ""
     """A GGUF file, a folder, NAME@NUMBER, the name of an added or a packaged model, or an address of the Hugging Face
     hub: hf:OWNER/REPO[@REVISION][:FILE or QUANTISATION]; by default `id`."""
@@ -190,6 +193,11 @@ class ModelEntry(Words, Engines):
     @model_validator(mode="after")
     def is_here_or_elsewhere(self) -> Self:
         given = self.model_fields_set
+        if self.task == "embeddings":
+            if self.engine not in ("auto", "llamacpp"):
+                raise ValueError(f"`task: embeddings` runs on the engine llamacpp, not on {self.engine}")
+            if wrong := sorted(given & TEXT_ONLY):
+                raise ValueError(f"a model with `task: embeddings` has no `{wrong[0]}`: it makes no text")
         if self.engine == "openai":
             if not self.url:
                 raise ValueError(
@@ -204,6 +212,10 @@ class ModelEntry(Words, Engines):
 
 HERE_ONLY = {"source", "adapters", *(field.name for field in fields(EngineOptions))} - {"engine"}
 """Fields that say how a model runs on this machine."""
+
+
+TEXT_ONLY = {"adapters", "cache_gib", "max_tokens", "precision", "sampling", "system_prompt"}
+"""Fields of a model that makes text."""
 
 
 class Transcribers(Replicas):

@@ -1,4 +1,4 @@
-"""The language models to deploy: those that an application file lists, and the champions of the registry."""
+"""The models of texts to deploy: those that an application file lists, and the champions of the registry."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from voicechat_serve.application_file import APIArguments, ChampionEngines, Mode
 from voicechat_serve.generation.introduction import (
     Words,
     introduce_adapter,
+    introduce_embedding_model,
     introduce_listed,
     introduce_remote,
     introduce_version,
@@ -71,6 +72,19 @@ def listed_models(arguments: APIArguments) -> list[tuple[ServedModel, ModelEntry
         source = entry.source or entry.id
         adapter_paths = {name: adapter_at(place) for name, place in entry.adapters.items()}  # before a long download
         path, is_packaged = model_path(source, entry.engine), source in LANGUAGE_MODELS
+        if entry.task == "embeddings":
+            if not path.is_file():
+                raise InputError(f"the model {entry.id!r} has `task: embeddings`, which needs a GGUF file: {path}")
+            embedding_model = ServedModel(
+                id=entry.id,
+                task="embeddings",
+                path=path,
+                is_packaged=is_packaged,
+                options=entry.engine_options(),
+                introduction=introduce_embedding_model(entry.id, entry),
+            )
+            found.append((embedding_model, entry))
+            continue
         served = ServedModel(
             id=entry.id,
             path=path,
@@ -90,7 +104,8 @@ def listed_models(arguments: APIArguments) -> list[tuple[ServedModel, ModelEntry
 
 def can_adapt(model: ServedModel, entry: ModelEntry, champion: Version) -> bool:
     """Return whether the champion is an adapter of this model, a GGUF file, which llama.cpp runs."""
-    return champion.base == (entry.source or entry.id) and model.path is not None and model.path.is_file()
+    is_gguf_file = model.path is not None and model.path.is_file()
+    return entry.task == "text" and champion.base == (entry.source or entry.id) and is_gguf_file
 
 
 def adapter_at(place: str) -> Path:

@@ -36,6 +36,7 @@ applications:
       models:
         - {{id: shakespeare, source: {shakespeare}}}
         - {{id: smollm2-135m-instruct, context: 2048}}
+        - {{id: vectors, source: smollm2-135m-instruct, task: embeddings, context: 256}}
 """
 
 CHAMPION = "romeo"
@@ -97,7 +98,7 @@ class Service:
 
 @contextmanager
 def running_service(home: Path, shakespeare: Path, models: Path, port: int) -> Iterator[Service]:
-    """The champion, the model in the folder `shakespeare`, SmolLM2, Whisper's tiny.en and a voice.
+    """The champion, the model in the folder `shakespeare`, SmolLM2 (also for embeddings), tiny.en and a voice.
 
     Args:
         home: an empty folder.

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from running_service import Service, running_service
+from voicechat_platform.assets import locate_gguf
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
 from voicechat_platform.settings import settings
 from voicechat_serve.api.ingress import build
@@ -32,10 +34,12 @@ from voicechat_serve.api.proxy import BoundedConnection
 from voicechat_serve.api.services import Services
 from voicechat_serve.audio import HEARING_RATE, decode
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
-from voicechat_serve.generation.engines.choice import make_engine
+from voicechat_serve.generation.embedding_model import EmbeddingQueue
+from voicechat_serve.generation.engines.choice import make_engine, open_embedder
 from voicechat_serve.generation.engines.interface import UnknownVersionError
+from voicechat_serve.generation.introduction import Words, introduce_embedding_model
 from voicechat_serve.generation.loaded_model import LoadedModel
-from voicechat_serve.generation.served_model import ServedModel
+from voicechat_serve.generation.served_model import EngineOptions, ServedModel
 from voicechat_serve.synthesis.voices import SPEECH_RATE
 from voicechat_serve.transcription.languages import ENGLISH_ONLY
 from voicechat_serve.transcription.transcriber import Transcript
@@ -178,7 +182,8 @@ class Answer:
         return await anext(self.given)
 
     def cancel(self):
-        self.closing = asyncio.ensure_future(self.given.aclose())
+        if hasattr(self.given, "aclose"):  # whoever awaits one result has passed the cancellation on already
+            self.closing = asyncio.ensure_future(self.given.aclose())
 
 
 class Replica(LoadedModel):
@@ -236,6 +241,26 @@ def services(replica, tiny_model) -> Services:
         transcription_model="whisper-tiny.en",
         transcription_languages=ENGLISH_ONLY,
         synthesis=Handle(Tone()),
+    )
+
+
+@pytest.fixture(scope="module")
+def embedding_queue() -> Iterator[EmbeddingQueue]:
+    """The packaged chat model as a model of embeddings, with 256 tokens of context."""
+    gguf = locate_gguf("smollm2-135m-instruct")
+    queue = EmbeddingQueue(open_embedder(gguf, EngineOptions(context=256, threads=1)))
+    yield queue
+    queue.close()
+
+
+@pytest.fixture(scope="module")
+def services_with_vectors(services, embedding_queue) -> Services:
+    words = introduce_embedding_model("vectors", Words())
+    model = ServedModel(id="vectors", task="embeddings", path=embedding_queue.engine.model.path, introduction=words)
+    return replace(
+        services,
+        models=services.models | {"vectors": model},
+        embedding_models={"vectors": Handle(embedding_queue)},
     )
 
 

@@ -45,11 +45,23 @@ def wav(samples_n: np.ndarray, rate: int = HEARING_RATE) -> bytes:
 
 def test_models(client):
     names = [model.id for model in client.models.list()]
-    assert names == [SMOLLM2, "romeo", "shakespeare", "whisper-tiny.en", "hibari"]
+    assert names == ["shakespeare", SMOLLM2, "romeo", "vectors", "whisper-tiny.en", "hibari"]
     assert client.models.retrieve("shakespeare").object == "model"
     assert client.models.retrieve("whisper-1").id == "whisper-1"
     with pytest.raises(openai.NotFoundError, match="shakespeare"):
         client.models.retrieve("with/slash")
+
+
+def test_embeddings(client):
+    texts = ["A cat sleeps on the sofa.", "A kitten naps on the couch.", "The stock market fell by two percent."]
+    answer = client.embeddings.create(model="vectors", input=texts)
+    cat_d, kitten_d, market_d = (np.array(each.embedding) for each in answer.data)
+    assert cat_d @ kitten_d > max(cat_d @ market_d, kitten_d @ market_d)
+    for wrong in ({"input": ""}, {"input": "word " * 300}, {"input": texts, "dimensions": 577}):
+        with pytest.raises(openai.BadRequestError):
+            client.embeddings.create(model="vectors", **wrong)
+    with pytest.raises(openai.BadRequestError, match="makes embeddings"):
+        client.chat.completions.create(model="vectors", messages=SAY_HELLO)
 
 
 def test_whole_chat(http):

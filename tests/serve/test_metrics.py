@@ -318,7 +318,7 @@ def test_load_test_metrics_and_log_agree(service, http, before):
         assert total(found, "ray_serve_num_http_requests_total", application="api") == 25
         # An engine's load is told also while it is idle, and of models that nobody has asked.
         told = {dict(key[1:])["model"] for key in found if key[0] == "voicechat_requests_waiting"}
-        assert told == {"romeo", "shakespeare", "smollm2-135m-instruct"}
+        assert told == {"romeo", "shakespeare", "smollm2-135m-instruct", "vectors"}
         assert total(found, "voicechat_exporters_silent") == 0
 
     eventually(http, before, check)

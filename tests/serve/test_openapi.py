@@ -23,6 +23,7 @@ CHECKS = [not_a_server_error, status_code_conformance, response_schema_conforman
 MODELS = {
     "/chat/completions": "shakespeare",
     "/completions": "shakespeare",
+    "/embeddings": "vectors",
     "/audio/transcriptions": "whisper-1",
     "/audio/translations": "whisper-1",
     "/audio/speech": "tts-1",
@@ -47,8 +48,8 @@ schema.config.update(base_url="http://127.0.0.1")
 
 
 @pytest.fixture(scope="module")
-def app(services):
-    return build(services)
+def app(services_with_vectors):
+    return build(services_with_vectors)
 
 
 @schema.parametrize()

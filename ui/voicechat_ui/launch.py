@@ -150,7 +150,7 @@ def run_services(settings: Settings, arguments: APIArguments, with_page: bool) -
 
         wait_until_ready(show, START_S + sum(size(model) for model, _ in models) / READ_BYTES_PER_S)
         status.stop()
-        ids = [model.id for model, _ in models]
+        ids = [model.id for model, _ in models if model.task == "text"]
         model = CHAT_MODEL if CHAT_MODEL in ids else ids[0]
         announce(address if with_page else None, api, model, access.keys_required)
         with suppress(KeyboardInterrupt):  # the normal end of a service

@@ -31,13 +31,13 @@ def router(services: Services) -> APIRouter:
     audio |= dict.fromkeys(TRANSCRIPTION_ALIASES, "transcription") | dict.fromkeys(SYNTHESIS_ALIASES, "synthesis")
 
     def language_card(name: str, model: ServedModel, introduction: Introduction) -> dict[str, Any]:
-        """Return OpenAI's description of a language model, with more fields for clients that offer a choice of models.
+        """Return OpenAI's description of a model of texts, with more fields for clients that offer a choice of models.
 
         Args:
             name: the name in requests: "shakespeare", or "shakespeare@3" for a version.
         """
         more: dict[str, Any] = {
-            "type": "language",
+            "type": "language" if model.task == "text" else model.task,
             "origin": origin(model),
             "title": introduction.title or name,
             "about": introduction.about,
@@ -74,7 +74,7 @@ def router(services: Services) -> APIRouter:
         if name in served:
             return language_card(name, served[name], (await introductions())[name])
         model = name.rpartition("@")[0]
-        if model not in served:
+        if model not in served or served[model].task != "text":
             raise unknown_model(name, (*served, services.transcription_model, SYNTHESIS_MODEL))
         handle, _, version = services.language_model(name)
         return language_card(name, served[model], await answered(handle.introduce.remote(version, model), BRIEF_S))
@@ -86,15 +86,16 @@ def card(name: str, created: int = 0) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": created, "owned_by": "llm-voice-chat"}
 
 
-def place(model: ServedModel, introduction: Introduction) -> tuple[bool, bool, bool]:
+def place(model: ServedModel, introduction: Introduction) -> tuple[bool, bool, bool, bool]:
     """Return a model's place in the list: chat models that were not tuned here, then those that were, then what else
-    was tuned here, then the rest."""
+    was tuned here, then the rest, and the models of embeddings at the end."""
     is_tuned = model.version is not None
-    return is_tuned or not introduction.converses, not is_tuned, not introduction.converses
+    begins_with = is_tuned or not introduction.converses
+    return model.task != "text", begins_with, not is_tuned, not introduction.converses
 
 
 def origin(model: ServedModel) -> str:
-    """Return the origin of a language model: "packaged" with this project, "tuned" by it, "remote" on
+    """Return the origin of a model: "packaged" with this project, "tuned" by it, "remote" on
     another server, or from "elsewhere"."""
     if model.path is None:
         return "remote"

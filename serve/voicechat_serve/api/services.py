@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
@@ -42,6 +42,8 @@ class Services:
     models: dict[str, ServedModel]
     language_models: dict[str, DeploymentHandle]
     """By model id; each a `LanguageModel`, and the same one for a model and its adapters."""
+    embedding_models: dict[str, DeploymentHandle] = field(default_factory=dict)
+    """By model id; each an `EmbeddingModel`."""
     transcription: DeploymentHandle
     """A `Transcription`."""
     transcription_model: str
@@ -59,8 +61,12 @@ class Services:
         """Return the deployment of a language model, and the model's id and version of a name such as "shakespeare@3".
 
         Raises:
-            APIError: 404, there is no such language model.
+            APIError: 404, there is no such language model; 400, the model makes embeddings.
         """
+        if name in self.embedding_models:
+            known = ", ".join(self.language_models)
+            message = f"the model {name!r} makes embeddings, and no text: ask it at /v1/embeddings, or one of {known}"
+            raise APIError(400, message, param="model", code="invalid_value")
         model, at, number = name.rpartition("@")
         if not at or not (number.isascii() and number.isdigit() and len(number) < 10):
             model, number = name, ""
@@ -68,6 +74,21 @@ class Services:
             raise unknown_model(name, self.language_models)
         current_request().model = model
         return self.language_models[model], model, int(number) if number else None
+
+    def embedding_model(self, name: str) -> DeploymentHandle:
+        """Return the deployment of a model of embeddings.
+
+        Raises:
+            APIError: 404, there is no such model; 400, the model makes text.
+        """
+        if name in self.embedding_models:
+            current_request().model = name
+            return self.embedding_models[name]
+        known = ", ".join(self.embedding_models) or "none: an entry of the application file needs `task: embeddings`"
+        if name in self.language_models or name.rpartition("@")[0] in self.language_models:
+            message = f"the model {shortened(name, 100)!r} makes text, and no embeddings; for those there is {known}"
+            raise APIError(400, message, param="model", code="invalid_value")
+        raise unknown_model(name, (known,))
 
     def require_transcription(self, name: str) -> None:
         if name not in (self.transcription_model, *TRANSCRIPTION_ALIASES):

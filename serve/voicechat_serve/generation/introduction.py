@@ -113,6 +113,13 @@ def introduce_remote(name: str, words: Words) -> Introduction:
     )
 
 
+def introduce_embedding_model(name: str, words: Words) -> Introduction:
+    """Introduce a model of embeddings, with which nobody talks."""
+    return Introduction(
+        title=words.title or name, about=words.about or "It makes embeddings, and no text.", converses=False
+    )
+
+
 def spoken_to(words: Words, converses: bool) -> str | None:
     """Return the system prompt: none by default for a model that follows no instructions."""
     return words.system_prompt if converses or words.system_prompt is not None else ""

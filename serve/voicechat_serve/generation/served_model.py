@@ -12,6 +12,9 @@ EngineName = Literal["auto", "llamacpp", "torch", "vllm", "openai"]
 """auto: llamacpp for a GGUF file, and the faster of llamacpp and torch for a folder (engines/choice.py). openai: the
 model runs elsewhere."""
 
+Task = Literal["text", "embeddings"]
+"""What a model makes: the continuation of a text and answers in a chat, or vectors of texts."""
+
 Precision = Literal["auto", "float32", "bfloat16"]
 """auto: bfloat16 on a GPU, float32 on a CPU. For torch and vllm; a GGUF file has its own."""
 
@@ -72,6 +75,7 @@ class Remote:
 class ServedModel:
     id: str
     """The model's name in requests."""
+    task: Task = "text"
     path: Path | None = None
     """A Hugging Face model directory, or a GGUF file; None for a model elsewhere."""
     remote: Remote | None = None

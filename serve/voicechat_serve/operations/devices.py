@@ -90,7 +90,7 @@ def require_devices(arguments: "APIArguments") -> None:
     Raises:
         InputError: it has not.
     """
-    engines: dict[str, "Engines"] = {f"the model {model.id}": model for model in arguments.models}
+    engines: dict[str, Engines] = {f"the model {model.id}": model for model in arguments.models}
     if arguments.champions is not None:
         engines["champions"] = arguments.champions
     for name, engine in engines.items():

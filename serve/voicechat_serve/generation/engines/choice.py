@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from voicechat_platform.errors import InputError
 from voicechat_platform.folders import folder_name, made_once
@@ -12,6 +13,9 @@ from voicechat_platform.settings import settings
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
 from voicechat_serve.generation.engines.interface import Engine
 from voicechat_serve.generation.served_model import EngineOptions
+
+if TYPE_CHECKING:
+    from voicechat_serve.generation.engines.llama_cpp.embedder import LlamaCppEmbedder
 
 log = logging.getLogger("ray.serve.voicechat.choice")
 
@@ -96,6 +100,18 @@ def llama_cpp_engine(path: Path, tokenizer: ChatTokenizer, options: EngineOption
         gpu_layers=layers_on_gpu(path, options),
     )
     return BatchedEngine(decoder, tokenizer.vocabulary.decode, tokenizer.end_ids)
+
+
+def open_embedder(path: Path, options: EngineOptions) -> "LlamaCppEmbedder":
+    """Try a GGUF file, and load it as a model of embeddings. Raises the errors of `open_model`."""
+    from voicechat_serve.generation.engines.llama_cpp.embedder import LlamaCppEmbedder
+    from voicechat_serve.generation.engines.llama_cpp.trial import require_runnable
+
+    gpu_layers = layers_on_gpu(path, options)
+    require_runnable(path, gpu_layers, "embeddings")
+    return LlamaCppEmbedder(
+        path, context=options.context, threads=options.threads or usable_cores(), gpu_layers=gpu_layers
+    )
 
 
 def layers_on_gpu(path: Path, options: EngineOptions) -> int:

@@ -1,6 +1,7 @@
 """Run a GGUF file once in a process of its own: llama.cpp ends the whole process for some damaged files.
 
-`python -m voicechat_serve.generation.engines.llama_cpp.trial FILE GPU_LAYERS` loads the file and decodes a token.
+`python -m voicechat_serve.generation.engines.llama_cpp.trial FILE GPU_LAYERS TASK` loads the file, and decodes a
+token or embeds it.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from voicechat_platform.errors import InputError
 from voicechat_platform.folders import folder_name, made_once
 from voicechat_platform.gguf_file import all_parts, read_gguf
 from voicechat_platform.settings import settings
+from voicechat_serve.generation.served_model import Task
 
 LONGEST_TRIAL_S = 600.0
 """For a model of many gigabytes on a slow disk."""
@@ -29,8 +31,8 @@ MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/
 """A container's limit."""
 
 
-def require_runnable(path: Path, gpu_layers: int) -> None:
-    """Check that llama.cpp runs the file, once for each file.
+def require_runnable(path: Path, gpu_layers: int, task: Task = "text") -> None:
+    """Check that llama.cpp runs the file for a task, once for each file.
 
     Raises:
         InputError: it does not, its header is damaged, or the weights are larger than the memory.
@@ -38,10 +40,16 @@ def require_runnable(path: Path, gpu_layers: int) -> None:
     require_memory(path, read_gguf(path).size_bytes, gpu_layers)
     path = path.resolve()
     stats = [each.stat() for each in all_parts(path)]
-    identity = [path, gpu_layers, version("xllamacpp"), *((s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats)]
+    identity = [
+        path,
+        gpu_layers,
+        task,
+        version("xllamacpp"),
+        *((s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats),
+    ]
 
     def attempt(_: Path) -> None:
-        command = [sys.executable, "-m", __name__, str(path), str(gpu_layers)]
+        command = [sys.executable, "-m", __name__, str(path), str(gpu_layers), task]
         try:
             ended = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_TRIAL_S)
         except subprocess.TimeoutExpired:
@@ -77,15 +85,22 @@ def free_memory() -> int:
     return min([psutil.virtual_memory().available, *limits])
 
 
-def run_once(path: Path, gpu_layers: int) -> None:
-    """Load the file, encode every kind of character, render the chat template, and decode a token."""
-    import torch
-
+def run_once(path: Path, gpu_layers: int, task: str) -> None:
+    """Load the file, encode every kind of character, render the chat template, and decode a token, or embed it."""
     from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
-    from voicechat_serve.generation.engines.llama_cpp.decoder import LlamaCppDecoder
 
     tokenizer = ChatTokenizer(path)
     tokenizer.vocabulary.encode(EVERY_BYTE)
+    if task == "embeddings":
+        from voicechat_serve.generation.engines.llama_cpp.embedder import LlamaCppEmbedder
+
+        embedder = LlamaCppEmbedder(path, context=64, gpu_layers=gpu_layers)
+        embedder.embed([[0]])
+        return embedder.close()
+    import torch
+
+    from voicechat_serve.generation.engines.llama_cpp.decoder import LlamaCppDecoder
+
     signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"its chat template does not end within {TEMPLATE_S} s"))
     signal.alarm(TEMPLATE_S)
     with contextlib.suppress(InputError):  # it may refuse such a conversation
@@ -98,6 +113,6 @@ def run_once(path: Path, gpu_layers: int) -> None:
 
 if __name__ == "__main__":
     try:
-        run_once(Path(sys.argv[1]), int(sys.argv[2]))
+        run_once(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
     except InputError as error:
         sys.exit(str(error))
