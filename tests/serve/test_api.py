@@ -275,7 +275,8 @@ GOOD_SPEECH = {"model": "tts-1", "input": "Hello.", "voice": "alloy"}
         ("/v1/audio/speech", GOOD_SPEECH | {"input": "a" * 4097}, 400, "input"),
         ("/v1/audio/speech", GOOD_SPEECH | {"response_format": "ogg"}, 400, "response_format"),
         ("/v1/audio/speech", GOOD_SPEECH | {"model": "shakespeare"}, 404, "model"),
-        ("/v1/embeddings", {}, 404, None),
+        ("/v1/embeddings", {}, 400, "model"),
+        ("/v1/moderations", {}, 404, None),
         ("/nowhere", {}, 404, None),
     ],
 )

@@ -139,7 +139,6 @@ class GGUFVocabulary:
         self.size = self.llama.llama_vocab_n_tokens(self.pointer)
         self.bos_id = self.llama.llama_vocab_bos(self.pointer)
         self.eos_id = self.llama.llama_vocab_eos(self.pointer)
-        self.adds_bos = self.llama.llama_vocab_get_add_bos(self.pointer)
         self.is_byte_pairs = self.llama.llama_vocab_type(self.pointer) == BYTE_PAIRS
         attributes = [self.llama.llama_vocab_get_attr(self.pointer, token_id) for token_id in range(self.size)]
         self.special_ids = frozenset(id for id, attribute in enumerate(attributes) if attribute & CONTROL)
@@ -147,6 +146,8 @@ class GGUFVocabulary:
         """The tokens whose text always becomes that token, and their attributes."""
         longest_first = sorted(self.whole, key=len, reverse=True)
         self.any_whole = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self.before, self.after = self.frame()
+        """The tokens that the model wants before and after every text."""
 
     @property
     def end_ids(self) -> list[int]:
@@ -154,7 +155,7 @@ class GGUFVocabulary:
         return [id for id in range(self.size) if self.llama.llama_vocab_is_eog(self.pointer, id)]
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
-        ids = [self.bos_id] if add_special and self.adds_bos else []
+        ids = list(self.before) if add_special else []
         start, strips = 0, False
         # llama.cpp would search for each special token in the whole text, again and again.
         for found in self.any_whole.finditer(text) if self.any_whole else ():
@@ -163,19 +164,29 @@ class GGUFVocabulary:
             ids += self.encode_plain(plain.rstrip() if attribute & STRIPS_LEFT else plain, strips)
             ids.append(token_id)
             start, strips = found.end(), bool(attribute & STRIPS_RIGHT)
-        return ids + self.encode_plain(text[start:], strips)
+        return ids + self.encode_plain(text[start:], strips) + (self.after if add_special else [])
+
+    def frame(self) -> tuple[list[int], list[int]]:
+        whole, inner = self.tokenize("a", add_special=True), self.tokenize("a")
+        if not inner:  # the model has no such letter
+            return whole, []
+        start = next(place for place in range(len(whole)) if whole[place : place + len(inner)] == inner)
+        return whole[:start], whole[start + len(inner) :]
 
     def encode_plain(self, text: str, strips: bool) -> list[int]:
         ids: list[int] = []
         for piece in self.pieces(text.lstrip() if strips else text):
-            data = piece.encode(errors="replace")
-            ids_n = np.empty(len(data) + 8, np.int32)
-            arguments = (data, len(data), ids_n.ctypes.data, len(ids_n), False, False)
-            count = self.llama.llama_tokenize(self.pointer, *arguments)
-            if count < 0:
-                raise InputError("the text is too long for the model's tokenizer")
-            ids += ids_n[:count].tolist()
+            ids += self.tokenize(piece)
         return ids
+
+    def tokenize(self, text: str, add_special: bool = False) -> list[int]:
+        data = text.encode(errors="replace")
+        ids_n = np.empty(len(data) + 8, np.int32)
+        arguments = (data, len(data), ids_n.ctypes.data, len(ids_n), add_special, False)
+        count = self.llama.llama_tokenize(self.pointer, *arguments)
+        if count < 0:
+            raise InputError("the text is too long for the model's tokenizer")
+        return ids_n[:count].tolist()
 
     def pieces(self, text: str) -> Iterator[str]:
         """Yield a text in pieces that end between two words, or within a word without end: for byte pairs, llama.cpp
@@ -191,8 +202,8 @@ class GGUFVocabulary:
 
     def places(self, text: str) -> list[int]:
         ids = self.encode(text)
-        is_first = [place == 0 and self.adds_bos for place in range(len(ids))]  # BOS is not part of the text
-        lengths = [0 if first else len(self.piece(token_id)) for token_id, first in zip(ids, is_first, strict=True)]
+        lengths = [len(self.piece(token_id)) for token_id in ids]
+        lengths[: len(self.before)] = [0] * len(self.before)  # they are not part of the text
         data = text.encode(errors="replace")
         # Tokens may add a space at the beginning that the text does not have.
         starts = np.cumsum([0, *lengths])[:-1]
