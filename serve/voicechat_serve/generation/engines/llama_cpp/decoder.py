@@ -130,11 +130,16 @@ class LlamaCppDecoder:
         next call."""
         self.adapters.use(self.pointer, self.adapter_of[rows[0]])
         count = len(rows)
-        self.token_n[:count] = ids_b.numpy()
-        self.position_n[:count] = positions_b.numpy()
-        self.sequence_n[:count] = [self.sequences[row] for row in rows]
+        sequences_n = np.array([self.sequences[row] for row in rows])
+        # llama.cpp computes sequences together only while their numbers follow each other.
+        order_n = np.argsort(sequences_n)
+        self.token_n[:count] = ids_b.numpy()[order_n]
+        self.position_n[:count] = positions_b.numpy()[order_n]
+        self.sequence_n[:count] = sequences_n[order_n]
         self.wanted_n[:count] = 1
-        return self.run(count, count)
+        logits_bv = self.run(count, count)
+        is_in_order = (order_n[:-1] < order_n[1:]).all()
+        return logits_bv if is_in_order else logits_bv[torch.from_numpy(np.argsort(order_n))]
 
     def run(self, num_tokens: int, num_logits: int) -> Tensor:
         """Run the prepared batch; return (num_logits, v) logits, valid until the next call."""
