@@ -32,6 +32,7 @@ from voicechat_serve.generation.engines.torch_decoder import make_torch_decoder
 from voicechat_serve.generation.language_model import LanguageModel
 from voicechat_serve.generation.loaded_model import GenerationOptions
 from voicechat_serve.generation.served_model import EngineOptions, ServedModel
+from voicechat_serve.listed_models import adapter_at
 
 HEADS, KV_HEADS = 4, 2
 
@@ -231,6 +232,28 @@ async def test_an_adapter_that_leaves_is_freed_and_a_later_one_is_not_taken_for_
         tuned.close()
         assert await answer(engine, TOKENS)
         assert not engine.decoder.adapters.pointers
+
+
+def test_an_adapter_that_leaves_before_its_request_has_ended_ends_no_process(base_gguf, adapted, tmp_path):
+    """The engine drops a cancelled request at its next step; until then, the adapter may be gone already."""
+    decoder = LlamaCppDecoder(base_gguf, slots=2)
+    number = decoder.add_adapter(tmp_path / "adapter")
+    decoder.adapt(0, number)
+    decoder.prefill(0, torch.tensor(TOKENS), 0)
+    decoder.prefill(1, torch.tensor(TOKENS), 0)
+    ids_b, positions_b = torch.tensor([1, 1]), torch.tensor([len(TOKENS)] * 2)
+    expected_v = decoder.decode(ids_b, positions_b, 99)[1].clone()
+    decoder.remove_adapter(number)
+    logits_bv = decoder.decode(ids_b, positions_b + 1, 99)
+    assert logits_bv.isfinite().all()
+    decoder.keep(1, len(TOKENS))
+    torch.testing.assert_close(decoder.decode(ids_b, positions_b + torch.tensor([2, 0]), 99)[1], expected_v)
+    decoder.close()
+
+
+def test_a_gguf_file_that_is_no_adapter_is_refused_before_the_start(base_gguf):
+    with pytest.raises(InputError, match="of the type model, and not an adapter"):
+        adapter_at(str(base_gguf))
 
 
 def save_smollm2_adapter(folder, seed=1):
