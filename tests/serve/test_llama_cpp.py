@@ -20,6 +20,7 @@ from voicechat_platform.errors import InputError
 from voicechat_platform.settings import settings
 from voicechat_serve.generation import vocabularies
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
+from voicechat_serve.generation.engines import memory
 from voicechat_serve.generation.engines.batched_engine import BatchedEngine
 from voicechat_serve.generation.engines.choice import open_model
 from voicechat_serve.generation.engines.interface import GenerationRequest, PromptTooLongError, Sampling, Token
@@ -299,9 +300,15 @@ def test_a_whole_file_is_tried_once(gguf, home, monkeypatch):
 
 
 def test_a_model_larger_than_memory_is_refused_with_the_numbers(gguf, home, monkeypatch):
-    monkeypatch.setattr(trial, "free_memory", lambda: 50 * 2**20)
+    monkeypatch.setattr(memory, "free_memory", lambda: 50 * 2**20)
     with pytest.raises(InputError, match=r"needs 0\.1 GiB .* 0\.0 GiB are free"):
         trial.require_runnable(gguf, 0)
+
+
+def test_a_folder_larger_than_memory_is_refused_with_the_numbers(tiny_model, home, monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda: 50_000)
+    with pytest.raises(InputError, match=r"needs 0\.0 GiB of memory for its weights alone"):
+        open_model(tiny_model)
 
 
 def test_another_release_of_the_wheel_is_refused(monkeypatch):

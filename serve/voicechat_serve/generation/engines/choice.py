@@ -12,6 +12,7 @@ from voicechat_platform.folders import folder_name, made_once
 from voicechat_platform.settings import settings
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
 from voicechat_serve.generation.engines.interface import Engine
+from voicechat_serve.generation.engines.memory import require_memory
 from voicechat_serve.generation.served_model import EngineOptions
 
 if TYPE_CHECKING:
@@ -66,10 +67,21 @@ def make_engine(path: Path, tokenizer: ChatTokenizer, options: EngineOptions = E
         raise InputError(
             "the engine vllm is not installed in the environment of this replica; docs/serving.md says how"
         )
+    if path.is_dir() and torch_device(options)[0] == "cpu":
+        require_memory(path, bytes_in_memory(path, options))
     # Imported here, so that a replica loads only its own engine's library, and the driver none.
     if engine == "llamacpp":
         return llama_cpp_engine(path, tokenizer, options)
     return vllm_engine(path, tokenizer, options) if engine == "vllm" else torch_engine(path, tokenizer, options)
+
+
+def bytes_in_memory(folder: Path, options: EngineOptions) -> int:
+    """Return the size of a folder's weights on a CPU, where half precision becomes float32."""
+    from voicechat_platform.checkpoints import load_config
+
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    is_half = str(load_config(folder).dtype).removeprefix("torch.") in ("float16", "bfloat16")
+    return size * 2 if is_half and torch_device(options)[1] == "float32" else size
 
 
 def is_better_in_llama_cpp(folder: Path, options: EngineOptions) -> bool:

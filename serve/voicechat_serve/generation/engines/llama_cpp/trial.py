@@ -11,12 +11,11 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-import psutil
-
 from voicechat_platform.errors import InputError
 from voicechat_platform.folders import folder_name, made_once
 from voicechat_platform.gguf_file import all_parts, read_gguf
 from voicechat_platform.settings import settings
+from voicechat_serve.generation.engines.memory import require_memory
 from voicechat_serve.generation.served_model import Task
 
 LONGEST_TRIAL_S = 600.0
@@ -27,9 +26,6 @@ TEMPLATE_S = 20
 EVERY_BYTE = "".join(map(chr, [*range(1, 0x800), 0x20AC, 0x4F60, 0xFFFD, 0x1F600, 0x40000, 0x80000, 0x10FFFF]))
 """Characters whose UTF-8 has every byte that there can be."""
 
-MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""A container's limit."""
-
 
 def require_runnable(path: Path, gpu_layers: int, task: Task = "text") -> None:
     """Check that llama.cpp runs the file for a task, once for each file.
@@ -37,7 +33,9 @@ def require_runnable(path: Path, gpu_layers: int, task: Task = "text") -> None:
     Raises:
         InputError: it does not, its header is damaged, or the weights are larger than the memory.
     """
-    require_memory(path, read_gguf(path).size_bytes, gpu_layers)
+    size = read_gguf(path).size_bytes
+    if gpu_layers == 0:
+        require_memory(path, size)
     path = path.resolve()
     stats = [each.stat() for each in all_parts(path)]
     identity = [
@@ -63,26 +61,6 @@ def require_runnable(path: Path, gpu_layers: int, task: Task = "text") -> None:
         raise InputError(f"llama.cpp cannot run {path}: {reason}")
 
     made_once(settings().folder("tried") / folder_name(path.name, identity), attempt)
-
-
-def require_memory(path: Path, size: int, gpu_layers: int) -> None:
-    """Check that the weights fit into the memory that is free.
-
-    Raises:
-        InputError: they do not.
-    """
-    free = free_memory()
-    if gpu_layers == 0 and size > free:
-        raise InputError(
-            f"{path} needs {size / 2**30:.1f} GiB of memory for its weights alone, and {free / 2**30:.1f} GiB are "
-            "free here: take a smaller model or a smaller quantisation of it"
-        )
-
-
-def free_memory() -> int:
-    """Return the bytes that this process may still take, in a container with its limit."""
-    limits = [int(text) for file in MEMORY_LIMITS if file.exists() and (text := file.read_text().strip()).isdigit()]
-    return min([psutil.virtual_memory().available, *limits])
 
 
 def run_once(path: Path, gpu_layers: int, task: str) -> None:
