@@ -259,8 +259,8 @@ async def test_bad_requests(http, path, fields, param):
     assert param is None or error["param"] == param
 
 
-async def test_embeddings_are_not_there(http):
-    response = await http.post("/embeddings", json={"model": "shakespeare", "input": "a"})
+async def test_a_path_that_is_not_there(http):
+    response = await http.post("/moderations", json={"model": "shakespeare", "input": "a"})
     assert response.status_code == 404
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
 
