@@ -19,6 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray.util.metrics import Counter, Gauge, Histogram, Metric
 
 from running_service import Service
+from voicechat_platform.assets import locate_gguf
+from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
 from voicechat_serve.operations import exporters, metrics
 from voicechat_serve.operations.exporters import cluster_metrics, merged
 from voicechat_serve.operations.load import Load
@@ -330,8 +332,9 @@ def test_audio_cancellations_and_unknown_names(service, http, before):
     form = {"model": "whisper-1", "prompt": SECRET}
     heard = http.post("/v1/audio/transcriptions", data=form, files={"file": ("sound.wav", sound)}).json()
     story = [{"role": "user", "content": f"Write a very long story about {SECRET}."}]
-    # Eight, because one may come to its end before the client leaves.
+    endless = {str(token_id): -100 for token_id in ChatTokenizer(locate_gguf("smollm2-135m-instruct")).end_ids}
     chat = {"model": "smollm2-135m-instruct", "messages": story, "max_tokens": 1500, "n": 8, "stream": True}
+    chat["logit_bias"] = endless  # no answer comes to its end before the client leaves
     with http.stream("POST", "/v1/chat/completions", json=chat) as response:
         next(response.iter_lines())
     http.post("/v1/chat/completions", json=chat | {"model": SECRET})
