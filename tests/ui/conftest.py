@@ -322,12 +322,12 @@ class Talk:
     def wait_for(self, *statuses: str) -> None:
         script = "statuses => statuses.includes(window.voicechat?.status)"
         try:
-            self.page.wait_for_function(script, arg=list(statuses), timeout=15_000)
+            self.page.wait_for_function(script, arg=list(statuses), timeout=30_000)
         except TimeoutError:
             pytest.fail(f"the status is {self.meter()['status']!r} ({self.status}), and not one of {statuses}")
 
     def wait_until(self, script: str, arg: Any = None) -> None:
-        self.page.wait_for_function(script, arg=arg, timeout=15_000)
+        self.page.wait_for_function(script, arg=arg, timeout=30_000)
 
     def wait_for_server(self, condition: Callable[[], object]) -> None:
         """Until what the page has sent fulfils the condition."""

