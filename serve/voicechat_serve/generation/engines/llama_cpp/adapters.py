@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from voicechat_platform.errors import InputError
-from voicechat_serve.generation.engines.llama_cpp.library import last_words
+from voicechat_serve.generation.engines.llama_cpp.library import last_words, reason
 from voicechat_serve.generation.engines.llama_cpp.model import LlamaModel
 
 
@@ -36,8 +36,7 @@ class Adapters:
             last_words.clear()
             pointer = self.llama.llama_adapter_lora_init(self.model.pointer, str(path).encode())
             if not pointer:
-                reason = "; ".join(last_words) or "it gives no reason"
-                raise InputError(f"llama.cpp cannot add the adapter {path} to {self.model.path}: {reason}")
+                raise InputError(f"llama.cpp cannot add the adapter {path} to {self.model.path}: {reason()}")
             number = next(self.numbers)
             self.pointers[number] = pointer
         return number

@@ -9,7 +9,6 @@ llama.cpp adds an adapter (LoRA) to a whole call, not to a sequence. So a decodi
 in use, with the rows of that adapter.
 """
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,10 +19,9 @@ from torch import Tensor
 from voicechat_platform.errors import InputError
 from voicechat_serve.generation.engines.interface import CACHE_BYTES, LONGEST_CONTEXT, slots_within
 from voicechat_serve.generation.engines.llama_cpp.adapters import Adapters
-from voicechat_serve.generation.engines.llama_cpp.library import Batch, last_words
+from voicechat_serve.generation.engines.llama_cpp.batch import TokenBatch
+from voicechat_serve.generation.engines.llama_cpp.library import reason
 from voicechat_serve.generation.engines.llama_cpp.model import LlamaModel
-
-log = logging.getLogger("ray.serve.voicechat.llama_cpp")
 
 BATCH_TOKENS = 512
 """The most tokens of one call."""
@@ -68,11 +66,11 @@ class LlamaCppDecoder:
         params.n_batch = params.n_ubatch = BATCH_TOKENS
         params.n_outputs_max = params.n_outputs_max_per_seq = BATCH_LOGITS
         params.n_threads = params.n_threads_batch = threads
-        last_words.clear()
-        self.pointer = self.llama.llama_init_from_model(self.model.pointer, params)
-        if not self.pointer:
+        try:
+            self.pointer = self.model.start(params)
+        except InputError:
             self.model.close()
-            raise InputError(f"llama.cpp cannot run {path}: {'; '.join(last_words) or 'it gives no reason'}")
+            raise
         # llama.cpp rounds a sequence's part of the cache up.
         assert self.llama.llama_n_ctx_seq(self.pointer) >= self.context
         self.memory = self.llama.llama_get_memory(self.pointer)
@@ -82,18 +80,7 @@ class LlamaCppDecoder:
         self.adapters = Adapters(self.model)
         self.adapter_of = [0] * self.slots
         """The adapter of each row."""
-        self.token_n, self.position_n, self.sequence_n = np.zeros((3, BATCH_TOKENS), np.int32)
-        self.one_n = np.ones(BATCH_TOKENS, np.int32)
-        self.wanted_n = np.zeros(BATCH_TOKENS, np.int8)
-        addresses_n = self.sequence_n.ctypes.data + self.sequence_n.itemsize * np.arange(BATCH_TOKENS, dtype=np.uint64)
-        self.addresses_n = addresses_n.astype(np.uint64)
-        self.batch = Batch(
-            token=self.token_n.ctypes.data,
-            pos=self.position_n.ctypes.data,
-            n_seq_id=self.one_n.ctypes.data,
-            seq_id=self.addresses_n.ctypes.data,
-            logits=self.wanted_n.ctypes.data,
-        )
+        self.batch = TokenBatch(BATCH_TOKENS)
 
     def prefill(self, row: int, ids_t: Tensor, start: int, every: bool = False) -> Tensor:
         """Read a prompt, or a piece of it, into a row from position `start` on; return (t, v) or (1, v) logits."""
@@ -104,11 +91,11 @@ class LlamaCppDecoder:
         for begin in range(0, len(ids_n), size):
             piece_n = ids_n[begin : begin + size]
             count = len(piece_n)
-            self.token_n[:count] = piece_n
-            self.position_n[:count] = np.arange(start + begin, start + begin + count)
-            self.sequence_n[:count] = self.sequences[row]
-            self.wanted_n[:count] = every
-            self.wanted_n[count - 1] = 1
+            self.batch.token_n[:count] = piece_n
+            self.batch.position_n[:count] = np.arange(start + begin, start + begin + count)
+            self.batch.sequence_n[:count] = self.sequences[row]
+            self.batch.wanted_n[:count] = every
+            self.batch.wanted_n[count - 1] = 1
             logits.append(self.run(count, count if every else 1))
             if every:
                 logits[-1] = logits[-1].clone()  # the next call overwrites them
@@ -133,23 +120,22 @@ class LlamaCppDecoder:
         sequences_n = np.array([self.sequences[row] for row in rows])
         # llama.cpp computes sequences together only while their numbers follow each other.
         order_n = np.argsort(sequences_n)
-        self.token_n[:count] = ids_b.numpy()[order_n]
-        self.position_n[:count] = positions_b.numpy()[order_n]
-        self.sequence_n[:count] = sequences_n[order_n]
-        self.wanted_n[:count] = 1
+        self.batch.token_n[:count] = ids_b.numpy()[order_n]
+        self.batch.position_n[:count] = positions_b.numpy()[order_n]
+        self.batch.sequence_n[:count] = sequences_n[order_n]
+        self.batch.wanted_n[:count] = 1
         logits_bv = self.run(count, count)
         is_in_order = (order_n[:-1] < order_n[1:]).all()
         return logits_bv if is_in_order else logits_bv[torch.from_numpy(np.argsort(order_n))]
 
     def run(self, num_tokens: int, num_logits: int) -> Tensor:
         """Run the prepared batch; return (num_logits, v) logits, valid until the next call."""
-        self.batch.n_tokens = num_tokens
         with self.adapters.changing:
-            status = self.llama.llama_decode(self.pointer, self.batch)
+            status = self.llama.llama_decode(self.pointer, self.batch.first(num_tokens))
         if status == -1:
             raise IndexError("a token id is not one of the model's")
         if status:
-            raise RuntimeError(f"llama.cpp's decode failed with {status}: {'; '.join(last_words)}")
+            raise RuntimeError(f"llama.cpp's decode failed with {status}: {reason()}")
         logits = self.llama.llama_get_logits(self.pointer)
         return torch.from_numpy(np.ctypeslib.as_array(logits, (num_logits, self.size)))
 

@@ -6,7 +6,6 @@ All texts of a call share one cache (`kv_unified`): otherwise llama.cpp would co
 several steps, and pool the tokens of each step alone. For the same reason no text is longer than a step.
 """
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,11 +13,10 @@ import numpy as np
 
 from voicechat_platform.errors import InputError
 from voicechat_serve.generation.engines.interface import EmptyPromptError, PromptTooLongError
-from voicechat_serve.generation.engines.llama_cpp.library import Batch, last_words
+from voicechat_serve.generation.engines.llama_cpp.batch import TokenBatch
+from voicechat_serve.generation.engines.llama_cpp.library import last_words, reason
 from voicechat_serve.generation.engines.llama_cpp.model import LlamaModel
 from voicechat_serve.generation.vocabularies import GGUFVocabulary
-
-log = logging.getLogger("ray.serve.voicechat.llama_cpp")
 
 LONGEST_INPUT = 2048
 """The most tokens of one input, if the application file sets none: the memory for a call grows with it."""
@@ -79,11 +77,7 @@ class LlamaCppEmbedder:
         params.n_ctx = params.n_batch = params.n_ubatch = max(self.context, CALL_TOKENS)
         params.n_outputs_max = params.n_outputs_max_per_seq = params.n_batch
         params.n_threads = params.n_threads_batch = threads
-        last_words.clear()
-        pointer = self.llama.llama_init_from_model(self.model.pointer, params)
-        if not pointer:
-            raise InputError(f"llama.cpp cannot run {path}: {'; '.join(last_words) or 'it gives no reason'}")
-        return pointer
+        return self.model.start(params)
 
     def has_decoder(self, model: int) -> bool:
         return self.llama.llama_model_has_decoder(model)
@@ -118,25 +112,16 @@ class LlamaCppEmbedder:
     def embed(self, inputs: Sequence[list[int]]) -> np.ndarray:
         """Return (n, d) float32 vectors of length 1 for inputs that fit into one call, in their order."""
         lengths = [len(ids) for ids in inputs]
-        token_n = np.concatenate(inputs).astype(np.int32)
-        position_n = np.concatenate([np.arange(length) for length in lengths]).astype(np.int32)
-        sequence_n = np.repeat(np.arange(len(inputs)), lengths).astype(np.int32)
-        one_n, wanted_n = np.ones(len(token_n), np.int32), np.ones(len(token_n), np.int8)
-        addresses_n = sequence_n.ctypes.data + sequence_n.itemsize * np.arange(len(token_n), dtype=np.uint64)
-        addresses_n = addresses_n.astype(np.uint64)
-        batch = Batch(
-            n_tokens=len(token_n),
-            token=token_n.ctypes.data,
-            pos=position_n.ctypes.data,
-            n_seq_id=one_n.ctypes.data,
-            seq_id=addresses_n.ctypes.data,
-            logits=wanted_n.ctypes.data,
-        )
+        batch = TokenBatch(sum(lengths))
+        batch.token_n[:] = np.concatenate(inputs)
+        batch.position_n[:] = np.concatenate([np.arange(length) for length in lengths])
+        batch.sequence_n[:] = np.repeat(np.arange(len(inputs)), lengths)
+        batch.wanted_n[:] = 1
         if self.memory:
             self.llama.llama_memory_clear(self.memory, False)
         last_words.clear()
-        if status := self.compute(self.pointer, batch):
-            raise RuntimeError(f"llama.cpp's embeddings failed with {status}: {'; '.join(last_words)}")
+        if status := self.compute(self.pointer, batch.first(len(batch.token_n))):
+            raise RuntimeError(f"llama.cpp's embeddings failed with {status}: {reason()}")
         found = [self.llama.llama_get_embeddings_seq(self.pointer, place) for place in range(len(inputs))]
         return unit(np.stack([np.ctypeslib.as_array(vector, (self.width,)) for vector in found]))
 

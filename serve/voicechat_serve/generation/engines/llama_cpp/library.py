@@ -219,6 +219,11 @@ def require_layout(params: ctypes.Structure, defaults: dict) -> None:
             )
 
 
+def reason() -> str:
+    """Return llama.cpp's words for its last failure."""
+    return "; ".join(last_words) or "it gives no reason"
+
+
 @LogCallback
 def pass_on(level: int, text: bytes, _: c_void_p) -> None:
     """Pass llama.cpp's warnings and errors on to Python's log."""

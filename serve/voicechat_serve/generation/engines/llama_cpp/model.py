@@ -4,7 +4,7 @@ import ctypes
 from pathlib import Path
 
 from voicechat_platform.errors import InputError
-from voicechat_serve.generation.engines.llama_cpp.library import last_words, library
+from voicechat_serve.generation.engines.llama_cpp.library import ContextParams, last_words, library, reason
 
 HALF_PRECISION_BYTES = 2
 
@@ -31,8 +31,20 @@ class LlamaModel:
         last_words.clear()
         self.pointer = self.llama.llama_model_load_from_file(str(path).encode(), params)
         if not self.pointer:
-            raise InputError(f"llama.cpp cannot read {path}: {'; '.join(last_words) or 'it gives no reason'}")
+            raise InputError(f"llama.cpp cannot read {path}: {reason()}")
         self.vocabulary = self.llama.llama_model_get_vocab(self.pointer)
+
+    def start(self, params: ContextParams) -> int:
+        """Return a context of llama.cpp for the model.
+
+        Raises:
+            InputError: llama.cpp cannot run the file.
+        """
+        last_words.clear()
+        pointer = self.llama.llama_init_from_model(self.pointer, params)
+        if not pointer:
+            raise InputError(f"llama.cpp cannot run {self.path}: {reason()}")
+        return pointer
 
     def described(self, key: str) -> str | None:
         """Return an entry of the file's description as text, or None if it has no such entry."""
