@@ -104,10 +104,6 @@ class Sampling:
     def greedy(self) -> bool:
         return self.temperature < LEAST_TEMPERATURE
 
-    @property
-    def penalises(self) -> bool:
-        return self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
-
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:

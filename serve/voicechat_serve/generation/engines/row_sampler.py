@@ -42,9 +42,9 @@ class RowSampler:
         self.greedy = all(sampling.greedy for sampling in samplings)
         self.truncates = any(sampling.top_p < 1 or sampling.top_k > 0 for sampling in samplings)
         self.has_floor = any(sampling.min_p > 0 for sampling in samplings)
-        self.penalises = any(sampling.penalises for sampling in samplings)
         self.repeats = any(sampling.repetition_penalty != 1 for sampling in samplings)
         self.counts = any(sampling.frequency_penalty or sampling.presence_penalty for sampling in samplings)
+        self.penalises = self.repeats or self.counts
         self.scored = [place for place, row in enumerate(rows) if row.top_scores is not None]
         self.biases = [
             (place, token_id, bias)
