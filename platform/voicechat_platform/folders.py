@@ -99,6 +99,15 @@ def locked(folder: Path, wait: bool = True) -> Iterator[None]:
             path.unlink(missing_ok=True)  # while the lock is held: a process that waits for it makes a new one
 
 
+def file_identity(files: Iterable[Path]) -> list[object]:
+    """Return what changes when one of the files changes.
+
+    It has the status change time, in addition to the modification time, which copying tools may set to any value.
+    """
+    stats = [(path.name, path.stat()) for path in files]
+    return [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats]
+
+
 def folder_name(label: str, identity: Iterable[object]) -> str:
     """Return a short folder name: a readable label, and a hash that identifies the contents.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from voicechat_platform.errors import InputError
-from voicechat_platform.folders import folder_name, made_once
+from voicechat_platform.folders import file_identity, folder_name, made_once
 from voicechat_platform.settings import settings
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
 from voicechat_serve.generation.engines.interface import Engine
@@ -52,23 +52,17 @@ def make_engine(path: Path, tokenizer: ChatTokenizer, options: EngineOptions = E
     Raises:
         InputError: this engine cannot run this model or on this device, or a file is missing or damaged.
     """
+    if path.is_dir() and torch_device(options)[0] == "cpu":
+        require_memory(path, bytes_in_memory(path, options))  # before the weights are read, also for another format
     engine = options.engine
     if engine == "auto":
         engine = "llamacpp" if path.is_file() or is_better_in_llama_cpp(path, options) else "torch"
-        if engine == "llamacpp" and path.is_dir():
-            try:
-                exported_file(path)
-            except InputError as error:
-                log.info("%s runs in PyTorch: %s", path, error)
-                engine = "torch"
     if path.is_file() and engine != "llamacpp":
         raise InputError(f"{path} is a GGUF file, which the engine {engine} cannot read: use llamacpp, or auto")
     if engine == "vllm" and not find_spec("vllm"):
         raise InputError(
             "the engine vllm is not installed in the environment of this replica; docs/serving.md says how"
         )
-    if path.is_dir() and torch_device(options)[0] == "cpu":
-        require_memory(path, bytes_in_memory(path, options))
     # Imported here, so that a replica loads only its own engine's library, and the driver none.
     if engine == "llamacpp":
         return llama_cpp_engine(path, tokenizer, options)
@@ -85,14 +79,21 @@ def bytes_in_memory(folder: Path, options: EngineOptions) -> int:
 
 
 def is_better_in_llama_cpp(folder: Path, options: EngineOptions) -> bool:
-    """Return whether llama.cpp decodes the model of a folder faster than PyTorch.
+    """Return whether llama.cpp runs the model of a folder, and decodes it faster than PyTorch.
 
     A Llama on a CPU, such as a fine-tuned SmolLM2, is faster in llama.cpp; this project's small models are not
     (benchmarks/decode.py).
     """
     from voicechat_platform.checkpoints import load_config
 
-    return load_config(folder).model_type == "llama" and torch_device(options)[0] == "cpu"
+    if load_config(folder).model_type != "llama" or torch_device(options)[0] != "cpu":
+        return False
+    try:
+        exported_file(folder)
+    except InputError as error:
+        log.info("%s runs in PyTorch: %s", folder, error)
+        return False
+    return True
 
 
 def llama_cpp_engine(path: Path, tokenizer: ChatTokenizer, options: EngineOptions) -> Engine:
@@ -252,8 +253,5 @@ def prepared(kind: str, folder: Path, make: Callable[[Path], None]) -> Path:
     """Return the folder of files derived from a checkpoint, made once, and again when a file of the checkpoint
     changes."""
     folder = folder.resolve()
-    files = [folder] if folder.is_file() else [path for path in sorted(folder.iterdir()) if path.is_file()]
-    stats = [(path.name, path.stat()) for path in files]
-    # The status change time, in addition to the modification time, which copying tools may set to any value.
-    identity = [folder, *((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats)]
+    identity = [folder, *file_identity(path for path in sorted(folder.iterdir()) if path.is_file())]
     return made_once(settings().folder(kind) / folder_name(folder.name, identity), make)

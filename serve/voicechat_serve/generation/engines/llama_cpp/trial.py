@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from voicechat_platform.errors import InputError
-from voicechat_platform.folders import folder_name, made_once
+from voicechat_platform.folders import file_identity, folder_name, made_once
 from voicechat_platform.gguf_file import all_parts, read_gguf
 from voicechat_platform.settings import settings
 from voicechat_serve.generation.engines.memory import require_memory
@@ -37,14 +37,7 @@ def require_runnable(path: Path, gpu_layers: int, task: Task = "text") -> None:
     if gpu_layers == 0:
         require_memory(path, size)
     path = path.resolve()
-    stats = [each.stat() for each in all_parts(path)]
-    identity = [
-        path,
-        gpu_layers,
-        task,
-        version("xllamacpp"),
-        *((s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats),
-    ]
+    identity = [path, *file_identity(all_parts(path)), gpu_layers, task, version("xllamacpp")]
 
     def attempt(_: Path) -> None:
         command = [sys.executable, "-m", __name__, str(path), str(gpu_layers), task]
