@@ -336,7 +336,8 @@ def test_audio_cancellations_and_unknown_names(service, http, before):
     chat = {"model": "smollm2-135m-instruct", "messages": story, "max_tokens": 1500, "n": 8, "stream": True}
     chat["logit_bias"] = endless  # no answer comes to its end before the client leaves
     with http.stream("POST", "/v1/chat/completions", json=chat) as response:
-        next(response.iter_lines())
+        first = next(response.iter_lines())
+        assert response.status_code == 200, first
     http.post("/v1/chat/completions", json=chat | {"model": SECRET})
     http.get(f"/v1/{SECRET}")
     http.get("/v1/models", params={"key": SECRET}, headers={"x-request-id": "trace-1"})

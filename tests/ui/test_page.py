@@ -189,10 +189,19 @@ def test_a_failed_reply_and_the_end_of_an_idle_session_are_told(
     expect(talk.page.get_by_role("button", name="Start conversation")).to_be_enabled()
 
 
+CLOSES_LATE = """
+    const { set } = Object.getOwnPropertyDescriptor(WebSocket.prototype, "onclose");
+    Object.defineProperty(WebSocket.prototype, "onclose", {
+        set(handler) { set.call(this, handler && ((event) => setTimeout(handler, 500, event))); },
+    });
+"""
+"""On a busy machine a page learns only a while later that the server has closed a socket."""
+
+
 def test_who_is_not_wanted_any_more_is_told_and_does_not_come_back(
     open_page: Callable[..., Any], url: str, realtime: Any
 ) -> None:
-    talk = open_page(url)
+    talk = open_page(url, script=CLOSES_LATE)
     talk.press("Start conversation")
     talk.wait_for("listening", "hearing")
     opened: list[Any] = []

@@ -70,8 +70,13 @@ class Realtime {
     this.#become("closed");
   }
 
+  // A socket that the other side closes is told about only a moment later.
+  get isOpen() {
+    return this.state === "open" && this.socket.readyState === WebSocket.OPEN;
+  }
+
   send(event) {
-    if (this.state !== "open") return false;
+    if (!this.isOpen) return false;
     if (this.socket.bufferedAmount > LARGEST_BACKLOG_BYTES) this.#lost(1006);
     else this.socket.send(JSON.stringify(event));
     return this.state === "open";
@@ -80,7 +85,7 @@ class Realtime {
   // One piece of sound, spoken until now. It waits while there is no session, unless nobody wants one.
   sound(samples, at = performance.now()) {
     if (this.state === "closed") return;
-    if (this.state !== "open") return this.later(() => this.sound(samples, at));
+    if (!this.isOpen) return this.later(() => this.sound(samples, at));
     if (!this.send({ type: "input_audio_buffer.append", audio: toBase64(samples) })) return;
     this.sentMs += (1000 * samples.length) / RATE_HZ;
     this.sent.push({ endMs: this.sentMs, at, samples });
@@ -89,7 +94,7 @@ class Realtime {
 
   // Calls `action` when there is a session that has the sound from before.
   later(action) {
-    if (this.state === "open") return action();
+    if (this.isOpen) return action();
     this.early.push(action);
     if (this.early.length > EARLY_KEPT) this.early.shift();
   }
