@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2.exceptions import TemplateError
 from jinja2.ext import loopcontrols
@@ -23,6 +23,9 @@ from voicechat_platform.json_file import read_object
 from voicechat_serve.generation.engines.interface import Sampling
 from voicechat_serve.generation.engines.llama_cpp.model import LlamaModel
 from voicechat_serve.generation.vocabularies import GGUFVocabulary, HuggingFaceVocabulary, Vocabulary
+
+if TYPE_CHECKING:
+    from voicechat_serve.generation.engines.constraint import Grammars
 
 Message = dict[str, str]
 """{"role": ..., "content": ...}"""
@@ -91,6 +94,13 @@ class ChatTokenizer:
             self.template = chat_environment().from_string(read.template) if read.template else None
         except (TemplateError, TypeError) as error:
             raise InputError(f"{path}: the chat template is damaged: {error}") from error
+
+    @cached_property
+    def grammars(self) -> "Grammars":
+        """The grammars of the vocabulary; the first use takes half a second."""
+        from voicechat_serve.generation.engines.constraint import Grammars
+
+        return Grammars(self.vocabulary, self.end_ids)
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Return the prompt for the model's next turn.

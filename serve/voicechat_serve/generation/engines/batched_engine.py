@@ -15,7 +15,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
@@ -23,6 +23,8 @@ from typing import Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
+from voicechat_platform.errors import InputError
+from voicechat_serve.generation.engines.constraint import Constraint, Grammars
 from voicechat_serve.generation.engines.interface import MOST_WAITING, GenerationRequest, Score, Token, room_for
 from voicechat_serve.generation.engines.row_sampler import RowSampler, SampledRow, scores_of
 from voicechat_serve.generation.engines.slots import Row, Rows, Slots
@@ -45,6 +47,10 @@ runs on the core that generates the next one."""
 UNHURRIED_STREAMS = 4
 """With more streams, each delivery holds more tokens, so that the total number of deliveries does not grow."""
 
+LEAST_FORCED, FORCED_SHARE = 2, 4
+"""The fewest tokens that are read at once where a grammar allows no others, and the number of decoding requests for
+each of them: to read for one request costs nearly as much as a step for all."""
+
 
 @dataclass(eq=False)
 class RunningSequence:
@@ -66,6 +72,7 @@ class RunningSequence:
     """The row of the cache during decoding."""
     answer_ids: list[int] = field(default_factory=list)
     prompt_scores: list[Score] = field(default_factory=list)
+    constraint: Constraint | None = None
 
     @property
     def unread_ids(self) -> list[int]:
@@ -76,7 +83,13 @@ class RunningSequence:
     def sampled_row(self) -> SampledRow:
         request = self.request
         return SampledRow(
-            request.sampling, self.generator, request.prompt_ids, self.answer_ids, top_scores=request.top_scores
+            request.sampling,
+            self.generator,
+            request.prompt_ids,
+            self.answer_ids,
+            top_scores=request.top_scores,
+            constraint=self.constraint,
+            room=self.room,
         )
 
 
@@ -131,6 +144,7 @@ class BatchedEngine:
         decoder: the model and its cache.
         decode: token ids -> text.
         end_ids: tokens that end an answer.
+        grammars: the grammars of the model's vocabulary, made when one is needed; None if no request has one.
         max_waiting: the most requests that wait for a slot; further ones are refused.
         handover_interval_s: the least time between two deliveries of one answer's tokens.
     """
@@ -140,12 +154,13 @@ class BatchedEngine:
         decoder: Decoder,
         decode: Decode,
         end_ids: Sequence[int],
+        grammars: Callable[[], Grammars] | None = None,
         *,
         max_waiting: int = MOST_WAITING,
         handover_interval_s: float = HANDOVER_INTERVAL_S,
     ):
         self.decoder, self.decode_text = decoder, decode
-        self.end_ids = frozenset(end_ids)
+        self.end_ids, self.grammars = frozenset(end_ids), grammars
         self.max_waiting, self.handover_interval_s = max_waiting, handover_interval_s
         self.context = decoder.context
         self.prefill_tokens = PREFILL_TOKENS
@@ -174,6 +189,8 @@ class BatchedEngine:
             generator=random.Random(None if request.sampling.seed is None else request.sampling.seed % 2**64),
             loop=asyncio.get_running_loop(),
         )
+        if request.grammar is not None:
+            sequence.constraint = await asyncio.to_thread(self.constrain, request.grammar)
         with self.changed:
             if self.closing or not self.thread.is_alive():
                 raise RuntimeError("the engine has ended")
@@ -199,6 +216,11 @@ class BatchedEngine:
             sequence.cancelled = True
             with self.changed, contextlib.suppress(ValueError):  # usually it waits no longer
                 self.waiting.remove(sequence)
+
+    def constrain(self, grammar: str) -> Constraint:
+        """Return the state of a new answer under a grammar. Errors as in `Grammars.start`."""
+        assert self.grammars is not None
+        return self.grammars().start(grammar)
 
     @property
     def pause_s(self) -> float:
@@ -361,6 +383,10 @@ class BatchedEngine:
 
     def decode_step(self) -> None:
         """Decode one more token for every running request."""
+        for sequence in [sequence for sequence in self.running if sequence.constraint is not None]:
+            self.read_forced(sequence)
+        if not self.running:
+            return
         if self.batch_is_stale:
             self.lay_out_batch()
         width = 1 + max(len(row.token_ids) for row in self.slots.decoding)
@@ -373,12 +399,43 @@ class BatchedEngine:
 
         finished = []
         for place, (sequence, token_id) in enumerate(zip(self.running, self.ids_b.tolist(), strict=True)):
-            token = self.take(sequence, token_id, scores.get(place))
-            self.deliver(sequence, token)
-            if token.finish_reason:
+            if self.give(sequence, token_id, scores.get(place)):
                 finished.append(sequence)
         for sequence in finished:
             self.release(sequence)
+
+    def read_forced(self, sequence: RunningSequence) -> None:
+        """Read the next tokens of an answer at once, if its grammar allows no others and that is faster."""
+        assert sequence.constraint is not None and sequence.row is not None
+        forced = list(sequence.constraint.forced)[: sequence.room - len(sequence.answer_ids)]
+        if len(forced) < max(LEAST_FORCED, len(self.running) / FORCED_SHARE):
+            return
+        row, top = sequence.row, sequence.request.top_scores
+        unread_ids = [sequence.answer_ids[-1], *forced[:-1]]
+        place, start = self.slots.rows.index(row), len(row.token_ids)
+        ids_t = torch.tensor(unread_ids, device=self.decoder.device)
+        logits_tv = self.decoder.prefill(place, ids_t, start, every=top is not None)
+        row.token_ids.extend(unread_ids)
+        scores: list[Score | None] = [None] * len(forced)
+        if top is not None:
+            scores = [*scores_of(logits_tv, torch.tensor(forced, device=self.decoder.device), top)]
+        self.batch_is_stale = True
+        for token_id, score in zip(forced, scores, strict=True):
+            sequence.generator.random()  # as if it had been drawn: an answer is the same beside any others
+            sequence.constraint.accept(token_id, sequence.room - len(sequence.answer_ids) - 1)
+            if self.give(sequence, token_id, score):
+                self.release(sequence)
+                return
+
+    def give(self, sequence: RunningSequence, token_id: int, score: Score | None) -> bool:
+        """Deliver a running request's next token; return whether the answer ends."""
+        try:
+            token = self.take(sequence, token_id, score)
+        except InputError as error:  # the grammar is too complex
+            self.deliver(sequence, error)
+            return True
+        self.deliver(sequence, token)
+        return token.finish_reason is not None
 
     def lay_out_batch(self) -> None:
         """Prepare tensors for the running requests; between changes a step only advances them."""
@@ -395,13 +452,22 @@ class BatchedEngine:
         score: Score | None = None,
         prompt_scores: tuple[Score, ...] = (),
     ) -> Token:
-        """Return the token for the client: its text, and whether the answer ends here."""
+        """Return the token for the client: its text, and whether the answer ends here.
+
+        Raises:
+            GrammarError: the grammar is too complex.
+        """
+        constraint = sequence.constraint
+        if constraint is not None:
+            constraint.require_valid()
         sequence.answer_ids.append(token_id)
         if token_id in self.end_ids:
             return Token(sequence.text.finish(), token_id, "stop", None, prompt_scores)  # it is not part of the text
         text, stopped = sequence.text.push(token_id)
         if stopped:
             return Token(text, token_id, "stop", score, prompt_scores)
+        if constraint is not None and constraint.is_complete:
+            return Token(text + sequence.text.finish(), token_id, "stop", score, prompt_scores)
         if len(sequence.answer_ids) >= sequence.room:
             return Token(text + sequence.text.finish(), token_id, "length", score, prompt_scores)
         return Token(text, token_id, None, score, prompt_scores)

@@ -112,7 +112,7 @@ def llama_cpp_engine(path: Path, tokenizer: ChatTokenizer, options: EngineOption
         threads=options.threads or usable_cores(),
         gpu_layers=layers_on_gpu(path, options),
     )
-    return BatchedEngine(decoder, tokenizer.vocabulary.decode, tokenizer.end_ids)
+    return BatchedEngine(decoder, tokenizer.vocabulary.decode, tokenizer.end_ids, lambda: tokenizer.grammars)
 
 
 def open_embedder(path: Path, options: EngineOptions) -> "LlamaCppEmbedder":
@@ -161,7 +161,7 @@ def torch_engine(folder: Path, tokenizer: ChatTokenizer, options: EngineOptions)
     decoder = make_torch_decoder(
         model.to(device), context=options.context, cache_bytes=int(options.cache_gib * GIB), dtype=dtype
     )
-    return BatchedEngine(decoder, tokenizer.vocabulary.decode, tokenizer.end_ids)
+    return BatchedEngine(decoder, tokenizer.vocabulary.decode, tokenizer.end_ids, lambda: tokenizer.grammars)
 
 
 def vllm_engine(folder: Path, tokenizer: ChatTokenizer, options: EngineOptions) -> Engine:

@@ -115,6 +115,8 @@ class GenerationRequest:
     """Score the prompt's tokens as well (with `top_scores`)."""
     adapter: int = 0
     """The number of an adapter that was added to the model; 0 for none."""
+    grammar: str | None = None
+    """What the answer must be, in llguidance's form: Lark, or JSON; None for any text. `Constraint` says more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,7 @@ class Engine(Protocol):
             EmptyPromptError: the prompt has no token.
             PromptTooLongError: the prompt fills the context.
             UnsupportedError: the engine does not support a field of the request.
+            GrammarError: the grammar is invalid, or too complex; this may also come later.
         """
         ...
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from voicechat_serve.generation.engines.constraint import Constraint, masked
 from voicechat_serve.generation.engines.interface import Sampling, Score
 
 SHORTLIST = 256
@@ -26,6 +27,10 @@ class SampledRow:
     answer_ids: Sequence[int]
     """The tokens generated so far."""
     top_scores: int | None = None
+    constraint: Constraint | None = None
+    """Allows only some tokens."""
+    room: int = 0
+    """The most tokens of the answer, for the constraint."""
 
 
 class RowSampler:
@@ -46,6 +51,8 @@ class RowSampler:
         self.counts = any(sampling.frequency_penalty or sampling.presence_penalty for sampling in samplings)
         self.penalises = self.repeats or self.counts
         self.scored = [place for place, row in enumerate(rows) if row.top_scores is not None]
+        self.constrained = [place for place, row in enumerate(rows) if row.constraint is not None]
+        self.constraints = [row.constraint for row in rows if row.constraint is not None]
         self.biases = [
             (place, token_id, bias)
             for place, sampling in enumerate(samplings)
@@ -68,9 +75,14 @@ class RowSampler:
         self.seen_bv: Tensor
 
     def choose(self, logits_bv: Tensor) -> Tensor:
-        """Return (b,) token ids, and append each to its row's answer."""
+        """Return (b,) token ids, which the penalties and the constraints take as their rows' next ones."""
         adjusted_bv = self.adjusted(logits_bv) if self.penalises or self.biases else logits_bv
+        if self.constrained:
+            adjusted_bv = masked(adjusted_bv, self.constrained, self.constraints)
         ids_b = self.drawn(adjusted_bv)
+        for place, constraint in zip(self.constrained, self.constraints, strict=True):
+            row = self.rows[place]
+            ids_b[place] = constraint.accept(int(ids_b[place]), row.room - len(row.answer_ids) - 1)
         if self.penalises:
             ones_b1 = torch.ones(len(self.rows), 1, device=self.device)
             self.counts_bv.scatter_add_(1, ids_b[:, None], ones_b1)

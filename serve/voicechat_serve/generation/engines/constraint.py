@@ -1,0 +1,246 @@
+"""Constrained decoding: at each step a grammar allows only the tokens with which the answer can still become valid.
+
+The grammars are llguidance's (https://github.com/guidance-ai/llguidance, docs/syntax.md): JSON schemas, regular
+expressions and Lark. It keeps one bit for each token of the vocabulary, in 32-bit words.
+
+Letters: b constrained row, w word of 32 bits, v vocabulary.
+"""
+
+import random
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from torch import Tensor
+
+from voicechat_platform.errors import InputError
+from voicechat_serve.generation.vocabularies import Vocabulary
+
+MOST_KEPT = 32
+"""Compiled grammars in memory."""
+
+LIMITS = LLParserLimits(
+    initial_lexer_fuel=1_000_000,  # about 20 ms to compile
+    step_lexer_fuel=100_000,  # about 7 ms for a step
+    step_max_items=20_000,
+    max_lexer_states=16_000,  # of 1 to 2 KB
+    max_grammar_size=50_000,
+    verbose_errors=False,
+)
+"""Of one grammar: a client writes it, and other answers wait for its steps."""
+
+CLOSING_SLACK = 128
+"""By this number of tokens at most the shortest end of an answer is expected to grow with one token."""
+
+CLOSERS = ('"', "}", "]", ",", "null", "0")
+"""Texts that lead an answer in JSON to its end, the best one first."""
+
+TEXT_PROBES = ("}", "z")
+"""Texts that are possible together only where any text is, inside a string."""
+
+ATTEMPTS = 4
+"""Attempts to find an end: the first one takes the longest tokens, the others random ones."""
+
+
+class GrammarError(InputError):
+    """A grammar is invalid, or too complex."""
+
+
+class Grammars:
+    """The grammars of one model, compiled for its vocabulary; any thread may use them.
+
+    Args:
+        vocabulary: the model's.
+        end_ids: tokens that end an answer.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, end_ids: Sequence[int]):
+        self.tokens = TokensOf(vocabulary, end_ids)
+        self.tokenizer = LLTokenizer(TokenizerWrapper(self.tokens), eos_token=self.tokens.end_ids)
+        self.tokens.longest_first = self.tokenizer.greedy_tokenize
+        quote, *others = (self.tokens.longest_first(text)[:1] for text in CLOSERS)
+        self.closers_in_text, self.closers = quote, sum([*others, quote], [])
+        self.probes = sum((self.tokens.longest_first(text)[:1] for text in TEXT_PROBES), [])
+        self.compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self.lock = threading.Lock()
+
+    def start(self, grammar: str) -> "Constraint":
+        """Return the state of a new answer; a new grammar takes some milliseconds.
+
+        Args:
+            grammar: in Lark, or llguidance's JSON.
+
+        Raises:
+            GrammarError: it is invalid, or too complex.
+        """
+        with self.lock:
+            matcher = self.compiled.get(grammar)
+        if matcher is None:
+            matcher = LLMatcher(self.tokenizer, grammar, log_level=0, limits=LIMITS)
+            if matcher.is_error():
+                raise GrammarError(f"the grammar cannot be used: {first_line(matcher.get_error())}")
+        with self.lock:
+            self.compiled[grammar] = matcher
+            self.compiled.move_to_end(grammar)
+            while len(self.compiled) > MOST_KEPT:
+                self.compiled.popitem(last=False)
+        return Constraint(self, matcher.deep_copy())
+
+
+class TokensOf:
+    """A vocabulary in the form that llguidance reads.
+
+    A model without an end token gets one that it never samples, because llguidance needs one.
+    """
+
+    bos_token_id = None
+
+    def __init__(self, vocabulary: Vocabulary, end_ids: Sequence[int]):
+        self.encode: Callable[..., list[int]] = vocabulary.encode
+        self.longest_first: Callable[[str], list[int]]
+        special = set(vocabulary.special_ids) | set(end_ids)
+        # 0xff is in no text: so no text becomes a special token.
+        self.tokens = [
+            b"\xff" + vocabulary.name(token_id).encode() if token_id in special else vocabulary.token_bytes(token_id)
+            for token_id in range(vocabulary.size)
+        ]
+        if not end_ids:
+            special.add(len(self.tokens))
+            self.tokens.append(b"\xff<end>")
+        self.end_ids = list(end_ids) or [len(self.tokens) - 1]
+        self.eos_token_id, self.special_token_ids = self.end_ids[0], sorted(special)
+
+    def __call__(self, text: str) -> list[int]:
+        """Return the tokens that the model would write; some tokenizers begin every text with a space, which the
+        middle of an answer has not."""
+        ids = self.encode(text, add_special=False)
+        if b"".join(self.tokens[token_id] for token_id in ids) == text.encode():
+            return ids
+        return self.longest_first(text)
+
+
+class Constraint:
+    """The state of one answer under a grammar."""
+
+    def __init__(self, grammars: Grammars, matcher: LLMatcher):
+        self.grammars, self.matcher = grammars, matcher
+        self.forced: deque[int] = deque(matcher.compute_ff_tokens())
+        """The next tokens, if only these are possible."""
+        self.closing: list[int] | None = None
+        """The shortest end of the answer that was found from here; None if it was not looked for, or not found."""
+        self.check_at: int | None = None
+        """The room at which an end is looked for again."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no further token is possible."""
+        return self.matcher.is_stopped()
+
+    def allow(self, words_w: np.ndarray) -> None:
+        """Write the bits of the allowed tokens; of all, if the grammar became too complex, which `require_valid` says."""
+        if self.forced:
+            words_w[:] = 0
+            words_w.view(np.uint32)[self.forced[0] // 32] = np.uint32(1 << self.forced[0] % 32)
+            return
+        self.matcher.unsafe_compute_mask_ptr(words_w.ctypes.data, words_w.nbytes)
+        if self.matcher.is_error():
+            words_w[:] = -1
+
+    def accept(self, token_id: int, room: int) -> int:
+        """Take the next token, and return it, or another one that leads to the end in time.
+
+        Args:
+            token_id: one of the allowed tokens.
+            room: the most tokens that may follow.
+        """
+        if self.forced:
+            self.forced.popleft()
+        self.matcher.consume_token(token_id)
+        if self.check_at is None:  # the first token
+            self.check_at = room
+        if room <= self.check_at and not self.is_complete:
+            found = self.way_to_end(room)
+            if found is None and self.closing:
+                self.matcher.rollback(1)
+                self.forced = deque(self.closing)
+                self.closing = None
+                self.check_at = -1
+                token_id = self.forced.popleft()
+                self.matcher.consume_token(token_id)
+                return token_id
+            self.closing = found
+            self.check_at = room - 1 if found is None else min(room - 1, len(found) + CLOSING_SLACK)
+        else:
+            self.closing = None
+        if not self.forced:
+            self.forced = deque(self.matcher.compute_ff_tokens())
+        return token_id
+
+    def way_to_end(self, limit: int) -> list[int] | None:
+        """Return tokens that complete the answer, not always the fewest; None if none are found within the limit."""
+        for attempt in range(ATTEMPTS):
+            found = self.attempt_to_end(limit, random.Random(attempt) if attempt else None)
+            if found is not None:
+                return found
+        return None
+
+    def attempt_to_end(self, limit: int, generator: random.Random | None) -> list[int] | None:
+        matcher, found = self.matcher.deep_copy(), list(self.forced)
+        matcher.consume_tokens(found)
+        while len(found) <= limit and not matcher.is_error():
+            if matcher.is_accepting():
+                return found
+            following = matcher.compute_ff_tokens() or [self.one_towards_end(matcher, generator)]
+            matcher.consume_tokens(following)
+            found += following
+        return None
+
+    def one_towards_end(self, matcher: LLMatcher, generator: random.Random | None) -> int:
+        grammars = self.grammars
+        is_in_text = all(matcher.validate_tokens([token_id]) for token_id in grammars.probes)
+        for token_id in grammars.closers_in_text if is_in_text else grammars.closers:
+            if matcher.validate_tokens([token_id]):
+                return token_id
+        bits_v = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+        allowed = np.flatnonzero(bits_v).tolist()
+        if not allowed:
+            return grammars.tokens.eos_token_id  # an error, which ends the search
+        if generator:
+            return generator.choice(allowed)
+        return max(allowed, key=lambda token_id: len(grammars.tokens.tokens[token_id]))
+
+    def require_valid(self) -> None:
+        """Check the state after a step.
+
+        Raises:
+            GrammarError: the grammar became too complex.
+        """
+        if self.matcher.is_error():
+            raise GrammarError(f"the grammar is too complex to follow: {first_line(self.matcher.get_error())}")
+
+
+def masked(logits_bv: Tensor, places: Sequence[int], constraints: Sequence[Constraint]) -> Tensor:
+    """Return logits with -inf for the tokens that the grammars of some rows do not allow.
+
+    Args:
+        logits_bv: of all rows.
+        places: the constrained rows.
+        constraints: theirs.
+    """
+    size = logits_bv.shape[-1]
+    words_bw = np.zeros((len(places), (max(size, constraints[0].grammars.tokenizer.vocab_size) + 31) // 32), np.int32)
+    for words_w, constraint in zip(words_bw, constraints, strict=True):
+        constraint.allow(words_w)
+    allowed_bv = np.unpackbits(words_bw.view(np.uint8), axis=-1, bitorder="little")[:, :size].view(bool)
+    masked_bv = logits_bv.float().clone()
+    rows = torch.tensor(places, device=logits_bv.device)
+    allowed = torch.from_numpy(allowed_bv).to(logits_bv.device)
+    masked_bv[rows] = masked_bv[rows].masked_fill(~allowed, float("-inf"))
+    return masked_bv
+
+
+def first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]
