@@ -30,8 +30,9 @@ MOST_ATTEMPTS = 3
 
 PAUSE_S = 1.0
 """The time before the next attempt: until then Serve may still send requests to the dead replica."""
-CANCELLATION_S = 1.0
-"""The time in which Serve ends a request after it has ended its calls."""
+CANCELLATION_S = 15.0
+"""The time in which Serve ends a request after it has ended its calls, even on a busy machine. An answer that ends
+earlier would count as complete, though its client has left."""
 
 PIECES_AHEAD = 64
 """Pieces of several streams that may wait for a slow reader; then the streams wait."""
@@ -126,7 +127,19 @@ async def pieces(
             for choice_request in choice_requests
         ]
         merged = numbered(streams[0]) if len(streams) == 1 else interleaved(streams)
-        yield await stack.enter_async_context(contextlib.aclosing(merged))
+        yield await stack.enter_async_context(contextlib.aclosing(late_if_cancelled(merged)))
+
+
+async def late_if_cancelled(merged: AsyncGenerator[tuple[int, Delta], None]) -> AsyncGenerator[tuple[int, Delta], None]:
+    """Pass pieces on; if the client has left, Serve cancels the calls of the request, and then the request: wait for
+    that here."""
+    async with contextlib.aclosing(merged):
+        try:
+            async for piece in merged:
+                yield piece
+        except BrokenOffError:
+            await asyncio.sleep(CANCELLATION_S)
+            raise
 
 
 async def numbered(stream: AsyncIterator[Delta]) -> AsyncGenerator[tuple[int, Delta], None]:
@@ -211,11 +224,6 @@ async def event_stream(
             yield events_of(*first)
             async for index, delta in numbered_pieces:
                 yield events_of(index, delta)
-        except BrokenOffError as error:
-            # If the client has left, Serve cancels the calls of the request, and then the request: wait for that here.
-            await asyncio.sleep(CANCELLATION_S)
-            yield error_event(error)
-            return
         except Exception as error:
             yield error_event(error)
             return

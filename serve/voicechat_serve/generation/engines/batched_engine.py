@@ -406,7 +406,8 @@ class BatchedEngine:
 
     def read_forced(self, sequence: RunningSequence) -> None:
         """Read the next tokens of an answer at once, if its grammar allows no others and that is faster."""
-        assert sequence.constraint is not None and sequence.row is not None
+        assert sequence.constraint is not None
+        assert sequence.row is not None
         forced = list(sequence.constraint.forced)[: sequence.room - len(sequence.answer_ids)]
         if len(forced) < max(LEAST_FORCED, len(self.running) / FORCED_SHARE):
             return

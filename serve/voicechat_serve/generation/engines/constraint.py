@@ -35,7 +35,7 @@ LIMITS = LLParserLimits(
 CLOSING_SLACK = 128
 """By this number of tokens at most the shortest end of an answer is expected to grow with one token."""
 
-CLOSERS = ('"', "}", "]", ",", "null", "0")
+CLOSERS = ("}", "]", ",", "null", "0", '"')
 """Texts that lead an answer in JSON to its end, the best one first."""
 
 TEXT_PROBES = ("}", "z")
@@ -61,11 +61,14 @@ class Grammars:
         self.tokens = TokensOf(vocabulary, end_ids)
         self.tokenizer = LLTokenizer(TokenizerWrapper(self.tokens), eos_token=self.tokens.end_ids)
         self.tokens.longest_first = self.tokenizer.greedy_tokenize
-        quote, *others = (self.tokens.longest_first(text)[:1] for text in CLOSERS)
-        self.closers_in_text, self.closers = quote, sum([*others, quote], [])
-        self.probes = sum((self.tokens.longest_first(text)[:1] for text in TEXT_PROBES), [])
+        self.closers, self.probes = self.first_tokens(CLOSERS), self.first_tokens(TEXT_PROBES)
+        self.closers_in_text = self.first_tokens(('"',))
         self.compiled: OrderedDict[str, LLMatcher] = OrderedDict()
         self.lock = threading.Lock()
+
+    def first_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Return the first token of each text; a model of characters may have none."""
+        return [ids[0] for text in texts if (ids := self.tokens.longest_first(text))]
 
     def start(self, grammar: str) -> "Constraint":
         """Return the state of a new answer; a new grammar takes some milliseconds.
@@ -140,7 +143,7 @@ class Constraint:
         return self.matcher.is_stopped()
 
     def allow(self, words_w: np.ndarray) -> None:
-        """Write the bits of the allowed tokens; of all, if the grammar became too complex, which `require_valid` says."""
+        """Write the bits of the allowed tokens: all, if the grammar became too complex, which `require_valid` says."""
         if self.forced:
             words_w[:] = 0
             words_w.view(np.uint32)[self.forced[0] // 32] = np.uint32(1 << self.forced[0] % 32)
