@@ -20,7 +20,8 @@ from typing import Any
 from reporting import bar, report
 
 from voicechat_platform.assets import CATALOGUE, locate_gguf
-from voicechat_serve.generation.chat_tokenizer import ChatTokenizer, Message
+from voicechat_serve.generation.answer_form import Message
+from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
 from voicechat_serve.generation.engines.choice import make_engine
 from voicechat_serve.generation.engines.interface import GenerationRequest, Sampling
 

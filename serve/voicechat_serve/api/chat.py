@@ -12,7 +12,7 @@ from voicechat_serve.api.errors import APIError
 from voicechat_serve.api.fields import Part, Text
 from voicechat_serve.api.services import Services
 from voicechat_serve.api.text_request import TextRequest, choice_sampling
-from voicechat_serve.generation.chat_tokenizer import Message
+from voicechat_serve.generation.answer_form import Message
 from voicechat_serve.generation.loaded_model import Delta, GenerationOptions, ScoredToken, Truncation
 
 

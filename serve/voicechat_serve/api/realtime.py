@@ -13,7 +13,7 @@ from voicechat_serve.api.errors import APIError, api_error, shortened, websocket
 from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.services import BRIEF_S, CLASSIFIER_S, Services, answered, streamed
 from voicechat_serve.audio import Samples
-from voicechat_serve.generation.chat_tokenizer import Message
+from voicechat_serve.generation.answer_form import Message
 from voicechat_serve.generation.loaded_model import Delta, GenerationOptions
 from voicechat_serve.operations.metrics import REALTIME_FIRST_SOUND_SECONDS, REALTIME_SESSIONS
 from voicechat_serve.realtime.conversation import new_id

@@ -20,16 +20,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from voicechat_platform.errors import InputError
 from voicechat_platform.json_file import read_object
+from voicechat_serve.generation.answer_form import Message, Tool
 from voicechat_serve.generation.engines.interface import Sampling
 from voicechat_serve.generation.engines.llama_cpp.model import LlamaModel
+from voicechat_serve.generation.tool_calls import MARKS_OF_CALLS, form_of, told_in_text
 from voicechat_serve.generation.vocabularies import GGUFVocabulary, HuggingFaceVocabulary, Vocabulary
 
 if TYPE_CHECKING:
     from voicechat_serve.generation.engines.constraint import Grammars
-
-Message = dict[str, str]
-"""{"role": ..., "content": ...}"""
-
 
 UNKNOWN_SAMPLING = {
     "no_repeat_ngram_size": 0,
@@ -90,6 +88,8 @@ class ChatTokenizer:
         self.chat_stop = read.chat_stop
         """Strings that end the model's turn in a chat, in addition to the end tokens."""
         self.sampling, self.special, self.template_source = read.sampling, read.special, read.template
+        self.call_form = form_of(read.template)
+        """How the template shows calls of tools; None for a model that is told by the system's message."""
         try:
             self.template = chat_environment().from_string(read.template) if read.template else None
         except (TemplateError, TypeError) as error:
@@ -102,35 +102,45 @@ class ChatTokenizer:
 
         return Grammars(self.vocabulary, self.end_ids)
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """Return the prompt for the model's next turn.
 
         Raises:
             InputError: the model has no chat template, or the template refuses these messages.
         """
         # The template has already written the special tokens.
-        return self.vocabulary.encode(self.render(messages), add_special=False)
+        return self.vocabulary.encode(self.render(messages, tools), add_special=False)
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
         """Return the text of the prompt; errors as in `encode_chat`."""
         if self.template is None:
             raise InputError("this model has no chat template; ask it for completions instead")
-        messages = [{**message, "content": self.without_markers(message["content"])} for message in messages]
+        given = {"messages": self.without_markers([{"content": ""} | message for message in messages])}
+        if tools:
+            given["tools"] = self.without_markers([tool.described() for tool in tools])
+        if self.call_form is None:
+            given = {"messages": told_in_text(given["messages"], given.get("tools", []))}
         try:
-            return self.template.render(messages=messages, add_generation_prompt=True, **self.special)
+            return self.template.render(**given, add_generation_prompt=True, **self.special)
         except TemplateError as error:
             raise InputError(f"the model's chat template refuses these messages: {error}") from error
         except Exception as error:  # a template may call anything that Python's texts and lists have
             raise InputError(f"the model's chat template fails for these messages: {error!r}") from error
 
-    def without_markers(self, text: str) -> str:
-        """Return a message in which the text of a special token stays text, so that a message cannot end its turn and
+    def without_markers(self, value: Any) -> Any:
+        """Return messages in which the text of a special token stays text, so that a message cannot end its turn and
         begin the system's."""
-        return self.markers.sub(lambda found: found[0][0] + WORD_JOINER + found[0][1:], text) if self.markers else text
+        if isinstance(value, list):
+            return [self.without_markers(each) for each in value]
+        if isinstance(value, dict):
+            return {self.without_markers(key): self.without_markers(each) for key, each in value.items()}
+        if not isinstance(value, str) or not self.markers:
+            return value
+        return self.markers.sub(lambda found: found[0][0] + WORD_JOINER + found[0][1:], value)
 
     @cached_property
     def markers(self) -> re.Pattern[str] | None:
-        tokens = self.vocabulary.marks_of(self.template_source)
+        tokens = [*self.vocabulary.marks_of(self.template_source), *MARKS_OF_CALLS]
         # A special token of one character could not be split; no tokenizer has one.
         longest_first = sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None

@@ -15,8 +15,9 @@ from ray.serve.handle import DeploymentHandle
 
 from voicechat_platform.checkpoint_files import find_adapter
 from voicechat_platform.registry import NoSuchVersionError, Registry, Version
+from voicechat_serve.generation.answer_form import Message
 from voicechat_serve.generation.champions import LONGEST_WAIT_S
-from voicechat_serve.generation.chat_tokenizer import ChatTokenizer, Message
+from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
 from voicechat_serve.generation.engines.adapters import add_adapter
 from voicechat_serve.generation.engines.choice import open_model
 from voicechat_serve.generation.engines.interface import UnavailableError, UnknownVersionError

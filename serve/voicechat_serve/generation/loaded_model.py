@@ -10,9 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from voicechat_platform.errors import InputError
-from voicechat_serve.generation.chat_tokenizer import ChatTokenizer, Message
+from voicechat_serve.generation.answer_form import NO_TOOLS, CallPiece, Message, TextForm, Tool, ToolUse
+from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
 from voicechat_serve.generation.engines.interface import Engine, FinishReason, GenerationRequest, Sampling, Score
 from voicechat_serve.generation.served_model import MAX_TOKENS
+from voicechat_serve.generation.tool_calls import HERMES, CallReader, answer_grammar
 
 Truncation = Literal["disabled", "auto"]
 """Whether a conversation longer than the context is refused, or loses its oldest messages."""
@@ -36,6 +38,9 @@ class GenerationOptions:
     top_scores: int | None = None
     """Score every token, and this number of the likeliest tokens at its place."""
     score_prompt: bool = False
+    tools: ToolUse = NO_TOOLS
+    text: TextForm | None = None
+    """What the text must be; None for any text."""
     truncation: Truncation = "disabled"
     model: str = ""
     """The model's id, for a deployment that serves adapters with it."""
@@ -72,6 +77,8 @@ class Delta:
     """On the first piece, if the request asks for them."""
     fingerprint: str = ""
     """The version that generates, such as "shakespeare@3"."""
+    calls: tuple[CallPiece, ...] = ()
+    """Pieces of calls of tools, which follow the text."""
 
 
 class LoadedModel:
@@ -118,12 +125,18 @@ class LoadedModel:
         Raises (at the first piece): the errors of `Engine.generate`, and InputError if the messages do not fit the
         model's template or the model has no such token id.
         """
-        prompt_ids = await self.encoded(self.chat_prompt, messages, options.truncation)
+        prompt_ids = await self.encoded(self.chat_prompt, messages, options.tools.allowed, options.truncation)
         options = replace(options, sampling={"max_tokens": self.max_tokens} | options.sampling)
-        async with aclosing(self.write(prompt_ids, options, self.tokenizer.chat_stop)) as deltas:
+        form = self.tokenizer.call_form or HERMES
+        grammar = answer_grammar(options.tools, options.text, form, bool(self.tokenizer.end_ids))
+        reader = CallReader(form) if options.tools.allowed else None
+        may_be_cut = grammar is None and bool(self.tokenizer.chat_stop)
+        async with aclosing(self.write(prompt_ids, options, self.tokenizer.chat_stop, grammar=grammar)) as deltas:
             num_before = 0
             async for delta in deltas:
-                if self.tokenizer.chat_stop and delta.finish_reason != "stop" and not delta.scores:
+                if reader is not None:
+                    delta = with_calls(delta, reader)
+                elif may_be_cut and delta.finish_reason != "stop" and not delta.scores:
                     delta = ended_in_time(delta, num_before, self.engine.context - len(prompt_ids))
                 num_before = delta.completion_tokens
                 yield delta
@@ -142,14 +155,15 @@ class LoadedModel:
             self.encoding[key].add_done_callback(lambda _: self.encoding.pop(key))
         return await asyncio.shield(self.encoding[key])  # if one choice is cancelled, the others still wait
 
-    def chat_prompt(self, messages: Sequence[Message], truncation: Truncation) -> list[int]:
+    def chat_prompt(self, messages: Sequence[Message], tools: Sequence[Tool], truncation: Truncation) -> list[int]:
         """Return the prompt of a conversation, within the context if `truncation` allows it."""
-        prompt_ids = self.tokenizer.encode_chat(messages)
+        prompt_ids = self.tokenizer.encode_chat(messages, tools)
         context = self.engine.context
         limit = context - max(int(context * ANSWER_SHARE), min(context // 2, ANSWER_TOKENS))
-        return self.shortened(messages, limit) if truncation == "auto" and len(prompt_ids) > limit else prompt_ids
+        is_long = truncation == "auto" and len(prompt_ids) > limit
+        return self.shortened(messages, tools, limit) if is_long else prompt_ids
 
-    def shortened(self, messages: Sequence[Message], limit: int) -> list[int]:
+    def shortened(self, messages: Sequence[Message], tools: Sequence[Tool], limit: int) -> list[int]:
         """Return the longest prompt within the limit that omits the oldest messages, but never the system's.
 
         If the last message alone is too long, omit its first words, too.
@@ -158,16 +172,19 @@ class LoadedModel:
         rest = messages[len(system) :]
 
         def prompt_of(num_left_out: int) -> list[int]:
-            return self.tokenizer.encode_chat([*system, *rest[num_left_out:]])
+            left = list(rest[num_left_out:])
+            while len(left) > 1 and left[0]["role"] == "tool":  # the result of a call that is left out
+                left.pop(0)
+            return self.tokenizer.encode_chat([*system, *left], tools)
 
         num_left_out = bisect_left(range(len(rest) - 1), True, key=lambda number: len(prompt_of(number)) <= limit)
         prompt_ids = prompt_of(num_left_out)
         if len(prompt_ids) <= limit or not rest:
             return prompt_ids[-limit:]
-        words = rest[-1]["content"].split()
+        words = (rest[-1].get("content") or "").split()
 
         def prompt_without(num_words: int) -> list[int]:
-            return self.tokenizer.encode_chat([*system, {**rest[-1], "content": " ".join(words[num_words:])}])
+            return self.tokenizer.encode_chat([*system, {**rest[-1], "content": " ".join(words[num_words:])}], tools)
 
         num_words = bisect_left(range(len(words) - 1), True, key=lambda number: len(prompt_without(number)) <= limit)
         return prompt_without(num_words)[-limit:]
@@ -175,7 +192,8 @@ class LoadedModel:
     async def complete(self, prompt: str | list[int], options: GenerationOptions) -> AsyncGenerator[Delta, None]:
         """Yield the continuation of the prompt, a text or token ids; errors as in `chat`."""
         prompt_ids = await self.encoded(self.tokenizer.vocabulary.encode, prompt) if isinstance(prompt, str) else prompt
-        async with aclosing(self.write(prompt_ids, options, prompt=prompt)) as deltas:
+        grammar = answer_grammar(NO_TOOLS, options.text, HERMES, bool(self.tokenizer.end_ids))
+        async with aclosing(self.write(prompt_ids, options, prompt=prompt, grammar=grammar)) as deltas:
             async for delta in deltas:
                 yield delta
 
@@ -185,6 +203,7 @@ class LoadedModel:
         options: GenerationOptions,
         more_stops: tuple[str, ...] = (),
         prompt: str | list[int] = "",
+        grammar: str | None = None,
     ) -> AsyncGenerator[Delta, None]:
         sampling = replace(self.defaults, **options.sampling)
         sampling = replace(sampling, stop=(*sampling.stop, *more_stops))
@@ -194,6 +213,7 @@ class LoadedModel:
             sampling=sampling,
             top_scores=options.top_scores,
             score_prompt=options.score_prompt,
+            grammar=grammar,
         )
         count = 0
         scores = None
@@ -235,6 +255,13 @@ class LoadedModel:
         data = self.tokenizer.vocabulary.token_bytes(token_id)
         text = data.decode(errors="replace") if data else self.tokenizer.vocabulary.name(token_id)
         return ScoredToken(text, list(data), logprob)
+
+
+def with_calls(delta: Delta, reader: CallReader) -> Delta:
+    """Return the same piece, with calls of tools instead of the text of these."""
+    text, calls = reader.push(delta.text, is_last=delta.finish_reason is not None)
+    finish_reason = "tool_calls" if delta.finish_reason and reader.is_whole else delta.finish_reason
+    return replace(delta, text=text, calls=tuple(calls), finish_reason=finish_reason)
 
 
 class AnswerScores:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from voicechat_platform.errors import InputError
-from voicechat_serve.generation.chat_tokenizer import Message
+from voicechat_serve.generation.answer_form import Message
 from voicechat_serve.generation.engines.interface import (
     FinishReason,
     PromptTooLongError,

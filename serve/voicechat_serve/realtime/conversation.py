@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from voicechat_serve.audio import Samples
-from voicechat_serve.generation.chat_tokenizer import Message
+from voicechat_serve.generation.answer_form import Message
 from voicechat_serve.generation.loaded_model import Delta
 from voicechat_serve.synthesis.sentences import Sentence, SentenceSplitter
 from voicechat_serve.synthesis.spoken_text import Reader

@@ -25,7 +25,7 @@ from openai.types.realtime import (
 )
 
 from voicechat_serve.audio import Samples
-from voicechat_serve.generation.chat_tokenizer import Message
+from voicechat_serve.generation.answer_form import Message
 from voicechat_serve.generation.loaded_model import Delta
 from voicechat_serve.realtime.conversation import Failed, Reply, SpeechChunk, TextDelta, new_id
 from voicechat_serve.realtime.server_events import item_added, item_done, item_resource

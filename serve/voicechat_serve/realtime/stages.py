@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
 from voicechat_serve.audio import Samples
-from voicechat_serve.generation.chat_tokenizer import Message
+from voicechat_serve.generation.answer_form import Message
 from voicechat_serve.generation.loaded_model import Delta
 from voicechat_serve.transcription.transcriber import Transcript
 

@@ -41,6 +41,9 @@ CLOSERS = ("}", "]", ",", "null", "0", '"')
 TEXT_PROBES = ("}", "z")
 """Texts that are possible together only where any text is, inside a string."""
 
+LONGEST_TRIAL = 64
+"""In tokens: an answer that has come so far has met no character without a token."""
+
 ATTEMPTS = 4
 """Attempts to find an end: the first one takes the longest tokens, the others random ones."""
 
@@ -85,6 +88,8 @@ class Grammars:
             matcher = LLMatcher(self.tokenizer, grammar, log_level=0, limits=LIMITS)
             if matcher.is_error():
                 raise GrammarError(f"the grammar cannot be used: {first_line(matcher.get_error())}")
+            if not Constraint(self, matcher).can_begin():
+                raise GrammarError("no text in this model's vocabulary satisfies the grammar")
         with self.lock:
             self.compiled[grammar] = matcher
             self.compiled.move_to_end(grammar)
@@ -110,7 +115,9 @@ class TokensOf:
             b"\xff" + vocabulary.name(token_id).encode() if token_id in special else vocabulary.token_bytes(token_id)
             for token_id in range(vocabulary.size)
         ]
-        if not end_ids:
+        self.end_id = next(iter(end_ids), None)
+        """One of the model's end tokens; None if it has none."""
+        if self.end_id is None:
             special.add(len(self.tokens))
             self.tokens.append(b"\xff<end>")
         self.end_ids = list(end_ids) or [len(self.tokens) - 1]
@@ -166,9 +173,9 @@ class Constraint:
             self.check_at = room
         if room <= self.check_at and not self.is_complete:
             found = self.way_to_end(room)
-            if found is None and self.closing:
+            if found is None and (ending := self.ending()):
                 self.matcher.rollback(1)
-                self.forced = deque(self.closing)
+                self.forced = deque(ending)
                 self.closing = None
                 self.check_at = -1
                 token_id = self.forced.popleft()
@@ -182,6 +189,11 @@ class Constraint:
             self.forced = deque(self.matcher.compute_ff_tokens())
         return token_id
 
+    def ending(self) -> list[int]:
+        """Return the tokens that would have ended the answer before the last token; none if there are none."""
+        end_id = self.grammars.tokens.end_id
+        return self.closing or ([] if self.closing is None or end_id is None else [end_id])
+
     def way_to_end(self, limit: int) -> list[int] | None:
         """Return tokens that complete the answer, not always the fewest; None if none are found within the limit."""
         for attempt in range(ATTEMPTS):
@@ -190,7 +202,21 @@ class Constraint:
                 return found
         return None
 
-    def attempt_to_end(self, limit: int, generator: random.Random | None) -> list[int] | None:
+    def can_begin(self) -> bool:
+        """Return whether one of some attempts at an answer does not come to a place with no token for its next text."""
+        return any(
+            self.attempt_to_end(LONGEST_TRIAL, random.Random(attempt) if attempt else None, is_trial=True) is not None
+            for attempt in range(ATTEMPTS)
+        )
+
+    def attempt_to_end(self, limit: int, generator: random.Random | None, is_trial: bool = False) -> list[int] | None:
+        """Return tokens that complete the answer; None if there are more than the limit, or after a dead end.
+
+        Args:
+            limit: the most tokens.
+            generator: for random choices; None for the longest tokens.
+            is_trial: whether the limit is no failure.
+        """
         matcher, found = self.matcher.deep_copy(), list(self.forced)
         matcher.consume_tokens(found)
         while len(found) <= limit and not matcher.is_error():
@@ -199,7 +225,7 @@ class Constraint:
             following = matcher.compute_ff_tokens() or [self.one_towards_end(matcher, generator)]
             matcher.consume_tokens(following)
             found += following
-        return None
+        return found if is_trial and not matcher.is_error() else None
 
     def one_towards_end(self, matcher: LLMatcher, generator: random.Random | None) -> int:
         grammars = self.grammars
@@ -210,7 +236,7 @@ class Constraint:
         bits_v = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
         allowed = np.flatnonzero(bits_v).tolist()
         if not allowed:
-            return grammars.tokens.eos_token_id  # an error, which ends the search
+            return grammars.tokens.eos_token_id  # which is an error here, and ends the search
         if generator:
             return generator.choice(allowed)
         return max(allowed, key=lambda token_id: len(grammars.tokens.tokens[token_id]))

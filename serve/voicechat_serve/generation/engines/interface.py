@@ -7,8 +7,9 @@ from typing import Literal, Protocol
 from voicechat_platform.errors import InputError
 from voicechat_serve.operations.load import Load
 
-FinishReason = Literal["stop", "length", "content_filter"]
-"""content_filter: only from a model elsewhere, whose server withholds the rest."""
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+"""tool_calls: only from a chat with tools. content_filter: only from a model elsewhere, whose server withholds the
+rest."""
 
 LONGEST_CONTEXT = 4096
 """Of any engine. Some models claim a hundred thousand positions, for which a cache has no room."""

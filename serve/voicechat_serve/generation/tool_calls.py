@@ -1,0 +1,244 @@
+"""Calls of tools in a model's text: the form in which it writes them, the grammar of its answer, and their reader."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from llguidance import regex_to_lark
+
+from voicechat_serve.generation.answer_form import NO_PARAMETERS, CallPiece, Message, Schema, TextForm, ToolUse
+from voicechat_serve.generation.engines.text_stream import possible_stop
+
+MOST_CALLS = 16
+"""The most calls in one answer."""
+
+JSON_STYLE = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+"""JSON as Python writes it. Free white space would let a model write spaces without an end."""
+
+
+@dataclass(frozen=True)
+class CallForm:
+    """How a model writes a call: `begin`, an object with the tool's name and the arguments, `end`."""
+
+    begin: str = "<tool_call>\n"
+    end: str = "\n</tool_call>"
+    arguments: str = "arguments"
+    """The name of the arguments in the object."""
+    is_single: bool = False
+    """Whether an answer has at most one call."""
+
+    def head(self, name: str) -> str:
+        """Return the text of a call up to its arguments."""
+        return f'{self.begin}{{"name": {json.dumps(name)}, "{self.arguments}": '
+
+
+HERMES = CallForm()
+"""Of Hermes, Qwen and SmolLM3; also of models that have no form of their own."""
+
+LLAMA = CallForm(begin="", end="", arguments="parameters", is_single=True)
+"""Of Llama 3."""
+
+MARKS_OF_CALLS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+"""Texts that no message may hold."""
+
+
+TOOLS_TOLD = (
+    'To call a function, answer with <tool_call>\n{"name": ..., "arguments": {...}}\n</tool_call>. You can call these:'
+)
+
+
+def form_of(template: str | None) -> CallForm | None:
+    """Return the form of calls that a chat template shows to its model, or None if it has none that is known here."""
+    if not template or "tools" not in template:
+        return None
+    if "<tool_call>" in template and '"arguments": ' in template.replace('\\"', '"'):
+        return HERMES
+    if '"parameters": ' in template.replace('\\"', '"') and "ipython" in template:
+        return LLAMA
+    return None
+
+
+def answer_grammar(use: ToolUse, text: TextForm | None, form: CallForm, has_end: bool) -> str | None:
+    """Return the grammar of an answer in Lark, as llguidance extends it; None for any text.
+
+    With tools and a form of the text, the answer is calls or the text, and the client never waits for the other one.
+
+    Args:
+        use: the tools.
+        text: what the text must be; None for any text.
+        form: how the model writes calls.
+        has_end: whether the model has an end token: without one, an answer has at most one call.
+    """
+    tools = use.allowed
+    if not tools:
+        if text is None:
+            return None
+        return text.content if text.kind == "lark" else f"start: {rule_of(text)}\n"
+    rules = [
+        f"call_{number}: {json.dumps(form.head(tool.name)[len(form.begin) :])} "
+        f"{json_rule(tool.parameters or NO_PARAMETERS, tool.is_strict)} {json.dumps('}' + form.end)}"
+        for number, tool in enumerate(tools)
+    ]
+    any_call = " | ".join(f"call_{number}" for number in range(len(tools)))
+    rules.append(f"call: {any_call}")
+    is_single = form.is_single or not use.is_parallel or not has_end
+    begin = f"{json.dumps(form.begin)} " if form.begin else ""
+    further = "" if is_single else f" ({json.dumps(chr(10) + form.begin)} call){{0,{MOST_CALLS - 1}}}"
+    if use.is_required:
+        start = f"{begin}call{further}"
+    elif text is not None:
+        start = f"{begin}call{further} | {rule_of(text)}"
+    elif form.begin:
+        rules += ["TEXT: /(.|\\n)*/", f"head[lazy]: TEXT {json.dumps(form.begin)}"]
+        start = f"head call{further} | TEXT"
+    else:
+        rules.append("TEXT: /([^{](.|\\n)*)?/")
+        start = "call | TEXT"
+    return "\n".join([f"start: {start}", *rules, ""])
+
+
+def rule_of(text: TextForm) -> str:
+    """Return the right side of a rule for a text."""
+    if text.kind == "json_schema":
+        return json_rule(text.content, text.is_strict)
+    if text.kind == "regex":
+        return f"/{regex_to_lark(text.content)}/"
+    return " | ".join(json.dumps(choice) for choice in text.content)
+
+
+def json_rule(schema: Schema, is_strict: bool) -> str:
+    style: dict[str, Any] = JSON_STYLE if is_strict else JSON_STYLE | {"lenient": True}
+    return f"%json {json.dumps(schema | {'x-guidance': style})}"
+
+
+def told_in_text(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[Message]:
+    """Return messages without tools, calls and results, which their texts tell instead, for a chat template that has no
+    place for these.
+
+    Args:
+        messages: the conversation.
+        tools: in the form for chat templates.
+    """
+    told: list[Message] = []
+    for message in messages:
+        role, text = message["role"], message["content"] or ""
+        if role == "tool":
+            text = f"<tool_response>\n{text}\n</tool_response>"
+            if told and told[-1]["role"] == "user" and told[-1]["content"].endswith("</tool_response>"):
+                told[-1] = {"role": "user", "content": f"{told[-1]['content']}\n{text}"}
+                continue
+            role = "user"
+        calls = [
+            f"{HERMES.head(call['function']['name'])}{json.dumps(call['function']['arguments'])}}}{HERMES.end}"
+            for call in message.get("tool_calls") or ()
+        ]
+        told.append({"role": role, "content": "\n".join([text] * bool(text) + calls)})
+    if tools:
+        has_system = bool(told) and told[0]["role"] == "system"
+        before = f"{told.pop(0)['content']}\n\n" if has_system else ""
+        functions = "\n".join(json.dumps(tool["function"]) for tool in tools)
+        told.insert(0, {"role": "system", "content": f"{before}{TOOLS_TOLD}\n{functions}"})
+    return told
+
+
+class CallReader:
+    """Separates the text of an answer, which arrives in pieces, from its calls.
+
+    The grammar has made sure of their form, except at the end of an answer that is cut off.
+
+    Args:
+        form: how the model writes calls.
+    """
+
+    def __init__(self, form: CallForm):
+        self.form = form
+        self.head = re.compile(rf'\{{"name": "([^"]+)", "{form.arguments}": ')
+        self.held = ""
+        """Text that is not read yet."""
+        self.num_calls = 0
+        self.state: Literal["text", "head", "arguments", "tail"] = "text"
+        self.has_text = False
+        self.scan = ObjectEnd()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there are calls, and the last one is complete."""
+        return self.num_calls > 0 and self.state == "text"
+
+    def push(self, text: str, is_last: bool = False) -> tuple[str, list[CallPiece]]:
+        """Return the text that is certain now, and the pieces of calls.
+
+        Args:
+            text: the next piece.
+            is_last: whether it is the last one: then no text is held back.
+        """
+        self.held += text
+        given, calls = "", list[CallPiece]()
+        while True:
+            before = self.state, len(self.held)
+            match self.state:
+                case "text":
+                    given += self.read_text(is_last)
+                case "head":
+                    if found := self.head.match(self.held):
+                        self.held, self.state = self.held[found.end() :], "arguments"
+                        calls.append(CallPiece(self.num_calls, name=found[1]))
+                        self.num_calls, self.scan = self.num_calls + 1, ObjectEnd()
+                case "arguments":
+                    length = self.scan.length_in(self.held)
+                    if length:
+                        calls.append(CallPiece(self.num_calls - 1, arguments=self.held[:length]))
+                        self.held = self.held[length:]
+                    if self.scan.is_over:
+                        self.state = "tail"
+                case "tail":
+                    if self.held.startswith(tail := "}" + self.form.end):
+                        self.held, self.state = self.held[len(tail) :], "text"
+            if before == (self.state, len(self.held)):
+                return given, calls
+
+    def read_text(self, is_last: bool) -> str:
+        """Return the text that no call follows, without the white space before a call."""
+        begin = self.form.begin
+        if begin:
+            place = self.held.find(begin)
+        else:
+            place = 0 if self.held.startswith("{") and not self.has_text and not self.num_calls else -1
+        if place >= 0:
+            text, self.held, self.state = self.held[:place].rstrip(), self.held[place + len(begin) :], "head"
+        elif is_last:
+            text, self.held = self.held, ""
+        else:
+            before_call = self.held[: len(self.held) - possible_stop(self.held, begin)].rstrip() if begin else self.held
+            text, self.held = before_call, self.held[len(before_call) :]
+        self.has_text = self.has_text or bool(text)
+        return text
+
+
+class ObjectEnd:
+    """Finds the end of a JSON object that arrives in pieces."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self.in_string = self.is_escaped = self.is_over = False
+
+    def length_in(self, text: str) -> int:
+        """Return the number of characters of the next piece that belong to the object."""
+        for place, character in enumerate(text):
+            if self.is_escaped:
+                self.is_escaped = False
+            elif self.in_string:
+                self.is_escaped = character == "\\"
+                self.in_string = character != '"'
+            elif character == '"':
+                self.in_string = True
+            elif character in "{[":
+                self.depth += 1
+            elif character in "}]":
+                self.depth -= 1
+                if not self.depth:
+                    self.is_over = True
+                    return place + 1
+        return len(text)
