@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from voicechat_platform.assets import locate_gguf
 from voicechat_platform.corpora.tokenizers import make_tokenizer
+from voicechat_platform.tool_text import HERMES
 from voicechat_serve.generation.answer_form import NO_TOOLS, TextForm
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
 from voicechat_serve.generation.engines.constraint import Grammars
-from voicechat_serve.generation.tool_calls import HERMES, answer_grammar
+from voicechat_serve.generation.tool_calls import answer_grammar
 
 PERSON = {
     "type": "object",
