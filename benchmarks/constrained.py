@@ -37,13 +37,14 @@ from schemas import schemas
 from voicechat_platform.assets import locate_gguf
 from voicechat_platform.corpora.tokenizers import make_tokenizer
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
+from voicechat_platform.tool_text import HERMES
 from voicechat_serve.generation.answer_form import NO_TOOLS, TextForm
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
 from voicechat_serve.generation.engines.batched_engine import BatchedEngine
 from voicechat_serve.generation.engines.interface import GenerationRequest, Sampling, Token
 from voicechat_serve.generation.engines.llama_cpp.decoder import LlamaCppDecoder
 from voicechat_serve.generation.engines.torch_decoder import make_torch_decoder
-from voicechat_serve.generation.tool_calls import HERMES, answer_grammar
+from voicechat_serve.generation.tool_calls import answer_grammar
 
 STREAMS = (1, 8, 32)
 ANSWER = 96

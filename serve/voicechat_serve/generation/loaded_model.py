@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from voicechat_platform.errors import InputError
+from voicechat_platform.tool_text import HERMES
 from voicechat_serve.generation.answer_form import NO_TOOLS, CallPiece, Message, TextForm, Tool, ToolUse
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
 from voicechat_serve.generation.engines.interface import Engine, FinishReason, GenerationRequest, Sampling, Score
 from voicechat_serve.generation.served_model import MAX_TOKENS
-from voicechat_serve.generation.tool_calls import HERMES, CallReader, answer_grammar
+from voicechat_serve.generation.tool_calls import CallReader, answer_grammar
 
 Truncation = Literal["disabled", "auto"]
 """Whether a conversation longer than the context is refused, or loses its oldest messages."""
