@@ -10,6 +10,7 @@ import random
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -19,8 +20,8 @@ from torch import Tensor
 from voicechat_platform.errors import InputError
 from voicechat_serve.generation.vocabularies import Vocabulary
 
-MOST_KEPT = 32
-"""Compiled grammars in memory."""
+MOST_KEPT, MOST_TEXTS = 32, 4096
+"""Compiled grammars, and tokens of forced texts, in memory."""
 
 LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,  # about 20 ms to compile
@@ -32,16 +33,17 @@ LIMITS = LLParserLimits(
 )
 """Of one grammar: a client writes it, and other answers wait for its steps."""
 
-CLOSING_SLACK = 128
-"""By this number of tokens at most the shortest end of an answer is expected to grow with one token."""
+LEAST_GROWTH, MOST_GROWTH = 32, 128
+"""Tokens by which the end of an answer may move away with one token, such as one that begins an object: as far as the
+end of the shortest answer is at its beginning, within these limits."""
 
-CLOSERS = ("}", "]", ",", "null", "0", '"')
+CLOSERS = ("}", "]", ",", "null", "true", "0", '"')
 """Texts that lead an answer in JSON to its end, the best one first."""
 
 TEXT_PROBES = ("}", "z")
 """Texts that are possible together only where any text is, inside a string."""
 
-LONGEST_TRIAL = 64
+LONGEST_TRIAL = 128
 """In tokens: an answer that has come so far has met no character without a token."""
 
 ATTEMPTS = 4
@@ -66,7 +68,8 @@ class Grammars:
         self.tokens.longest_first = self.tokenizer.greedy_tokenize
         self.closers, self.probes = self.first_tokens(CLOSERS), self.first_tokens(TEXT_PROBES)
         self.closers_in_text = self.first_tokens(('"',))
-        self.compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self.compiled: OrderedDict[str, tuple[LLMatcher, int]] = OrderedDict()
+        """Grammars, and the tokens by which an end may move away."""
         self.lock = threading.Lock()
 
     def first_tokens(self, texts: Sequence[str]) -> list[int]:
@@ -83,19 +86,27 @@ class Grammars:
             GrammarError: it is invalid, or too complex.
         """
         with self.lock:
-            matcher = self.compiled.get(grammar)
-        if matcher is None:
-            matcher = LLMatcher(self.tokenizer, grammar, log_level=0, limits=LIMITS)
-            if matcher.is_error():
-                raise GrammarError(f"the grammar cannot be used: {first_line(matcher.get_error())}")
-            if not Constraint(self, matcher).can_begin():
-                raise GrammarError("no text in this model's vocabulary satisfies the grammar")
+            found = self.compiled.get(grammar)
+        if found is None:
+            found = self.compile(grammar)
         with self.lock:
-            self.compiled[grammar] = matcher
+            self.compiled[grammar] = found
             self.compiled.move_to_end(grammar)
             while len(self.compiled) > MOST_KEPT:
                 self.compiled.popitem(last=False)
-        return Constraint(self, matcher.deep_copy())
+        matcher, growth = found
+        return Constraint(self, matcher.deep_copy(), growth)
+
+    def compile(self, grammar: str) -> tuple[LLMatcher, int]:
+        matcher = LLMatcher(self.tokenizer, grammar, log_level=0, limits=LIMITS)
+        if matcher.is_error():
+            raise GrammarError(f"the grammar cannot be used: {first_line(matcher.get_error())}")
+        trial = Constraint(self, matcher)
+        shortest = trial.way_to_end(LONGEST_TRIAL)
+        if shortest is None and not trial.can_begin():
+            raise GrammarError("no text in this model's vocabulary satisfies the grammar")
+        growth = MOST_GROWTH if shortest is None else min(MOST_GROWTH, max(LEAST_GROWTH, len(shortest)))
+        return matcher, growth
 
 
 class TokensOf:
@@ -108,6 +119,7 @@ class TokensOf:
 
     def __init__(self, vocabulary: Vocabulary, end_ids: Sequence[int]):
         self.encode: Callable[..., list[int]] = vocabulary.encode
+        self.ids_of = lru_cache(MOST_TEXTS)(self.ids_in)
         self.longest_first: Callable[[str], list[int]]
         special = set(vocabulary.special_ids) | set(end_ids)
         # 0xff is in no text: so no text becomes a special token.
@@ -122,8 +134,12 @@ class TokensOf:
             self.tokens.append(b"\xff<end>")
         self.end_ids = list(end_ids) or [len(self.tokens) - 1]
         self.eos_token_id, self.special_token_ids = self.end_ids[0], sorted(special)
+        self.lengths_v = np.array([len(token) for token in self.tokens])
 
     def __call__(self, text: str) -> list[int]:
+        return self.ids_of(text)
+
+    def ids_in(self, text: str) -> list[int]:
         """Return the tokens that the model would write; some tokenizers begin every text with a space, which the
         middle of an answer has not."""
         ids = self.encode(text, add_special=False)
@@ -135,8 +151,8 @@ class TokensOf:
 class Constraint:
     """The state of one answer under a grammar."""
 
-    def __init__(self, grammars: Grammars, matcher: LLMatcher):
-        self.grammars, self.matcher = grammars, matcher
+    def __init__(self, grammars: Grammars, matcher: LLMatcher, growth: int = MOST_GROWTH):
+        self.grammars, self.matcher, self.growth = grammars, matcher, growth
         self.forced: deque[int] = deque(matcher.compute_ff_tokens())
         """The next tokens, if only these are possible."""
         self.closing: list[int] | None = None
@@ -182,7 +198,7 @@ class Constraint:
                 self.matcher.consume_token(token_id)
                 return token_id
             self.closing = found
-            self.check_at = room - 1 if found is None else min(room - 1, len(found) + CLOSING_SLACK)
+            self.check_at = room // 2 if found is None else min(room - 1, len(found) + self.growth)
         else:
             self.closing = None
         if not self.forced:
@@ -234,12 +250,12 @@ class Constraint:
             if matcher.validate_tokens([token_id]):
                 return token_id
         bits_v = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
-        allowed = np.flatnonzero(bits_v).tolist()
-        if not allowed:
+        allowed_v = bits_v[: len(grammars.tokens.tokens)].view(bool)
+        if not allowed_v.any():
             return grammars.tokens.eos_token_id  # which is an error here, and ends the search
         if generator:
-            return generator.choice(allowed)
-        return max(allowed, key=lambda token_id: len(grammars.tokens.tokens[token_id]))
+            return int(generator.choice(np.flatnonzero(allowed_v)))
+        return int(np.where(allowed_v, grammars.tokens.lengths_v, -1).argmax())
 
     def require_valid(self) -> None:
         """Check the state after a step.
