@@ -20,10 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from voicechat_platform.errors import InputError
 from voicechat_platform.json_file import read_object
-from voicechat_serve.generation.answer_form import Message, Tool
+from voicechat_serve.generation.answer_form import Message, TextForm, Tool
 from voicechat_serve.generation.engines.interface import Sampling
 from voicechat_serve.generation.engines.llama_cpp.model import LlamaModel
-from voicechat_serve.generation.tool_calls import MARKS_OF_CALLS, form_of, told_in_text
+from voicechat_serve.generation.tool_calls import HERMES, MARKS_OF_CALLS, CallForm, form_of, told_in_text
 from voicechat_serve.generation.vocabularies import GGUFVocabulary, HuggingFaceVocabulary, Vocabulary
 
 if TYPE_CHECKING:
@@ -102,23 +102,34 @@ class ChatTokenizer:
 
         return Grammars(self.vocabulary, self.end_ids)
 
-    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
+    def form_for(self, text: TextForm | None) -> CallForm:
+        """Return how the model writes calls if its text must have a form: Llama's calls could not be told from it."""
+        return HERMES if self.call_form is None or (text is not None and not self.call_form.begin) else self.call_form
+
+    def encode_chat(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), form: CallForm | None = None
+    ) -> list[int]:
         """Return the prompt for the model's next turn.
+
+        Args:
+            messages: the conversation.
+            tools: those that the model may call.
+            form: how the prompt shows calls; None for the template's own form.
 
         Raises:
             InputError: the model has no chat template, or the template refuses these messages.
         """
         # The template has already written the special tokens.
-        return self.vocabulary.encode(self.render(messages, tools), add_special=False)
+        return self.vocabulary.encode(self.render(messages, tools, form), add_special=False)
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = (), form: CallForm | None = None) -> str:
         """Return the text of the prompt; errors as in `encode_chat`."""
         if self.template is None:
             raise InputError("this model has no chat template; ask it for completions instead")
         given = {"messages": self.without_markers([{"content": ""} | message for message in messages])}
         if tools:
             given["tools"] = self.without_markers([tool.described() for tool in tools])
-        if self.call_form is None:
+        if self.call_form is None or form not in (None, self.call_form):
             given = {"messages": told_in_text(given["messages"], given.get("tools", []))}
         try:
             return self.template.render(**given, add_generation_prompt=True, **self.special)
