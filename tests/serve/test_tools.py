@@ -28,6 +28,7 @@ from voicechat_serve.api.ingress import build
 from voicechat_serve.api.services import Services
 from voicechat_serve.generation.answer_form import TextForm, Tool, ToolUse
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
+from voicechat_serve.generation.closed_schema import closed
 from voicechat_serve.generation.engines.choice import make_engine
 from voicechat_serve.generation.engines.interface import UnsupportedError
 from voicechat_serve.generation.loaded_model import GenerationOptions, LoadedModel
@@ -544,3 +545,75 @@ class TestOpenAIsClient:
         (call,) = choice.message.tool_calls
         messages = [USER, choice.message.model_dump(), RESULT | {"tool_call_id": call.id}]
         assert await api.chat.completions.create(**CHAT | {"messages": messages, "max_tokens": 4})
+
+
+@pytest.mark.parametrize(
+    ("schema", "is_closed"),
+    [
+        ({"type": "object", "properties": {"a": {}}}, True),
+        ({"type": "object", "properties": {"a": {}}, "required": ["a"]}, True),
+        ({"type": "object", "properties": {"a": {}}, "required": ["b"]}, False),
+        ({"type": "object", "properties": {"a": {}}, "additionalProperties": True}, False),
+        ({"type": "object", "properties": {"a": {}}, "minProperties": 2}, False),
+        ({"type": "object"}, False),
+        ({"properties": {"a": {}}, "anyOf": [{"properties": {"b": {}}}]}, False),
+        ({"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]}, False),
+        ({"anyOf": [{"properties": {"a": {}}}, {"type": "null"}]}, True),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"properties": {"a": {}}}}}, True),
+        ({"$ref": "#/$defs/a", "required": ["b"], "$defs": {"a": {"properties": {"a": {}}}}}, False),
+    ],
+)
+def test_a_schema_is_closed_where_it_lists_its_properties(schema, is_closed):
+    assert ("additionalProperties" in json.dumps(closed(schema))) == (
+        is_closed or "additionalProperties" in json.dumps(schema)
+    )
+    assert jsonschema.Draft202012Validator(closed(schema)).is_valid({"a": 1, "b": 2}) != is_closed
+
+
+REFUSING = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "<{{ m.role }}>{{ m.content }}{% endfor %}"
+)
+OWN = (
+    "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}{CALL}{% endfor %}{% endfor %}"
+)
+HERMES_CALL = '<tool_call>\\n{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}'
+LLAMA_CALL = '{"name": "{{ call.function.name }}", "parameters": {{ call.function.arguments | tojson }}}{# ipython #}'
+
+
+class TestTemplates:
+    @pytest.fixture
+    def tokenizer_with(self, tiny_model, tmp_path):
+        def made(template: str) -> ChatTokenizer:
+            shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+            (tmp_path / "chat_template.jinja").write_text(template)
+            return ChatTokenizer(tmp_path)
+
+        return made
+
+    HISTORY = (
+        USER,
+        {"role": "assistant", "content": "", "tool_calls": [CALL | {"function": {"name": "clock", "arguments": {}}}]},
+        {"role": "tool", "tool_call_id": "call_1", "name": "clock", "content": "Noon."},
+    )
+
+    def test_one_that_refuses_the_systems_message(self, tokenizer_with):
+        prompt = tokenizer_with(REFUSING).render(self.HISTORY, [Tool(name="clock")])
+        assert prompt.startswith("<user>Is it warm in Oslo?\n\nTo call a function")
+        assert prompt.count("<user>") == 2
+
+    @pytest.mark.parametrize(("call", "form"), [(HERMES_CALL, HERMES), (LLAMA_CALL, LLAMA)])
+    def test_one_with_its_own_form(self, tokenizer_with, call, form):
+        tokenizer = tokenizer_with(OWN.replace("{CALL}", call))
+        assert tokenizer.form_for(None) == form
+        prompt = tokenizer.render(self.HISTORY, [Tool(name="clock")])
+        assert "<tool>Noon." in prompt
+        assert f"{form.head('clock')}{{}}" in prompt
+        assert "To call a function" not in prompt
+
+    def test_llamas_calls_and_an_object(self, tokenizer_with):
+        tokenizer = tokenizer_with(OWN.replace("{CALL}", LLAMA_CALL))
+        form = tokenizer.form_for(TextForm("json_schema", CITY))
+        assert form == HERMES
+        assert "To call a function" in tokenizer.render(self.HISTORY, [Tool(name="clock")], form)

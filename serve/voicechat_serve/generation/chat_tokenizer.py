@@ -130,13 +130,24 @@ class ChatTokenizer:
         if tools:
             given["tools"] = self.without_markers([tool.described() for tool in tools])
         if self.call_form is None or form not in (None, self.call_form):
-            given = {"messages": told_in_text(given["messages"], given.get("tools", []))}
+            role = "system" if self.shows_system else "user"
+            given = {"messages": told_in_text(given["messages"], given.get("tools", []), role)}
         try:
             return self.template.render(**given, add_generation_prompt=True, **self.special)
         except TemplateError as error:
             raise InputError(f"the model's chat template refuses these messages: {error}") from error
         except Exception as error:  # a template may call anything that Python's texts and lists have
             raise InputError(f"the model's chat template fails for these messages: {error!r}") from error
+
+    @cached_property
+    def shows_system(self) -> bool:
+        """Whether the template has a place for the system's message; some refuse it, others leave it out."""
+        assert self.template is not None
+        messages = [{"role": "system", "content": "Instructions."}, {"role": "user", "content": "Question?"}]
+        try:
+            return "Instructions." in self.template.render(messages=messages, **self.special)
+        except Exception:  # as in `render`
+            return False
 
     def without_markers(self, value: Any) -> Any:
         """Return messages in which the text of a special token stays text, so that a message cannot end its turn and

@@ -11,6 +11,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 from voicechat_platform.errors import InputError
 from voicechat_serve.generation.answer_form import NO_PARAMETERS, CallPiece, Message, Schema, TextForm, ToolUse
+from voicechat_serve.generation.closed_schema import closed
 from voicechat_serve.generation.engines.text_stream import possible_stop
 
 MOST_CALLS = 16
@@ -118,7 +119,7 @@ def rule_of(text: TextForm) -> str:
 
 def json_rule(schema: Schema, is_strict: bool) -> str:
     style: dict[str, Any] = JSON_STYLE if is_strict else JSON_STYLE | {"lenient": True}
-    return f"%json {json.dumps(schema | {'x-guidance': style})}"
+    return f"%json {json.dumps(closed(schema) | {'x-guidance': style})}"
 
 
 def lark_of(grammar: str) -> str:
@@ -129,34 +130,36 @@ def lark_of(grammar: str) -> str:
         raise InputError(f"the grammar cannot be read, neither as Lark (start: ...) nor as GBNF: {error}") from error
 
 
-def told_in_text(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[Message]:
+def told_in_text(
+    messages: Sequence[Message], tools: Sequence[dict[str, Any]], role: Literal["system", "user"] = "system"
+) -> list[Message]:
     """Return messages without tools, calls and results, which their texts tell instead, for a chat template that has no
     place for these.
 
     Args:
         messages: the conversation.
         tools: in the form for chat templates.
+        role: of the first message, which describes the tools.
     """
     told: list[Message] = []
     for message in messages:
-        role, text = message["role"], message["content"] or ""
-        if role == "tool":
+        speaker, text = message["role"], message["content"] or ""
+        if speaker == "tool":
             text = f"<tool_response>\n{text}\n</tool_response>"
             if told and told[-1]["role"] == "user" and told[-1]["content"].endswith("</tool_response>"):
                 told[-1] = {"role": "user", "content": f"{told[-1]['content']}\n{text}"}
                 continue
-            role = "user"
+            speaker = "user"
         functions = [call["function"] for call in message.get("tool_calls") or ()]
         calls = [
             f"{HERMES.head(each['name'])}{json.dumps(each['arguments'], ensure_ascii=False)}}}{HERMES.end}"
             for each in functions
         ]
-        told.append({"role": role, "content": "\n".join([text] * bool(text) + calls)})
+        told.append({"role": speaker, "content": "\n".join([text] * bool(text) + calls)})
     if tools:
-        has_system = bool(told) and told[0]["role"] == "system"
-        before = f"{told.pop(0)['content']}\n\n" if has_system else ""
+        before = f"{told.pop(0)['content']}\n\n" if told and told[0]["role"] == role else ""
         described = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
-        told.insert(0, {"role": "system", "content": f"{before}{TOOLS_TOLD}\n{described}"})
+        told.insert(0, {"role": role, "content": f"{before}{TOOLS_TOLD}\n{described}"})
     return told
 
 
