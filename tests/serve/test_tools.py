@@ -617,3 +617,29 @@ class TestTemplates:
         form = tokenizer.form_for(TextForm("json_schema", CITY))
         assert form == HERMES
         assert "To call a function" in tokenizer.render(self.HISTORY, [Tool(name="clock")], form)
+
+
+class TestTheService:
+    SMOLLM2 = "smollm2-135m-instruct"
+
+    def test_a_call_and_its_result(self, client):
+        asked = {"model": self.SMOLLM2, "messages": [USER], "tools": TOOLS, "temperature": 0}
+        with client.chat.completions.stream(**asked, tool_choice=NAMED) as stream:
+            (choice,) = stream.get_final_completion().choices
+        (call,) = choice.message.tool_calls
+        jsonschema.validate(json.loads(call.function.arguments), CITY)
+        assert choice.finish_reason == "tool_calls"
+        asked["messages"] = [USER, choice.message.model_dump(), RESULT | {"tool_call_id": call.id}]
+        answer = client.chat.completions.create(**asked, tool_choice="none", max_tokens=16)
+        assert answer.choices[0].message.content
+
+    def test_an_object(self, client):
+        asked = {"model": self.SMOLLM2, "messages": [USER], "response_format": Weather}
+        assert isinstance(client.chat.completions.parse(**asked).choices[0].message.parsed, Weather)
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_a_grammar_that_is_wrong(self, client, stream):
+        with pytest.raises(openai.BadRequestError, match="grammar"):
+            client.chat.completions.create(
+                model=self.SMOLLM2, messages=[USER], stream=stream, extra_body={"guided_grammar": "start: nowhere"}
+            )
