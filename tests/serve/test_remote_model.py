@@ -326,7 +326,7 @@ class TestTools:
             },
             {"role": "tool", "tool_call_id": "x", "content": "dark"},
         ]
-        schema = {"type": "json_schema", "json_schema": {"name": "answer", "schema": TOOL, "strict": True}}
+        schema = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "array"}, "strict": True}}
         fields = {"tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False, "response_format": schema}
         answer = (await http.post("/chat/completions", json=CHAT | fields | {"messages": messages})).json()
         (body,) = stub.bodies
