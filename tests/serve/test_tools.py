@@ -21,6 +21,7 @@ from transformers import AutoConfig
 from constrained_answers import written
 from voicechat_platform.assets import locate_gguf
 from voicechat_platform.models import GPTForCausalLM
+from voicechat_platform.tool_text import HERMES, LLAMA, CallForm
 from voicechat_serve.api.chat import ChatRequest
 from voicechat_serve.api.completions import CompletionRequest
 from voicechat_serve.api.errors import APIError
@@ -33,7 +34,7 @@ from voicechat_serve.generation.engines.choice import make_engine
 from voicechat_serve.generation.engines.interface import UnsupportedError
 from voicechat_serve.generation.loaded_model import GenerationOptions, LoadedModel
 from voicechat_serve.generation.served_model import ServedModel
-from voicechat_serve.generation.tool_calls import HERMES, LLAMA, CallForm, CallReader, answer_grammar
+from voicechat_serve.generation.tool_calls import CallReader, answer_grammar
 
 CITY = {
     "type": "object",

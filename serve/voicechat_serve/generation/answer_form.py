@@ -4,14 +4,14 @@ tools."""
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from voicechat_platform.tool_text import described
+
 Message = dict[str, Any]
 """{"role": ..., "content": a text}, perhaps with "tool_calls" as in OpenAI's messages, but "arguments" as an object; of
 the role tool with "name", the tool's, and "tool_call_id"."""
 
 Schema = dict[str, Any]
 """A JSON Schema, as the client sent it."""
-
-NO_PARAMETERS: Schema = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,7 @@ class Tool:
 
     def described(self) -> dict[str, Any]:
         """Return the tool in the form that chat templates show to a model."""
-        function = {"name": self.name, "description": self.description, "parameters": self.parameters or NO_PARAMETERS}
-        return {"type": "function", "function": function}
+        return described(self.name, self.description, self.parameters)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,10 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from voicechat_platform.errors import InputError
 from voicechat_platform.json_file import read_object
+from voicechat_platform.tool_text import HERMES, MARKS_OF_CALLS, CallForm, form_of, told_in_text
 from voicechat_serve.generation.answer_form import Message, TextForm, Tool
 from voicechat_serve.generation.engines.interface import Sampling
 from voicechat_serve.generation.engines.llama_cpp.model import LlamaModel
-from voicechat_serve.generation.tool_calls import HERMES, MARKS_OF_CALLS, CallForm, form_of, told_in_text
 from voicechat_serve.generation.vocabularies import GGUFVocabulary, HuggingFaceVocabulary, Vocabulary
 
 if TYPE_CHECKING:

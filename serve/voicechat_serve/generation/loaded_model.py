@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from voicechat_platform.errors import InputError
+from voicechat_platform.tool_text import HERMES, CallForm
 from voicechat_serve.generation.answer_form import NO_TOOLS, CallPiece, Message, TextForm, Tool, ToolUse
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
 from voicechat_serve.generation.engines.interface import (
@@ -22,7 +23,7 @@ from voicechat_serve.generation.engines.interface import (
     UnsupportedError,
 )
 from voicechat_serve.generation.served_model import MAX_TOKENS
-from voicechat_serve.generation.tool_calls import HERMES, CallForm, CallReader, answer_grammar
+from voicechat_serve.generation.tool_calls import CallReader, answer_grammar
 
 Truncation = Literal["disabled", "auto"]
 """Whether a conversation longer than the context is refused, or loses its oldest messages."""

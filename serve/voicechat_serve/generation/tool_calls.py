@@ -1,16 +1,15 @@
-"""Calls of tools in a model's text: the form in which it writes them, the grammar of its answer, and their reader."""
+"""Calls of tools in a model's text: the grammar of its answer, and their reader."""
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from llguidance import regex_to_lark
 from llguidance.gbnf_to_lark import any_to_lark
 
 from voicechat_platform.errors import InputError
-from voicechat_serve.generation.answer_form import NO_PARAMETERS, CallPiece, Message, Schema, TextForm, ToolUse
+from voicechat_platform.tool_text import NO_PARAMETERS, CallForm
+from voicechat_serve.generation.answer_form import CallPiece, Schema, TextForm, ToolUse
 from voicechat_serve.generation.closed_schema import closed
 from voicechat_serve.generation.engines.text_stream import possible_stop
 
@@ -19,48 +18,6 @@ MOST_CALLS = 16
 
 JSON_STYLE = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 """JSON as Python writes it. Free white space would let a model write spaces without an end."""
-
-
-@dataclass(frozen=True)
-class CallForm:
-    """How a model writes a call: `begin`, an object with the tool's name and the arguments, `end`."""
-
-    begin: str = "<tool_call>\n"
-    end: str = "\n</tool_call>"
-    arguments: str = "arguments"
-    """The name of the arguments in the object."""
-    is_single: bool = False
-    """Whether an answer has at most one call."""
-
-    def head(self, name: str) -> str:
-        """Return the text of a call up to its arguments."""
-        return f'{self.begin}{{"name": {json.dumps(name)}, "{self.arguments}": '
-
-
-HERMES = CallForm()
-"""Of Hermes, Qwen and SmolLM3; also of models that have no form of their own."""
-
-LLAMA = CallForm(begin="", end="", arguments="parameters", is_single=True)
-"""Of Llama 3. An object that is the answer itself would look the same."""
-
-MARKS_OF_CALLS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
-"""Texts that no message may hold."""
-
-
-TOOLS_TOLD = (
-    'To call a function, answer with <tool_call>\n{"name": ..., "arguments": {...}}\n</tool_call>. You can call these:'
-)
-
-
-def form_of(template: str | None) -> CallForm | None:
-    """Return the form of calls that a chat template shows to its model, or None if it has none that is known here."""
-    if not template or "tools" not in template:
-        return None
-    if "<tool_call>" in template and '"arguments": ' in template.replace('\\"', '"'):
-        return HERMES
-    if '"parameters": ' in template.replace('\\"', '"') and "ipython" in template:
-        return LLAMA
-    return None
 
 
 def answer_grammar(use: ToolUse, text: TextForm | None, form: CallForm, has_end: bool) -> str | None:
@@ -128,39 +85,6 @@ def lark_of(grammar: str) -> str:
         return any_to_lark(grammar)
     except Exception as error:  # the converter has no bounds on its own errors
         raise InputError(f"the grammar cannot be read, neither as Lark (start: ...) nor as GBNF: {error}") from error
-
-
-def told_in_text(
-    messages: Sequence[Message], tools: Sequence[dict[str, Any]], role: Literal["system", "user"] = "system"
-) -> list[Message]:
-    """Return messages without tools, calls and results, which their texts tell instead, for a chat template that has no
-    place for these.
-
-    Args:
-        messages: the conversation.
-        tools: in the form for chat templates.
-        role: of the first message, which describes the tools.
-    """
-    told: list[Message] = []
-    for message in messages:
-        speaker, text = message["role"], message["content"] or ""
-        if speaker == "tool":
-            text = f"<tool_response>\n{text}\n</tool_response>"
-            if told and told[-1]["role"] == "user" and told[-1]["content"].endswith("</tool_response>"):
-                told[-1] = {"role": "user", "content": f"{told[-1]['content']}\n{text}"}
-                continue
-            speaker = "user"
-        functions = [call["function"] for call in message.get("tool_calls") or ()]
-        calls = [
-            f"{HERMES.head(each['name'])}{json.dumps(each['arguments'], ensure_ascii=False)}}}{HERMES.end}"
-            for each in functions
-        ]
-        told.append({"role": speaker, "content": "\n".join([text] * bool(text) + calls)})
-    if tools:
-        before = f"{told.pop(0)['content']}\n\n" if told and told[0]["role"] == role else ""
-        described = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
-        told.insert(0, {"role": role, "content": f"{before}{TOOLS_TOLD}\n{described}"})
-    return told
 
 
 class CallReader:
