@@ -6,7 +6,7 @@ The service renders prompts with this, and the training renders dialogues with i
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 """The schema of no arguments."""
@@ -32,7 +32,7 @@ HERMES = CallForm()
 """Of Hermes, Qwen and SmolLM3; also of models that have no form of their own."""
 
 LLAMA = CallForm(begin="", end="", arguments="parameters", is_single=True)
-"""Of Llama 3."""
+"""Of Llama 3. An object that is the answer itself would look the same."""
 
 MARKS_OF_CALLS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 """Texts that no message may hold."""
@@ -63,31 +63,34 @@ def described(name: str, description: str, parameters: dict[str, Any] | None) ->
     return {"type": "function", "function": function}
 
 
-def told_in_text(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def told_in_text(
+    messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], role: Literal["system", "user"] = "system"
+) -> list[dict[str, Any]]:
     """Return messages without tools, calls and results, which their texts tell instead, for a chat template that has no
     place for these.
 
     Args:
         messages: the conversation; the arguments of calls are objects.
         tools: in the form for chat templates.
+        role: of the first message, which describes the tools.
     """
     told: list[dict[str, Any]] = []
     for message in messages:
-        role, text = message["role"], message["content"] or ""
-        if role == "tool":
+        speaker, text = message["role"], message["content"] or ""
+        if speaker == "tool":
             text = f"<tool_response>\n{text}\n</tool_response>"
             if told and told[-1]["role"] == "user" and told[-1]["content"].endswith("</tool_response>"):
                 told[-1] = {"role": "user", "content": f"{told[-1]['content']}\n{text}"}
                 continue
-            role = "user"
+            speaker = "user"
+        functions = [call["function"] for call in message.get("tool_calls") or ()]
         calls = [
-            f"{HERMES.head(call['function']['name'])}{json.dumps(call['function']['arguments'])}}}{HERMES.end}"
-            for call in message.get("tool_calls") or ()
+            f"{HERMES.head(each['name'])}{json.dumps(each['arguments'], ensure_ascii=False)}}}{HERMES.end}"
+            for each in functions
         ]
-        told.append({"role": role, "content": "\n".join([text] * bool(text) + calls)})
+        told.append({"role": speaker, "content": "\n".join([text] * bool(text) + calls)})
     if tools:
-        has_system = bool(told) and told[0]["role"] == "system"
-        before = f"{told.pop(0)['content']}\n\n" if has_system else ""
-        functions = "\n".join(json.dumps(tool["function"]) for tool in tools)
-        told.insert(0, {"role": "system", "content": f"{before}{TOOLS_TOLD}\n{functions}"})
+        before = f"{told.pop(0)['content']}\n\n" if told and told[0]["role"] == role else ""
+        listed = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
+        told.insert(0, {"role": role, "content": f"{before}{TOOLS_TOLD}\n{listed}"})
     return told

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jsonschema
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from constrained_answers import written
 from voicechat_platform.assets import locate_gguf
 from voicechat_platform.corpora.tokenizers import TokenizerKind, make_tokenizer
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
@@ -81,21 +81,6 @@ def grammars(request, tmp_path_factory) -> Grammars:
     if request.param == "smollm2":
         return ChatTokenizer(locate_gguf("smollm2-135m-instruct")).grammars
     return saved(request.param, tmp_path_factory.mktemp("vocabulary")).grammars
-
-
-def written(grammars: Grammars, grammar: str, room: int, seed: int) -> tuple[str, bool]:
-    """Return an answer of a model that knows nothing, and whether it is complete."""
-    generator = np.random.default_rng(seed)
-    constraint, ids = grammars.start(grammar), []
-    words_w = np.zeros((grammars.tokenizer.vocab_size + 31) // 32, np.int32)
-    while len(ids) < room and not constraint.is_complete:
-        constraint.allow(words_w)
-        allowed = np.flatnonzero(np.unpackbits(words_w.view(np.uint8), bitorder="little"))
-        ids.append(constraint.accept(int(generator.choice(allowed)), room - len(ids) - 1))
-        constraint.require_valid()
-    if ids and ids[-1] in grammars.tokens.end_ids:
-        ids.pop()
-    return b"".join(grammars.tokens.tokens[token_id] for token_id in ids).decode(), constraint.is_complete
 
 
 @given(schema=st.sampled_from(SCHEMAS), room=st.integers(70, 400), seed=st.integers(0, 2**32))

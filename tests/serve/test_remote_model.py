@@ -26,6 +26,7 @@ from voicechat_serve.api.ingress import build
 from voicechat_serve.api.realtime import ServiceStages
 from voicechat_serve.api.services import Services
 from voicechat_serve.generation import remote_model, upstream
+from voicechat_serve.generation.answer_form import Tool, ToolUse
 from voicechat_serve.generation.engines.interface import (
     MOST_RUNNING,
     MOST_WAITING,
@@ -286,6 +287,127 @@ REFUSALS = [
     ([DONE], 503, "unavailable"),
     ([], 503, "unavailable"),
 ]
+
+
+TOOL = {"type": "function", "function": {"name": "look", "description": "", "parameters": {"type": "object"}}}
+
+
+def called(*pieces: dict, finish_reason: str | None = None) -> dict:
+    """A chunk with pieces of calls."""
+    chunk = said(None, finish_reason)
+    chunk["choices"][0]["delta"] = {"tool_calls": list(pieces)}
+    return chunk
+
+
+def call(index: int | None = 0, call_id: str | None = None, **function: object) -> dict:
+    return {"index": index, "id": call_id, "type": "function", "function": function}
+
+
+class TestTools:
+    async def test_they_go_there_and_their_calls_come_back(self, http, stub):
+        stub.answers = [
+            [
+                said("I look."),
+                called(call(0, "a", name="look", arguments="")),
+                called(call(0, arguments='{"at"')),
+                called(call(0, arguments=": 1}"), call(1, "b", name="look", arguments=None)),
+                said(None, "tool_calls"),
+                usage(9, 9),
+                DONE,
+            ]
+        ]
+        function = {"name": "look", "arguments": '{"at": 0}'}
+        messages = [
+            *ASKED,
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": "x", "type": "function", "function": function}],
+            },
+            {"role": "tool", "tool_call_id": "x", "content": "dark"},
+        ]
+        schema = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "array"}, "strict": True}}
+        fields = {"tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False, "response_format": schema}
+        answer = (await http.post("/chat/completions", json=CHAT | fields | {"messages": messages})).json()
+        (body,) = stub.bodies
+        assert {name: body[name] for name in fields} == fields
+        assert body["messages"] == messages
+        (choice,) = answer["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("I look.", "tool_calls")
+        assert [each["function"] for each in choice["message"]["tool_calls"]] == [
+            {"name": "look", "arguments": '{"at": 1}'},
+            {"name": "look", "arguments": "{}"},
+        ]
+
+    async def test_other_choices(self, http, stub):
+        await http.post("/chat/completions", json=CHAT | {"tools": [TOOL], "tool_choice": "none"})
+        await http.post("/chat/completions", json=CHAT | {"tools": [TOOL]})
+        await http.post("/chat/completions", json=CHAT | {"response_format": {"type": "json_object"}})
+        none, auto, form = stub.bodies
+        assert (none["tools"], none["tool_choice"]) == ([TOOL], "none")
+        assert not {"tool_choice", "parallel_tool_calls"} & set(auto)
+        assert form["response_format"] == {"type": "json_object"}
+
+    async def test_forms_that_openai_has_not_are_refused_by_name(self, http, stub):
+        for fields in ({"guided_regex": "a"}, {"guided_choice": ["a"]}, {"guided_grammar": 'start: "a"'}):
+            answer = await http.post("/chat/completions", json=CHAT | fields)
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, *fields)
+        prompt = {"model": "far", "prompt": "To be", "response_format": {"type": "json_object"}}
+        answer = await http.post("/completions", json=prompt)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "response_format")
+        assert not stub.bodies
+
+    @pytest.mark.parametrize(
+        "pieces",
+        [
+            [call(0, "a", name="look", arguments="{"), call(0, None, name="look", arguments="}")],
+            [call(0, "a", name="look", arguments="{"), call(0, "a", name="look", arguments="}")],
+            [call(None, "a", name="look", arguments="{"), call(None, None, arguments="}")],
+        ],
+    )
+    async def test_a_name_may_be_repeated(self, http, stub, pieces):
+        stub.answers = [[*(called(each) for each in pieces), said(None, "stop"), DONE]]
+        answer = await http.post("/chat/completions", json=CHAT | {"tools": [TOOL]})
+        (choice,) = answer.json()["choices"]
+        assert [each["function"]["arguments"] for each in choice["message"]["tool_calls"]] == ["{}"]
+        assert choice["finish_reason"] == "tool_calls"
+
+    async def test_every_call_may_have_the_number_0(self, http, stub):
+        pieces = [call(0, name, name="look", arguments=f'{{"at": "{name}"}}') for name in "ab"]
+        stub.answers = [[called(*pieces, finish_reason="stop"), DONE]]
+        answer = await http.post("/chat/completions", json=CHAT | {"tools": [TOOL]})
+        (choice,) = answer.json()["choices"]
+        found = [json.loads(each["function"]["arguments"]) for each in choice["message"]["tool_calls"]]
+        assert found == [{"at": "a"}, {"at": "b"}]
+
+    @pytest.mark.parametrize(
+        "pieces",
+        [
+            [call(0, "a", name="unknown", arguments="{}")],
+            [call(0, arguments="{}")],
+            [call(0, "a", name="look", arguments="{"), call(1, arguments="}")],
+            [call(number, str(number), name="look", arguments="{}") for number in range(17)],
+            [{"index": 0}],
+            [{"index": "0", "function": {"name": "look"}}],
+            [{"index": 0, "function": {"name": "look", "arguments": {}}}],
+        ],
+    )
+    @pytest.mark.parametrize("stream", [False, True])
+    async def test_a_server_that_lies(self, http, stub, pieces, stream):
+        stub.answers = [[*(called(each) for each in pieces), said(None, "tool_calls"), DONE]]
+        answer = await http.post("/chat/completions", json=CHAT | {"tools": [TOOL], "stream": stream})
+        if answer.status_code == 200:  # the error came after the first piece
+            assert json.loads(answer.text.split("\n\n")[-2].removeprefix("data: "))["error"]["code"] == "unavailable"
+        else:
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+
+    async def test_arguments_without_an_end(self, model, stub):
+        endless = [called(call(0, arguments="x" * 1000)) for _ in range(100)]
+        stub.answers = [[called(call(0, "a", name="look", arguments="")), *endless, HANG]]
+        options = GenerationOptions(sampling={"max_tokens": 100}, tools=ToolUse(tools=(Tool(name="look"),)))
+        deltas = [delta async for delta in model.chat(ASKED, options)]
+        given = sum(len(piece.arguments) for delta in deltas for piece in delta.calls)
+        assert (given <= 3200, deltas[-1].finish_reason) == (True, "length")
 
 
 class TestAServerThatDoesNotBehave:

@@ -247,7 +247,6 @@ async def test_raw_types_of_an_answer(http):
         ("completions", {"seed": 2**70}, "seed"),
         ("chat/completions", {"top_logprobs": 2}, "top_logprobs"),
         ("chat/completions", {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
-        ("chat/completions", {"tools": [{"type": "function"}]}, "tools"),
     ],
 )
 async def test_bad_requests(http, path, fields, param):

@@ -18,7 +18,12 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
     ("name", "value"),
     [
         *(("continue_final_message", True), ("add_generation_prompt", False), ("min_tokens", 3), ("ignore_eos", True)),
-        *(("guided_json", {}), ("chat_template", "x"), ("chat_template_kwargs", {"a": 1}), ("keep_alive", "5m")),
+        *(
+            ("guided_decoding_backend", "x"),
+            ("chat_template", "x"),
+            ("chat_template_kwargs", {"a": 1}),
+            ("keep_alive", "5m"),
+        ),
         *(("truncate_prompt_tokens", 5), ("prompt_logprobs", 1), ("skip_special_tokens", False), ("store", True)),
         *(("reasoning_effort", "low"), ("service_tier", "flex"), ("temprature", 1)),
     ],
@@ -125,6 +130,7 @@ async def test_a_sound_that_is_no_form_names_the_content_type(http, content_type
 
 
 USER = {"role": "user", "content": "Hi"}
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
 @pytest.mark.parametrize(
@@ -132,7 +138,8 @@ USER = {"role": "user", "content": "Hi"}
     [
         ({"messages": [USER, USER | {"foo": 1}]}, "messages.1.foo"),
         ({"messages": [USER | {"cache_control": {"type": "ephemeral"}}]}, "messages.0.cache_control"),
-        ({"messages": [USER | {"tool_calls": [{"id": "a", "type": "function"}]}]}, "messages.0.tool_calls"),
+        ({"messages": [USER | {"tool_calls": [CALL]}]}, "messages.0.tool_calls"),
+        ({"messages": [USER | {"tool_calls": [CALL | {"index": 0}]}]}, "messages.0.tool_calls.0.index"),
         ({"messages": [USER | {"audio": {"id": "a"}}]}, "messages.0.audio"),
         ({"messages": [{"role": "assistant", "content": "", "prefix": True}]}, "messages.0.prefix"),
         (
@@ -141,7 +148,8 @@ USER = {"role": "user", "content": "Hi"}
         ),
         ({"stream": True, "stream_options": {"include_usages": True}}, "stream_options.include_usages"),
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
-        ({"response_format": {"type": "text", "strict": True}}, "response_format"),
+        ({"response_format": {"type": "text", "strict": True}}, "response_format.strict"),
+        ({"functions": [{"name": "f"}]}, "functions"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"audio": {"voice": "heart", "format": "wav"}}, "audio"),
     ],

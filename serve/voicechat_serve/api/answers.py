@@ -53,13 +53,39 @@ class ChoiceRequest:
 
 
 @dataclass
+class Call:
+    """One call of a tool."""
+
+    id: str
+    name: str
+    arguments: str = ""
+    """A JSON object, unless the answer was cut off."""
+
+
+@dataclass
 class Choice:
     """One complete choice of an answer."""
 
     text: str = ""
+    calls: list[Call] = field(default_factory=list)
     scores: list[ScoredToken] = field(default_factory=list)
     prompt_scores: tuple[ScoredToken, ...] = ()
     finish_reason: FinishReason | None = None
+
+    def add(self, delta: Delta) -> None:
+        """Append a piece."""
+        self.text += delta.text
+        for piece in delta.calls:
+            if piece.name:
+                self.calls.append(Call(new_call_id(), piece.name))
+            self.calls[piece.index].arguments += piece.arguments
+        self.scores += delta.scores
+        self.prompt_scores = self.prompt_scores or delta.prompt_scores
+        self.finish_reason = delta.finish_reason
+
+
+def new_call_id() -> str:
+    return f"call_{uuid.uuid4().hex}"
 
 
 @dataclass
@@ -100,11 +126,7 @@ async def whole_answer(
             async with pieces(handle, choice_requests) as numbered_pieces:
                 async for index, delta in numbered_pieces:
                     tally.count(index, delta)
-                    choice = choices[index]
-                    choice.text += delta.text
-                    choice.scores += delta.scores
-                    choice.prompt_scores = choice.prompt_scores or delta.prompt_scores
-                    choice.finish_reason = delta.finish_reason
+                    choices[index].add(delta)
             return choices
         except (ActorDiedError, ActorUnavailableError):
             if attempt == MOST_ATTEMPTS:

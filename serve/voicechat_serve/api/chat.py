@@ -2,62 +2,27 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any
 
 from fastapi import APIRouter
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field
 
-from voicechat_serve.api.answers import STREAM_DOCUMENTED, ChoiceRequest, Tally, event_stream, heading, whole_answer
+from voicechat_serve.api.answers import (
+    STREAM_DOCUMENTED,
+    Choice,
+    ChoiceRequest,
+    Tally,
+    event_stream,
+    heading,
+    new_call_id,
+    whole_answer,
+)
+from voicechat_serve.api.chat_messages import ChatMessage, conversation_of
 from voicechat_serve.api.errors import APIError
-from voicechat_serve.api.fields import Part, Text
 from voicechat_serve.api.services import Services
 from voicechat_serve.api.text_request import TextRequest, choice_sampling
-from voicechat_serve.generation.answer_form import Message
+from voicechat_serve.api.tool_fields import MOST_TOOLS, ToolChoice, ToolFields, tool_use, tools_of
 from voicechat_serve.generation.loaded_model import Delta, GenerationOptions, ScoredToken, Truncation
-
-
-class ContentPart(Part):
-    type: str
-    text: Text | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def type_alone_of_others(cls, part: Any) -> Any:
-        """Refuse every part except text by its type, with any fields."""
-        return part if not isinstance(part, dict) or part.get("type") == "text" else {"type": part.get("type")}
-
-
-Content = Annotated[
-    Annotated[Text, Tag("[text]")] | Annotated[list[ContentPart], Tag("[parts]")],
-    Discriminator(lambda content: "[parts]" if isinstance(content, list) else "[text]"),
-]
-
-
-class ChatMessage(Part):
-    neutral: ClassVar = {"tool_calls": ([],), "annotations": ([],), "refusal": ("",)}  # as in OpenAI's responses
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content | None = None
-    name: Text | None = None
-    """The speaker, if several share one role: chat templates have no place for it."""
-
-    def as_prompt(self, position: int) -> Message:
-        """Return the message for the chat template.
-
-        Raises:
-            APIError: 400, the content is not text, or is missing.
-        """
-        content = self.content
-        if content is None:
-            if self.role != "assistant":
-                raise APIError(400, f"a {self.role} message needs content", param=f"messages.{position}.content")
-            content = ""
-        elif not isinstance(content, str):
-            if any(part.type != "text" or part.text is None for part in content):
-                raise APIError(400, "only text content is supported", param=f"messages.{position}.content")
-            content = "".join(part.text or "" for part in content)
-        # The same field under OpenAI's newer name.
-        return {"role": "system" if self.role == "developer" else self.role, "content": content}
 
 
 class ChatRequest(TextRequest):
@@ -65,6 +30,9 @@ class ChatRequest(TextRequest):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[ToolFields] | None = Field(None, max_length=MOST_TOOLS)
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     truncation: Truncation = "disabled"
     """As in OpenAI's responses: "auto" omits the oldest messages of a conversation that is longer than the context."""
 
@@ -74,7 +42,7 @@ class ChatRequest(TextRequest):
         Raises:
             APIError: 400, a field has a value that is not supported.
         """
-        messages = [message.as_prompt(position) for position, message in enumerate(self.messages)]
+        messages = conversation_of(self.messages)
         if self.top_logprobs and not self.logprobs:
             message = "top_logprobs needs logprobs to be true"
             raise APIError(400, message, param="top_logprobs", code="invalid_value")
@@ -84,10 +52,15 @@ class ChatRequest(TextRequest):
         options = GenerationOptions(
             sampling=sampling,
             top_scores=(self.top_logprobs or 0) if self.logprobs else None,
+            tools=tool_use(tools_of(self.tools or []), self.tool_choice, self.parallel_tool_calls is not False),
+            text=self.text_form(),
             truncation=self.truncation,
             model=model,
             version=version,
         )
+        if options.text and options.text.kind == "grammar" and options.tools.allowed:
+            message = f"{options.text.field} is not supported together with tools"
+            raise APIError(400, message, param=options.text.field, code="unsupported_parameter")
         choices = [choice_sampling(sampling, choice) for choice in range(self.choices)]
         return [ChoiceRequest("chat", messages, replace(options, sampling=each)) for each in choices]
 
@@ -102,7 +75,8 @@ def router(services: Services) -> APIRouter:
         tally = Tally(choices_per_prompt=len(choice_requests))
         if request.stream:
             head = heading("chatcmpl", "chat.completion.chunk", request.model)
-            chunks = ChunkWriter(head, request.usage_wanted)
+            may_call = bool(choice_requests[0].options.tools.allowed)
+            chunks = ChunkWriter(head, request.usage_wanted, may_call)
             last = head | {"choices": []} if request.usage_wanted else None
             return await event_stream(handle, choice_requests, tally, chunks, last)
         choices = await whole_answer(handle, choice_requests, tally)
@@ -110,7 +84,7 @@ def router(services: Services) -> APIRouter:
             "choices": [
                 {
                     "index": index,
-                    "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                    "message": message_of(choice),
                     "finish_reason": choice.finish_reason,
                     "logprobs": openai_logprobs(choice.scores),
                 }
@@ -123,20 +97,49 @@ def router(services: Services) -> APIRouter:
     return routes
 
 
-class ChunkWriter:
-    """Converts pieces of an answer to OpenAI's chunks: for each choice the role, the text, and the reason for its
-    end."""
+def message_of(choice: Choice) -> dict[str, Any]:
+    """Return a whole message in OpenAI's form."""
+    message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    if not choice.calls:
+        return message
+    calls = [call_fields(call.id, call.name, call.arguments) for call in choice.calls]
+    return message | {"content": choice.text or None, "tool_calls": calls}
 
-    def __init__(self, head: dict[str, Any], usage_wanted: bool):
+
+def call_fields(call_id: str, name: str, arguments: str) -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+class ChunkWriter:
+    """Converts pieces of an answer to OpenAI's chunks: for each choice the role, the text, the calls of tools, and the
+    reason for its end.
+
+    Args:
+        head: the fields of every chunk.
+        usage_wanted: whether the client wants the usage.
+        may_call: whether an answer may have calls: then it may have no text, and begins with null.
+    """
+
+    def __init__(self, head: dict[str, Any], usage_wanted: bool, may_call: bool):
         self.head = head | {"usage": None} if usage_wanted else head
+        self.first_text = None if may_call else ""
         self.begun: set[int] = set()
 
     def __call__(self, index: int, delta: Delta) -> Iterator[dict[str, Any]]:
         if index not in self.begun:
             self.begun.add(index)
-            yield self.chunk(index, delta, {"role": "assistant", "content": ""})
+            yield self.chunk(index, delta, {"role": "assistant", "content": self.first_text})
         if delta.text or delta.scores:
-            yield self.chunk(index, delta, {"content": delta.text}, logprobs=openai_logprobs(delta.scores))
+            yield self.chunk(
+                index, delta, {"content": delta.text or self.first_text}, logprobs=openai_logprobs(delta.scores)
+            )
+        for piece in delta.calls:
+            if piece.name:
+                call = {"index": piece.index} | call_fields(new_call_id(), piece.name, "")
+                yield self.chunk(index, delta, {"tool_calls": [call]})
+            if piece.arguments:
+                call = {"index": piece.index, "function": {"arguments": piece.arguments}}
+                yield self.chunk(index, delta, {"tool_calls": [call]})
         if delta.finish_reason:
             yield self.chunk(index, delta, {}, delta.finish_reason)
 
@@ -144,7 +147,7 @@ class ChunkWriter:
         self,
         index: int,
         delta: Delta,
-        content: dict[str, str],
+        content: dict[str, Any],
         finish_reason: str | None = None,
         logprobs: dict[str, Any] | None = None,
     ) -> dict[str, Any]:

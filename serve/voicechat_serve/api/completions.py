@@ -71,6 +71,7 @@ class CompletionRequest(TextRequest):
             sampling=sampling,
             top_scores=self.logprobs,
             score_prompt=bool(self.echo) and self.logprobs is not None,
+            text=self.text_form(),
             model=model,
             version=version,
         )

@@ -15,7 +15,7 @@ from voicechat_serve.api.errors import APIError
 WITHOUT_EFFECT = frozenset(
     {
         *("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
-        *("parallel_tool_calls", "prediction"),
+        "prediction",
     }
 )
 """Fields that change nothing in a response, with any value."""
@@ -26,7 +26,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "store": (False,),

@@ -5,7 +5,8 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from voicechat_serve.api.errors import APIError
-from voicechat_serve.api.fields import Body, Part, Text
+from voicechat_serve.api.fields import Part, Text
+from voicechat_serve.api.text_forms import FormFields
 
 MOST_CHOICES = 16
 """The most answers to one request, over all of its prompts."""
@@ -27,7 +28,7 @@ class StreamOptions(Part):
     include_usage: bool | None = None
 
 
-class TextRequest(Body):
+class TextRequest(FormFields):
     """The fields of both endpoints; top_k, min_p and repetition_penalty are not OpenAI's."""
 
     model: Text

@@ -35,9 +35,8 @@ class ToolUse:
     """The tools of a request, and whether the model must call one."""
 
     tools: tuple[Tool, ...] = ()
-    """Those that the prompt describes."""
     callable: frozenset[str] | None = None
-    """The names of those that the model may call; None for all."""
+    """The names of those that the model may call; None for all. The prompt describes no others."""
     is_required: bool = False
     """Whether the answer must be a call."""
     is_parallel: bool = True
@@ -56,11 +55,16 @@ NO_TOOLS = ToolUse()
 class TextForm:
     """What the text of an answer must be."""
 
-    kind: Literal["json_schema", "regex", "choice", "lark"]
+    kind: Literal["json_schema", "regex", "choice", "grammar"]
     content: Any
-    """A `Schema`, a regular expression, a list of texts, or a grammar."""
+    """A `Schema`, a regular expression, a list of texts, or a grammar in Lark or in llama.cpp's GBNF."""
     is_strict: bool = True
     """As in `Tool`, for a schema."""
+
+    @property
+    def field(self) -> str:
+        """The name of the request's field, for errors."""
+        return "response_format" if self.kind == "json_schema" else f"guided_{self.kind}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from voicechat_platform.errors import InputError
 from voicechat_platform.json_file import read_object
-from voicechat_platform.tool_text import MARKS_OF_CALLS, form_of, told_in_text
-from voicechat_serve.generation.answer_form import Message, Tool
+from voicechat_platform.tool_text import HERMES, MARKS_OF_CALLS, CallForm, form_of, told_in_text
+from voicechat_serve.generation.answer_form import Message, TextForm, Tool
 from voicechat_serve.generation.engines.interface import Sampling
 from voicechat_serve.generation.engines.llama_cpp.model import LlamaModel
 from voicechat_serve.generation.vocabularies import GGUFVocabulary, HuggingFaceVocabulary, Vocabulary
@@ -102,30 +102,52 @@ class ChatTokenizer:
 
         return Grammars(self.vocabulary, self.end_ids)
 
-    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
+    def form_for(self, text: TextForm | None) -> CallForm:
+        """Return how the model writes calls if its text must have a form: Llama's calls could not be told from it."""
+        return HERMES if self.call_form is None or (text is not None and not self.call_form.begin) else self.call_form
+
+    def encode_chat(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), form: CallForm | None = None
+    ) -> list[int]:
         """Return the prompt for the model's next turn.
+
+        Args:
+            messages: the conversation.
+            tools: those that the model may call.
+            form: how the prompt shows calls; None for the template's own form.
 
         Raises:
             InputError: the model has no chat template, or the template refuses these messages.
         """
         # The template has already written the special tokens.
-        return self.vocabulary.encode(self.render(messages, tools), add_special=False)
+        return self.vocabulary.encode(self.render(messages, tools, form), add_special=False)
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = (), form: CallForm | None = None) -> str:
         """Return the text of the prompt; errors as in `encode_chat`."""
         if self.template is None:
             raise InputError("this model has no chat template; ask it for completions instead")
         given = {"messages": self.without_markers([{"content": ""} | message for message in messages])}
         if tools:
             given["tools"] = self.without_markers([tool.described() for tool in tools])
-        if self.call_form is None:
-            given = {"messages": told_in_text(given["messages"], given.get("tools", []))}
+        if self.call_form is None or form not in (None, self.call_form):
+            role = "system" if self.shows_system else "user"
+            given = {"messages": told_in_text(given["messages"], given.get("tools", []), role)}
         try:
             return self.template.render(**given, add_generation_prompt=True, **self.special)
         except TemplateError as error:
             raise InputError(f"the model's chat template refuses these messages: {error}") from error
         except Exception as error:  # a template may call anything that Python's texts and lists have
             raise InputError(f"the model's chat template fails for these messages: {error!r}") from error
+
+    @cached_property
+    def shows_system(self) -> bool:
+        """Whether the template has a place for the system's message; some refuse it, others leave it out."""
+        assert self.template is not None
+        messages = [{"role": "system", "content": "Instructions."}, {"role": "user", "content": "Question?"}]
+        try:
+            return "Instructions." in self.template.render(messages=messages, **self.special)
+        except Exception:  # as in `render`
+            return False
 
     def without_markers(self, value: Any) -> Any:
         """Return messages in which the text of a special token stays text, so that a message cannot end its turn and

@@ -10,10 +10,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from voicechat_platform.errors import InputError
-from voicechat_platform.tool_text import HERMES
+from voicechat_platform.tool_text import HERMES, CallForm
 from voicechat_serve.generation.answer_form import NO_TOOLS, CallPiece, Message, TextForm, Tool, ToolUse
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
-from voicechat_serve.generation.engines.interface import Engine, FinishReason, GenerationRequest, Sampling, Score
+from voicechat_serve.generation.engines.interface import (
+    Engine,
+    FinishReason,
+    GenerationRequest,
+    Sampling,
+    Score,
+    Token,
+    UnsupportedError,
+)
 from voicechat_serve.generation.served_model import MAX_TOKENS
 from voicechat_serve.generation.tool_calls import CallReader, answer_grammar
 
@@ -126,13 +134,15 @@ class LoadedModel:
         Raises (at the first piece): the errors of `Engine.generate`, and InputError if the messages do not fit the
         model's template or the model has no such token id.
         """
-        prompt_ids = await self.encoded(self.chat_prompt, messages, options.tools.allowed, options.truncation)
+        form = self.tokenizer.form_for(options.text)
+        prompt_ids = await self.encoded(self.chat_prompt, messages, options.tools.allowed, form, options.truncation)
         options = replace(options, sampling={"max_tokens": self.max_tokens} | options.sampling)
-        form = self.tokenizer.call_form or HERMES
-        grammar = answer_grammar(options.tools, options.text, form, bool(self.tokenizer.end_ids))
+        grammar = await self.grammar(options, form)
         reader = CallReader(form) if options.tools.allowed else None
-        may_be_cut = grammar is None and bool(self.tokenizer.chat_stop)
-        async with aclosing(self.write(prompt_ids, options, self.tokenizer.chat_stop, grammar=grammar)) as deltas:
+        # A text with a form ends where its grammar ends, and may hold what ends a turn otherwise.
+        stop = () if options.text else self.tokenizer.chat_stop
+        may_be_cut = grammar is None and bool(stop)
+        async with aclosing(self.write(prompt_ids, options, stop, grammar=grammar)) as deltas:
             num_before = 0
             async for delta in deltas:
                 if reader is not None:
@@ -156,15 +166,24 @@ class LoadedModel:
             self.encoding[key].add_done_callback(lambda _: self.encoding.pop(key))
         return await asyncio.shield(self.encoding[key])  # if one choice is cancelled, the others still wait
 
-    def chat_prompt(self, messages: Sequence[Message], tools: Sequence[Tool], truncation: Truncation) -> list[int]:
+    async def grammar(self, options: GenerationOptions, form: CallForm) -> str | None:
+        """Return the grammar of an answer; None for any text. Errors as in `answer_grammar`."""
+        if not options.tools.allowed and options.text is None:
+            return None
+        # A schema or a grammar may be long.
+        return await asyncio.to_thread(answer_grammar, options.tools, options.text, form, bool(self.tokenizer.end_ids))
+
+    def chat_prompt(
+        self, messages: Sequence[Message], tools: Sequence[Tool], form: CallForm, truncation: Truncation
+    ) -> list[int]:
         """Return the prompt of a conversation, within the context if `truncation` allows it."""
-        prompt_ids = self.tokenizer.encode_chat(messages, tools)
+        prompt_ids = self.tokenizer.encode_chat(messages, tools, form)
         context = self.engine.context
         limit = context - max(int(context * ANSWER_SHARE), min(context // 2, ANSWER_TOKENS))
         is_long = truncation == "auto" and len(prompt_ids) > limit
-        return self.shortened(messages, tools, limit) if is_long else prompt_ids
+        return self.shortened(messages, tools, form, limit) if is_long else prompt_ids
 
-    def shortened(self, messages: Sequence[Message], tools: Sequence[Tool], limit: int) -> list[int]:
+    def shortened(self, messages: Sequence[Message], tools: Sequence[Tool], form: CallForm, limit: int) -> list[int]:
         """Return the longest prompt within the limit that omits the oldest messages, but never the system's.
 
         If the last message alone is too long, omit its first words, too.
@@ -176,7 +195,7 @@ class LoadedModel:
             left = list(rest[num_left_out:])
             while len(left) > 1 and left[0]["role"] == "tool":  # the result of a call that is left out
                 left.pop(0)
-            return self.tokenizer.encode_chat([*system, *left], tools)
+            return self.tokenizer.encode_chat([*system, *left], tools, form)
 
         num_left_out = bisect_left(range(len(rest) - 1), True, key=lambda number: len(prompt_of(number)) <= limit)
         prompt_ids = prompt_of(num_left_out)
@@ -185,7 +204,8 @@ class LoadedModel:
         words = (rest[-1].get("content") or "").split()
 
         def prompt_without(num_words: int) -> list[int]:
-            return self.tokenizer.encode_chat([*system, {**rest[-1], "content": " ".join(words[num_words:])}], tools)
+            last = {**rest[-1], "content": " ".join(words[num_words:])}
+            return self.tokenizer.encode_chat([*system, last], tools, form)
 
         num_words = bisect_left(range(len(words) - 1), True, key=lambda number: len(prompt_without(number)) <= limit)
         return prompt_without(num_words)[-limit:]
@@ -193,7 +213,7 @@ class LoadedModel:
     async def complete(self, prompt: str | list[int], options: GenerationOptions) -> AsyncGenerator[Delta, None]:
         """Yield the continuation of the prompt, a text or token ids; errors as in `chat`."""
         prompt_ids = await self.encoded(self.tokenizer.vocabulary.encode, prompt) if isinstance(prompt, str) else prompt
-        grammar = answer_grammar(NO_TOOLS, options.text, HERMES, bool(self.tokenizer.end_ids))
+        grammar = await self.grammar(options, HERMES)
         async with aclosing(self.write(prompt_ids, options, prompt=prompt, grammar=grammar)) as deltas:
             async for delta in deltas:
                 yield delta
@@ -220,7 +240,7 @@ class LoadedModel:
         scores = None
         if options.top_scores is not None:
             scores = AnswerScores(prompt if isinstance(prompt, str) else self.tokenizer.vocabulary.decode(prompt))
-        async with aclosing(self.engine.generate(request)) as batches:
+        async with aclosing(self.generate(request, options)) as batches:
             async for tokens in batches:
                 count += len(tokens)
                 text = "".join(token.text for token in tokens)
@@ -234,6 +254,20 @@ class LoadedModel:
                     prompt_scores=self.scored_prompt(prompt, tokens[0].prompt_scores),
                     fingerprint=self.fingerprint,
                 )
+
+    async def generate(
+        self, request: GenerationRequest, options: GenerationOptions
+    ) -> AsyncGenerator[list[Token], None]:
+        """Yield the engine's tokens; an engine that takes no grammar is an error that names the client's own field."""
+        try:
+            async with aclosing(self.engine.generate(request)) as batches:
+                async for tokens in batches:
+                    yield tokens
+        except UnsupportedError as error:
+            if error.feature != "grammar":
+                raise
+            field = options.text.field if options.text and not options.tools.allowed else "tools"
+            raise UnsupportedError(field, error.engine) from error
 
     def require_known(self, token_ids: Sequence[int]) -> None:
         size = self.tokenizer.vocabulary.size
@@ -261,7 +295,11 @@ class LoadedModel:
 def with_calls(delta: Delta, reader: CallReader) -> Delta:
     """Return the same piece, with calls of tools instead of the text of these."""
     text, calls = reader.push(delta.text, is_last=delta.finish_reason is not None)
-    finish_reason = "tool_calls" if delta.finish_reason and reader.is_whole else delta.finish_reason
+    finish_reason = delta.finish_reason
+    if finish_reason and reader.is_whole:
+        finish_reason = "tool_calls"
+    elif finish_reason and reader.is_cut:  # perhaps by a stop string, which leaves no whole call
+        finish_reason = "length"
     return replace(delta, text=text, calls=tuple(calls), finish_reason=finish_reason)
 
 

@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from voicechat_platform.errors import InputError
-from voicechat_serve.generation.answer_form import Message
+from voicechat_serve.generation.answer_form import CallPiece, Message
 from voicechat_serve.generation.engines.interface import (
     FinishReason,
     PromptTooLongError,
@@ -17,6 +17,7 @@ from voicechat_serve.generation.engines.interface import (
 from voicechat_serve.generation.engines.text_stream import StopStrings
 from voicechat_serve.generation.loaded_model import AnswerScores, Delta, GenerationOptions
 from voicechat_serve.generation.remote_pieces import Piece, piece_of
+from voicechat_serve.generation.remote_tools import RemoteCalls, form_fields, sent_message, tool_fields
 from voicechat_serve.generation.served_model import MAX_TOKENS, Remote
 from voicechat_serve.generation.upstream import WHO, Upstream
 
@@ -77,17 +78,19 @@ class RemoteModel:
         refusal as too long, but always the system's message and the last one.
 
         Raises (at the first piece, the last one later too): the errors of `Upstream.objects`; UnsupportedError: the
-        other server gives no scores; UpstreamError: what it sends is no answer.
+        other server gives no scores, or takes no such form of the text; UpstreamError: what it sends is no answer.
         """
         system = [message for message in messages[:1] if message["role"] == "system"]
         rest = list(messages[len(system) :])
-        scored = {} if options.top_scores is None else {"logprobs": True, "top_logprobs": options.top_scores}
+        asked = tool_fields(options.tools) | form_fields(options.text)
+        if options.top_scores is not None:
+            asked |= {"logprobs": True, "top_logprobs": options.top_scores}
         attempts = MOST_ATTEMPTS if options.truncation == "auto" else 1
         while True:
             attempts -= 1
             has_begun = False
             try:
-                fields = scored | {"messages": [*system, *rest]}
+                fields = asked | {"messages": [sent_message(message) for message in (*system, *rest)]}
                 async with aclosing(self.write("/chat/completions", fields, options)) as deltas:
                     async for delta in deltas:
                         has_begun = True
@@ -97,13 +100,17 @@ class RemoteModel:
                 if has_begun or not attempts or len(rest) < 2:
                     raise
             rest = rest[(len(rest) + 1) // 2 :] if attempts > 1 else rest[-1:]
-            if rest[0]["role"] == "assistant" and len(rest) > 1:  # some templates begin with the user's turn
+            while (
+                rest[0]["role"] in ("assistant", "tool") and len(rest) > 1
+            ):  # some templates begin with the user's turn
                 rest = rest[1:]
 
     async def complete(self, prompt: str | list[int], options: GenerationOptions) -> AsyncGenerator[Delta, None]:
         """Yield the continuation of the prompt, a text or token ids of the other model; errors as in `chat`."""
         if options.score_prompt:
             raise UnsupportedError("logprobs of the prompt", "openai")
+        if options.text is not None:
+            raise UnsupportedError(options.text.field, "openai")
         if options.top_scores is not None and not isinstance(prompt, str):
             raise InputError("logprobs need a prompt that is text, because the model runs on another server")
         scored = {} if options.top_scores is None else {"logprobs": options.top_scores}
@@ -122,16 +129,18 @@ class RemoteModel:
             fields["stop"] = list(stop[:MOST_STOPS])
         if bias := sampling.get("logit_bias"):
             fields["logit_bias"] = {str(token_id): number for token_id, number in bias}
-        answer = Answer(sampling["max_tokens"], stop)
+        callable_names = frozenset(tool.name for tool in options.tools.allowed)
+        answer = Answer(sampling["max_tokens"], stop, RemoteCalls(callable_names))
         scores = None if options.top_scores is None else AnswerScores(prompt)
         async with aclosing(self.engine.objects(path, fields, answer.max_tokens)) as objects:
             async for found in objects:
                 piece = self.read(found, options)
                 answer.usage = piece.usage or answer.usage
+                calls = self.calls_of(answer, piece)
                 text = answer.take(piece)
                 scored = scores.settled(text, piece.scores, answer.finish_reason) if scores else ()
-                if text or scored:
-                    yield Delta(text, 0, answer.pieces, None, scored, fingerprint=self.fingerprint)
+                if text or scored or calls:
+                    yield Delta(text, 0, answer.pieces, None, scored, fingerprint=self.fingerprint, calls=calls)
                 if answer.finish_reason:
                     break
             if not answer.finish_reason:
@@ -139,8 +148,22 @@ class RemoteModel:
             if not answer.is_cut:
                 answer.usage = await self.last_usage(objects, options) or answer.usage
         size = len(repr(fields.get("messages") or fields["prompt"]).encode(errors="replace"))
+        size += len(repr(fields["tools"])) if "tools" in fields else 0
         prompt_tokens, completion_tokens = answer.count(size)
-        yield Delta("", prompt_tokens, completion_tokens, answer.finish_reason, fingerprint=self.fingerprint)
+        calls = tuple(answer.calls.end_of_last())
+        reason = answer.finish_reason
+        yield Delta("", prompt_tokens, completion_tokens, reason, fingerprint=self.fingerprint, calls=calls)
+
+    def calls_of(self, answer: "Answer", piece: Piece) -> tuple[CallPiece, ...]:
+        """Return the pieces of calls in a piece of an answer.
+
+        Raises:
+            UpstreamError: they are none.
+        """
+        try:
+            return answer.take_calls(piece)
+        except ValueError:
+            raise UpstreamError(f"{WHO} sent a call of a tool that cannot be read") from None
 
     def read(self, found: object, options: GenerationOptions) -> Piece:
         """Return a checked piece.
@@ -176,8 +199,10 @@ class Answer:
 
     max_tokens: int
     stop: tuple[str, ...]
+    calls: RemoteCalls = field(default_factory=lambda: RemoteCalls(frozenset()))
     pieces: int = 0
     characters: int = 0
+    has_cut_call: bool = False
     usage: dict[str, Any] | None = None
     finish_reason: FinishReason | None = None
     is_cut: bool = False
@@ -186,17 +211,39 @@ class Answer:
     def __post_init__(self) -> None:
         self.ending = StopStrings(self.stop)
 
+    @property
+    def room(self) -> int:
+        """The number of characters that may follow."""
+        return max(0, min(self.max_tokens * LONGEST_TOKEN, MOST_CHARACTERS) - self.characters)
+
+    def take_calls(self, piece: Piece) -> tuple[CallPiece, ...]:
+        """Return the pieces of calls, before the text is taken.
+
+        Raises:
+            ValueError: they are none.
+        """
+        given: list[CallPiece] = []
+        for call in self.calls.take(piece.calls):
+            arguments = call.arguments[: self.room]
+            self.has_cut_call = self.has_cut_call or len(arguments) < len(call.arguments)
+            self.characters += len(call.name) + len(arguments)
+            given.append(replace(call, arguments=arguments))
+        self.pieces += bool(given)
+        return tuple(given)
+
     def take(self, piece: Piece) -> str:
         """Return the text that is certain now; set the reason for the end."""
-        text = piece.text[: min(self.max_tokens * LONGEST_TOKEN, MOST_CHARACTERS) - self.characters]
+        text = piece.text[: self.room]
         if self.pieces >= self.max_tokens and self.characters >= self.max_tokens * TOKEN_CHARACTERS:
             text = ""
         is_over = len(text) < len(piece.text)
         self.pieces += bool(text)
         self.characters += len(text)
         given, has_stopped = self.ending.release(text)
-        self.is_cut = has_stopped or (is_over and not piece.finish_reason)
+        self.is_cut = has_stopped or self.has_cut_call or (is_over and not piece.finish_reason)
         self.finish_reason = "stop" if has_stopped else "length" if self.is_cut else piece.finish_reason
+        if self.finish_reason == "stop" and self.calls.count:
+            self.finish_reason = "tool_calls"
         return given + self.ending.finish() if self.finish_reason and not has_stopped else given
 
     def count(self, size: int) -> tuple[int, int]:

@@ -7,13 +7,23 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
 
 from voicechat_serve.generation.engines.interface import FinishReason
 from voicechat_serve.generation.loaded_model import ScoredToken
+from voicechat_serve.generation.tool_calls import MOST_CALLS
 
 FINISH_REASONS: dict[str, FinishReason] = {"length": "length", "content_filter": "content_filter"}
-"""Every other reason is "stop": no request has tools."""
-
+"""Every other reason is "stop": whether an answer has calls is seen in them."""
 
 Plain = Annotated[str, AfterValidator(lambda text: text.encode(errors="replace").decode())]
 """JSON can hold half of a surrogate pair, which no answer of ours can."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteCall:
+    """A piece of a call; servers differ in which of these they repeat after its first piece."""
+
+    index: int | None
+    id: str
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +33,7 @@ class Piece:
     scores: tuple[ScoredToken, ...]
     usage: dict[str, Any] | None
     """As the server gives it, unchecked."""
+    calls: tuple[RemoteCall, ...] = ()
 
 
 class Lenient(BaseModel):
@@ -71,9 +82,24 @@ class Logprobs(Lenient):
         )
 
 
+class CalledFunction(Lenient):
+    name: str | None = None
+    arguments: Plain | None = None
+
+
+class CallDelta(Lenient):
+    index: int | None = None
+    id: str | None = None
+    function: CalledFunction
+
+    def call(self) -> RemoteCall:
+        return RemoteCall(self.index, self.id or "", self.function.name or "", self.function.arguments or "")
+
+
 class Text(Lenient):
     content: Plain | None = None
     refusal: Plain | None = None
+    tool_calls: list[CallDelta] | None = Field(None, max_length=MOST_CALLS)
 
 
 class Choice(Lenient):
@@ -107,7 +133,9 @@ def piece_of(found: object, most_scores: int) -> Piece:
     choice = chunk.choices[0]
     text = (choice.delta.content or choice.delta.refusal or "") if choice.delta else choice.text or ""
     reason = FINISH_REASONS.get(choice.finish_reason, "stop") if choice.finish_reason else None
-    return Piece(text, reason, choice.logprobs.scores(most_scores) if choice.logprobs else (), usage)
+    scores = choice.logprobs.scores(most_scores) if choice.logprobs else ()
+    calls = tuple(delta.call() for delta in (choice.delta.tool_calls or ())) if choice.delta else ()
+    return Piece(text, reason, scores, usage, calls)
 
 
 def likeliest(top: dict[str, float], most: int) -> list[tuple[str, float]]:

@@ -5,9 +5,12 @@ import re
 from typing import Any, Literal
 
 from llguidance import regex_to_lark
+from llguidance.gbnf_to_lark import any_to_lark
 
+from voicechat_platform.errors import InputError
 from voicechat_platform.tool_text import NO_PARAMETERS, CallForm
 from voicechat_serve.generation.answer_form import CallPiece, Schema, TextForm, ToolUse
+from voicechat_serve.generation.closed_schema import closed
 from voicechat_serve.generation.engines.text_stream import possible_stop
 
 MOST_CALLS = 16
@@ -27,12 +30,15 @@ def answer_grammar(use: ToolUse, text: TextForm | None, form: CallForm, has_end:
         text: what the text must be; None for any text.
         form: how the model writes calls.
         has_end: whether the model has an end token: without one, an answer has at most one call.
+
+    Raises:
+        InputError: a grammar in GBNF, or a regular expression, cannot be read.
     """
     tools = use.allowed
     if not tools:
         if text is None:
             return None
-        return text.content if text.kind == "lark" else f"start: {rule_of(text)}\n"
+        return lark_of(text.content) if text.kind == "grammar" else f"start: {rule_of(text)}\n"
     rules = [
         f"call_{number}: {json.dumps(form.head(tool.name)[len(form.begin) :])} "
         f"{json_rule(tool.parameters or NO_PARAMETERS, tool.is_strict)} {json.dumps('}' + form.end)}"
@@ -61,13 +67,24 @@ def rule_of(text: TextForm) -> str:
     if text.kind == "json_schema":
         return json_rule(text.content, text.is_strict)
     if text.kind == "regex":
-        return f"/{regex_to_lark(text.content)}/"
+        try:
+            return f"/{regex_to_lark(text.content)}/"
+        except ValueError as error:
+            raise InputError(f"the regular expression cannot be read: {error}") from error
     return " | ".join(json.dumps(choice) for choice in text.content)
 
 
 def json_rule(schema: Schema, is_strict: bool) -> str:
     style: dict[str, Any] = JSON_STYLE if is_strict else JSON_STYLE | {"lenient": True}
-    return f"%json {json.dumps(schema | {'x-guidance': style})}"
+    return f"%json {json.dumps(closed(schema) | {'x-guidance': style})}"
+
+
+def lark_of(grammar: str) -> str:
+    """Return a grammar in Lark, which may be in llama.cpp's GBNF."""
+    try:
+        return any_to_lark(grammar)
+    except Exception as error:  # the converter has no bounds on its own errors
+        raise InputError(f"the grammar cannot be read, neither as Lark (start: ...) nor as GBNF: {error}") from error
 
 
 class CallReader:
@@ -91,8 +108,13 @@ class CallReader:
 
     @property
     def is_whole(self) -> bool:
-        """Whether there are calls, and the last one is complete."""
-        return self.num_calls > 0 and self.state == "text"
+        """Whether there are calls, and the arguments of the last one are complete."""
+        return self.num_calls > 0 and self.state != "arguments"
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the arguments of the last call are incomplete."""
+        return self.state == "arguments"
 
     def push(self, text: str, is_last: bool = False) -> tuple[str, list[CallPiece]]:
         """Return the text that is certain now, and the pieces of calls.
@@ -141,7 +163,7 @@ class CallReader:
             before_call = self.held[: len(self.held) - possible_stop(self.held, begin)].rstrip() if begin else self.held
             text, self.held = before_call, self.held[len(before_call) :]
         self.has_text = self.has_text or bool(text)
-        return text
+        return "" if self.num_calls else text  # between two calls is only white space, or the beginning of a call
 
 
 class ObjectEnd:

@@ -18,6 +18,7 @@ from voicechat_serve.generation.engines.interface import (
     GenerationRequest,
     Score,
     Token,
+    UnsupportedError,
     room_for,
 )
 from voicechat_serve.generation.engines.text_stream import Decode, TextStream
@@ -71,6 +72,8 @@ class VLLMEngine:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Token], None]:
         room = max(1, room_for(request, self.context))
+        if request.grammar is not None:
+            raise UnsupportedError("grammar", "vllm")
         if not self.thread.is_alive():
             raise RuntimeError("the engine has ended")
         if len(self.held) >= self.capacity:
