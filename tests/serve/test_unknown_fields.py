@@ -139,7 +139,7 @@ CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{
         ({"messages": [USER, USER | {"foo": 1}]}, "messages.1.foo"),
         ({"messages": [USER | {"cache_control": {"type": "ephemeral"}}]}, "messages.0.cache_control"),
         ({"messages": [USER | {"tool_calls": [CALL]}]}, "messages.0.tool_calls"),
-        ({"messages": [USER | {"tool_calls": [CALL | {"index": 0}]}]}, "messages.0.tool_calls.0.index"),
+        ({"messages": [USER | {"tool_calls": [CALL | {"x": 0}]}]}, "messages.0.tool_calls.0.x"),
         ({"messages": [USER | {"audio": {"id": "a"}}]}, "messages.0.audio"),
         ({"messages": [{"role": "assistant", "content": "", "prefix": True}]}, "messages.0.prefix"),
         (

@@ -38,6 +38,8 @@ class CallFields(Part):
     id: Text = Field(min_length=1, max_length=256)
     type: Literal["function"]
     function: CalledFunction
+    index: int | None = None
+    """Without an effect: openai's client puts it into the message that it makes of a stream."""
 
     def as_prompt(self, place: str) -> dict[str, Any]:
         """Return the call with its arguments as an object.

@@ -75,7 +75,7 @@ class FormFields(Body):
         Raises:
             APIError: 400, a schema cannot be used, or there are several forms.
         """
-        newer = self.structured_outputs or StructuredOutputs()
+        newer = self.structured_outputs or StructuredOutputs.model_validate({})
         given = {
             "response_format": form_of_format(self.response_format),
             "guided_json": form_of_schema(self.guided_json, "guided_json"),

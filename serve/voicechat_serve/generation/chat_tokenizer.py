@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2.exceptions import TemplateError
 from jinja2.ext import loopcontrols
@@ -130,7 +130,7 @@ class ChatTokenizer:
         if tools:
             given["tools"] = self.without_markers([tool.described() for tool in tools])
         if self.call_form is None or form not in (None, self.call_form):
-            role = "system" if self.shows_system else "user"
+            role: Literal["system", "user"] = "system" if self.shows_system else "user"
             given = {"messages": told_in_text(given["messages"], given.get("tools", []), role)}
         try:
             return self.template.render(**given, add_generation_prompt=True, **self.special)
