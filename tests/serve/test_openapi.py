@@ -23,6 +23,7 @@ CHECKS = [not_a_server_error, status_code_conformance, response_schema_conforman
 MODELS = {
     "/chat/completions": "shakespeare",
     "/completions": "shakespeare",
+    "/responses": "shakespeare",
     "/embeddings": "vectors",
     "/audio/transcriptions": "whisper-1",
     "/audio/translations": "whisper-1",

@@ -286,9 +286,10 @@ async def test_a_client_that_leaves(lines, counted):
     """In mid-stream, after the last word, and before there is a status."""
     left = asyncio.Event()
 
-    async def body(last: bytes):
+    async def body(is_last: bool):
         yield b"one"
-        yield last
+        current_request().is_at_end = is_last
+        yield b"two"
         left.set()
         await asyncio.Event().wait()
 
@@ -297,11 +298,11 @@ async def test_a_client_that_leaves(lines, counted):
 
     @app.get("/stream")
     async def stream():
-        return StreamingResponse(body(b"two"))
+        return StreamingResponse(body(False))
 
     @app.get("/told")
     async def told():
-        return StreamingResponse(body(b"data: {}\n\ndata: [DONE]\n\n"))
+        return StreamingResponse(body(True))
 
     @app.get("/slow")
     async def slow():

@@ -94,7 +94,7 @@ async def test_forms_refuse_unknown_fields_by_name(http, path, name):
     assert neutral.json()["error"]["param"] != name
 
 
-@pytest.mark.parametrize("path", ["/chat/completions", "/completions", "/audio/speech"])
+@pytest.mark.parametrize("path", ["/chat/completions", "/completions", "/responses", "/audio/speech"])
 @pytest.mark.parametrize("headers", [{}, {"Content-Type": "text/plain"}])
 async def test_a_wrong_content_type_is_named(http, path, headers):
     answer = await http.post(path, content=b'{"model": "m"}', headers=headers)

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve.handle import DeploymentHandle
@@ -216,21 +216,54 @@ async def interleaved(streams: Sequence[AsyncIterator[Delta]]) -> AsyncGenerator
         await stop(*tasks)
 
 
+class EventWriter(Protocol):
+    """Writes the server-sent events of one answer."""
+
+    def piece(self, index: int, delta: Delta) -> str:
+        """Return the events of a piece of a choice, which the tally has counted."""
+
+    def end(self) -> str:
+        """Return the events after the last piece."""
+
+    def error(self, error: Exception) -> str:
+        """Return the last events of an answer that fails after its first piece."""
+
+
+@dataclass(frozen=True)
+class ChunkEvents:
+    """Writes one JSON object an event, and [DONE].
+
+    Args:
+        tally: counts the tokens.
+        tell: (choice, a piece of it) -> its objects.
+        last: an object to complete with the usage and send at the end, if the client wants it.
+    """
+
+    tally: Tally
+    tell: Callable[[int, Delta], Iterable[dict[str, Any]]]
+    last: dict[str, Any] | None
+
+    def piece(self, index: int, delta: Delta) -> str:
+        return "".join(event(chunk) for chunk in self.tell(index, delta))
+
+    def end(self) -> str:
+        end = event(self.last | {"usage": self.tally.usage()}) if self.last else ""
+        return f"{end}data: [DONE]\n\n"
+
+    def error(self, error: Exception) -> str:
+        return error_event(error)
+
+
 async def event_stream(
-    handle: DeploymentHandle,
-    choice_requests: Sequence[ChoiceRequest],
-    tally: Tally,
-    tell: Callable[[int, Delta], Iterable[dict[str, Any]]],
-    last: dict[str, Any] | None,
+    handle: DeploymentHandle, choice_requests: Sequence[ChoiceRequest], tally: Tally, writer: EventWriter
 ) -> ClosedStream:
-    """Return server-sent events, one JSON object each; an error before the first piece is an error of the request.
+    """Return server-sent events; an error before the first piece is an error of the request.
 
     Args:
         handle: the language model.
         choice_requests: one for each choice.
         tally: counts the tokens.
-        tell: (choice, a piece of it) -> its objects.
-        last: an object to complete with the usage and send at the end, if the client wants it.
+        writer: writes the events.
     """
     async with AsyncExitStack() as opening:
         numbered_pieces = await opening.enter_async_context(pieces(handle, choice_requests))
@@ -239,7 +272,7 @@ async def event_stream(
 
     def events_of(index: int, delta: Delta) -> str:
         tally.count(index, delta)
-        return "".join(event(chunk) for chunk in tell(index, delta))
+        return writer.piece(index, delta)
 
     async def events() -> AsyncGenerator[str, None]:
         try:
@@ -247,9 +280,10 @@ async def event_stream(
             async for index, delta in numbered_pieces:
                 yield events_of(index, delta)
         except Exception as error:
-            yield error_event(error)
+            yield writer.error(error)
             return
-        end = event(last | {"usage": tally.usage()}) if last else ""
-        yield f"{end}data: [DONE]\n\n"
+        end = writer.end()
+        current_request().is_at_end = True
+        yield end
 
     return ClosedStream(events(), "text/event-stream", stack)

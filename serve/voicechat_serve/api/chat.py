@@ -11,6 +11,7 @@ from voicechat_serve.api.answers import (
     STREAM_DOCUMENTED,
     Choice,
     ChoiceRequest,
+    ChunkEvents,
     Tally,
     event_stream,
     heading,
@@ -21,7 +22,7 @@ from voicechat_serve.api.chat_messages import ChatMessage, conversation_of
 from voicechat_serve.api.errors import APIError
 from voicechat_serve.api.services import Services
 from voicechat_serve.api.text_request import TextRequest, choice_sampling
-from voicechat_serve.api.tool_fields import MOST_TOOLS, ToolChoice, ToolFields, tool_use, tools_of
+from voicechat_serve.api.tool_fields import MOST_TOOLS, ToolChoice, ToolFields, chosen, tool_use, tools_of
 from voicechat_serve.generation.loaded_model import Delta, GenerationOptions, ScoredToken, Truncation
 
 
@@ -52,7 +53,7 @@ class ChatRequest(TextRequest):
         options = GenerationOptions(
             sampling=sampling,
             top_scores=(self.top_logprobs or 0) if self.logprobs else None,
-            tools=tool_use(tools_of(self.tools or []), self.tool_choice, self.parallel_tool_calls is not False),
+            tools=tool_use(tools_of(self.tools or []), chosen(self.tool_choice), self.parallel_tool_calls is not False),
             text=self.text_form(),
             truncation=self.truncation,
             model=model,
@@ -78,7 +79,7 @@ def router(services: Services) -> APIRouter:
             may_call = bool(choice_requests[0].options.tools.allowed)
             chunks = ChunkWriter(head, request.usage_wanted, may_call)
             last = head | {"choices": []} if request.usage_wanted else None
-            return await event_stream(handle, choice_requests, tally, chunks, last)
+            return await event_stream(handle, choice_requests, tally, ChunkEvents(tally, chunks, last))
         choices = await whole_answer(handle, choice_requests, tally)
         return heading("chatcmpl", "chat.completion", request.model) | {
             "choices": [

@@ -47,14 +47,23 @@ class CallFields(Part):
         Raises:
             APIError: 400, they are none.
         """
-        try:
-            arguments = json.loads(self.function.arguments or "{}", parse_constant=no_number)
-        except (ValueError, RecursionError):
-            arguments = None
-        if not isinstance(arguments, dict):
-            param = f"{place}.function.arguments"
-            raise APIError(400, f"{param} is not the text of a JSON object", param=param, code="invalid_value")
+        arguments = arguments_of(self.function.arguments, f"{place}.function.arguments")
         return {"id": self.id, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}
+
+
+def arguments_of(text: str, param: str) -> dict[str, Any]:
+    """Return the arguments of a call; an empty text has none.
+
+    Raises:
+        APIError: 400, they are no JSON object.
+    """
+    try:
+        arguments = json.loads(text or "{}", parse_constant=no_number)
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise APIError(400, f"{param} is not the text of a JSON object", param=param, code="invalid_value")
+    return arguments
 
 
 def no_number(name: str) -> None:

@@ -11,6 +11,7 @@ from voicechat_serve.api.answers import (
     STREAM_DOCUMENTED,
     Choice,
     ChoiceRequest,
+    ChunkEvents,
     Tally,
     event_stream,
     heading,
@@ -99,9 +100,8 @@ def router(services: Services) -> APIRouter:
             def chunks(index: int, delta: Delta) -> Iterator[dict[str, Any]]:
                 yield chunk | {"choices": [tell(index, delta)], "system_fingerprint": delta.fingerprint}
 
-            return await event_stream(
-                handle, choice_requests, tally, chunks, head | {"choices": []} if request.usage_wanted else None
-            )
+            last = head | {"choices": []} if request.usage_wanted else None
+            return await event_stream(handle, choice_requests, tally, ChunkEvents(tally, chunks, last))
         choices = await whole_answer(handle, choice_requests, tally)
         return head | {
             "choices": [tell(index, choice) for index, choice in enumerate(choices)],

@@ -29,6 +29,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "audio": (),
     "store": (False,),
+    "background": (False,),
     "service_tier": ("auto", "default"),
     "verbosity": ("medium",),
     "add_generation_prompt": (True,),
@@ -65,6 +66,8 @@ class Body(BaseModel):
     """A JSON body. Null means "not given" in every field."""
 
     model_config = ConfigDict(strict=True)
+    refused: ClassVar[dict[str, str]] = {}
+    """Unsupported fields -> what to do instead."""
 
     @model_validator(mode="before")
     @classmethod
@@ -79,7 +82,7 @@ class Body(BaseModel):
         if not isinstance(body, dict):
             return body
         given = {name: value for name, value in body.items() if value is not None}
-        require_known(given, cls.model_fields)
+        require_known(given, cls.model_fields, cls.refused)
         return {name: value for name, value in given.items() if name in cls.model_fields}
 
     @classmethod
@@ -131,8 +134,13 @@ async def require_known_form(request: Request) -> None:
             raise APIError(400, f"{name} is given {times} times", param=name, code="invalid_value")
 
 
-def require_known(given: Mapping[str, Any], known: Iterable[str]) -> None:
+def require_known(given: Mapping[str, Any], known: Iterable[str], refused: Mapping[str, str] = {}) -> None:
     """Check that all given fields are known.
+
+    Args:
+        given: the fields with their values.
+        known: the names of supported fields.
+        refused: unsupported fields -> what to do instead.
 
     Raises:
         APIError: 400, a field is not supported with its value.
@@ -142,7 +150,9 @@ def require_known(given: Mapping[str, Any], known: Iterable[str]) -> None:
         if name in known or name in WITHOUT_EFFECT or value in NEUTRAL.get(name, ()):
             continue
         message = f"{name} is not supported"
-        if NEUTRAL.get(name):
+        if name in refused:
+            message += f": {refused[name]}"
+        elif NEUTRAL.get(name):
             message += f" beyond {json.dumps(NEUTRAL[name][0])}"
         elif name not in NEUTRAL and (nearest := difflib.get_close_matches(name[:100], known, n=1)):
             message += f"; did you mean {nearest[0]}?"

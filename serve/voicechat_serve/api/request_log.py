@@ -27,9 +27,6 @@ CLIENT_LEFT = 499
 """The logged status if a client disconnects before there is one; no client receives it (nginx's convention)."""
 
 
-STREAM_END = b"data: [DONE]\n\n"
-
-
 @dataclass
 class RequestRecord:
     """The facts about a request. The routers fill in what only they know."""
@@ -46,6 +43,8 @@ class RequestRecord:
     """The code of the error that the client received, or its type; also for an error after the status."""
     status: int | None = None
     first_byte: float | None = None
+    is_at_end: bool = False
+    """Whether the next part of the body is the last one of a stream."""
     complete: bool = False
     """Whether the whole response was sent."""
 
@@ -65,8 +64,8 @@ class RequestRecord:
         if kind == "websocket.send" or message.get("body"):
             self.first_byte = self.first_byte or time.monotonic()
         if kind in ("http.response.body", "websocket.http.response.body"):
-            # Clients disconnect after [DONE], usually before the stream itself ends.
-            self.complete = not message.get("more_body", False) or message.get("body", b"").endswith(STREAM_END)
+            # Clients disconnect after the last event, usually before the stream itself ends.
+            self.complete = not message.get("more_body", False) or self.is_at_end
 
 
 current: ContextVar[RequestRecord] = ContextVar("current")

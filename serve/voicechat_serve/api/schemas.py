@@ -56,9 +56,10 @@ def require_usable(schema: Any, param: str, is_strict: bool) -> None:
     if not isinstance(schema, dict):
         raise invalid(param, "a schema is an object")
     try:
-        size = len(json.dumps(schema, allow_nan=False))
+        size = len(json.dumps(schema, allow_nan=False, ensure_ascii=False).encode())
     except (ValueError, RecursionError):
-        raise invalid(param, "the schema is nested too deep, or has a number that JSON has not") from None
+        message = "the schema is nested too deep, or has a number that JSON has not, or a text that is no valid Unicode"
+        raise invalid(param, message) from None
     if size > MOST_BYTES:
         raise invalid(param, f"the schema has {size:,} bytes, and may have {MOST_BYTES:,}")
     for path, part, depth in parts(schema, param):

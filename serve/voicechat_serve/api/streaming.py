@@ -32,9 +32,10 @@ class ClosedStream(StreamingResponse):
             await self.stack.aclose()
 
 
-def event(content: dict[str, Any]) -> str:
-    """Return one server-sent event."""
-    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+def event(content: dict[str, Any], name: str = "") -> str:
+    """Return one server-sent event, perhaps with a name."""
+    head = f"event: {name}\n" if name else ""
+    return f"{head}data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 
 def error_event(error: Exception) -> str:

@@ -1,5 +1,7 @@
-"""The tools of a chat request, and which of them the model may or must call."""
+"""The tools of a request, and which of them the model may or must call."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
@@ -74,22 +76,33 @@ def tools_of(given: list[ToolFields]) -> list[Tool]:
     Raises:
         APIError: 400, one is no function, has a schema that cannot be used, or has the name of another one.
     """
-    tools: list[Tool] = []
+    functions = list[tuple[str, FunctionFields]]()
     for position, tool in enumerate(given):
         place = f"tools.{position}"
         if tool.type != "function":
             kind = shortened(tool.type, 100)
             message = f"{place}: tools of the type {kind} are not supported, only function"
             raise APIError(400, message, param=f"{place}.type", code="unsupported_value")
-        function = tool.function
-        if function is None:
+        if tool.function is None:
             raise APIError(400, f"{place}.function is missing", param=f"{place}.function", code="invalid_value")
+        functions.append((f"{place}.function", tool.function))
+    return distinct_tools(functions)
+
+
+def distinct_tools(functions: Iterable[tuple[str, FunctionFields]]) -> list[Tool]:
+    """Return the tools of functions with their places in the request.
+
+    Raises:
+        APIError: 400, one has a schema that cannot be used, or the name of another one.
+    """
+    tools: list[Tool] = []
+    for place, function in functions:
         if any(other.name == function.name for other in tools):
             message = f"{place}: two tools have the name {function.name}"
-            raise APIError(400, message, param=f"{place}.function.name", code="invalid_value")
+            raise APIError(400, message, param=f"{place}.name", code="invalid_value")
         parameters, is_strict = function.parameters or None, bool(function.strict)
         if parameters is not None:
-            require_parameters(parameters, f"{place}.function.parameters", is_strict)
+            require_parameters(parameters, f"{place}.parameters", is_strict)
         tools.append(
             Tool(
                 name=function.name,
@@ -109,46 +122,52 @@ def require_parameters(schema: dict[str, Any], param: str, is_strict: bool) -> N
         raise APIError(400, message, param=f"{param}.type", code="invalid_json_schema")
 
 
-def tool_use(tools: list[Tool], choice: Any, is_parallel: bool) -> ToolUse:
+@dataclass(frozen=True)
+class Chosen:
+    """What a tool_choice says."""
+
+    mode: Literal["none", "auto", "required"] = "auto"
+    names: dict[str, str] | None = None
+    """The names of the tools that the model may call, by their places in the request; None for all."""
+    is_single: bool = False
+    """Whether the answer has one call."""
+
+
+def chosen(choice: Any) -> Chosen:
+    """Return what a `ToolChoice` says; None says the default."""
+    if isinstance(choice, NamedTool):
+        return Chosen("required", {"tool_choice.function.name": choice.function.name}, is_single=True)
+    if isinstance(choice, AllowedToolsChoice):
+        place, allowed = "tool_choice.allowed_tools.tools", choice.allowed_tools
+        names = {f"{place}.{number}.function.name": tool.function.name for number, tool in enumerate(allowed.tools)}
+        return Chosen(allowed.mode, names)
+    return Chosen(choice or "auto")
+
+
+def tool_use(tools: list[Tool], choice: Chosen, is_parallel: bool) -> ToolUse:
     """Return which tools the model may call, and whether it must.
 
     Args:
         tools: of the request.
-        choice: the request's tool_choice; None if it has none.
+        choice: the request's tool_choice.
         is_parallel: whether an answer may have several calls.
 
     Raises:
         APIError: 400, the choice names a tool that the request does not have.
     """
     if not tools:
-        if choice in (None, "none", "auto"):
+        if choice.names is None and choice.mode != "required":
             return NO_TOOLS
         raise APIError(400, "tool_choice needs tools", param="tool_choice", code="invalid_value")
     known = {tool.name for tool in tools}
-
-    def named(tool: NamedTool, param: str) -> str:
-        if (name := tool.function.name) not in known:
-            message = f"{param}: there is no tool {shortened(name, 64)}"
-            raise APIError(400, message, param=f"{param}.function.name", code="invalid_value")
-        return name
-
-    callable_names: frozenset[str] | None = None
-    if isinstance(choice, NamedTool):
-        callable_names, is_parallel = frozenset({named(choice, "tool_choice")}), False
-    elif isinstance(choice, AllowedToolsChoice):
-        place = "tool_choice.allowed_tools.tools"
-        allowed = choice.allowed_tools.tools
-        callable_names = frozenset(named(tool, f"{place}.{position}") for position, tool in enumerate(allowed))
-    elif choice == "none":
-        callable_names = frozenset()
-    is_required = (
-        choice == "required"
-        or isinstance(choice, NamedTool)
-        or (isinstance(choice, AllowedToolsChoice) and choice.allowed_tools.mode == "required")
-    )
+    for place, name in (choice.names or {}).items():
+        if name not in known:
+            message = f"{place}: there is no tool {shortened(name, 64)}"
+            raise APIError(400, message, param=place, code="invalid_value")
+    names = {} if choice.mode == "none" else choice.names
     return ToolUse(
         tools=tuple(tools),
-        callable=callable_names,
-        is_required=is_required,
-        is_parallel=is_parallel,
+        callable=None if names is None else frozenset(names.values()),
+        is_required=choice.mode == "required",
+        is_parallel=is_parallel and not choice.is_single,
     )
