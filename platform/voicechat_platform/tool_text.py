@@ -78,11 +78,11 @@ def told_in_text(
     for message in messages:
         speaker, text = message["role"], message["content"] or ""
         if speaker == "tool":
-            text = f"<tool_response>\n{text}\n</tool_response>"
-            if told and told[-1]["role"] == "user" and told[-1]["content"].endswith("</tool_response>"):
-                told[-1] = {"role": "user", "content": f"{told[-1]['content']}\n{text}"}
-                continue
-            speaker = "user"
+            speaker, text = "user", f"<tool_response>\n{text}\n</tool_response>"
+        is_after_result = bool(told) and told[-1]["role"] == "user" and told[-1]["content"].endswith("</tool_response>")
+        if speaker == "user" and is_after_result:  # templates require that the roles alternate
+            told[-1] = {"role": "user", "content": f"{told[-1]['content']}\n{text}"}
+            continue
         functions = [call["function"] for call in message.get("tool_calls") or ()]
         calls = [
             f"{HERMES.head(each['name'])}{json.dumps(each['arguments'], ensure_ascii=False)}}}{HERMES.end}"

@@ -15,7 +15,9 @@ from openai.types.realtime import RealtimeServerEvent
 from pydantic import TypeAdapter
 
 from voicechat_serve.api.errors import APIError, api_error
+from voicechat_serve.api.tool_fields import require_parameters
 from voicechat_serve.audio import HEARING_RATE
+from voicechat_serve.generation.answer_form import CallPiece, ToolUse
 from voicechat_serve.generation.loaded_model import Delta
 from voicechat_serve.realtime.session import Session
 from voicechat_serve.realtime.session_settings import SessionSettings
@@ -34,10 +36,14 @@ class MadeUpStages:
         self.words = "What is love"
         self.language = "en"
         self.reply = "Love is patient. Love is kind, as they say. And so on."
+        self.calls: list[tuple[str, str]] = []
+        """The names and the arguments of the calls after the reply; the next reply has none."""
         self.sound_s = 0.5
         self.heard: list[float] = []
         """Seconds of each sound that was transcribed."""
         self.asked: list[tuple[str, list[dict[str, str]], dict[str, Any]]] = []
+        self.offered: list[ToolUse] = []
+        """The tools of each of these."""
         self.probability: float | None = None
         """That an utterance is at its end."""
         self.classified: list[str] = []
@@ -65,17 +71,23 @@ class MadeUpStages:
         await self.classifying_allowed.wait()
         return self.probability
 
-    async def write(self, model, messages, sampling) -> AsyncGenerator[Delta, None]:
+    async def write(self, model, messages, sampling, tools) -> AsyncGenerator[Delta, None]:
         self.asked.append((model, messages, sampling))
+        self.offered.append(tools)
+        calls, self.calls = self.calls, []
+        pieces = [(word + " ", ()) for word in self.reply.split()]
+        for index, (name, arguments) in enumerate(calls):
+            pieces.append(("", (CallPiece(index, name=name),)))
+            pieces += [("", (CallPiece(index, arguments=arguments[n : n + 4]),)) for n in range(0, len(arguments), 4)]
         self.at_work += 1
         try:
-            words = self.reply.split()
-            for number, word in enumerate(words, 1):
+            for number, (text, call) in enumerate(pieces, 1):
                 await asyncio.sleep(0)
                 await self.waits.wait()
                 if self.failing == "generation":
                     raise OSError("no model")
-                yield Delta(word + " ", 7, number, "stop" if number == len(words) else None)
+                last = "tool_calls" if calls else "stop"
+                yield Delta(text, 7, number, last if number == len(pieces) else None, calls=call)
         finally:
             self.at_work -= 1
 
@@ -100,6 +112,9 @@ class MadeUpStages:
         if not tag.lower().startswith(("en", "de")):
             raise APIError(400, "no such language", param="language", code="invalid_value")
         return tag[:2].lower()
+
+    def require_schema(self, schema, param, is_strict):
+        require_parameters(schema, param, is_strict)
 
     def voice(self, name, language):
         if name not in ("", "heart", "alloy"):

@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 
 from voicechat_serve.generation.loaded_model import Delta
 from voicechat_serve.realtime.conversation import (
+    NO_RESULT,
+    Begun,
     Conversation,
     Event,
     Failed,
-    Item,
     Reply,
     SpeechChunk,
-    Spoken,
     TextDelta,
     stop,
 )
+from voicechat_serve.realtime.items import CallItem, MessageItem, ResultItem, Spoken
 from voicechat_serve.synthesis.voices import SPEECH_RATE
 
 CHUNK_MS = 10
@@ -95,13 +96,13 @@ async def test_a_reply_is_written_and_spoken() -> None:
     stages = Stages(["It is ", "noon. ", "Or nearly."])
     reply = stages.begin()
     events = await events_of(reply)
-    assert text_of(events) == reply.item.text == "It is noon. Or nearly."
+    assert text_of(events) == reply.message.text == "It is noon. Or nearly."
     assert stages.spoken == ["It is noon.", "Or nearly."]
-    assert reply.item.spoken == [
+    assert reply.message.spoken == [
         Spoken("It is noon.", 30, True, 0, "It is noon."),
         Spoken("Or nearly.", 30, True, 12, "Or nearly."),
     ]
-    assert reply.item.is_complete
+    assert reply.message.status == "completed"
     assert reply.last is not None
     assert (reply.last.completion_tokens, reply.last.finish_reason) == (3, "stop")
 
@@ -113,9 +114,9 @@ async def test_a_reply_is_spoken_as_a_person_reads_it_and_kept_as_it_is_written(
     await events_of(reply)
     assert stages.spoken == ["So.", "A block of py code.", "5 kilometers.", "Done."]
     assert reply.unspoken == ["\u4f60\u597d"]
-    assert reply.item.text == text
-    reply.item.truncate(reply.item.milliseconds - 1)
-    assert reply.item.heard == text.removesuffix("\n\nDone.")  # and not up to the other "Done."
+    assert reply.message.text == text
+    reply.message.truncate(reply.message.milliseconds - 1)
+    assert reply.message.heard == text.removesuffix("\n\nDone.")  # and not up to the other "Done."
 
 
 async def test_a_sentence_without_a_sound_is_told() -> None:
@@ -126,14 +127,14 @@ async def test_a_sentence_without_a_sound_is_told() -> None:
     reply = Reply(Stages(["One. ", "Two."]).write(), silent)
     await events_of(reply)
     assert reply.unspoken == ["One.", "Two."]
-    assert not reply.item.spoken
+    assert not reply.message.spoken
 
 
 async def test_a_reply_in_writing_is_not_spoken() -> None:
     stages = Stages(["It is ", "noon. "])
     reply = Reply(stages.write(), None)
     assert text_of(await events_of(reply)) == "It is noon. "
-    assert not reply.item.is_spoken
+    assert not reply.message.is_spoken
     assert not stages.spoken
 
 
@@ -143,7 +144,7 @@ async def test_a_reply_begins_before_its_events_are_read_but_does_not_run_away()
     for _ in range(5000):
         await asyncio.sleep(0)
     assert 1 <= len(stages.spoken) < 100
-    assert reply.item.text == ""
+    assert reply.message.text == ""
     await reply.close()
     assert stages.running == set()
 
@@ -153,11 +154,11 @@ async def test_text_does_not_wait_for_speech() -> None:
     stages.speech_allowed.clear()
     reply = stages.begin()
     async for event in reply.events():
-        assert isinstance(event, TextDelta)
-        if reply.item.text == "One. Two. Three.":
+        assert isinstance(event, (Begun, TextDelta))
+        if reply.message.text == "One. Two. Three.":
             await reply.close()
     assert stages.running == set()
-    assert not reply.item.is_complete
+    assert reply.message.status == "in_progress"
 
 
 async def test_speech_starts_while_the_model_still_writes() -> None:
@@ -203,8 +204,8 @@ async def test_a_reader_that_waits_is_told_of_the_close() -> None:
     assert await asyncio.wait_for(reading, 5) == []
 
 
-def spoken_item(*sentences: tuple[str, float]) -> Item:
-    return Item(
+def spoken_item(*sentences: tuple[str, float]) -> MessageItem:
+    return MessageItem(
         role="assistant",
         text=" ".join(text for text, _ in sentences),
         is_spoken=True,
@@ -240,23 +241,94 @@ def test_of_a_sentence_that_was_made_in_part_the_rest_was_not_heard() -> None:
     assert item.heard == "A"
 
 
+def said(text: str) -> MessageItem:
+    return MessageItem(role="user", text=text)
+
+
 def test_messages_leave_out_what_nobody_heard_and_join_what_one_person_said() -> None:
     conversation = Conversation()
     unheard = spoken_item(("Never heard.", 1000))
     unheard.truncate(0)
-    for item in (Item(role="user", text="One?"), unheard, Item(role="user", text="Two?"), Item(role="user", text=" ")):
+    for item in (said("One?"), unheard, said("Two?"), said(" ")):
         conversation.add(item)
-    assert conversation.messages("Be brief.", [Item(role="user", text="Three?")]) == [
+    assert conversation.messages("Be brief.", [said("Three?")]) == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "One?\nTwo?\nThree?"},
     ]
     assert conversation.messages() == [{"role": "user", "content": "One?\nTwo?"}]
 
 
+def test_calls_and_their_results_in_the_messages() -> None:
+    conversation = Conversation()
+    for item in (
+        said("What time is it, and what day?"),
+        MessageItem(role="assistant", text="Let me see."),
+        CallItem("clock", "{}", call_id="c1"),
+        CallItem("calendar", '{"zone": "UTC"}', call_id="c2"),
+        said("Well?"),
+        ResultItem("c2", "Friday"),
+        CallItem("clock", '{"zone": "U', call_id="c3", status="incomplete"),
+        said("Hello?"),
+        ResultItem("of no call", "lost"),
+        CallItem("clock", "{}", call_id="c4"),
+        ResultItem("c4", "noon"),
+        CallItem("clock", "{}", call_id="c5"),
+    ):
+        conversation.add(item)
+
+    def call(id: str, name: str, **arguments: str) -> dict:
+        return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+    def result(id: str, name: str, text: str) -> dict:
+        return {"role": "tool", "name": name, "tool_call_id": id, "content": text}
+
+    assert conversation.messages() == [
+        {"role": "user", "content": "What time is it, and what day?"},
+        {
+            "role": "assistant",
+            "content": "Let me see.",
+            "tool_calls": [call("c1", "clock"), call("c2", "calendar", zone="UTC")],
+        },
+        result("c1", "clock", NO_RESULT),
+        result("c2", "calendar", "Friday"),
+        {"role": "user", "content": "Well?\nHello?"},
+        {"role": "assistant", "content": "", "tool_calls": [call("c4", "clock")]},
+        result("c4", "clock", "noon"),
+        {"role": "assistant", "content": "", "tool_calls": [call("c5", "clock")]},
+        result("c5", "clock", NO_RESULT),
+    ]
+
+
+IDS = st.sampled_from("abcd")
+ITEMS = st.one_of(
+    st.builds(MessageItem, role=st.sampled_from(["user", "assistant"]), text=st.sampled_from(["Hm.", " "])),
+    st.builds(CallItem, st.just("f"), st.just("{}"), call_id=IDS, status=st.sampled_from(["completed", "incomplete"])),
+    st.builds(ResultItem, IDS, st.just("done")),
+)
+
+
+@given(st.lists(ITEMS, max_size=12))
+def test_the_messages_are_valid_whatever_the_items_are(items: list) -> None:
+    conversation = Conversation()
+    conversation.items = items
+    awaited: list[str] = []
+    before = None
+    for message in conversation.messages():
+        if message["role"] == "tool":
+            assert awaited.pop(0) == message["tool_call_id"]
+        else:
+            assert not awaited, "a call without its result"
+            assert message["role"] != before, "two messages of one role"
+            awaited = [call["id"] for call in message.get("tool_calls", ())]
+            assert message["content"] or awaited
+        before = message["role"]
+    assert not awaited
+
+
 def test_the_oldest_items_are_forgotten() -> None:
     conversation = Conversation()
     for number in range(2000):
-        conversation.add(Item(role="user", text=str(number)))
+        conversation.add(MessageItem(role="user", text=str(number)))
     assert len(conversation.items) == 1000
     assert conversation.items[-1].text == "1999"
 
@@ -281,13 +353,13 @@ def test_ending_a_reply_at_any_moment_leaves_nothing_behind(
     async def scenario() -> None:
         stages = Stages(reply, delays=delays, failing=failing)
         conversation = Conversation()
-        conversation.add(Item(role="user", text="Go on."))
+        conversation.add(MessageItem(role="user", text="Go on."))
         made = stages.begin()
         received: list[Event] = []
         for _ in range(unread_rounds):
             await asyncio.sleep(0)
-        assert made.item.text == ""  # nothing that was not handed out is in the history
-        conversation.add(made.item)
+        assert made.message.text == ""  # nothing that was not handed out is in the history
+        conversation.add(made.message)
 
         async def listen() -> None:
             async for event in made.events():
@@ -309,12 +381,12 @@ def test_ending_a_reply_at_any_moment_leaves_nothing_behind(
             await asyncio.sleep(0)
         assert (len(received), len(stages.spoken)) == (num_received, num_spoken)
 
-        assert made.item.text == text_of(received)
+        assert made.message.text == text_of(received)
         sounds = sum(len(event.samples_n) for event in received if isinstance(event, SpeechChunk))
-        assert made.item.milliseconds == pytest.approx(1000 * sounds / SPEECH_RATE)
-        for ms in (0, made.item.milliseconds / 2, made.item.milliseconds):
-            made.item.truncate(ms)
-            assert made.item.text.startswith(made.item.heard)
+        assert made.message.milliseconds == pytest.approx(1000 * sounds / SPEECH_RATE)
+        for ms in (0, made.message.milliseconds / 2, made.message.milliseconds):
+            made.message.truncate(ms)
+            assert made.message.text.startswith(made.message.heard)
         roles = [message["role"] for message in conversation.messages()]
         assert roles in (["user"], ["user", "assistant"])
 

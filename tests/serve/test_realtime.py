@@ -122,7 +122,7 @@ async def test_a_whole_turn_and_one_that_is_interrupted(server, question):
         for _ in range(5):
             await talk.connection.conversation.item.create(item=item)
             await talk.connection.response.create()
-            await talk.until("response.created")
+            await talk.until("response.output_audio_transcript.delta")
             talk.events.clear()
             await talk.play(question[np.flatnonzero(np.abs(question) > 0.02)[0] :])
             done = await talk.until("response.done")
@@ -138,6 +138,29 @@ async def test_a_whole_turn_and_one_that_is_interrupted(server, question):
         assert answer.response.status in ("completed", "incomplete")  # at this temperature it may go on and on
         late = [e for e in talk.events if e.type == "response.output_audio.delta" and e.item_id == interrupted]
         assert talk.events.index(done) > max((talk.events.index(e) for e in late), default=0)
+
+
+async def test_a_call_of_a_tool_and_the_spoken_answer(server):
+    units = {"type": "string", "enum": ["celsius", "fahrenheit"]}
+    parameters = {"type": "object", "properties": {"unit": units}, "required": ["unit"], "additionalProperties": False}
+    tool = {"type": "function", "name": "temperature", "description": "The temperature now.", "parameters": parameters}
+    async with talking(server) as talk:
+        await talk.connection.session.update(session={"type": "realtime", "tools": [tool], "max_output_tokens": 60})
+        assert (await talk.until("session.updated")).session.tools[0].name == "temperature"
+        question = [{"type": "input_text", "text": "How warm is it?"}]
+        await talk.connection.conversation.item.create(item={"type": "message", "role": "user", "content": question})
+        await talk.connection.response.create(response={"tool_choice": "required", "parallel_tool_calls": False})
+        whole = await talk.until("response.function_call_arguments.done")
+        assert whole.name == "temperature"
+        assert json.loads(whole.arguments)["unit"] in units["enum"]
+        (call,) = (await talk.until("response.done")).response.output
+        assert (call.type, call.call_id, call.arguments) == ("function_call", whole.call_id, whole.arguments)
+        result = {"type": "function_call_output", "call_id": whole.call_id, "output": "It is 21 degrees."}
+        await talk.connection.conversation.item.create(item=result)
+        await talk.connection.response.create(response={"tool_choice": "none"})
+        (answer,) = (await talk.until("response.done")).response.output
+        assert answer.content[0].transcript
+        assert "response.output_audio.delta" in talk.kinds()
 
 
 async def test_a_pause_in_the_middle_of_a_sentence_does_not_end_the_turn(server, client):

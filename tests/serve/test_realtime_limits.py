@@ -15,7 +15,7 @@ from voicechat_serve.realtime import conversation as conversation_module
 from voicechat_serve.realtime import listening as listening_module
 from voicechat_serve.realtime import session as session_module
 from voicechat_serve.realtime import wire as wire_module
-from voicechat_serve.realtime.conversation import Item
+from voicechat_serve.realtime.items import MessageItem
 from voicechat_serve.synthesis.voices import SPEECH_RATE
 
 
@@ -98,7 +98,7 @@ async def test_settings_are_checked_and_those_given_before_stay():
                 "session.audio.input.turn_detection.type",
             ),
             ({"model": "nobody"}, "model"),
-            ({"tools": [{"type": "function"}]}, "session.tools"),
+            ({"tools": [{"type": "function"}]}, "session.tools.0.name"),
             ({"temperature": 3}, "session.temperature"),
             ({"output_modalities": ["text", "audio"]}, "session.output_modalities"),
         ]
@@ -106,10 +106,9 @@ async def test_settings_are_checked_and_those_given_before_stay():
             client.send("session.update", session=patch)
             error = await client.until("error", number)
             assert error["error"]["param"] == param, error
-            if "tools" in patch:
-                assert error["error"]["message"] == "session.tools: the models here call no tools: leave them out"
         client.send("session.update", session={"instructions": "x"})
-        updated = await client.until("session.updated", 2)
+        updated = await client.until("session.updated", len(wrong) + 1)  # one of these is refused whole
+        assert updated["session"]["instructions"] == "x"
         assert updated["session"]["audio"]["output"]["speed"] == 1.5
 
 
@@ -381,6 +380,6 @@ async def test_too_much_that_a_response_tells_ends_the_session_not_the_response(
 async def test_a_response_that_breaks_off_is_told(monkeypatch):
     async with connected() as client:
         monkeypatch.setattr("voicechat_serve.realtime.response.item_resource", lambda item: 1 / 0)
-        client.session.conversation.add(Item(role="user", text="Hello."))
+        client.session.conversation.add(MessageItem(role="user", text="Hello."))
         client.send("response.create")
         assert (await client.until("error"))["error"]["type"] == "server_error"

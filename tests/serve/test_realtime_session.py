@@ -641,19 +641,35 @@ async def test_a_written_turn_is_not_in_the_language_of_a_spoken_one_before(ques
         assert done["response"]["output_modalities"] == ["audio"]
 
 
-async def test_a_reply_that_is_cancelled_before_its_first_word_is_not_in_progress_for_good():
+async def test_a_reply_that_is_cancelled_before_its_first_word_has_no_item():
     stages = MadeUpStages()
     stages.waits.clear()
     async with connected(stages) as client:
         client.send("conversation.item.create", item=written("Go on."))
         client.send("response.create")
-        added = await client.until("response.output_item.added")
-        client.send("conversation.item.retrieve", item_id=added["item"]["id"])
-        assert (await client.until("conversation.item.retrieved"))["item"]["status"] == "in_progress"
+        await client.until("response.created")
         client.send("response.cancel")
         done = await client.until("response.done")
-        assert done["response"]["output"][0]["status"] == "incomplete"
-        assert client.all("response.output_item.done")[0]["item"]["status"] == "incomplete"
+        assert (done["response"]["status"], done["response"]["output"]) == ("cancelled", [])
+        assert not client.all("response.output_item.added")
+        assert len(client.session.conversation.items) == 1
+
+
+async def test_a_reply_comes_before_what_is_created_while_it_begins():
+    stages = MadeUpStages()
+    stages.waits.clear()
+    async with connected(stages) as client:
+        client.send("conversation.item.create", item=written("Go on.") | {"id": "first"})
+        client.send("response.create")
+        client.send("conversation.item.create", item=written("And then?") | {"id": "last"})
+        await client.until("conversation.item.done", 2)
+        stages.waits.set()
+        item = (await client.until("response.output_item.added"))["item"]
+        client.send("conversation.item.retrieve", item_id=item["id"])
+        assert (await client.until("conversation.item.retrieved"))["item"]["role"] == "assistant"
+        await client.until("response.done")
+        assert [each.id for each in client.session.conversation.items] == ["first", item["id"], "last"]
+        assert client.all("conversation.item.added")[2]["previous_item_id"] == "first"
 
 
 async def test_a_farewell_that_nobody_hears_is_logged(caplog, monkeypatch):

@@ -1,4 +1,5 @@
-"""What a session can be told: fields of today and of the beta, and that nothing is passed over in silence."""
+"""What a session can be told: fields of today and of the beta, and that nothing is passed over in silence: an event
+that is not the protocol's is refused whole, and of others all that can be applied is applied."""
 
 from typing import Any
 
@@ -111,38 +112,94 @@ async def test_so_it_is_in_every_event(kind, fields, param):
         assert (error["code"], error["param"]) == ("unknown_parameter", param)
 
 
-@pytest.mark.parametrize(
-    ("session", "param"),
-    [
-        ({"input_audio_format": "g711_ulaw"}, "session.audio.input.format.type"),
-        ({"output_audio_format": "g711_alaw"}, "session.audio.output.format.type"),
-        ({"audio": {"input": {"format": {"type": "audio/pcmu"}}}}, "session.audio.input.format.type"),
-        ({"audio": {"input": {"format": {"type": "audio/pcm", "rate": 16000}}}}, "session.audio.input.format.rate"),
-        ({"audio": {"input": {"noise_reduction": {"type": "near_field"}}}}, "session.audio.input.noise_reduction"),
-        ({"input_audio_noise_reduction": {"type": "far_field"}}, "session.audio.input.noise_reduction"),
-        ({"tools": [{"type": "function", "name": "f"}]}, "session.tools"),
-        ({"tool_choice": "required"}, "session.tool_choice"),
-        ({"truncation": "disabled"}, "session.truncation"),
-        ({"prompt": {"id": "p"}}, "session.prompt"),
-        ({"include": ["item.input_audio_transcription.logprobs"]}, "session.include"),
-        (
-            {"audio": {"input": {"turn_detection": {"type": "server_vad", "idle_timeout_ms": 6000}}}},
+WRONG = [
+    ({"instructions": 5}, "session.instructions"),
+    ({"output_modalities": "text"}, "session.output_modalities"),
+    ({"audio": {"input": {"turn_detection": {"type": 5}}}}, "session.audio.input.turn_detection.type"),
+    ({"tools": {}}, "session.tools"),
+    ({"tools": ["f"]}, "session.tools.0"),
+    ({"tools": [{"type": "function"}]}, "session.tools.0.name"),
+    ({"tools": [{"type": "function", "name": "f", "parametres": {}}]}, "session.tools.0.parametres"),
+    ({"tool_choice": 5}, "session.tool_choice"),
+    ({"voice": "alloy", "audio": {"output": {"voice": "heart"}}}, "session.voice"),
+]
+
+
+@pytest.mark.parametrize(("session", "param"), WRONG)
+@pytest.mark.parametrize("other", [{}, {"truncation": "disabled"}])
+async def test_what_is_no_event_of_the_protocol_is_refused_whole(session, param, other):
+    assert (await refused({"max_output_tokens": 7} | other | session))["param"] == param
+
+
+UNUSABLE = [
+    ({"input_audio_format": "g711_ulaw"}, "session.audio.input.format.type"),
+    ({"output_audio_format": "g711_alaw"}, "session.audio.output.format.type"),
+    ({"audio": {"input": {"format": {"type": "audio/pcmu"}}}}, "session.audio.input.format.type"),
+    ({"audio": {"input": {"format": {"type": "audio/pcm", "rate": 16000}}}}, "session.audio.input.format.rate"),
+    ({"audio": {"input": {"noise_reduction": {"type": "near_field"}}}}, "session.audio.input.noise_reduction"),
+    ({"input_audio_noise_reduction": {"type": "far_field"}}, "session.audio.input.noise_reduction"),
+    ({"truncation": "disabled"}, "session.truncation"),
+    ({"prompt": {"id": "p"}}, "session.prompt"),
+    ({"include": ["item.input_audio_transcription.logprobs"]}, "session.include"),
+    ({"temperature": 5}, "session.temperature"),
+    ({"output_modalities": ["video"]}, "session.output_modalities.0"),
+    ({"output_modalities": ["text", "audio"]}, "session.output_modalities"),
+    ({"model": "nobody"}, "model"),
+    ({"voice": "nobody"}, "voice"),
+    ({"input_audio_transcription": {"model": "nobody"}}, "model"),
+    (
+        {"audio": {"input": {"turn_detection": {"type": "server_vad", "idle_timeout_ms": 6000}}}},
+        "session.audio.input.turn_detection.idle_timeout_ms",
+    ),
+    (
+        {"turn_detection": {"type": "semantic_vad", "silence_duration_ms": 300}},
+        "session.audio.input.turn_detection.silence_duration_ms",
+    ),
+    (
+        {"turn_detection": {"type": "server_vad", "eagerness": "high"}},
+        "session.audio.input.turn_detection.eagerness",
+    ),
+    ({"audio": {"input": {"transcription": {"language": "tlh"}}}}, "language"),
+    ({"tools": [{"type": "mcp", "server_label": "time", "server_url": "http://127.0.0.1"}]}, "session.tools.0"),
+    ({"tools": [{"type": "function", "name": "no name"}]}, "session.tools.0.name"),
+    ({"tool_choice": "required"}, "session.tool_choice"),
+    ({"tool_choice": "perhaps"}, "session.tool_choice"),
+    ({"tool_choice": {"type": "function", "name": "f"}}, "session.tool_choice"),
+    ({"tool_choice": {"type": "mcp", "server_label": "time"}}, "session.tool_choice"),
+]
+
+
+@pytest.mark.parametrize(("session", "param"), UNUSABLE)
+async def test_a_value_that_cannot_be_used_is_named_and_the_rest_is_applied(session, param):
+    async with connected() as client:
+        before = client.session.context.settings.resource()
+        client.send("session.update", session=session | {"max_output_tokens": 7}, event_id="mine")
+        error = (await client.until("error"))["error"]
+        assert (error["param"], error["event_id"]) == (param, "mine")
+        assert error["code"] != "server_error"
+        assert len(client.all("error")) == 1
+        told = client.all("session.updated")[0]["session"]
+        assert told["max_output_tokens"] == 7
+        if "turn_detection" not in str(session):
+            assert client.session.context.settings.resource() == before | {"max_output_tokens": 7}
+
+
+async def test_every_value_that_cannot_be_used_is_named():
+    async with connected() as client:
+        both = {"truncation": "disabled", "voice": "nobody", "speed": 9, "instructions": "Be brief."}
+        both["turn_detection"] = {"type": "semantic_vad", "eagerness": "low", "idle_timeout_ms": 1}
+        client.send("session.update", session=both)
+        await client.until("error", 4)
+        assert {event["error"]["param"] for event in client.all("error")} == {
+            "session.truncation",
+            "session.audio.output.speed",
             "session.audio.input.turn_detection.idle_timeout_ms",
-        ),
-        (
-            {"turn_detection": {"type": "semantic_vad", "silence_duration_ms": 300}},
-            "session.audio.input.turn_detection.silence_duration_ms",
-        ),
-        (
-            {"turn_detection": {"type": "server_vad", "eagerness": "high"}},
-            "session.audio.input.turn_detection.eagerness",
-        ),
-        ({"voice": "alloy", "audio": {"output": {"voice": "heart"}}}, "session.voice"),
-        ({"audio": {"input": {"transcription": {"language": "tlh"}}}}, "language"),
-    ],
-)
-async def test_what_is_not_supported_is_refused_by_name(session, param):
-    assert (await refused(session))["param"] == param
+            "voice",
+        }
+        told = client.all("session.updated")[0]["session"]
+        assert told["instructions"] == "Be brief."
+        assert told["audio"]["output"] == client.all("session.created")[0]["session"]["audio"]["output"]
+        assert told["audio"]["input"]["turn_detection"]["eagerness"] == "low"
 
 
 @pytest.mark.parametrize(
@@ -197,4 +254,8 @@ async def test_what_a_session_is_told_to_be_can_be_sent_back():
 
 @pytest.mark.parametrize("session", [{"instructions": "Hi"}, {"voice": "alloy"}, {"output_modalities": ["text"]}])
 async def test_a_transcription_session_takes_no_settings_of_responses(session):
-    assert (await refused(session, type="transcription"))["code"] == "invalid_value"
+    async with connected(type="transcription") as client:
+        before = client.session.context.settings
+        client.send("session.update", session=session)
+        assert (await client.until("error"))["error"]["code"] == "invalid_value"
+        assert client.session.context.settings == before

@@ -238,8 +238,8 @@ class TestWhatComesBack:
         class Stages(MadeUpStages):
             far = ServiceStages(services_of(model, remote, services, local_handle))
 
-            def write(self, model, messages, sampling):
-                return self.far.write("far", messages, sampling)
+            def write(self, model, messages, sampling, tools):
+                return self.far.write("far", messages, sampling, tools)
 
         async with connected(Stages()) as client:
             client.send("conversation.item.create", item=turn("What is love?"))

@@ -21,7 +21,7 @@ from transformers import AutoConfig
 from constrained_answers import written
 from voicechat_platform.assets import locate_gguf
 from voicechat_platform.models import GPTForCausalLM
-from voicechat_platform.tool_text import HERMES, LLAMA, CallForm
+from voicechat_platform.tool_text import HERMES, LLAMA, CallForm, told_in_text
 from voicechat_serve.api.chat import ChatRequest
 from voicechat_serve.api.completions import CompletionRequest
 from voicechat_serve.api.errors import APIError
@@ -364,6 +364,12 @@ class TestWhatTheModelIsAsked:
         assert '"name": "get_weather"' in prompt
         assert '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>' in prompt
         assert "<tool_response>\n7 degrees\n</tool_response>" in prompt
+
+    def test_results_and_what_the_person_says_then_are_one_message(self):
+        results = [{"role": "tool", "content": "7"}, {"role": "tool", "content": "8"}]
+        told = told_in_text([USER, CALLING | {"tool_calls": []}, *results, USER], [])
+        assert [message["role"] for message in told] == ["user", "assistant", "user"]
+        assert told[-1]["content"].endswith(f"8\n</tool_response>\n{USER['content']}")
 
     def test_a_message_cannot_make_a_call(self, vocabulary):
         forged = HERMES.head("clock")

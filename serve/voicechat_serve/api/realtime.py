@@ -12,12 +12,13 @@ from voicechat_platform.errors import InputError
 from voicechat_serve.api.errors import APIError, api_error, shortened, websocket_only
 from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.services import BRIEF_S, CLASSIFIER_S, Services, answered, streamed
+from voicechat_serve.api.tool_fields import require_parameters
 from voicechat_serve.audio import Samples
-from voicechat_serve.generation.answer_form import Message
+from voicechat_serve.generation.answer_form import Message, ToolUse
 from voicechat_serve.generation.loaded_model import Delta, GenerationOptions
 from voicechat_serve.operations.metrics import REALTIME_FIRST_SOUND_SECONDS, REALTIME_SESSIONS
-from voicechat_serve.realtime.conversation import new_id
 from voicechat_serve.realtime.errors import SessionEndedError
+from voicechat_serve.realtime.items import new_id
 from voicechat_serve.realtime.session import Session
 from voicechat_serve.realtime.session_settings import SessionSettings
 from voicechat_serve.realtime.wire import FAREWELL_S, as_frame
@@ -103,9 +104,11 @@ class ServiceStages:
     async def end_probability(self, words: str) -> float | None:
         return await answered(self.services.transcription.end_probability.remote(words), CLASSIFIER_S)
 
-    async def write(self, model: str, messages: list[Message], sampling: dict[str, Any]) -> AsyncGenerator[Delta, None]:
+    async def write(
+        self, model: str, messages: list[Message], sampling: dict[str, Any], tools: ToolUse
+    ) -> AsyncGenerator[Delta, None]:
         handle, model, version = self.services.language_model(model)
-        options = GenerationOptions(sampling=sampling, truncation="auto", model=model, version=version)
+        options = GenerationOptions(sampling=sampling, tools=tools, truncation="auto", model=model, version=version)
         async with streamed(handle, "chat", messages, options) as deltas:
             async for delta in deltas:
                 yield delta
@@ -123,6 +126,9 @@ class ServiceStages:
 
     def language_code(self, tag: str) -> str:
         return self.services.language_code(tag, "session.audio.input.transcription.language")
+
+    def require_schema(self, schema: Any, param: str, is_strict: bool) -> None:
+        require_parameters(schema, param, is_strict)
 
     def voice(self, name: str, language: str | None) -> str | None:
         try:

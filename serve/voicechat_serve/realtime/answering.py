@@ -59,10 +59,13 @@ class Answering:
     def request(self, wanted: ResponseSettings) -> None:
         """Begin the response that the client requests, when all earlier speech is transcribed and answered.
 
+        It waits for the end of a response that has called: many clients send the result, and request the next response,
+        as soon as they have the call.
+
         Raises:
             EventError: there is another response already, or too many turns wait.
         """
-        if self.context.is_responding or self.requested:
+        if self.requested or (self.context.is_responding and not self.context.has_called):
             raise already_responding()
         self.require_place()
         self.requested = self._put(self._answer_request(wanted))
@@ -128,6 +131,9 @@ class Answering:
         await turn.drop_draft()
 
     async def _answer_request(self, wanted: ResponseSettings) -> None:
+        calling = self.context.answered
+        if calling and calling.responding and self.context.has_called:
+            await asyncio.wait([calling.responding])
         self.requested = None
         if self.context.is_responding:
             return self.context.wire.emit_error(already_responding().body)

@@ -2,6 +2,7 @@
 
     pieces of text -+-> TextDelta events, at once
                     +-> sentences -> text for the voice -> synthesize(text) -> SpeechChunk events
+    pieces of calls --> CallPiece events, when the text before them is spoken
 
 Two tasks run during a reply: one generates text, the other one synthesizes it. Both put their events into one queue, so
 text never waits for speech. Both begin when the reply is made, before a reader takes its events: a reply can begin
@@ -9,27 +10,36 @@ while it is not yet certain that the person has finished, and be discarded. `Rep
 calls that they wait for, before it returns. The reader gets no event afterwards.
 
 The history keeps the text that the person heard. An item's text is the text that the reply's reader received. Of a
-reply that was interrupted within a sentence, the history keeps only the words whose sound was played (`Item.truncate`).
+reply that was interrupted within a sentence, the history keeps only the words whose sound was played
+(`MessageItem.truncate`).
 """
 
 import asyncio
 import contextlib
 import logging
-import secrets
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from voicechat_serve.audio import Samples
-from voicechat_serve.generation.answer_form import Message
+from voicechat_serve.generation.answer_form import CallPiece, Message
 from voicechat_serve.generation.loaded_model import Delta
+from voicechat_serve.realtime.items import (
+    CallItem,
+    Item,
+    MessageItem,
+    OutputItem,
+    ResultItem,
+    Spoken,
+    new_id,
+    object_of,
+)
 from voicechat_serve.synthesis.sentences import Sentence, SentenceSplitter
 from voicechat_serve.synthesis.spoken_text import Reader
 from voicechat_serve.synthesis.voices import SPEECH_RATE
 
 log = logging.getLogger("ray.serve.voicechat.realtime")
 
-Role = Literal["system", "user", "assistant"]
 Stage = Literal["generation", "synthesis"]
 Synthesize = Callable[[str], AsyncGenerator[Samples, None]]
 """A sentence as the voice speaks it -> its samples (n,), float32 at SPEECH_RATE."""
@@ -43,81 +53,8 @@ MOST_ITEMS = 1000
 MOST_CHARACTERS = 2**20
 """Beyond these limits the oldest items are deleted; no model's context reaches so far back."""
 
-MS_PER_CHARACTER = 65
-"""The length of speech at a usual speed, for a sentence of which only the beginning was synthesized."""
-
-
-def new_id(kind: str) -> str:
-    return f"{kind}_{secrets.token_hex(10)}"
-
-
-@dataclass
-class Spoken:
-    """A sentence of a reply and the length of its sound."""
-
-    text: str
-    """The sentence as it is written."""
-    ms: float = 0.0
-    """The length of its sound so far."""
-    is_whole: bool = False
-    """Whether all of its sound was synthesized."""
-    start: int = 0
-    """The first place in the reply's text where the sentence can begin."""
-    aloud: str = ""
-    """The sentence as the voice speaks it, if that differs from the text."""
-
-
-@dataclass
-class Item:
-    """One message of the conversation."""
-
-    role: Role
-    id: str = field(default_factory=lambda: new_id("item"))
-    text: str = ""
-    """The transcript if the item is sound; empty until it is known."""
-    is_spoken: bool = False
-    """Whether the item is sound: the person's speech, or a spoken reply."""
-    is_complete: bool = True
-    """False while the item is in progress; it stays False if the item was interrupted."""
-    is_in_progress: bool = False
-    """Whether the reply is still being generated."""
-    spoken: list[Spoken] = field(default_factory=list)
-    """The sentences of a reply that have sound, in their order."""
-    heard_ms: float | None = None
-    """How much of the sound was played; None means all of it."""
-
-    @property
-    def milliseconds(self) -> float:
-        """The length of the reply's sound so far."""
-        return sum(sentence.ms for sentence in self.spoken)
-
-    def truncate(self, ms: float) -> None:
-        """Record how much of the reply's sound was played. Keep the whole text, because a better figure may follow."""
-        self.heard_ms = ms
-        self.is_complete = False
-
-    @property
-    def heard(self) -> str:
-        """The text, as far as its sound was played. It ends with a whole word."""
-        if self.heard_ms is None:
-            return self.text
-        end, left_ms = 0, self.heard_ms
-        for sentence in self.spoken:
-            begin = self.text.find(sentence.text, max(end, sentence.start))
-            if begin < 0:  # the reader has not received it yet
-                break
-            whole_ms = (
-                sentence.ms
-                if sentence.is_whole
-                else max(sentence.ms, MS_PER_CHARACTER * len(sentence.aloud or sentence.text))
-            )
-            if left_ms < whole_ms:
-                cut = int(len(sentence.text) * left_ms / whole_ms)
-                heard = sentence.text[:cut] if sentence.text[cut].isspace() else sentence.text[:cut].rpartition(" ")[0]
-                end = begin + len(heard) if heard else end
-                break
-            end, left_ms = begin + len(sentence.text), left_ms - whole_ms
-        return self.text[:end].rstrip()
+NO_RESULT = "There is no result yet."
+"""Follows a call in the prompt until the client sends its result."""
 
 
 class Conversation:
@@ -132,14 +69,29 @@ class Conversation:
     def find(self, id: str) -> Item | None:
         return next((item for item in self.items if item.id == id), None)
 
+    def made_call(self, call_id: str) -> CallItem | None:
+        """Return the call of that id; None if no call was made under it."""
+        calls = (item for item in self.items if isinstance(item, CallItem))
+        return next((call for call in calls if call.call_id == call_id and call.status == "completed"), None)
+
+    def has_result(self, call_id: str) -> bool:
+        return any(isinstance(item, ResultItem) and item.call_id == call_id for item in self.items)
+
     def add(self, item: Item, place: int | None = None) -> str | None:
         """Put an item at the end, or at a place counted from 0. Return the id of the item before it."""
         place = len(self.items) if place is None else place
         self.items.insert(place, item)
         previous = self.items[place - 1].id if place else None
-        while len(self.items) > MOST_ITEMS or sum(len(item.text) for item in self.items) > MOST_CHARACTERS:
+        while len(self.items) > MOST_ITEMS or sum(item.num_characters for item in self.items) > MOST_CHARACTERS:
             del self.items[0]
         return previous
+
+    def add_after(self, before: Item | None, item: Item) -> str | None:
+        """Put an item behind another one, or at the beginning for None, or at the end if the other one was deleted.
+        Return the id of the item before it."""
+        if before is None:
+            return self.add(item, 0)
+        return self.add(item, self.items.index(before) + 1 if before in self.items else None)
 
     def messages(self, instructions: str = "", also: Sequence[Item] = ()) -> list[Message]:
         """Return the messages that the model continues.
@@ -150,17 +102,59 @@ class Conversation:
 
         Returns:
             The messages, without empty ones. Two consecutive messages of the same role are joined, because chat
-            templates require that the person and the model alternate.
+            templates require that the person and the model alternate. Calls belong to the message of the model before
+            them; their results follow at once, wherever the items are, because templates require this too. A call
+            without a result has NO_RESULT.
         """
+        items = [*self.items, *also]
+        results = {item.call_id: item.output for item in items if isinstance(item, ResultItem)}
         messages: list[Message] = [{"role": "system", "content": instructions}] if instructions.strip() else []
-        for item in [*self.items, *also]:
-            if not (text := item.heard.strip()):
-                continue
-            if messages and messages[-1]["role"] == item.role:
-                messages[-1] = {"role": item.role, "content": f"{messages[-1]['content']}\n{text}"}
-            else:
-                messages.append({"role": item.role, "content": text})
-        return messages
+        has_result = False
+        """Whether a result followed the last call: then the next call is in a message of its own."""
+        for item in items:
+            last: Message = messages[-1] if messages else {"role": None}
+            match item:
+                case MessageItem():
+                    if not (text := item.heard.strip()):
+                        continue
+                    if last["role"] == item.role and "tool_calls" not in last:
+                        last["content"] += f"\n{text}"
+                    else:
+                        messages.append({"role": item.role, "content": text})
+                case CallItem(status="completed"):
+                    if last["role"] != "assistant" or ("tool_calls" in last and has_result):
+                        messages.append(last := {"role": "assistant", "content": ""})
+                    last.setdefault("tool_calls", []).append(described(item))
+                    has_result = False
+                case ResultItem():
+                    has_result = True
+        return [told for message in messages for told in (message, *results_of(message, results))]
+
+
+def described(call: CallItem) -> dict[str, Any]:
+    """Return a call as a part of its message."""
+    function = {"name": call.name, "arguments": object_of(call.arguments)}
+    return {"id": call.call_id, "type": "function", "function": function}
+
+
+def results_of(message: Message, results: dict[str, str]) -> list[Message]:
+    """Return the messages with the results of a message's calls."""
+    return [
+        {
+            "role": "tool",
+            "name": call["function"]["name"],
+            "tool_call_id": call["id"],
+            "content": results.get(call["id"], NO_RESULT),
+        }
+        for call in message.get("tool_calls", ())
+    ]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """An item of the reply begins; the one before it is complete."""
+
+    item: OutputItem
 
 
 @dataclass(frozen=True)
@@ -185,7 +179,7 @@ class Failed:
     error: Exception
 
 
-Event = TextDelta | SpeechChunk | Failed
+Event = Begun | TextDelta | SpeechChunk | CallPiece | Failed
 
 
 class Reply:
@@ -200,8 +194,10 @@ class Reply:
     def __init__(
         self, pieces: AsyncGenerator[Delta, None], synthesize: Synthesize | None, language: str = "en"
     ) -> None:
-        self.item = Item(role="assistant", is_spoken=synthesize is not None, is_complete=False, is_in_progress=True)
-        """The reply's item; it grows with the events that the reader receives."""
+        self.message = MessageItem(role="assistant", is_spoken=synthesize is not None, status="in_progress")
+        """The reply's text; it grows with the events that the reader receives."""
+        self.output: list[OutputItem] = []
+        """The items that have begun: the message, if there is text, and then calls."""
         self.last: Delta | None = None
         """The model's last piece: it has the counts of tokens and the finish reason."""
         self.unspoken: list[str] = []
@@ -211,7 +207,8 @@ class Reply:
         self._synthesize = synthesize
         self._events: asyncio.Queue[tuple[Event, Spoken | None] | None] = asyncio.Queue(EVENTS_AHEAD)
         self._sentences: asyncio.Queue[Sentence | None] = asyncio.Queue()
-        self._is_closed = False
+        self._is_spoken = asyncio.Event()
+        self._is_closed = self._has_failed = False
         self._work = asyncio.create_task(self._both())
 
     async def events(self) -> AsyncGenerator[Event, None]:
@@ -220,18 +217,36 @@ class Reply:
             event, sentence = made
             match event:
                 case TextDelta(text):
-                    self.item.text += text
+                    if not self.output:
+                        yield self._begin(self.message)
+                    self.message.text += text
                 case SpeechChunk(samples_n) if sentence is not None:
-                    if not self.item.spoken or self.item.spoken[-1] is not sentence:
-                        for earlier in self.item.spoken:
+                    spoken = self.message.spoken
+                    if not spoken or spoken[-1] is not sentence:
+                        for earlier in spoken:
                             earlier.is_whole = True
-                        self.item.spoken.append(sentence)
+                        spoken.append(sentence)
                     sentence.ms += 1000 * len(samples_n) / SPEECH_RATE
+                case CallPiece(name=name, arguments=arguments):
+                    if name:
+                        self._complete_last()
+                        yield self._begin(CallItem(name, status="in_progress"))
+                    call = self.output[-1]
+                    assert isinstance(call, CallItem)
+                    call.arguments += arguments
+                case Failed():
+                    self._has_failed = True
             yield event
-        if not self._is_closed:
-            self.item.is_complete = True
-            for sentence in self.item.spoken:
-                sentence.is_whole = True
+        if not (self._is_closed or self._has_failed):
+            self._complete_last()
+
+    def _begin(self, item: OutputItem) -> Begun:
+        self.output.append(item)
+        return Begun(item)
+
+    def _complete_last(self) -> None:
+        if self.output:
+            self.output[-1].complete()
 
     async def close(self) -> None:
         """Stop the reply. Return when all of its work has ended."""
@@ -262,14 +277,22 @@ class Reply:
         async with contextlib.aclosing(self._pieces) as pieces:
             async for piece in pieces:
                 self.last = piece
-                if not piece.text:
-                    continue
-                await self._events.put((TextDelta(piece.text), None))
-                for sentence in splitter.feed(piece.text):
-                    self._sentences.put_nowait(sentence)
+                if piece.text:
+                    await self._events.put((TextDelta(piece.text), None))
+                    for sentence in splitter.feed(piece.text):
+                        self._sentences.put_nowait(sentence)
+                for call in piece.calls:
+                    await self._end_text(splitter)
+                    await self._events.put((call, None))
+        await self._end_text(splitter)
+
+    async def _end_text(self, splitter: SentenceSplitter) -> None:
+        """Let the voice speak the rest, and wait for it: an item of a response begins when the one before is
+        complete."""
         for sentence in splitter.flush():
             self._sentences.put_nowait(sentence)
         self._sentences.put_nowait(None)
+        await self._is_spoken.wait()
 
     async def _speak(self) -> None:
         while (sentence := await self._sentences.get()) is not None:
@@ -286,6 +309,7 @@ class Reply:
                     await self._events.put((SpeechChunk(samples_n), spoken))
             if not has_sound:
                 self.unspoken.append(sentence.text)
+        self._is_spoken.set()
 
 
 async def uncancelled(stage: Coroutine[Any, Any, Made]) -> Made:

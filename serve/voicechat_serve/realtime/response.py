@@ -18,6 +18,8 @@ from openai.types.realtime import (
     ResponseContentPartDoneEvent,
     ResponseCreatedEvent,
     ResponseDoneEvent,
+    ResponseFunctionCallArgumentsDeltaEvent,
+    ResponseFunctionCallArgumentsDoneEvent,
     ResponseOutputItemAddedEvent,
     ResponseOutputItemDoneEvent,
     ResponseTextDeltaEvent,
@@ -25,9 +27,10 @@ from openai.types.realtime import (
 )
 
 from voicechat_serve.audio import Samples
-from voicechat_serve.generation.answer_form import Message
+from voicechat_serve.generation.answer_form import NO_TOOLS, CallPiece, Message, ToolUse
 from voicechat_serve.generation.loaded_model import Delta
-from voicechat_serve.realtime.conversation import Failed, Reply, SpeechChunk, TextDelta, new_id
+from voicechat_serve.realtime.conversation import Begun, Conversation, Failed, Reply, SpeechChunk, TextDelta
+from voicechat_serve.realtime.items import CallItem, Item, MessageItem, OutputItem, new_id
 from voicechat_serve.realtime.server_events import item_added, item_done, item_resource
 from voicechat_serve.realtime.session_settings import MOST_TOKENS
 from voicechat_serve.realtime.stages import Stages
@@ -54,12 +57,13 @@ class ReplyRequest:
     voice: str | None
     """None for a written reply."""
     speed: float
+    tools: ToolUse = NO_TOOLS
 
     def begin(self, stages: Stages) -> Reply:
         sampling: dict[str, Any] = {"max_tokens": self.max_tokens}
         if self.temperature is not None:
             sampling["temperature"] = self.temperature
-        pieces = stages.write(self.model, self.messages, sampling)
+        pieces = stages.write(self.model, self.messages, sampling, self.tools)
         if self.voice is None:
             return Reply(pieces, None)
         speak = partial(stages.speak, speed=self.speed, voice=self.voice)
@@ -80,7 +84,7 @@ class Response:
     Args:
         reply: the reply, which has begun already.
         request: the request of the reply.
-        conversation_id: the conversation that the response becomes a part of; None for no conversation.
+        conversation: the conversation that the response becomes a part of; None for no conversation.
         metadata: the client's; `response.done` returns them.
         wire: sends the events.
         explain: returns an error as {"type", "code", "message"}.
@@ -91,69 +95,92 @@ class Response:
         self,
         reply: Reply,
         request: ReplyRequest,
-        conversation_id: str | None,
+        conversation: Conversation | None,
         metadata: dict[str, str],
         wire: Wire,
         explain: Callable[[Exception], dict[str, Any]],
         on_sound: Callable[[], None],
     ):
         self.id = new_id("resp")
-        self.reply, self.request, self.conversation_id, self.metadata = reply, request, conversation_id, metadata
+        self.reply, self.request, self.conversation, self.metadata = reply, request, conversation, metadata
         self.wire, self.explain, self.on_sound = wire, explain, on_sound
         self.emit = wire.emit
-        self.item = reply.item
+        self.message = reply.message
+        self.output: list[OutputItem] = []
+        """The items that have begun; all but the last are done."""
+        self.before: Item | None = conversation.items[-1] if conversation and conversation.items else None
+        """The item behind which the next one is put: what the client creates meanwhile comes after the reply."""
+        self.previous_id: str | None = None
+        """The id of the item before the last one."""
         self.cancelled: Reason | None = None
         self.failure: dict[str, Any] | None = None
         self.sounds_since: float | None = None
         """The time when the first sound was sent; monotonic."""
 
     @property
+    def has_called(self) -> bool:
+        """Whether a call is complete, so that its result may come."""
+        return any(isinstance(item, CallItem) and item.status == "completed" for item in self.output)
+
+    @property
     def played_ms(self) -> float:
         """The most sound that a client can have played by now, if it plays the sound when it arrives."""
         if self.sounds_since is None:
             return 0.0
-        return min(1000 * (time.monotonic() - self.sounds_since), self.item.milliseconds)
+        return min(1000 * (time.monotonic() - self.sounds_since), self.message.milliseconds)
 
     @property
     def is_playing(self) -> bool:
-        is_cut = self.item.heard_ms is not None  # the client plays no more of it
-        return self.sounds_since is not None and not is_cut and self.played_ms < self.item.milliseconds
+        is_cut = self.message.heard_ms is not None  # the client plays no more of it
+        return self.sounds_since is not None and not is_cut and self.played_ms < self.message.milliseconds
 
     async def cancel(self, reason: Reason) -> None:
         """Stop the reply; `run` sends the last events."""
         self.cancelled = self.cancelled or reason
         await self.reply.close()
 
-    async def run(self, previous_item_id: str | None) -> None:
+    async def run(self) -> None:
         """Send all events of the response, until the reply ends or is cancelled."""
-        self._emit_begin(previous_item_id)
+        begun = self.resource("in_progress")
+        self.emit(ResponseCreatedEvent(type="response.created", event_id=new_id("event"), response=begun))
         async for event in self.reply.events():
             match event:
+                case Begun(item):
+                    if self.output:
+                        self._emit_item_done(self.output[-1])
+                    self.output.append(item)
+                    self._emit_item_added(item)
                 case TextDelta(delta):
                     await self._emit_text(delta)
                 case SpeechChunk(samples_n):
                     await self._emit_sound(samples_n)
+                case CallPiece(arguments=delta) if delta:
+                    await self._emit_arguments(delta)
                 case Failed(_, error):
                     self.failure = self.explain(error)
-        self.item.is_in_progress = False
-        if self.failure:
-            self.item.is_complete = False
-        self._emit_end(previous_item_id)
+        if self.output:
+            if self.output[-1].status == "in_progress":
+                self.output[-1].status = "incomplete"
+            self._emit_item_done(self.output[-1])
+        self.metadata |= self._left_unspoken()
+        response = self.resource(self.status)
+        self.emit(ResponseDoneEvent(type="response.done", event_id=new_id("event"), response=response))
 
-    def _emit_begin(self, previous_item_id: str | None) -> None:
-        response, item = self.resource("in_progress"), item_resource(self.item)
-        self.emit(ResponseCreatedEvent(type="response.created", event_id=new_id("event"), response=response))
-        self.emit(ResponseOutputItemAddedEvent(type="response.output_item.added", item=item, **self._output()))
-        if self.conversation_id:
-            self.emit(item_added(self.item, previous_item_id))
-        part = self._part(with_text=False)
-        self.emit(ResponseContentPartAddedEvent(type="response.content_part.added", **part, **self._content()))
+    def _emit_item_added(self, item: OutputItem) -> None:
+        resource = item_resource(item)
+        self.emit(ResponseOutputItemAddedEvent(type="response.output_item.added", item=resource, **self._output()))
+        if self.conversation:
+            self.previous_id, self.before = self.conversation.add_after(self.before, item), item
+            self.emit(item_added(item, self.previous_id))
+        if isinstance(item, MessageItem):
+            part = self._part(with_text=False)
+            self.emit(ResponseContentPartAddedEvent(type="response.content_part.added", **part, **self._content()))
 
     async def _emit_text(self, delta: str) -> None:
         place = self._content()
         event = (
             ResponseAudioTranscriptDeltaEvent(type="response.output_audio_transcript.delta", delta=delta, **place)
-            if self.item.is_spoken
+            if self.message.is_spoken
             else ResponseTextDeltaEvent(type="response.output_text.delta", delta=delta, **place)
         )
         await self.wire.post(event)
@@ -171,9 +198,32 @@ class Response:
                 self.sounds_since = time.monotonic()
                 self.on_sound()
 
-    def _emit_end(self, previous_item_id: str | None) -> None:
-        text, place = self.item.text, self._content
-        if self.item.is_spoken:
+    async def _emit_arguments(self, delta: str) -> None:
+        place = self._call()
+        await self.wire.post(
+            ResponseFunctionCallArgumentsDeltaEvent(type="response.function_call_arguments.delta", delta=delta, **place)
+        )
+
+    def _emit_item_done(self, item: OutputItem) -> None:
+        if isinstance(item, MessageItem):
+            self._emit_message_done()
+        elif item.status == "completed":  # clients make the call at this event
+            self.emit(
+                ResponseFunctionCallArgumentsDoneEvent(
+                    type="response.function_call_arguments.done",
+                    name=item.name,
+                    arguments=item.arguments,
+                    **self._call(),
+                )
+            )
+        resource = item_resource(item)
+        self.emit(ResponseOutputItemDoneEvent(type="response.output_item.done", item=resource, **self._output()))
+        if self.conversation:
+            self.emit(item_done(item, self.previous_id))
+
+    def _emit_message_done(self) -> None:
+        text, place = self.message.text, self._content
+        if self.message.is_spoken:
             self.emit(ResponseAudioDoneEvent(type="response.output_audio.done", **place()))
             self.emit(
                 ResponseAudioTranscriptDoneEvent(
@@ -182,22 +232,16 @@ class Response:
             )
         else:
             self.emit(ResponseTextDoneEvent(type="response.output_text.done", text=text, **place()))
-        part, item = self._part(with_text=True), item_resource(self.item)
+        part = self._part(with_text=True)
         self.emit(ResponseContentPartDoneEvent(type="response.content_part.done", **part, **place()))
-        self.emit(ResponseOutputItemDoneEvent(type="response.output_item.done", item=item, **self._output()))
-        if self.conversation_id:
-            self.emit(item_done(self.item, previous_item_id))
-        self.metadata |= self._left_unspoken()
-        response = self.resource(self.status)
-        self.emit(ResponseDoneEvent(type="response.done", event_id=new_id("event"), response=response))
 
     def _left_unspoken(self) -> dict[str, str]:
         """Return the metadata about parts of the reply that the voice did not speak; empty if it spoke all of it."""
-        if not self.item.is_spoken or self.cancelled or self.failure:
+        if not self.message.is_spoken or self.cancelled or self.failure:
             return {}
         unspoken = "; ".join(self.reply.unspoken)
         metadata = {"unspoken": unspoken[:MOST_METADATA]} if unspoken else {}
-        if self.item.text.strip() and not self.item.spoken:
+        if self.message.text.strip() and not self.message.spoken:
             metadata |= {"spoken": "false", "reason": "the reply has no word that the voice can speak"}
         return metadata
 
@@ -233,27 +277,33 @@ class Response:
                 "id": self.id,
                 "status": status,
                 "status_details": details.get(status),
-                "output": [item_resource(self.item)] if is_done else [],
-                "conversation_id": self.conversation_id,
+                "output": [item_resource(item) for item in self.output],
+                "conversation_id": self.conversation.id if self.conversation else None,
                 "usage": usage if is_done else None,
-                "audio": {"output": voice} if self.item.is_spoken else None,
+                "audio": {"output": voice} if self.message.is_spoken else None,
                 "metadata": self.metadata or None,
-                "output_modalities": ["audio" if self.item.is_spoken else "text"],
+                "output_modalities": ["audio" if self.message.is_spoken else "text"],
                 "max_output_tokens": self.request.max_tokens,
             }
         )
 
     def _output(self) -> dict[str, Any]:
-        """Return the fields that name the response's only item in an event."""
-        return {"event_id": new_id("event"), "response_id": self.id, "output_index": 0}
+        """Return the fields that name the last item in an event."""
+        return {"event_id": new_id("event"), "response_id": self.id, "output_index": len(self.output) - 1}
 
     def _content(self) -> dict[str, Any]:
-        """Return the fields that name the item's only part in an event."""
-        return self._output() | {"item_id": self.item.id, "content_index": 0}
+        """Return the fields that name the message's only part in an event."""
+        return self._output() | {"item_id": self.message.id, "content_index": 0}
+
+    def _call(self) -> dict[str, Any]:
+        """Return the fields that name the last item, a call, in an event."""
+        call = self.output[-1]
+        assert isinstance(call, CallItem)
+        return self._output() | {"item_id": call.id, "call_id": call.call_id}
 
     def _part(self, with_text: bool) -> dict[str, Any]:
-        kind, name = ("audio", "transcript") if self.item.is_spoken else ("text", "text")
-        return {"part": {"type": kind, name: self.item.text if with_text else ""}}
+        kind, name = ("audio", "transcript") if self.message.is_spoken else ("text", "text")
+        return {"part": {"type": kind, name: self.message.text if with_text else ""}}
 
 
 async def decline(model: str, reason: Reason, wire: Wire, stages: Stages) -> None:
@@ -263,7 +313,7 @@ async def decline(model: str, reason: Reason, wire: Wire, stages: Stages) -> Non
     request = ReplyRequest(model, [], MOST_TOKENS, temperature=None, voice=None, speed=1.0)
     declined = Response(reply, request, None, {}, wire, stages.explain, on_sound=lambda: None)
     await declined.cancel(reason)
-    await declined.run(None)
+    await declined.run()
 
 
 async def nothing() -> AsyncGenerator[Delta, None]:

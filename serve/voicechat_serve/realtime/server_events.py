@@ -16,6 +16,8 @@ from openai.types.realtime import (
     InputAudioBufferSpeechStartedEvent,
     InputAudioBufferSpeechStoppedEvent,
     RealtimeConversationItemAssistantMessage,
+    RealtimeConversationItemFunctionCall,
+    RealtimeConversationItemFunctionCallOutput,
     RealtimeConversationItemSystemMessage,
     RealtimeConversationItemUserMessage,
     RealtimeError,
@@ -26,7 +28,7 @@ from openai.types.realtime.conversation_item_input_audio_transcription_completed
 )
 from openai.types.realtime.conversation_item_input_audio_transcription_failed_event import Error
 
-from voicechat_serve.realtime.conversation import Item, Role, new_id
+from voicechat_serve.realtime.items import CallItem, Item, MessageItem, ResultItem, Role, new_id
 from voicechat_serve.transcription.transcriber import Transcript
 
 
@@ -105,37 +107,64 @@ def item_done(item: Item, previous: str | None) -> ConversationItemDone:
     )
 
 
-ItemMessage = (
+MessageResource = (
     RealtimeConversationItemSystemMessage
     | RealtimeConversationItemUserMessage
     | RealtimeConversationItemAssistantMessage
 )
 
-ITEM_TYPES: dict[Role, type[ItemMessage]] = {
+MESSAGE_TYPES: dict[Role, type[MessageResource]] = {
     "system": RealtimeConversationItemSystemMessage,
     "user": RealtimeConversationItemUserMessage,
     "assistant": RealtimeConversationItemAssistantMessage,
 }
 
+ItemResource = MessageResource | RealtimeConversationItemFunctionCall | RealtimeConversationItemFunctionCallOutput
 
-def item_resource(item: Item) -> ItemMessage:
-    """Return an item as OpenAI's resource, with the text that was heard."""
+
+def item_resource(item: Item) -> ItemResource:
+    """Return an item as OpenAI's resource."""
+    match item:
+        case MessageItem():
+            return message_resource(item)
+        case CallItem():
+            return RealtimeConversationItemFunctionCall(
+                object="realtime.item",
+                id=item.id,
+                type="function_call",
+                status=item.status,
+                call_id=item.call_id,
+                name=item.name,
+                arguments=item.arguments,
+            )
+        case ResultItem():
+            return RealtimeConversationItemFunctionCallOutput(
+                object="realtime.item",
+                id=item.id,
+                type="function_call_output",
+                status="completed",
+                call_id=item.call_id,
+                output=item.output,
+            )
+
+
+def message_resource(item: MessageItem) -> MessageResource:
+    """Return a message as OpenAI's resource, with the text that was heard."""
     if item.role == "assistant":
         kind = "output_audio" if item.is_spoken else "output_text"
-        status = "in_progress" if item.is_in_progress else "completed" if item.is_complete else "incomplete"
     else:
-        kind, status = "input_audio" if item.is_spoken else "input_text", "completed"
+        kind = "input_audio" if item.is_spoken else "input_text"
     content: dict[str, Any] = {"type": kind, "transcript" if item.is_spoken else "text": item.heard}
     if item.is_spoken and item.role == "user" and not item.text:
         content["transcript"] = None
-    is_empty = status == "in_progress" and not item.text
-    return ITEM_TYPES[item.role].model_validate(
+    is_begun = item.status != "in_progress" or item.text
+    return MESSAGE_TYPES[item.role].model_validate(
         {
             "object": "realtime.item",
             "id": item.id,
             "type": "message",
             "role": item.role,
-            "status": status,
-            "content": [] if is_empty else [content],
+            "status": item.status,
+            "content": [content] if is_begun else [],
         }
     )

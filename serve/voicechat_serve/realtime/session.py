@@ -20,11 +20,12 @@ from openai.types.realtime import (
     SessionUpdatedEvent,
 )
 from openai.types.realtime.realtime_server_event import ConversationItemRetrieved, OutputAudioBufferCleared
-from pydantic import ValidationError
 
 from voicechat_serve.realtime.answering import Answering
-from voicechat_serve.realtime.conversation import Conversation, Item, new_id, stop
+from voicechat_serve.realtime.client_items import conversation_of
+from voicechat_serve.realtime.conversation import Conversation, stop
 from voicechat_serve.realtime.errors import EventError, SessionEndedError
+from voicechat_serve.realtime.items import Item, MessageItem, new_id
 from voicechat_serve.realtime.listening import Listening
 from voicechat_serve.realtime.server_events import item_added, item_done, item_resource, speech_started
 from voicechat_serve.realtime.session_settings import (
@@ -40,9 +41,11 @@ from voicechat_serve.realtime.session_settings import (
     SessionUpdate,
     Truncate,
 )
+from voicechat_serve.realtime.session_update import changed
 from voicechat_serve.realtime.stages import Stages
+from voicechat_serve.realtime.tool_settings import faults_of, misfit
 from voicechat_serve.realtime.turn import Context
-from voicechat_serve.realtime.wire import Wire, checked, invalid, kind_of, parsed
+from voicechat_serve.realtime.wire import Wire, checked, kind_of, parsed
 from voicechat_serve.transcription.voice_activity import Change
 
 SESSION_S = 3600
@@ -168,17 +171,7 @@ class Session:
         before = self.context.settings
         if patch.get("type", before.type) != before.type and has_begun:
             raise EventError("invalid_value", f"the session's type is {before.type} already", "session.type")
-        try:
-            settings = before.updated(patch)
-        except ValidationError as error:
-            raise invalid(error, "session.") from None
-        self.context.stages.require_model(settings.model)
-        self.context.stages.voice(settings.audio.output.voice_id, None)
-        if transcription := settings.audio.input.transcription:
-            if transcription.model:
-                self.context.stages.require_transcription(transcription.model)
-            if transcription.language:
-                transcription.language = self.context.stages.language_code(transcription.language)
+        settings, errors = changed(before, patch, self.context.stages)
         had, wanted = before.audio.input.turn_detection, settings.audio.input.turn_detection
         self.context.settings = settings
         if had and wanted:
@@ -190,6 +183,8 @@ class Session:
             if is_lost:
                 self.emit(InputAudioBufferClearedEvent(type="input_audio_buffer.cleared", event_id=new_id("event")))
         self.emit(SessionUpdatedEvent(type="session.updated", event_id=new_id("event"), session=self.resource()))
+        for body in errors:
+            self.wire.emit_error(body, event.event_id)
 
     async def _create_item(self, event: CreateItem) -> None:
         place = None
@@ -202,11 +197,8 @@ class Session:
         is_being_spoken = self.listening.turn and given.id == self.listening.turn.id
         if given.id and (is_being_spoken or self.conversation.find(given.id)):
             raise EventError("item_create_duplicate_item_id", f"there is an item {given.id!r} already", "item.id")
-        if given.has_sound_only:
-            message = "an item must have text; send sound to the input audio buffer"
-            raise EventError("unsupported_parameter", message, "item.content")
-        item = Item(role=given.role, id=given.id or new_id("item"), text=given.text)
-        if item.role == "user":
+        item = given.item(self.conversation)
+        if isinstance(item, MessageItem) and item.role == "user":
             self.conversation.language = None
         previous = self.conversation.add(item, place)
         self.emit(item_added(item, previous))
@@ -234,7 +226,7 @@ class Session:
         item = self._item(event.item_id, "item_truncate_invalid_item_id")
         if event.content_index != 0:
             raise EventError("invalid_value", "a reply has only one part, so content_index must be 0", "content_index")
-        if item.role != "assistant" or not item.is_spoken:
+        if not isinstance(item, MessageItem) or item.role != "assistant" or not item.is_spoken:
             raise EventError("item_truncate_invalid_item_id", "only a spoken reply can be truncated", "item_id")
         if not 0 <= event.audio_end_ms <= item.milliseconds + CLOCK_TOLERANCE_MS:
             message = f"audio_end_ms must be 0 to {int(item.milliseconds)}, the length of the sound"
@@ -263,7 +255,13 @@ class Session:
     async def _create_response(self, event: CreateResponse) -> None:
         if self.context.settings.type != "realtime":
             raise EventError("invalid_value", "a transcription session gives no responses")
-        self.answering.request(event.response or ResponseSettings())
+        wanted = event.response or ResponseSettings()
+        for _, error in faults_of(wanted.tools or [], "response.", self.context.stages.require_schema):
+            raise error
+        if wanted.tool_choice and (reason := misfit(wanted.tool_choice, self.context.tools(wanted))):
+            raise EventError("invalid_value", f"response.tool_choice: {reason}", "response.tool_choice")
+        conversation_of(wanted.input or [])  # to report its errors here
+        self.answering.request(wanted)
 
     async def _cancel_response(self, event: CancelResponse) -> None:
         id, response = event.response_id, self.context.response

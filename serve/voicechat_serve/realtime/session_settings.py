@@ -5,69 +5,21 @@ nothing. Three fields are ours: `temperature`, a `model` that may change between
 `turn_detection.anticipate`.
 """
 
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from voicechat_serve.realtime.beta_shape import present_shape
-from voicechat_serve.realtime.errors import EventError
+from voicechat_serve.realtime.checked import AutoTruncation, Checked, Name, NoList, NotSupported
+from voicechat_serve.realtime.client_items import AnyClientItem
+from voicechat_serve.realtime.tool_settings import ToolChoice, Tools
 from voicechat_serve.synthesis.voices import HEART, VoiceId
 
 LONGEST_INSTRUCTIONS = 32_768
-LONGEST_TEXT = 65_536
 MOST_TOKENS = 4096
 """The most tokens of a reply: half an hour of speech."""
-
-Name = Annotated[str, StringConstraints(max_length=256)]
-
-
-class Checked(BaseModel):
-    """A model that refuses unknown fields: otherwise a misspelt field would be lost without an error. Null means the
-    default, unless null is a value of the field itself."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def null_is_not_given(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        return {name: value for name, value in given.items() if value is not None or not cls.has_default(name)}
-
-    @classmethod
-    def has_default(cls, name: str) -> bool:
-        """Return whether there is a field of that name, and null means its default."""
-        field = cls.model_fields.get(name)
-        return field is not None and not field.is_required() and type(None) not in get_args(field.annotation)
-
-
-def require_neutral(*values: Any) -> AfterValidator:
-    """Return the check of an unsupported field of OpenAI: it may be null, or have a value that changes nothing."""
-
-    def check(given: Any) -> Any:
-        if given is not None and given not in values:
-            allowed = f" beyond {json.dumps(values[0])}" if values else ""
-            raise ValueError(f"it is not supported{allowed}: leave it out")
-        return given
-
-    return AfterValidator(check)
-
-
-NotSupported = Annotated[Any, require_neutral()]
-NoList = Annotated[Any, require_neutral([])]
-NoToolChoice = Annotated[Any, require_neutral("auto", "none")]
-AutoTruncation = Annotated[Any, require_neutral("auto")]
-
-
-def require_no_tools(tools: list[Any]) -> list[Any]:
-    if tools:
-        raise ValueError("the models here call no tools: leave them out")
-    return tools
-
-
-Tools = Annotated[list[Any], AfterValidator(require_no_tools)]
 
 
 class Format(Checked):
@@ -187,13 +139,13 @@ class SessionSettings(Checked):
     type: Literal["realtime", "transcription"] = "realtime"
     model: Name = ""
     instructions: Annotated[str, StringConstraints(max_length=LONGEST_INSTRUCTIONS)] = ""
-    output_modalities: Modalities = ["audio"]
+    output_modalities: Modalities = Field(default=["audio"])
     max_output_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | Literal["inf"] = 512
     temperature: float | None = Field(default=None, ge=0, le=2)
     audio: Audio = Audio()
-    tools: Tools = []
-    tool_choice: NoToolChoice = Field(default=None, exclude=True)
-    parallel_tool_calls: bool | None = Field(default=None, exclude=True)
+    tools: Tools = Field(default=[])
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
     include: NoList = Field(default=None, exclude=True)
     prompt: NotSupported = Field(default=None, exclude=True)
     reasoning: NotSupported = Field(default=None, exclude=True)
@@ -209,37 +161,29 @@ class SessionSettings(Checked):
         """Return the settings with the changes of a patch.
 
         Args:
-            patch: the changes as the client sent them, in the present shape or the beta's.
+            patch: the changes, in the present shape.
 
         Raises:
             ValidationError: a field of the patch is wrong.
-            EventError: a field has no effect in this session.
         """
-        patch = present_shape(patch, "session.")
-        settings = SessionSettings.model_validate(merged(self.model_dump(), patch))
-        settings.require_effect(patch)
-        return settings
+        whole = {name: patch[name] for name in ("tool_choice",) if name in patch}
+        return SessionSettings.model_validate(merged(self.model_dump(), patch) | whole)
 
-    def require_effect(self, patch: dict[str, Any]) -> None:
-        """Require that each field of a patch has an effect.
-
-        Raises:
-            EventError: a field has no effect in a session of this type, or with this turn detection.
-        """
+    def without_effect(self, patch: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Yield the fields of a patch that have no effect in a session of this type, or with this turn detection, each
+        as (its path, the reason)."""
         if self.type == "transcription":
-            of_responses = [name for name in patch if name not in TRANSCRIPTION_FIELDS and patch[name] is not None]
+            for name, value in patch.items():
+                if name not in TRANSCRIPTION_FIELDS and value is not None:
+                    yield (name,), "a transcription session gives no responses"
             if "output" in (patch.get("audio") or {}):
-                of_responses.append("audio.output")
-            if of_responses:
-                message = f"session.{of_responses[0]}: a transcription session gives no responses"
-                raise EventError("invalid_value", message, f"session.{of_responses[0]}")
+                yield ("audio", "output"), "a transcription session gives no responses"
         detection = self.audio.input.turn_detection
         given = ((patch.get("audio") or {}).get("input") or {}).get("turn_detection") or {}
         if detection is not None:
             foreign = "silence_duration_ms" if detection.is_by_words else "eagerness"
             if given.get(foreign) is not None:
-                param = f"session.audio.input.turn_detection.{foreign}"
-                raise EventError("invalid_value", f"{param}: {detection.type} has no such field", param)
+                yield ("audio", "input", "turn_detection", foreign), f"{detection.type} has no such field"
 
     def resource(self) -> dict[str, Any]:
         """Return the settings as the fields of OpenAI's resource."""
@@ -247,13 +191,7 @@ class SessionSettings(Checked):
         if detection := self.audio.input.turn_detection:
             fields["audio"]["input"]["turn_detection"] = detection.resource()
         if self.type == "realtime":
-            return fields | {
-                "tool_choice": "auto",
-                "tracing": None,
-                "include": None,
-                "prompt": None,
-                "truncation": "auto",
-            }
+            return fields | {"tracing": None, "include": None, "prompt": None, "truncation": "auto"}
         return {
             "type": self.type,
             "object": "realtime.transcription_session",
@@ -273,37 +211,6 @@ def merged(whole: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
         else:
             result[name] = value
     return result
-
-
-class ItemContent(Checked):
-    type: Literal["input_text", "input_audio", "output_text", "output_audio", "text"]
-    text: Annotated[str, StringConstraints(max_length=LONGEST_TEXT)] | None = None
-    transcript: Annotated[str, StringConstraints(max_length=LONGEST_TEXT)] | None = None
-    audio: str | None = None
-
-
-class ClientItem(Checked):
-    type: Literal["message"]
-    object: Literal["realtime.item"] | None = None
-    status: Literal["completed", "incomplete", "in_progress"] | None = None
-    """A client that returns an item as it received it sends these two too."""
-    role: Literal["system", "user", "assistant"]
-    content: Annotated[list[ItemContent], Field(min_length=1, max_length=64)]
-    id: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
-
-    @model_validator(mode="after")
-    def require_bounded_text(self) -> "ClientItem":
-        if len(self.text) > LONGEST_TEXT:
-            raise ValueError(f"an item has at most {LONGEST_TEXT} characters")
-        return self
-
-    @property
-    def text(self) -> str:
-        return "".join(part.text or part.transcript or "" for part in self.content)
-
-    @property
-    def has_sound_only(self) -> bool:
-        return any(part.text is None and part.transcript is None for part in self.content)
 
 
 class ResponseOutput(Checked):
@@ -328,11 +235,11 @@ class ResponseSettings(Checked):
     )
     conversation: Literal["auto", "none"] | None = None
     """With "none", the response does not become a part of the conversation."""
-    input: Annotated[list[ClientItem], Field(max_length=1000)] | None = None
-    """The messages to answer instead of the conversation."""
+    input: Annotated[list[AnyClientItem], Field(max_length=1000)] | None = None
+    """The items to answer instead of the conversation."""
     audio: ResponseAudio | None = None
     tools: Tools | None = None
-    tool_choice: NoToolChoice = None
+    tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None
     prompt: NotSupported = None
     reasoning: NotSupported = None
@@ -357,7 +264,7 @@ class Append(ClientEvent):
 
 
 class CreateItem(ClientEvent):
-    item: ClientItem
+    item: AnyClientItem
     previous_item_id: Name | None = None
 
 
@@ -399,7 +306,12 @@ CLIENT_EVENTS: dict[str, type[ClientEvent]] = {
     "output_audio_buffer.clear": Nothing,
 }
 
-KNOWN_FIELDS = sorted(
-    {name for model in (*CLIENT_EVENTS.values(), *Checked.__subclasses__()) for name in model.model_fields}
-)
+
+def models_of(base: type[Checked]) -> Iterator[type[Checked]]:
+    for model in base.__subclasses__():
+        yield model
+        yield from models_of(model)
+
+
+KNOWN_FIELDS = sorted({name for model in models_of(Checked) for name in model.model_fields})
 """The fields of all events and settings: an error about an unknown field names the most similar one."""

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
 from voicechat_serve.audio import Samples
-from voicechat_serve.generation.answer_form import Message
+from voicechat_serve.generation.answer_form import Message, ToolUse
 from voicechat_serve.generation.loaded_model import Delta
 from voicechat_serve.transcription.transcriber import Transcript
 
@@ -20,7 +20,9 @@ class Stages(Protocol):
     async def end_probability(self, words: str) -> float | None:
         """Return the probability, 0 to 1, that the turn ends after these words; None without a classifier."""
 
-    def write(self, model: str, messages: list[Message], sampling: dict[str, Any]) -> AsyncGenerator[Delta, None]:
+    def write(
+        self, model: str, messages: list[Message], sampling: dict[str, Any], tools: ToolUse
+    ) -> AsyncGenerator[Delta, None]:
         """Generate the model's next message, piece by piece."""
 
     def speak(self, sentence: str, speed: float, voice: str) -> AsyncGenerator[Samples, None]:
@@ -34,6 +36,9 @@ class Stages(Protocol):
 
     def language_code(self, tag: str) -> str:
         """Return the transcription model's code for a language. Raises APIError if it does not know the language."""
+
+    def require_schema(self, schema: Any, param: str, is_strict: bool) -> None:
+        """Require that a tool's arguments can be kept to a schema. Raises APIError for `param` if not."""
 
     def voice(self, name: str, language: str | None) -> str | None:
         """Return the id of the voice of that name, or of another that speaks the language; None if no voice speaks it.

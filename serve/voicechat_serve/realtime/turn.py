@@ -10,7 +10,11 @@ from enum import Enum, auto
 from pydantic import BaseModel
 
 from voicechat_serve.audio import Samples
-from voicechat_serve.realtime.conversation import Conversation, Item, stop
+from voicechat_serve.generation.answer_form import ToolUse
+from voicechat_serve.realtime.client_items import conversation_of
+from voicechat_serve.realtime.conversation import Conversation, stop
+from voicechat_serve.realtime.errors import EventError
+from voicechat_serve.realtime.items import Item, MessageItem
 from voicechat_serve.realtime.response import Draft, Reason, ReplyRequest, Response
 from voicechat_serve.realtime.server_events import (
     committed,
@@ -23,6 +27,7 @@ from voicechat_serve.realtime.server_events import (
 )
 from voicechat_serve.realtime.session_settings import MOST_TOKENS, ResponseSettings, SessionSettings
 from voicechat_serve.realtime.stages import Stages
+from voicechat_serve.realtime.tool_settings import FunctionTool, misfit, tool_use
 from voicechat_serve.realtime.utterance import Utterance
 from voicechat_serve.realtime.wire import Wire
 from voicechat_serve.transcription.transcriber import Transcript
@@ -60,6 +65,11 @@ class Context:
         return self.answered is not None and self.answered.state is State.ANSWERING
 
     @property
+    def has_called(self) -> bool:
+        """Whether the active response, or the last one, has called a tool."""
+        return self.response is not None and self.response.has_called
+
+    @property
     def is_audible(self) -> bool:
         """Whether a response is active, or can still be playing."""
         return self.is_responding or (self.response is not None and self.response.is_playing)
@@ -79,9 +89,7 @@ class Context:
         if wanted.audio:
             output = output.model_copy(update={name: own for name, own in wanted.audio.output if own is not None})
         if wanted.input is not None:
-            conversation = Conversation()
-            for given in wanted.input:
-                conversation.add(Item(role=given.role, text=given.text))
+            conversation = conversation_of(wanted.input)
         instructions = settings.instructions if wanted.instructions is None else wanted.instructions
         most = wanted.max_output_tokens or settings.max_output_tokens
         return ReplyRequest(
@@ -91,6 +99,19 @@ class Context:
             temperature=settings.temperature if wanted.temperature is None else wanted.temperature,
             voice=self.stages.voice(output.voice_id, language) if self.wants_voice(wanted) else None,
             speed=output.speed,
+            tools=self.tool_use(wanted),
+        )
+
+    def tools(self, wanted: ResponseSettings) -> list[FunctionTool]:
+        return self.settings.tools if wanted.tools is None else wanted.tools
+
+    def tool_use(self, wanted: ResponseSettings) -> ToolUse:
+        tools, choice = self.tools(wanted), wanted.tool_choice or self.settings.tool_choice
+        is_parallel = wanted.parallel_tool_calls
+        return tool_use(
+            tools,
+            "auto" if misfit(choice, tools) else choice,  # the session's choice, and tools of the response
+            self.settings.parallel_tool_calls if is_parallel is None else is_parallel,
         )
 
     def wants_voice(self, wanted: ResponseSettings) -> bool:
@@ -148,7 +169,7 @@ class Turn:
 
     def __init__(self, context: Context, state: State, is_detected: bool = False):
         self.context, self.state = context, state
-        self.item = Item(role="user", is_spoken=True)
+        self.item = MessageItem(role="user", is_spoken=True)
         """The item of the speech in the conversation."""
         self.transcription = context.settings.audio.input.transcription
         self.utterance = Utterance(self._hear, self._show if is_detected and self.transcription else None)
@@ -199,7 +220,7 @@ class Turn:
             if transcript.text and detection:
                 is_answered = settings.type == "realtime" and detection.create_response and detection.anticipate
                 if is_answered and not self.context.is_responding:
-                    speech = Item(role="user", text=transcript.text)
+                    speech = MessageItem(role="user", text=transcript.text)
                     request = self.context.reply_request(NO_OVERRIDES, transcript.language, [speech])
                     self.draft = Draft(request, request.begin(self.context.stages))
                 is_classified = detection.is_by_words and transcript.language == CLASSIFIED_LANGUAGE
@@ -295,9 +316,10 @@ class Turn:
         context, language = self.context, self.context.conversation.language
         try:
             request = context.reply_request(wanted, language)
-        except Exception as error:  # there is no such voice
+        except Exception as error:  # for example, there is no such voice
             self._enter(State.DONE)
-            return context.wire.emit_error(context.stages.explain(error))
+            body = error.body if isinstance(error, EventError) else context.stages.explain(error)
+            return context.wire.emit_error(body)
         if not request.messages:
             self._enter(State.DONE)
             message = "there is nothing to answer yet"
@@ -309,7 +331,6 @@ class Turn:
         metadata = dict(wanted.metadata or {})
         if request.voice is None and context.wants_voice(wanted):
             metadata |= {"spoken": "false", "reason": f"no voice speaks {language}"}
-        is_kept = wanted.conversation != "none"
 
         def on_sound() -> None:
             if ended_at is not None:
@@ -318,20 +339,19 @@ class Turn:
         self.response = Response(
             reply=reply,
             request=request,
-            conversation_id=context.conversation.id if is_kept else None,
+            conversation=context.conversation if wanted.conversation != "none" else None,
             metadata=metadata,
             wire=context.wire,
             explain=context.stages.explain,
             on_sound=on_sound,
         )
-        previous = context.conversation.add(reply.item) if is_kept else None
         context.answered = self
         self._enter(State.ANSWERING)
-        self.responding = asyncio.create_task(self._respond(self.response, previous))
+        self.responding = asyncio.create_task(self._respond(self.response))
 
-    async def _respond(self, response: Response, previous: str | None) -> None:
+    async def _respond(self, response: Response) -> None:
         try:
-            await response.run(previous)
+            await response.run()
         except Exception as error:  # the response itself reports the errors of the models
             log.error("a response failed", exc_info=error)
             self.context.wire.emit_error(self.context.stages.explain(error))
@@ -342,8 +362,8 @@ class Turn:
         """End the active response, and keep the part that can have been played. Return after its `response.done`."""
         if self.state is not State.ANSWERING or self.response is None or self.responding is None:
             return
-        if self.response.item.is_spoken:
-            self.response.item.truncate(self.response.played_ms)
+        if self.response.message.is_spoken:
+            self.response.message.truncate(self.response.played_ms)
         await self.response.cancel(reason)
         await asyncio.wait([self.responding])
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from voicechat_serve.realtime.errors import EventError, SessionEndedError
 from voicechat_serve.realtime.server_events import error_event
@@ -200,20 +201,28 @@ def checked(kind: type[ClientEvent], event: dict[str, Any]) -> ClientEvent:
     try:
         return kind.model_validate(event)
     except ValidationError as error:
-        raise invalid(error) from None
+        raise error_of(error.errors(include_url=False)[0]) from None
 
 
-def invalid(error: ValidationError, prefix: str = "") -> EventError:
-    """Return the first error of an event or of a session's settings, with OpenAI's code."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    param = (prefix + ".".join(str(part) for part in first["loc"]))[:100]
-    kind = first["type"]
+def error_of(detail: ErrorDetails, prefix: str = "") -> EventError:
+    """Return an error of an event, or of a session's settings, with OpenAI's code.
+
+    Args:
+        detail: pydantic's.
+        prefix: the path of what was checked in the event, such as "session.".
+    """
+    steps = [str(step) for step in detail["loc"]]
+    param = (prefix + ".".join(step for step in steps if not step.startswith("[")))[:100]  # without the unions' tags
+    kind = detail["type"]
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(str(first["loc"][-1]), KNOWN_FIELDS, 1)
+        near = difflib.get_close_matches(steps[-1], KNOWN_FIELDS, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return EventError("unknown_parameter", f"unknown parameter {param!r}{hint}", param)
     if kind == "missing":
         code = "missing_required_parameter"
     else:
-        code = "invalid_type" if kind.endswith("_type") else "invalid_value"
-    return EventError(code, f"{param}: {first['msg'].removeprefix('Value error, ')}"[:1000], param)
+        is_type = kind.endswith("_type")
+        if kind == "literal_error":
+            is_type = isinstance(detail["input"], str) != detail["ctx"]["expected"].startswith("'")
+        code = "invalid_type" if is_type else "invalid_value"
+    return EventError(code, f"{param}: {detail['msg'].removeprefix('Value error, ')}"[:1000], param)
