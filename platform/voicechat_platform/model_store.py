@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from voicechat_platform import hub
-from voicechat_platform.assets import LANGUAGE_MODELS, locate, locate_gguf
+from voicechat_platform.assets import EMBEDDING_MODELS, LANGUAGE_MODELS, locate, locate_gguf
 from voicechat_platform.errors import InputError
 from voicechat_platform.folders import locked, made_once
 from voicechat_platform.gguf_file import PART, read_gguf
@@ -94,7 +94,7 @@ def find_model(source: str, folders_only: bool = False) -> Path:
             return path
         if is_added(source):
             return read_record(source).found()
-        if source in LANGUAGE_MODELS:
+        if source in (*LANGUAGE_MODELS, *EMBEDDING_MODELS):
             return locate_gguf(source)
         if "/" not in source:
             return find_in_registry(source)
@@ -235,7 +235,7 @@ def free_name(name: str) -> str:
         raise InputError(
             f"{name!r} cannot be a model's name: give one of letters, digits, dots, dashes and underscores with --name"
         )
-    if name in LANGUAGE_MODELS:
+    if name in (*LANGUAGE_MODELS, *EMBEDDING_MODELS):
         raise InputError(f"{name} is the packaged model: give another name with --name")
     return name
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from voicechat_platform.assets import CATALOGUE, LANGUAGE_MODELS
+from voicechat_platform.assets import CATALOGUE, EMBEDDING_MODELS, LANGUAGE_MODELS
 from voicechat_platform.checkpoint_files import find_adapter
 from voicechat_platform.errors import InputError
 from voicechat_platform.gguf_file import require_adapter
@@ -71,7 +71,12 @@ def listed_models(arguments: APIArguments) -> list[tuple[ServedModel, ModelEntry
             continue
         source = entry.source or entry.id
         adapter_paths = {name: adapter_at(place) for name, place in entry.adapters.items()}  # before a long download
-        path, is_packaged = model_path(source, entry.engine), source in LANGUAGE_MODELS
+        if source in EMBEDDING_MODELS and entry.task != "embeddings":
+            raise InputError(
+                f"the model {entry.id!r} makes embeddings, and no text: its entry needs `task: embeddings`"
+            )
+        path = model_path(source, entry.engine)
+        is_packaged = source in (*LANGUAGE_MODELS, *EMBEDDING_MODELS)
         if entry.task == "embeddings":
             if not path.is_file():
                 raise InputError(f"the model {entry.id!r} has `task: embeddings`, which needs a GGUF file: {path}")

@@ -17,10 +17,13 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, BertConfig, BertModel
 
-from voicechat_platform.assets import locate
+from voicechat_platform.assets import CATALOGUE, locate, packaged_files
 from voicechat_platform.errors import InputError
+from voicechat_platform.model_store import find_model
+from voicechat_platform.models.bert_export import write_bert
 from voicechat_serve import application
 from voicechat_serve.api.access import AccessRules
 from voicechat_serve.api.embeddings import MOST_CHARACTERS, MOST_INPUTS
@@ -151,52 +154,44 @@ def tiny_bert() -> BertModel:
     ).eval()
 
 
-BERT_TENSORS = {
-    "embeddings.word_embeddings": "token_embd",
-    "embeddings.token_type_embeddings": "token_types",
-    "embeddings.position_embeddings": "position_embd",
-    "embeddings.LayerNorm": "token_embd_norm",
-    "attention.self.query": "attn_q",
-    "attention.self.key": "attn_k",
-    "attention.self.value": "attn_v",
-    "attention.output.dense": "attn_output",
-    "attention.output.LayerNorm": "attn_output_norm",
-    "intermediate.dense": "ffn_up",
-    "output.dense": "ffn_down",
-    "output.LayerNorm": "layer_output_norm",
-}
-
-
 def save_bert(model: BertModel, path: Path, pooling: gguf.PoolingType | None) -> None:
-    config = model.config
-    writer = gguf.GGUFWriter(path, "bert")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_layer_norm_eps(config.layer_norm_eps)
-    writer.add_causal_attention(False)
-    if pooling is not None:
-        writer.add_pooling_type(pooling)
-    writer.add_tokenizer_model("bert")
     marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    writer.add_token_list([*marks, *(f"\u2581{chr(97 + place)}" for place in range(config.vocab_size - len(marks)))])
-    writer.add_token_types([3] * len(marks) + [1] * (config.vocab_size - len(marks)))
-    writer.add_token_type_count(config.type_vocab_size)
-    for name, token_id in (("pad", 0), ("unk", 1), ("bos", 2), ("sep", 3), ("eos", 3), ("mask", 4)):
-        getattr(writer, f"add_{name}_token_id")(token_id)
-    for name, tensor in model.state_dict().items():
-        module, _, kind = name.rpartition(".")
-        layer, _, part = module.removeprefix("encoder.layer.").partition(".")
-        if module in BERT_TENSORS:
-            writer.add_tensor(f"{BERT_TENSORS[module]}.{kind}", tensor.numpy())
-        elif part in BERT_TENSORS:
-            writer.add_tensor(f"blk.{layer}.{BERT_TENSORS[part]}.{kind}", tensor.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    letters = [chr(97 + place) for place in range(model.config.vocab_size - len(marks))]
+    write_bert(model, [*marks, *letters], path, pooling)
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Iterator[LlamaCppEmbedder]:
+    """The optional packaged model."""
+    if packaged_files(CATALOGUE["all-minilm-l6-v2"]) is None:
+        pytest.skip("requirements/embeddings.txt is not installed")
+    embedder = open_embedder(find_model("all-minilm-l6-v2"), EngineOptions())
+    yield embedder
+    embedder.close()
+
+
+class TestMiniLM:
+    def test_tokens_and_vectors_are_those_of_its_makers(self, minilm):
+        (weights, _) = packaged_files(CATALOGUE["all-minilm-l6-v2"])
+        tokenizer = Tokenizer.from_file(str(weights.parent / "tokenizer.json"))
+        tokenizer.no_padding()
+        model = BertModel.from_pretrained(weights.parent).eval()
+        texts = [*SENTENCES, "Caf\u00e9s, r\u00e9sum\u00e9s & \u4f60\u597d\uff01 [unused7] don't [MASK]", "ab" * 40]
+        inputs = [minilm.tokens(text, 0) for text in texts]
+        assert inputs == [tokenizer.encode(text).ids for text in texts]
+        with torch.no_grad():
+            expected = [model(torch.tensor([ids])).last_hidden_state[0].mean(0).numpy() for ids in inputs]
+        assert (minilm.width, minilm.context) == (384, 512)
+        assert cosines(minilm.embed(inputs), expected).min() > 0.9999
+
+    def test_likeness(self, minilm):
+        cat, kitten, market = minilm.embed([minilm.tokens(text, 0) for text in (CAT, KITTEN, MARKET)])
+        assert cat @ kitten > 0.5 > 0.2 > cat @ market
+
+    def test_its_entry(self, minilm):
+        entry = {"id": "minilm", "source": "all-minilm-l6-v2", "task": "embeddings"}
+        ((served, _),) = served_models(APIArguments.model_validate({"champions": None, "models": [entry]}))
+        assert (served.path, served.is_packaged) == (minilm.model.path, True)
 
 
 class TestTheAPI:
@@ -421,6 +416,11 @@ class TestTheFile:
         ((served, _),) = served_models(arguments)
         assert (served.task, served.options.context, served.path.suffix) == ("embeddings", 512, ".gguf")
         assert services_with_vectors.models["vectors"].task == "embeddings"
+
+    def test_the_packaged_model_makes_no_text(self):
+        arguments = APIArguments.model_validate({"champions": None, "models": [{"id": "all-minilm-l6-v2"}]})
+        with pytest.raises(InputError, match="its entry needs `task: embeddings`"):
+            served_models(arguments)
 
     @pytest.mark.parametrize(
         ("more", "words"),

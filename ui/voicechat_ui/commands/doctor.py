@@ -88,7 +88,7 @@ def packaged_models() -> Iterator[Finding]:
             continue
         if found:
             yield Finding("fine", asset.what)
-        else:
+        elif not asset.is_optional:
             grade: Literal["warning", "fault"] = "warning" if asset.hub else "fault"
             fallback = ", or let the first start download it from the hub" if asset.hub else ""
             yield Finding(
