@@ -97,7 +97,14 @@ def test_names_of_openai_mean_the_first_voice():
 def test_the_api_tells_the_voices(api):
     answer = httpx.get(f"{api}/audio/voices").json()
     assert answer["object"] == "list"
-    assert answer["data"][0] == {"id": "heart", "object": "voice", "language": "en", "engine": "hibari"}
+    assert answer["data"][0] == {
+        "id": "heart",
+        "name": "heart",
+        "object": "voice",
+        "language": "en",
+        "engine": "hibari",
+    }
+    assert answer["voices"] == answer["data"], "for clients such as open-webui"
     assert [card["id"] for card in answer["data"]] == [voice.id for voice in installed_voices()]
     for card in answer["data"]:
         body = {"model": "tts-1", "input": "Hello.", "voice": card["id"], "response_format": "pcm"}

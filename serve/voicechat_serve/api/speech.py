@@ -50,9 +50,10 @@ def router(services: Services) -> APIRouter:
     @routes.get("/audio/voices")
     async def list_voices() -> dict[str, Any]:
         cards = [
-            {"id": voice.id, "object": "voice", "language": voice.language, "engine": voice.engine} for voice in voices
+            {"id": voice.id, "name": voice.id, "object": "voice", "language": voice.language, "engine": voice.engine}
+            for voice in voices
         ]
-        return {"object": "list", "data": cards}
+        return {"object": "list", "data": cards, "voices": cards}  # the second name for open-webui and others
 
     @routes.post("/audio/speech")
     async def create_speech(request: SpeechRequest) -> Any:

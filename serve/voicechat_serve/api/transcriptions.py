@@ -41,6 +41,7 @@ def router(services: Services) -> APIRouter:
         file: Sound,
         model: ModelName,
         language: Annotated[Text | None, Form()] = None,
+        languages: Annotated[list[Text] | None, Form(alias="languages[]")] = None,
         prompt: Prompt = None,
         response_format: Format = "json",
         temperature: Temperature = 0,
@@ -57,6 +58,8 @@ def router(services: Services) -> APIRouter:
             raise APIError(400, message, param="timestamp_granularities", code="invalid_value")
         if language is not None:
             language = services.language_code(language, "language")
+        if languages:
+            language = only_language(language, [services.language_code(tag, "languages") for tag in languages])
         options = (language, prompt, temperature, "transcribe", "word" in (granularities or ()))
         if stream:
             if response_format != "json":
@@ -92,6 +95,18 @@ def router(services: Services) -> APIRouter:
         return PlainTextResponse(PLAIN_FORMATS[response_format](transcript))
 
     return routes
+
+
+def only_language(language: str | None, languages: list[str]) -> str:
+    """Return the one language that both fields name.
+
+    Raises:
+        APIError: 400, they name several.
+    """
+    if len(named := {*languages, *([language] if language else ())}) > 1:
+        message = f"languages: {', '.join(sorted(named))} are several, and only one is supported: give one, or none"
+        raise APIError(400, message, param="languages", code="unsupported_value")
+    return languages[0]
 
 
 async def whole_transcript(services: Services, uploads: Uploads, file: UploadFile, *options: Any) -> Transcript:
