@@ -19,10 +19,11 @@ from ray.serve.schema import ApplicationStatus, DeploymentStatus, LoggingConfig
 from voicechat_platform.assets import locate_gguf
 from voicechat_platform.errors import InputError
 from voicechat_platform.settings import settings
+from voicechat_serve.aliases import SYNTHESIS_MODEL, built_in, require_targets
 from voicechat_serve.api.access import AccessRules, access_rules
 from voicechat_serve.api.front import FrontIngress, Page
 from voicechat_serve.api.ingress import APIIngress
-from voicechat_serve.api.services import RESERVED_NAMES, Services
+from voicechat_serve.api.services import Services
 from voicechat_serve.application_file import APIArguments, FrontArguments, Replicas
 from voicechat_serve.generation.champions import Champions
 from voicechat_serve.generation.embedding_model import EmbeddingModel
@@ -156,8 +157,12 @@ def api_application(
     """
     served = [each for model, _ in models for each in (model, *model.adapters)]
     ids = [model.id for model in served]
-    if len(set(ids)) < len(ids) or set(ids) & RESERVED_NAMES:
-        raise InputError(f"models must have names of their own, and none of {', '.join(sorted(RESERVED_NAMES))}: {ids}")
+    whisper, classifier = find_whisper(arguments.whisper), locate_gguf(SENTENCE_END_MODEL)
+    of_audio = {whisper.id, SYNTHESIS_MODEL}
+    reserved = {*of_audio, *built_in(whisper.id)}
+    if len(set(ids)) < len(ids) or set(ids) & reserved:
+        raise InputError(f"models must have names of their own, and none of {', '.join(sorted(reserved))}: {ids}")
+    require_targets(arguments.aliases, {*ids, *of_audio}, whisper.id)
     for model, _ in models:
         if model.path and not model.path.exists():
             raise InputError(f"the model {model.id!r} has no files: {model.path} does not exist")
@@ -165,9 +170,6 @@ def api_application(
         raise InputError(
             "there is no language model to serve: promote one (`voicechat promote`), or name one in `models`"
         )
-    whisper, classifier = find_whisper(arguments.whisper), locate_gguf(SENTENCE_END_MODEL)
-    if whisper.id in ids:
-        raise InputError(f"the model {whisper.id!r} has the name of the transcription model: choose another id")
     champions = None
     if any(model.version is not None for model in served):
         champions = serve.deployment(
@@ -210,6 +212,7 @@ def api_application(
         transcription_languages=whisper.languages,
         synthesis=synthesis.bind(arguments.synthesis.device),
         champions=champions,
+        aliases=arguments.aliases,
         realtime_sessions=arguments.realtime_sessions,
     )
     ingress = serve.deployment(APIIngress, name=API, **arguments.ingress.options())

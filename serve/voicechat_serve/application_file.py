@@ -15,6 +15,7 @@ from voicechat_platform.errors import InputError
 from voicechat_platform.hub_address import parse_address
 from voicechat_platform.paths import api_address
 from voicechat_platform.strict_yaml import PathText, Strict, compose_yaml, line_of, validate
+from voicechat_serve.aliases import require_form
 from voicechat_serve.generation.introduction import (
     Words,
 )
@@ -243,6 +244,9 @@ class APIArguments(Strict):
     adapter of a model in `models` that is a GGUF file is served by that model's replicas."""
     models: Annotated[tuple[ModelEntry, ...], Field(strict=False)] = ()
     """Additional language models."""
+    aliases: dict[PathText, PathText] = Field(default_factory=dict)
+    """Other names for models in requests, such as gpt-4o-mini -> smollm2-135m-instruct. A * at the end of a name stands
+    for any rest. Names of OpenAI's audio models need no entry."""
     whisper: PathText = "base"
     """The transcription model: a size of Whisper (tiny, base.en, large-v3, turbo, …), a folder with a CTranslate2
     Whisper, or OWNER/NAME of the Hugging Face hub. Only base and tiny.en are packaged."""
@@ -265,6 +269,13 @@ class APIArguments(Strict):
     @classmethod
     def may_be_a_whisper(cls, given: str) -> str:
         return check_name(given)
+
+    @field_validator("aliases")
+    @classmethod
+    def have_the_form_of_names(cls, aliases: dict[str, str]) -> dict[str, str]:
+        for alias in aliases:
+            require_form(alias)
+        return aliases
 
     @field_validator("models")
     @classmethod

@@ -382,6 +382,14 @@ class TestWhatServeBuilds:
             with pytest.raises(InputError, match="names of their own"):
                 application.api(APIArguments(models=(entry,)))
 
+    def test_aliases(self, home):
+        models = (ModelEntry(id="bard", source="romeo@1"),)
+        with pytest.raises(InputError, match="'gpt-4o' stands for 'nobody', which is no model here; there are bard, "):
+            application.api(APIArguments(models=models, aliases={"gpt-4o": "nobody"}))
+        built = self.built(application.api(APIArguments(models=models, aliases={"gpt-4o*": "bard"})), "api")
+        (ingress,) = (each for each in built.deployments if each.name == "api")
+        assert ingress.init_args[0].own_name("gpt-4o-mini") == "bard"
+
     def test_where_others_can_ask_a_key_is_needed(self, home, monkeypatch):
         running = SimpleNamespace(http_config=SimpleNamespace(host="0.0.0.0"))
         monkeypatch.setattr(ray, "is_initialized", lambda: True)

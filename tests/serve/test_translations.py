@@ -43,6 +43,23 @@ async def http(deployment) -> AsyncIterator[httpx.AsyncClient]:
         yield http
 
 
+async def test_possible_languages(http, deployment, tone):
+    """What newer clients send beside, or in place of, `language`."""
+
+    async def transcribe(**fields) -> httpx.Response:
+        form = {"model": "gpt-transcribe"} | fields
+        return await http.post("/audio/transcriptions", data=form, files={"file": ("a.wav", tone)})
+
+    for one in ({"languages[]": "German"}, {"languages[]": ["de", "de-CH"]}, {"language": "de", "languages[]": "de"}):
+        assert (await transcribe(**one)).status_code == 200
+        assert deployment.asked[0] == "de"
+    for several in ({"languages[]": ["de", "en"]}, {"language": "de", "languages[]": "en"}, {"languages[]": "xx"}):
+        refused = await transcribe(**several)
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "languages"
+    assert (await transcribe(languages="de")).json()["error"]["code"] == "unsupported_parameter"
+
+
 async def translate(http, tone, **fields) -> httpx.Response:
     form = {"model": "whisper-1"} | fields
     return await http.post("/audio/translations", data=form, files={"file": ("a.wav", tone)})

@@ -5,15 +5,8 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from voicechat_serve.api.services import (
-    BRIEF_S,
-    SYNTHESIS_ALIASES,
-    SYNTHESIS_MODEL,
-    TRANSCRIPTION_ALIASES,
-    Services,
-    answered,
-    unknown_model,
-)
+from voicechat_serve.aliases import SYNTHESIS_MODEL
+from voicechat_serve.api.services import BRIEF_S, Services, answered, unknown_model
 from voicechat_serve.generation.introduction import Introduction
 from voicechat_serve.generation.served_model import ServedModel
 
@@ -28,7 +21,6 @@ def router(services: Services) -> APIRouter:
     served = services.models
     created = {model.id: int(model.path.stat().st_mtime) if model.path else 0 for model in served.values()}
     audio = {services.transcription_model: "transcription", SYNTHESIS_MODEL: "synthesis"}
-    audio |= dict.fromkeys(TRANSCRIPTION_ALIASES, "transcription") | dict.fromkeys(SYNTHESIS_ALIASES, "synthesis")
 
     def language_card(name: str, model: ServedModel, introduction: Introduction) -> dict[str, Any]:
         """Return OpenAI's description of a model of texts, with more fields for clients that offer a choice of models.
@@ -59,16 +51,21 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("/models")
     async def list_models() -> dict[str, Any]:
-        """List the models, those first with which a person should begin."""
+        """List the models, those first with which a person should begin; aliases are not listed."""
         known = await introductions()
         ordered = sorted(served.values(), key=lambda model: place(model, known[model.id]))
         cards = [language_card(model.id, model, known[model.id]) for model in ordered]
-        cards += [card(name) | {"type": audio[name]} for name in (services.transcription_model, SYNTHESIS_MODEL)]
+        cards += [card(name) | {"type": kind} for name, kind in audio.items()]
         return {"object": "list", "data": cards}
 
     # A path, because a model's name may contain a slash.
     @routes.get("/models/{name:path}")
     async def retrieve_model(name: str) -> dict[str, Any]:
+        """Return a model's card; for an alias the card of its model, with the alias as its id."""
+        own_name = services.own_name(name)
+        return await card_of(own_name) | ({} if own_name == name else {"id": name, "alias_of": own_name})
+
+    async def card_of(name: str) -> dict[str, Any]:
         if name in audio:
             return card(name) | {"type": audio[name]}
         if name in served:

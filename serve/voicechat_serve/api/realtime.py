@@ -17,10 +17,11 @@ from voicechat_serve.audio import Samples
 from voicechat_serve.generation.answer_form import Message, ToolUse
 from voicechat_serve.generation.loaded_model import Delta, GenerationOptions
 from voicechat_serve.operations.metrics import REALTIME_FIRST_SOUND_SECONDS, REALTIME_SESSIONS
-from voicechat_serve.realtime.errors import SessionEndedError
+from voicechat_serve.realtime.errors import EventError, SessionEndedError
 from voicechat_serve.realtime.items import new_id
 from voicechat_serve.realtime.session import Session
 from voicechat_serve.realtime.session_settings import SessionSettings
+from voicechat_serve.realtime.session_update import changed
 from voicechat_serve.realtime.wire import FAREWELL_S, as_frame
 from voicechat_serve.synthesis.voices import find_voice, installed_voices
 from voicechat_serve.transcription.transcriber import Transcript
@@ -37,8 +38,6 @@ def router(services: Services) -> APIRouter:
 
     @routes.websocket("/realtime")
     async def realtime(websocket: WebSocket, model: str = "", intent: str = "") -> None:
-        is_transcription = intent == "transcription"
-        model = model or next(iter(services.language_models))
         # Accept before a refusal too: a browser's script cannot read the HTTP status of a refused WebSocket.
         await websocket.accept()
 
@@ -52,14 +51,13 @@ def router(services: Services) -> APIRouter:
             body = {"type": "invalid_request_error", "code": "invalid_value", "message": message, "param": "intent"}
             return await refuse(body, WS_1008_POLICY_VIOLATION)
         try:
-            stages.require_model(model)
-        except APIError as error:
-            return await refuse(stages.explain(error), WS_1008_POLICY_VIOLATION)
+            settings = opening_settings(stages, getattr(websocket.state, "session", {}), model, intent)
+        except EventError as error:
+            return await refuse(error.body, WS_1008_POLICY_VIOLATION)
         if len(open_sessions) >= services.realtime_sessions:
             message = f"{len(open_sessions)} conversations are open, which is the limit: try again later"
             body = {"type": "server_error", "code": "too_many_sessions", "message": message}
             return await refuse(body, WS_1013_TRY_AGAIN_LATER)
-        settings = SessionSettings(type="transcription" if is_transcription else "realtime", model=model)
 
         async def receive() -> str:
             message = await websocket.receive()
@@ -84,6 +82,42 @@ def router(services: Services) -> APIRouter:
             current_request().audio_seconds = round(session.listening.heard_ms / 1000, 1)
 
     return routes
+
+
+def opening_settings(
+    stages: "ServiceStages", of_secret: dict[str, Any], model: str = "", intent: str = ""
+) -> SessionSettings:
+    """Return the settings with which a session begins.
+
+    Args:
+        stages: the models.
+        of_secret: the settings that the client secret holds.
+        model: of the address: the language model, or the transcription model of a session that only transcribes.
+        intent: of the address.
+
+    Raises:
+        EventError: a setting is wrong, or cannot be used here.
+    """
+    settings = SessionSettings(model=next(iter(stages.services.language_models)))
+    if intent == "transcription":
+        if of_secret.get("type", intent) != intent:
+            message = "the client secret is for a conversation: leave intent out, or create one for a transcription"
+            raise EventError("invalid_value", message, "intent")
+        settings.type = "transcription"
+    settings = with_all(settings, of_secret, stages)
+    if not model:
+        return settings
+    if settings.type == "transcription":
+        return with_all(settings, {"audio": {"input": {"transcription": {"model": model}}}}, stages)
+    return with_all(settings, {"model": model}, stages)
+
+
+def with_all(before: SessionSettings, patch: dict[str, Any], stages: "ServiceStages") -> SessionSettings:
+    """Return the settings with all changes of a patch. Raises EventError if one of them cannot be used."""
+    settings, errors = changed(before, patch, stages)
+    for body in errors:
+        raise EventError(body["code"], body["message"], body["param"], body["type"])
+    return settings
 
 
 class ServiceStages:

@@ -8,15 +8,12 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from voicechat_platform.errors import InputError
+from voicechat_serve.aliases import SYNTHESIS_MODEL, built_in, named_by
 from voicechat_serve.api.errors import APIError, shortened
 from voicechat_serve.api.request_log import current_request
 from voicechat_serve.generation.served_model import ServedModel
 from voicechat_serve.operations.deadlines import LateError, answer_in_time, pieces_in_time
 from voicechat_serve.transcription.languages import MULTILINGUAL, whisper_language
-
-TRANSCRIPTION_ALIASES = ("whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe")
-SYNTHESIS_MODEL = "hibari"
-SYNTHESIS_ALIASES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
 
 FIRST_PIECE_S = 180.0
 """For the first piece of a response: before it, the request waits in the queue, a version loads, the prompt is read."""
@@ -32,9 +29,6 @@ BRIEF_S = 60.0
 
 CLASSIFIER_S = 5.0
 """For the end-of-turn classifier, whose result is useless later."""
-
-RESERVED_NAMES = {*TRANSCRIPTION_ALIASES, SYNTHESIS_MODEL, *SYNTHESIS_ALIASES}
-"""Names that mean an audio model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +48,17 @@ class Services:
     """A `Synthesis`."""
     champions: DeploymentHandle | None = None
     """A `Champions`; None if no model is of the registry."""
+    aliases: dict[str, str] = field(default_factory=dict)
+    """Those of the application file, in addition to those that are built in."""
     realtime_sessions: int = 16
     """The most concurrent spoken conversations in each replica of the ingress."""
+
+    def own_name(self, name: str) -> str:
+        """Return the own name of the model that a request names, if that is an alias; a model comes before an alias."""
+        own = {*self.models, *self.language_models, *self.embedding_models, self.transcription_model, SYNTHESIS_MODEL}
+        if name in own or name.rpartition("@")[0] in own:
+            return name
+        return named_by(name, built_in(self.transcription_model) | self.aliases) or name
 
     def language_model(self, name: str) -> tuple[DeploymentHandle, str, int | None]:
         """Return the deployment of a language model, and the model's id and version of a name such as "shakespeare@3".
@@ -63,13 +66,16 @@ class Services:
         Raises:
             APIError: 404, there is no such language model; 400, the model makes embeddings.
         """
-        if name in self.embedding_models:
+        own_name = self.own_name(name)
+        if own_name in self.embedding_models:
             known = ", ".join(self.language_models)
-            message = f"the model {name!r} makes embeddings, and no text: ask it at /v1/embeddings, or one of {known}"
+            message = (
+                f"the model {own_name!r} makes embeddings, and no text: ask it at /v1/embeddings, or one of {known}"
+            )
             raise APIError(400, message, param="model", code="invalid_value")
-        model, at, number = name.rpartition("@")
+        model, at, number = own_name.rpartition("@")
         if not at or not (number.isascii() and number.isdigit() and len(number) < 10):
-            model, number = name, ""
+            model, number = own_name, ""
         if model not in self.language_models:
             raise unknown_model(name, self.language_models)
         current_request().model = model
@@ -81,18 +87,19 @@ class Services:
         Raises:
             APIError: 404, there is no such model; 400, the model makes text.
         """
-        if name in self.embedding_models:
-            current_request().model = name
-            return self.embedding_models[name]
+        own_name = self.own_name(name)
+        if own_name in self.embedding_models:
+            current_request().model = own_name
+            return self.embedding_models[own_name]
         known = ", ".join(self.embedding_models) or "none: an entry of the application file needs `task: embeddings`"
-        if name in self.language_models or name.rpartition("@")[0] in self.language_models:
+        if own_name in self.language_models or own_name.rpartition("@")[0] in self.language_models:
             message = f"the model {shortened(name, 100)!r} makes text, and no embeddings; for those there is {known}"
             raise APIError(400, message, param="model", code="invalid_value")
         raise unknown_model(name, (known,))
 
     def require_transcription(self, name: str) -> None:
-        if name not in (self.transcription_model, *TRANSCRIPTION_ALIASES):
-            raise unknown_model(name, (self.transcription_model, *TRANSCRIPTION_ALIASES))
+        if self.own_name(name) != self.transcription_model:
+            raise unknown_model(name, self.names_of(self.transcription_model))
         current_request().model = self.transcription_model
 
     def language_code(self, tag: str, param: str) -> str:
@@ -107,9 +114,14 @@ class Services:
             raise APIError(400, str(error), param=param, code="invalid_value") from error
 
     def require_synthesis(self, name: str) -> None:
-        if name not in (SYNTHESIS_MODEL, *SYNTHESIS_ALIASES):
-            raise unknown_model(name, (SYNTHESIS_MODEL, *SYNTHESIS_ALIASES))
+        if self.own_name(name) != SYNTHESIS_MODEL:
+            raise unknown_model(name, self.names_of(SYNTHESIS_MODEL))
         current_request().model = SYNTHESIS_MODEL
+
+    def names_of(self, model: str) -> list[str]:
+        """Return a model's own name and its aliases."""
+        aliases = built_in(self.transcription_model) | self.aliases
+        return [model, *(alias for alias, target in aliases.items() if target == model)]
 
 
 def unknown_model(name: str, available) -> APIError:

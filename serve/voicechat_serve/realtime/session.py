@@ -66,6 +66,14 @@ CLOCK_TOLERANCE_MS = 50
 """A client's clock may exceed the end of a reply's sound by so much."""
 
 
+def resource_of(settings: SessionSettings, id: str, stages: Stages) -> dict[str, Any]:
+    """Return a session as the fields of OpenAI's resource, with our own fields."""
+    fields = settings.resource() | {"id": id}
+    if transcription := fields["audio"]["input"]["transcription"]:
+        transcription["model"] = transcription["model"] or stages.transcription_model
+    return fields
+
+
 class Session:
     """A session with one client.
 
@@ -140,9 +148,7 @@ class Session:
 
     def resource(self) -> RealtimeSessionCreateRequest | RealtimeTranscriptionSessionCreateRequest:
         """Return the session as OpenAI's resource, with our own fields."""
-        fields = self.context.settings.resource() | {"id": self.id}
-        if transcription := fields["audio"]["input"]["transcription"]:
-            transcription["model"] = transcription["model"] or self.context.stages.transcription_model
+        fields = resource_of(self.context.settings, self.id, self.context.stages)
         if self.context.settings.type == "realtime":
             return RealtimeSessionCreateRequest.model_validate(fields)
         return RealtimeTranscriptionSessionCreateRequest.model_validate(fields)
