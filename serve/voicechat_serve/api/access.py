@@ -1,8 +1,9 @@
 """The access check before every route of the API and the front: keys and their limits.
 
 A client sends its key as `Authorization: Bearer KEY`. A browser sends it in HTTP Basic as the password. A script in a
-browser that opens a WebSocket cannot set a header, and sends OpenAI's subprotocol `openai-insecure-api-key.KEY`. If
-keys are needed, every route needs one: also a probe of /health or a scraper of /metrics.
+browser that opens a WebSocket cannot set a header, and sends OpenAI's subprotocol `openai-insecure-api-key.KEY`; such a
+KEY should be a client secret, which opens a conversation and nothing else. If keys are needed, every route needs one:
+also a probe of /health or a scraper of /metrics.
 """
 
 import asyncio
@@ -28,6 +29,7 @@ from voicechat_serve.api.limits import RequestLimits
 from voicechat_serve.api.origins import LOOPBACK_NAMES, LoopbackOnly, SameOriginOnly
 from voicechat_serve.api.request_log import current_request
 from voicechat_serve.api.streaming import event
+from voicechat_serve.operations.client_secrets import PREFIX, InvalidSecretError, read_client_secret
 from voicechat_serve.operations.keys import (
     Key,
     KeysFollowed,
@@ -142,6 +144,7 @@ class KeyCheck:
         try:
             key, is_operator = self._admitted(scope)
             scope.setdefault("state", {})["is_operator"] = is_operator  # for the page, which does not receive the key
+            scope["state"]["key"] = key
             if key and is_counted:
                 headers = self.limits.begin(key)
                 scope["state"]["key_id"] = key.id  # for the log
@@ -194,16 +197,28 @@ class KeyCheck:
         except KeysUnreadableError:
             message = "the server cannot read its keys, so it lets nobody in; its log says why"
             raise APIError(503, message, code="unavailable") from None
+        offered = list(offered_keys(scope))
+        client_secret = next((each for each in offered if each.startswith(PREFIX)), None)
+        if client_secret is not None and self.challenge == "Bearer" and scope["type"] == "websocket":
+            try:
+                read = read_client_secret(client_secret, keys)
+            except InvalidSecretError as error:
+                raise APIError(401, f"{error}: create another one", code="invalid_api_key") from None
+            scope.setdefault("state", {})["session"] = read.session
+            return read.key, False
         if keys is None:
             return None, True
-        offered = list(offered_keys(scope))
         for secret in offered:
             if hmac.compare_digest(self.rules.page_key_sha256, fingerprint(secret)):
                 return None, False
             if key := find_key(keys, secret):
                 return key, key.operator
         message = (
-            "the API key is wrong, or was revoked" if offered else "this server needs an API key, and none was sent"
+            "a client secret opens a conversation at /v1/realtime alone"
+            if client_secret is not None
+            else "the API key is wrong, or was revoked"
+            if offered
+            else "this server needs an API key, and none was sent"
         )
         hint = "send it as 'Authorization: Bearer KEY', or as the password of HTTP Basic"
         raise APIError(401, f"{message}: {hint}", code="invalid_api_key", headers={"WWW-Authenticate": self.asks_for})

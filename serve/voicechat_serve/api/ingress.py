@@ -3,7 +3,17 @@
 from fastapi import FastAPI
 from ray import serve
 
-from voicechat_serve.api import chat, completions, embeddings, models, realtime, responses, speech, transcriptions
+from voicechat_serve.api import (
+    chat,
+    client_secrets,
+    completions,
+    embeddings,
+    models,
+    realtime,
+    responses,
+    speech,
+    transcriptions,
+)
 from voicechat_serve.api.access import AccessRules, guard
 from voicechat_serve.api.errors import DOCUMENTED, answer_errors_in_openai_form
 from voicechat_serve.api.request_log import RequestLog
@@ -19,7 +29,10 @@ def build(services: Services, access: AccessRules = AccessRules()) -> FastAPI:
     app.add_middleware(RequestLog)
     app.add_middleware(FlowControl)  # the last one added is the outermost
     answer_errors_in_openai_form(app)
-    for family in (models, chat, completions, responses, embeddings, transcriptions, speech, realtime):
+    for family in (
+        *(models, chat, completions, responses, embeddings),
+        *(transcriptions, speech, realtime, client_secrets),
+    ):
         app.include_router(family.router(services))
     return app
 
