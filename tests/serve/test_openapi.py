@@ -25,6 +25,8 @@ MODELS = {
     "/completions": "shakespeare",
     "/responses": "shakespeare",
     "/embeddings": "vectors",
+    "/tokenize": "shakespeare",
+    "/detokenize": "shakespeare",
     "/audio/transcriptions": "whisper-1",
     "/audio/translations": "whisper-1",
     "/audio/speech": "tts-1",

@@ -189,10 +189,36 @@ async def test_offsets_after_a_prompt_of_token_ids(client, model):
     assert answer.choices[0].logprobs.text_offset == [len(PROMPT), len(PROMPT) + 1]
 
 
-async def test_a_prompt_is_scored_without_an_answer(client):
+@pytest.mark.parametrize("stream", [False, True])
+async def test_prompts_of_token_ids_are_scored_like_their_texts(client, model, stream):
+    """As lm-eval asks: lists of token ids, with `echo`, and one token that it does not read."""
+    prompts = [PROMPT, "To \u4f60be"]
+    ids = [model.tokenizer.vocabulary.encode(prompt) for prompt in prompts]
+    fields = {"echo": True, "logprobs": 1, "temperature": 0, "max_tokens": 1}
+    expected = (await complete(client, prompt=prompts, **fields)).choices
+    answer = await complete(client, prompt=ids, stream=stream, **fields)
+    choices = [choice async for chunk in answer for choice in chunk.choices] if stream else answer.choices
+    for index, (given, token_ids) in enumerate(zip(expected, ids, strict=True)):
+        own = [choice for choice in choices if choice.index == index]
+        assert "".join(choice.text for choice in own) == given.text.replace("\u4f60", " ")
+        columns = {
+            name: [each for choice in own for each in getattr(choice.logprobs, name)]
+            for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+        }
+        assert columns["tokens"] == given.logprobs.tokens
+        assert columns["text_offset"] == given.logprobs.text_offset
+        assert columns["token_logprobs"] == pytest.approx(given.logprobs.token_logprobs)
+        assert len(columns["top_logprobs"]) == len(token_ids) + 1
+
+
+async def test_a_prompt_is_scored_without_an_answer(client, model):
     """As harnesses ask that rank given texts by their likelihood."""
     longer = await complete(client, echo=True, logprobs=1, temperature=0)
+    of_ids = await complete(
+        client, prompt=model.tokenizer.vocabulary.encode(PROMPT), echo=True, logprobs=1, max_tokens=0
+    )
     answer = await complete(client, echo=True, logprobs=1, max_tokens=0)
+    assert of_ids.choices == answer.choices
     assert answer.choices[0].text == PROMPT
     assert answer.choices[0].finish_reason == "length"
     assert answer.choices[0].logprobs.token_logprobs == pytest.approx(
@@ -237,7 +263,6 @@ async def test_raw_types_of_an_answer(http):
         ("completions", {"prompt": [10**6]}, None),
         ("completions", {"prompt": ["a", 1]}, None),
         ("completions", {"max_tokens": 0}, "max_tokens"),
-        ("completions", {"prompt": [1, 2], "echo": True}, "echo"),
         ("completions", {"best_of": 3}, "best_of"),
         ("completions", {"logprobs": 6}, "logprobs"),
         ("completions", {"logit_bias": {"x": 1}}, "logit_bias"),

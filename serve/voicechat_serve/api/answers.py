@@ -70,6 +70,7 @@ class Choice:
     calls: list[Call] = field(default_factory=list)
     scores: list[ScoredToken] = field(default_factory=list)
     prompt_scores: tuple[ScoredToken, ...] = ()
+    prompt_text: str = ""
     finish_reason: FinishReason | None = None
 
     def add(self, delta: Delta) -> None:
@@ -81,6 +82,7 @@ class Choice:
             self.calls[piece.index].arguments += piece.arguments
         self.scores += delta.scores
         self.prompt_scores = self.prompt_scores or delta.prompt_scores
+        self.prompt_text = self.prompt_text or delta.prompt_text
         self.finish_reason = delta.finish_reason
 
 

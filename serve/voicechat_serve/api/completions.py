@@ -53,8 +53,6 @@ class CompletionRequest(TextRequest):
         if len(prompts) * self.choices > MOST_CHOICES:
             message = f"{len(prompts)} prompts with n={self.choices} make more than {MOST_CHOICES} choices"
             raise APIError(400, message, param="prompt", code="invalid_value")
-        if self.echo and not isinstance(prompts[0], str):
-            raise APIError(400, "echo needs prompts that are text", param="echo", code="unsupported_parameter")
         return prompts
 
     def choice_requests(self, model: str, version: int | None) -> list[ChoiceRequest]:
@@ -73,6 +71,7 @@ class CompletionRequest(TextRequest):
             top_scores=self.logprobs,
             score_prompt=bool(self.echo) and self.logprobs is not None,
             text=self.text_form(),
+            echo=bool(self.echo),
             model=model,
             version=version,
         )
@@ -126,7 +125,10 @@ class CompletionWriter:
         self.begun: set[int] = set()
 
     def __call__(self, index: int, given: Choice | Delta) -> dict[str, Any]:
-        prompt = self.choice_requests[index].prompt if self.echo and index not in self.begun else ""
+        prompt = ""
+        if self.echo and index not in self.begun:
+            asked = self.choice_requests[index].prompt
+            prompt = asked if isinstance(asked, str) else given.prompt_text
         self.begun.add(index)
         text = prompt if self.silent else prompt + given.text
         scores = [*given.prompt_scores, *(() if self.silent else given.scores)]

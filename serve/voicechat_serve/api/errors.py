@@ -28,7 +28,10 @@ log = logging.getLogger("ray.serve.voicechat.errors")
 
 RETRY_AFTER_S = 1
 
-API_PATHS = ("/chat/", "/completions", "/responses", "/embeddings", "/models", "/audio/", "/realtime")
+API_PATHS = (
+    *("/chat/", "/completions", "/responses", "/embeddings", "/models", "/audio/", "/realtime"),
+    *("/tokenize", "/detokenize"),
+)
 """The beginnings of paths that a client requests without /v1; inside the API, the path in the message has it."""
 
 LONGEST_MESSAGE = 1000

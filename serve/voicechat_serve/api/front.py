@@ -5,8 +5,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import FastAPI
-from fastapi.responses import JSONResponse, Response
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from ray import serve
 from ray.serve.schema import DeploymentStatus, ReplicaState, ServeStatus
@@ -118,6 +118,15 @@ def add_probes(app: FastAPI) -> None:
         return JSONResponse(
             {"status": "unavailable" if waiting else "ready", "not_ready": waiting}, 503 if waiting else 200
         )
+
+    @app.get("/tokenizer_info")
+    @app.post("/tokenize")
+    @app.post("/detokenize")
+    async def at_the_api(request: Request) -> RedirectResponse:
+        """Send clients of vLLM, where these have no /v1, to the API; not to a host, whose name a proxy may have
+        changed."""
+        query = f"?{request.url.query}" if request.url.query else ""
+        return RedirectResponse(f"v1{request.url.path}{query}", 307)
 
     @app.api_route("/metrics", methods=["GET", "HEAD"])
     async def metrics() -> Response:

@@ -12,6 +12,7 @@ from voicechat_serve.api import (
     realtime,
     responses,
     speech,
+    tokenization,
     transcriptions,
 )
 from voicechat_serve.api.access import AccessRules, guard
@@ -30,7 +31,7 @@ def build(services: Services, access: AccessRules = AccessRules()) -> FastAPI:
     app.add_middleware(FlowControl)  # the last one added is the outermost
     answer_errors_in_openai_form(app)
     for family in (
-        *(models, chat, completions, responses, embeddings),
+        *(models, chat, completions, responses, embeddings, tokenization),
         *(transcriptions, speech, realtime, client_secrets),
     ):
         app.include_router(family.router(services))

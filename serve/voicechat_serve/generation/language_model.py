@@ -4,12 +4,12 @@ adapters, each under its own name and with its own versions."""
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ray.serve.handle import DeploymentHandle
 
@@ -22,7 +22,7 @@ from voicechat_serve.generation.engines.adapters import add_adapter
 from voicechat_serve.generation.engines.choice import open_model
 from voicechat_serve.generation.engines.interface import UnavailableError, UnknownVersionError
 from voicechat_serve.generation.introduction import Introduction, introduce_version
-from voicechat_serve.generation.loaded_model import Delta, GenerationOptions, LoadedModel
+from voicechat_serve.generation.loaded_model import Delta, GenerationOptions, LoadedModel, TokenizedText
 from voicechat_serve.generation.remote_model import RemoteModel
 from voicechat_serve.generation.served_model import ServedModel
 from voicechat_serve.operations.deadlines import answer_in_time
@@ -66,6 +66,14 @@ class Model(Protocol):
     def chat(self, messages: Sequence[Message], options: GenerationOptions) -> AsyncGenerator[Delta, None]: ...
 
     def complete(self, prompt: str | list[int], options: GenerationOptions) -> AsyncGenerator[Delta, None]: ...
+
+    async def tokenize(
+        self, text: str | Sequence[Message], add_special: bool, with_names: bool, options: GenerationOptions
+    ) -> TokenizedText: ...
+
+    async def detokenize(self, token_ids: list[int], options: GenerationOptions) -> str: ...
+
+    async def tokenizer_info(self, options: GenerationOptions) -> dict[str, Any]: ...
 
     async def warm_up(self) -> None: ...
 
@@ -121,6 +129,34 @@ class LanguageModel:
         async with aclosing(named.measured(model, model.complete(prompt, options))) as deltas:
             async for delta in deltas:
                 yield delta
+
+    async def tokenize(
+        self, text: str | Sequence[Message], add_special: bool, with_names: bool, options: GenerationOptions
+    ) -> TokenizedText:
+        """Return the tokens of a text or of a conversation. Raises the errors of `LoadedModel.tokenize`;
+        UnknownVersionError."""
+        async with self.in_use(options) as model:
+            return await model.tokenize(text, add_special, with_names, options)
+
+    async def detokenize(self, token_ids: list[int], options: GenerationOptions) -> str:
+        """Return the text of tokens. Raises the errors of `LoadedModel.detokenize`; UnknownVersionError."""
+        async with self.in_use(options) as model:
+            return await model.detokenize(token_ids, options)
+
+    async def tokenizer_info(self, options: GenerationOptions) -> dict[str, Any]:
+        """Describe the tokenizer. Raises UnknownVersionError."""
+        async with self.in_use(options) as model:
+            return await model.tokenizer_info(options)
+
+    @asynccontextmanager
+    async def in_use(self, options: GenerationOptions) -> AsyncIterator[Model]:
+        """Yield the model of a request, which stays in memory until the block ends."""
+        model = await self.named(options.model).version(options.version)
+        model.users += 1
+        try:
+            yield model
+        finally:
+            model.users -= 1
 
     async def measured(self, model: Model, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
         """Pass a response on, and count it as a user of the model until it ends."""

@@ -47,6 +47,8 @@ class GenerationOptions:
     top_scores: int | None = None
     """Score every token, and this number of the likeliest tokens at its place."""
     score_prompt: bool = False
+    echo: bool = False
+    """Give the text of a prompt of token ids on the first piece."""
     tools: ToolUse = NO_TOOLS
     text: TextForm | None = None
     """What the text must be; None for any text."""
@@ -84,10 +86,23 @@ class Delta:
     """Scores of the piece's tokens, if the request asks for them."""
     prompt_scores: tuple[ScoredToken, ...] = ()
     """On the first piece, if the request asks for them."""
+    prompt_text: str = ""
+    """On the first piece, with the option `echo`: the text of a prompt of token ids, without special tokens."""
     fingerprint: str = ""
     """The version that generates, such as "shakespeare@3"."""
     calls: tuple[CallPiece, ...] = ()
     """Pieces of calls of tools, which follow the text."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedText:
+    """The tokens of a text."""
+
+    ids: list[int]
+    names: list[str] | None
+    """In the vocabulary's spelling, if the request asks for them."""
+    context: int
+    """The most tokens of a prompt and its answer together."""
 
 
 class LoadedModel:
@@ -218,6 +233,42 @@ class LoadedModel:
             async for delta in deltas:
                 yield delta
 
+    async def tokenize(
+        self, text: str | Sequence[Message], add_special: bool, with_names: bool, options: GenerationOptions
+    ) -> TokenizedText:
+        """Return the tokens of a text, or of a conversation as a prompt for the next turn.
+
+        Args:
+            text: the text, or the messages.
+            add_special: whether the model's first token (BOS) is added to a text.
+            with_names: whether the tokens' names are wanted, too.
+            options: the tools that the prompt of a conversation shows.
+
+        Raises:
+            InputError: the messages do not fit the model's template.
+        """
+        if isinstance(text, str):
+            ids = await self.encoded(self.tokenizer.vocabulary.encode, text, add_special)
+        else:
+            ids = await self.encoded(self.tokenizer.encode_chat, text, options.tools.allowed)
+        names = [self.tokenizer.vocabulary.name(token_id) for token_id in ids] if with_names else None
+        return TokenizedText(ids, names, self.engine.context)
+
+    async def detokenize(self, token_ids: list[int], options: GenerationOptions) -> str:
+        """Return the text of tokens, with the texts of special ones. Raises InputError if the model has no such
+        token."""
+        self.require_known(token_ids)
+        return await asyncio.to_thread(self.tokenizer.vocabulary.decode, token_ids, True)
+
+    async def tokenizer_info(self, options: GenerationOptions) -> dict[str, Any]:
+        """Describe the tokenizer with the names of tokenizer_config.json."""
+        special = {name: text or None for name, text in self.tokenizer.special.items()}
+        return special | {
+            "tokenizer_class": type(self.tokenizer.vocabulary).__name__,
+            "model_max_length": self.engine.context,
+            "chat_template": self.tokenizer.template_source,
+        }
+
     async def write(
         self,
         prompt_ids: list[int],
@@ -236,12 +287,14 @@ class LoadedModel:
             score_prompt=options.score_prompt,
             grammar=grammar,
         )
+        prompt_text = self.tokenizer.vocabulary.decode(prompt) if options.echo and not isinstance(prompt, str) else ""
         count = 0
         scores = None
         if options.top_scores is not None:
             scores = AnswerScores(prompt if isinstance(prompt, str) else self.tokenizer.vocabulary.decode(prompt))
         async with aclosing(self.generate(request, options)) as batches:
             async for tokens in batches:
+                is_first = not count
                 count += len(tokens)
                 text = "".join(token.text for token in tokens)
                 scored = [self.scored(token.score) for token in tokens if token.score]
@@ -252,6 +305,7 @@ class LoadedModel:
                     finish_reason=tokens[-1].finish_reason,
                     scores=scores.settled(text, scored, tokens[-1].finish_reason) if scores else (),
                     prompt_scores=self.scored_prompt(prompt, tokens[0].prompt_scores),
+                    prompt_text=prompt_text if is_first else "",
                     fingerprint=self.fingerprint,
                 )
 
@@ -282,7 +336,7 @@ class LoadedModel:
         """Return scores of a prompt's tokens with their positions; the prompt may contain characters without a
         token."""
         if not scores or not isinstance(prompt, str):
-            return tuple(self.scored(score) for score in scores)
+            return AnswerScores("").settled("", [self.scored(score) for score in scores], "length")
         places = self.tokenizer.vocabulary.places(prompt)
         return tuple(replace(self.scored(score), offset=place) for score, place in zip(scores, places, strict=True))
 

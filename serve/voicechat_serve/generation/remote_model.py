@@ -15,7 +15,7 @@ from voicechat_serve.generation.engines.interface import (
     UpstreamError,
 )
 from voicechat_serve.generation.engines.text_stream import StopStrings
-from voicechat_serve.generation.loaded_model import AnswerScores, Delta, GenerationOptions
+from voicechat_serve.generation.loaded_model import AnswerScores, Delta, GenerationOptions, TokenizedText
 from voicechat_serve.generation.remote_pieces import Piece, piece_of
 from voicechat_serve.generation.remote_tools import RemoteCalls, form_fields, sent_message, tool_fields
 from voicechat_serve.generation.served_model import MAX_TOKENS, Remote
@@ -45,6 +45,9 @@ USAGE_S = 2.0
 
 TEMPLATE_TOKENS, END_TOKENS = 32_768, 16
 """The most tokens that another server may add to a prompt, and to an answer, before we do not believe its usage."""
+
+
+NO_TOKENIZER = "this model runs on another server, which has its tokenizer: ask that server"
 
 
 class RemoteModel:
@@ -111,6 +114,8 @@ class RemoteModel:
             raise UnsupportedError("logprobs of the prompt", "openai")
         if options.text is not None:
             raise UnsupportedError(options.text.field, "openai")
+        if options.echo and not isinstance(prompt, str):
+            raise InputError("echo needs a prompt that is text, because the model runs on another server")
         if options.top_scores is not None and not isinstance(prompt, str):
             raise InputError("logprobs need a prompt that is text, because the model runs on another server")
         scored = {} if options.top_scores is None else {"logprobs": options.top_scores}
@@ -118,6 +123,17 @@ class RemoteModel:
         async with aclosing(self.write("/completions", scored | {"prompt": prompt}, options, text)) as deltas:
             async for delta in deltas:
                 yield delta
+
+    async def tokenize(
+        self, text: str | Sequence[Message], add_special: bool, with_names: bool, options: GenerationOptions
+    ) -> TokenizedText:
+        raise InputError(NO_TOKENIZER)
+
+    async def detokenize(self, token_ids: list[int], options: GenerationOptions) -> str:
+        raise InputError(NO_TOKENIZER)
+
+    async def tokenizer_info(self, options: GenerationOptions) -> dict[str, Any]:
+        raise InputError(NO_TOKENIZER)
 
     async def write(
         self, path: str, fields: dict[str, Any], options: GenerationOptions, prompt: str = ""

@@ -47,8 +47,8 @@ class Vocabulary(Protocol):
         """Return the position of each token of `encode` in the text, in characters."""
         ...
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of tokens, without special ones."""
+    def decode(self, token_ids: Sequence[int], with_special: bool = False) -> str:
+        """Return the text of tokens, without special ones, or with their texts."""
         ...
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -102,8 +102,8 @@ class HuggingFaceVocabulary:
             end = max(end, next_end)
         return places
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(token_ids)
+    def decode(self, token_ids: Sequence[int], with_special: bool = False) -> str:
+        return self.tokenizer.decode(token_ids, skip_special_tokens=not with_special)
 
     @cached_property
     def is_byte_level(self) -> bool:
@@ -209,8 +209,9 @@ class GGUFVocabulary:
         starts = np.cumsum([0, *lengths])[:-1]
         return [min(len(data[:start].decode(errors="ignore")), len(text)) for start in starts]
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return b"".join(map(self.token_bytes, token_ids)).decode(errors="replace")
+    def decode(self, token_ids: Sequence[int], with_special: bool = False) -> str:
+        pieces = map(self.piece if with_special else self.token_bytes, token_ids)
+        return b"".join(pieces).decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
         return b"" if token_id in self.special_ids else self.piece(token_id)
