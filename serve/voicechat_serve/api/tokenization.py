@@ -17,14 +17,12 @@ from voicechat_serve.api.services import BRIEF_S, Services, answered
 from voicechat_serve.generation.loaded_model import GenerationOptions
 
 MOST_CHARACTERS = 1_000_000
-"""Of a prompt."""
-
-MOST_TOKENS = 1_000_000
+"""Of a prompt. The size of the body limits the tokens that become a text."""
 
 
 class TokenizeRequest(Body):
     model: Text | None = None
-    prompt: Annotated[Text, Field(max_length=MOST_CHARACTERS)] | None = None
+    prompt: Text | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=2048)] | None = None
     add_special_tokens: bool | None = None
     """Whether the model's first token (BOS) is added, if it has one; by default for a prompt, and never for messages,
@@ -36,10 +34,14 @@ class TokenizeRequest(Body):
         """Check the text.
 
         Raises:
-            APIError: 400, there are a prompt and messages, or neither, or special tokens for messages.
+            APIError: 400, there are a prompt and messages, or neither; the prompt is too long; or special tokens are
+                wanted for messages.
         """
         if (self.prompt is None) == (self.messages is None):
             raise APIError(400, "give a prompt or messages, one of the two", param="prompt", code="invalid_value")
+        if self.prompt is not None and len(self.prompt) > MOST_CHARACTERS:
+            message = f"prompt has {len(self.prompt):,} characters, more than {MOST_CHARACTERS:,}"
+            raise APIError(400, message, param="prompt", code="invalid_value")
         if self.messages is not None and self.add_special_tokens:
             message = "add_special_tokens is not supported for messages: the chat template writes the special tokens"
             raise APIError(400, message, param="add_special_tokens", code="unsupported_parameter")
@@ -48,7 +50,7 @@ class TokenizeRequest(Body):
 
 class DetokenizeRequest(Body):
     model: Text | None = None
-    tokens: Annotated[list[TokenId], Field(max_length=MOST_TOKENS)]
+    tokens: list[TokenId]
 
 
 def router(services: Services) -> APIRouter:
