@@ -264,7 +264,7 @@ def pieces_of_an_answer(draw) -> list[Delta]:
 
 
 @given(deltas=pieces_of_an_answer())
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_a_client_that_adds_up_the_events_has_the_response(deltas):
     tally = Tally(choices_per_prompt=1)
     head = ResponseRequest.model_validate(body()).head()
