@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 
+from voicechat_platform.tool_text import HERMES
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
 from voicechat_serve.generation.engines.interface import GenerationRequest, Token
 from voicechat_serve.generation.loaded_model import GenerationOptions, LoadedModel
@@ -66,7 +67,7 @@ async def test_a_speech_without_an_end_has_all_the_room(tiny_model):
 
 
 def prompt_of(model: LoadedModel, messages: Sequence[dict[str, str]]) -> str:
-    return model.tokenizer.vocabulary.decode(model.chat_prompt(messages, "auto"))
+    return model.tokenizer.vocabulary.decode(model.chat_prompt(messages, (), HERMES, "auto"))
 
 
 def test_the_oldest_speeches_go_whole_and_the_last_one_never(tiny_model):
