@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from voicechat_platform.assets import locate
 from voicechat_platform.checkpoints import load_tokenizer
 from voicechat_platform.corpora.batches import IGNORED
+from voicechat_platform.corpora.conversations import Conversation
 from voicechat_platform.corpora.corpus import Windows
 from voicechat_platform.corpora.dialogue import conversations, example, make_dialogue, stack
 from voicechat_platform.corpora.sorting import Sorting
@@ -163,14 +164,16 @@ PLAY = "".join(f"{'ROMEO' if n % 2 else 'JULIET'}:\nSpeech {n}\nof the play.\n\n
 
 def test_a_play_becomes_conversations_of_its_speeches():
     first, second = conversations(PLAY)[:2]
-    assert first == [f"Speech {n} of the play." for n in range(4)]
-    assert second[0] == "Speech 4 of the play."
+    assert [message["content"] for message in first.messages] == [f"Speech {n} of the play." for n in range(4)]
+    assert [message["role"] for message in first.messages] == ["user", "assistant"] * 2
+    assert second.messages[0]["content"] == "Speech 4 of the play."
 
 
 def test_a_dialogue_counts_the_assistants_words_alone_and_prompts_as_the_service_does():
     tokenizer = load_tokenizer(locate("smollm2-135m-instruct"))
     speeches = ["Who is there?", "A friend.", "Come in.", "I come."]
-    ids, labels = example(tokenizer, speeches)
+    spoken = [{"role": "assistant" if n % 2 else "user", "content": speech} for n, speech in enumerate(speeches)]
+    ids, labels = example(tokenizer, Conversation(spoken))
     counted = [label for label in labels if label != IGNORED]
     assert tokenizer.decode(counted) == "A friend.<|im_end|>\nI come.<|im_end|>\n"
     messages = [{"role": "user", "content": speeches[0]}]

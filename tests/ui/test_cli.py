@@ -47,7 +47,11 @@ def test_train_evaluate_generate_promote(voicechat, recipe, tmp_path):
     assert len(texts) == 1
     assert texts.pop().startswith("SPEAKER")
 
-    assert "tiny@1 is the champion" in voicechat("promote", "tiny@1").stdout
+    refused = voicechat("promote", "tiny@1", "--require", "nats_per_character<=0.01", "--require", "tokens>=1")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "nats_per_character<=0.01 is required" in " ".join(refused.stderr.split())
+    assert "right_calls was not measured" in voicechat("promote", "tiny@1", "--require", "right_calls>=0.8").stderr
+    assert "tiny@1 is the champion" in voicechat("promote", "tiny@1", "--require", "nats_per_character<=5").stdout
     listed = json.loads(voicechat("models", "--json").stdout)
     assert [(version["version"], version["is_champion"]) for version in listed] == [("tiny@1", True)]
 
@@ -137,6 +141,9 @@ def test_a_registry_whose_address_is_none_is_refused_by_name(uri):
         (("train", "none.yaml"), "none.yaml: there is no such file"),
         (("sweep", "none.yaml"), "none.yaml: there is no such file"),
         (("promote", "tiny"), "write NAME@NUMBER"),
+        (("promote", "tiny@1", "--require", "right_calls>0.8"), "write MEASURE>=NUMBER or MEASURE<=NUMBER"),
+        (("promote", "tiny@1", "--tools", "t.jsonl"), "--tools is for --require"),
+        (("evaluate", "tiny@1", "--constrained"), "--turns and --constrained belong to --tools"),
         (("promote", "other@1"), "no model version other@1; there are: none yet"),
         (("generate", "tiny"), "neither a folder, an added model nor one with a champion"),
         (("evaluate", "."), "is not a checkpoint"),

@@ -14,9 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from voicechat_platform.checkpoint_files import read_run
-from voicechat_platform.checkpoints import load_checkpoint
+from voicechat_platform.checkpoints import load_checkpoint, load_tokenizer
 from voicechat_platform.corpora.batches import IGNORED, TrainingData
+from voicechat_platform.corpora.conversations import Conversation
 from voicechat_platform.corpora.corpus import encode, windows_of
+from voicechat_platform.corpora.dialogue import check_marks
 from voicechat_platform.corpora.sorting import Sorting
 from voicechat_platform.corpora.texts import Text
 from voicechat_platform.errors import InputError
@@ -24,6 +26,7 @@ from voicechat_platform.models import GPTForCausalLM
 from voicechat_platform.models.folding import fold, save_folded
 from voicechat_platform.models.gguf_export import Precision, write_gguf
 from voicechat_platform.registry import Registry
+from voicechat_platform.training.calls_evaluation import count_calls, evaluate_calls, spread, turns_of
 from voicechat_platform.training.evaluation import mean_loss
 from voicechat_platform.training.history import Evaluation
 from voicechat_platform.training.loop import Training
@@ -163,6 +166,31 @@ def evaluate_checkpoint(folder: Path, other: Text | None) -> dict[str, Any]:
         "nats_per_token": round(loss, 5),
         "nats_per_character": round(loss * len(tokens) / characters, 5),
     }
+
+
+def evaluate_tools(
+    folder: Path, conversations: list[Conversation], source: str, most_turns: int | None, is_constrained: bool
+) -> dict[str, Any]:
+    """Return how well a checkpoint calls tools.
+
+    Args:
+        conversations: of `source`.
+        most_turns: the most of the assistant's turns, spread evenly; None for all.
+        is_constrained: whether it answers as the service does, with a grammar; otherwise it writes freely.
+
+    Raises:
+        InputError: as `evaluate_calls` or `served_calls`, and `check_marks`.
+    """
+    check_marks(conversations, load_tokenizer(folder), source)
+    turns = turns_of(conversations)
+    turns = turns if most_turns is None else spread(turns, most_turns)
+    if is_constrained:
+        from voicechat_ui.served_calls import served_calls
+
+        shares = count_calls(served_calls(folder, turns))
+    else:
+        shares = evaluate_calls(*load_checkpoint(folder), turns)
+    return {"checkpoint": str(folder), "tools": source, "constrained": is_constrained, **shares}
 
 
 LONGEST_WINDOW = 1024

@@ -128,7 +128,7 @@ class GPTForCausalLM(PreTrainedModel, GenerationMixin):
         cache: Cache | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Return the logits of the next token.
@@ -140,7 +140,7 @@ class GPTForCausalLM(PreTrainedModel, GenerationMixin):
             cache: the state of earlier positions; extended in place.
             labels: (b, t) the token that should follow each position (already shifted), -100 to ignore one.
             use_cache: make a cache if the caller gives none.
-            logits_to_keep: return the logits of only this number of last positions (0: all).
+            logits_to_keep: return the logits of only this number of last positions (0: all), or of these positions (k).
 
         Returns:
             logits (b, t, v), the mean loss in nats per token if `labels` are given, and the cache.
@@ -170,7 +170,8 @@ class GPTForCausalLM(PreTrainedModel, GenerationMixin):
         for block in self.blocks:
             x_btd = block(x_btd, self.shared_metric, query_rotation, key_rotation, (mask, cache), **kwargs)
         x_btd = self.norm(x_btd)
-        logits_btv = self.lm_head(x_btd[:, -logits_to_keep:] if logits_to_keep else x_btd)
+        kept = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep or None, None)
+        logits_btv = self.lm_head(x_btd[:, kept])
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits_btv.flatten(0, 1).float(), labels.flatten(), ignore_index=-100)

@@ -1,6 +1,6 @@
 """The mean loss of a model over fixed batches.
 
-Letters: b batch, t position, n = b·t, v vocabulary.
+Letters: b batch, t position, k position with a label, n = b·t or b·k, v vocabulary.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,13 @@ LARGEST_LOGITS = 2**25
 
 def loss_sum(model: nn.Module, inputs_bt: Tensor, labels_bt: Tensor) -> Tensor:
     """Return the sum of the losses of all labels except IGNORED, in nats."""
-    logits_nv = model(input_ids=inputs_bt, use_cache=False).logits.flatten(0, 1)
+    kept: dict[str, Tensor] = {}
+    labelled_k = (labels_bt != IGNORED).any(0).nonzero().squeeze(1)
+    if 0 < len(labelled_k) < labels_bt.shape[1]:
+        # Logits are half of the work of a small model, and what follows the last label changes no loss.
+        inputs_bt, labels_bt = inputs_bt[:, : labelled_k[-1] + 1], labels_bt[:, labelled_k]
+        kept["logits_to_keep"] = labelled_k
+    logits_nv = model(input_ids=inputs_bt, use_cache=False, **kept).logits.flatten(0, 1)
     precise_nv = logits_nv.to(torch.promote_types(logits_nv.dtype, torch.float32))
     return F.cross_entropy(precise_nv, labels_bt.flatten(), ignore_index=IGNORED, reduction="sum")
 

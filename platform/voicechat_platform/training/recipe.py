@@ -27,7 +27,8 @@ class CorpusRecipe(Strict):
     """For form text: the share of a test part behind the validation part. It selects nothing; the end of the run
     reports its loss."""
     form: Literal["text", "dialogue"] = "text"
-    """text: the text as it is. dialogue: a play's speeches as conversations in the chat template of `init_from`."""
+    """text: the text as it is. dialogue: a play's speeches, or the conversations of a file *.jsonl, perhaps with calls
+    of tools, in the chat template of `init_from`."""
     tokenizer: TokenizerKind = "characters"
     """characters, byte_pairs (trained on the text) or gpt2. With `init_from`, the checkpoint's own tokenizer applies.
     """

@@ -37,6 +37,8 @@ COST_LABELS = {
     "non_embedding_parameters": "non-embedding parameters",
     "flops_per_token": "training FLOPs per token",
     "tokens_per_second": "tokens per second",
+    "valid_calls": "share of valid calls",
+    "right_calls": "share of right calls",
     "seconds": "training time (seconds)",
     "peak_memory_mib": "peak memory (MiB)",
 }

@@ -14,7 +14,7 @@ from voicechat_tune.report.results import TableResult, trial_points, variant_poi
 
 COSTS = ("non_embedding_parameters", "cache_bytes_per_token")
 """The costs to draw against the losses of a comparison."""
-LARGER_IS_BETTER = ("tokens_per_second",)
+LARGER_IS_BETTER = ("tokens_per_second", "valid_calls", "right_calls")
 DOTS_PER_INCH = 150
 
 

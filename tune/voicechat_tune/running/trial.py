@@ -17,7 +17,9 @@ from voicechat_platform.checkpoint_files import read_run
 from voicechat_platform.checkpoints import load_checkpoint
 from voicechat_platform.corpora.batches import TrainingData
 from voicechat_platform.corpora.corpus import Corpus
+from voicechat_platform.corpora.dialogue import Dialogue
 from voicechat_platform.errors import InputError
+from voicechat_platform.training.calls_evaluation import evaluate_calls, spread, turns_of
 from voicechat_platform.training.evaluation import mean_loss
 from voicechat_platform.training.history import Evaluation, read_history
 from voicechat_platform.training.loop import Training
@@ -32,6 +34,9 @@ from voicechat_tune.search.sweep_file import SweepFile
 from voicechat_tune.search.trials import RunKey
 
 log = logging.getLogger(__name__)
+
+MOST_TURNS = 200
+"""The turns with calls over which a trial's calls are counted."""
 
 
 def run_trial(config: dict[str, Any], sweep: SweepFile, folder: Path, data: TrainingData, start: Path | None) -> None:
@@ -102,7 +107,10 @@ def train(
         except Preempted:
             files.put()
             raise
-    facts = facts_of(recipe, run, data, is_whole=until is None or until >= recipe.training.steps)
+    is_whole = until is None or until >= recipe.training.steps
+    facts = facts_of(recipe, run, data, is_whole)
+    if is_whole and sweep.wants_calls() and isinstance(data, Dialogue):
+        facts |= calls_of(run.best, data)
     files.put()
     return facts
 
@@ -127,6 +135,20 @@ def facts_of(recipe: Recipe, run: RunFolder, data: TrainingData, is_whole: bool)
     if is_whole and isinstance(data, Corpus) and len(data.test_tokens):
         facts["test_loss"] = mean_loss(model, data.test(recipe.model.context))
     return facts
+
+
+def calls_of(checkpoint: Path, data: Dialogue) -> dict[str, float]:
+    """Return the shares of valid and right calls over the validation part, or over many turns of it.
+
+    Raises:
+        InputError: the validation part has no call.
+    """
+    model, tokenizer = load_checkpoint(checkpoint)
+    turns = [turn for turn in turns_of(data.held_out) if turn.expected]
+    if not turns:
+        raise InputError(f"the validation part of {data.source} has no call: take valid_calls and right_calls out")
+    shares = evaluate_calls(model, tokenizer, spread(turns, MOST_TURNS))
+    return {name: shares[name] for name in ("valid_calls", "right_calls")}
 
 
 def send_evaluation(evaluation: Evaluation) -> None:

@@ -5,18 +5,23 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from voicechat_platform.corpora.conversations import SUFFIX
 from voicechat_platform.errors import InputError
 from voicechat_platform.strict_yaml import Name, PathText, Seed, Strict, read_yaml, validate
 from voicechat_platform.training.recipe import Recipe
 from voicechat_tune.search.schedulers import AnyScheduler
 from voicechat_tune.search.space import Space, Value, check_branches, check_first, grid_size
 
-Objective = Literal["validation_loss", "parameters", "tokens_per_second", "cache_bytes_per_token"]
+Objective = Literal[
+    "validation_loss", "parameters", "tokens_per_second", "cache_bytes_per_token", "valid_calls", "right_calls"
+]
 DIRECTIONS: dict[str, Literal["minimize", "maximize"]] = {
     "validation_loss": "minimize",
     "parameters": "minimize",
     "tokens_per_second": "maximize",
     "cache_bytes_per_token": "minimize",
+    "valid_calls": "maximize",
+    "right_calls": "maximize",
 }
 MOST_POINTS = 5_000
 """The limit for a list of points in a file: each point is checked before the sweep starts."""
@@ -122,6 +127,12 @@ class SweepFile(Strict):
                 "objectives: if runs share a machine, tokens_per_second depends on the other runs; set concurrent: 1, "
                 "or gpus_per_trial: 1 or more"
             )
+        corpus = self.recipe.corpus
+        if self.wants_calls() and not (corpus.form == "dialogue" and corpus.source.endswith(SUFFIX)):
+            raise ValueError(
+                f"objectives: valid_calls and right_calls need conversations with tools: give recipe.corpus a source "
+                f"*{SUFFIX} and form: dialogue"
+            )
         if self.search:
             self.check_sampler()
         if self.sampler == "grid":
@@ -156,6 +167,10 @@ class SweepFile(Strict):
         if self.scheduler:
             self.scheduler.check(self)
         return self
+
+    def wants_calls(self) -> bool:
+        """Return whether an objective is a share of calls, over the conversations of the validation part."""
+        return not {"valid_calls", "right_calls"}.isdisjoint(self.objectives)
 
     def check_sampler(self) -> None:
         """Refuse the fields that Optuna's sampler would draw at random or ignore, without a warning.

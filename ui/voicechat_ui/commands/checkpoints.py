@@ -1,13 +1,13 @@
 """`voicechat evaluate`, `generate`, `fold` and `heads`: the commands on one checkpoint."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
 from voicechat_platform.errors import InputError
-from voicechat_ui.commands.options import Json, Reference, found_checkpoint
+from voicechat_ui.commands.options import Constrained, Json, Reference, ToolsFile, Turns, found_checkpoint
 from voicechat_ui.commands.output import console, emit
 
 
@@ -16,19 +16,47 @@ def evaluate(
     corpus: Annotated[
         str | None, typer.Option(show_default="its own", help="another text: a file, or a corpus by name")
     ] = None,
+    tools: ToolsFile = None,
+    turns: Turns = None,
+    constrained: Constrained = False,
     as_json: Json = False,
 ) -> None:
     """Print the loss of a checkpoint over its own validation text, or over a whole other corpus.
 
+    With --tools, print the shares of valid and of right calls over conversations that it has not learned, with 95%
+    intervals.
+
     Example: voicechat evaluate shakespeare --corpus my-play.txt
+
+    Example: voicechat evaluate smollm2-tools --tools held-out.jsonl
     """
+    result = evaluated(checkpoint, corpus, tools, turns, constrained)
+    emit(result, as_json, "\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in result.items()))
+
+
+def evaluated(
+    checkpoint: str, corpus: str | None, tools: str | None, turns: int | None, constrained: bool
+) -> dict[str, Any]:
+    """Return the measures of a checkpoint.
+
+    Raises:
+        InputError: there is no such checkpoint or file, or the options do not go together.
+    """
+    from voicechat_platform.corpora.conversations import read_conversations
     from voicechat_platform.corpora.texts import read_text
 
-    folder, text = found_checkpoint(checkpoint), read_text(corpus) if corpus else None
-    from voicechat_ui.model_tasks import evaluate_checkpoint
+    if corpus is not None and tools is not None:
+        raise InputError("--corpus measures a loss, --tools calls: give one of them")
+    if (turns is not None or constrained) and tools is None:
+        raise InputError("--turns and --constrained belong to --tools")
+    folder, given = found_checkpoint(checkpoint), corpus or tools
+    text = read_text(given) if given else None
+    conversations = read_conversations(text) if text and tools else None
+    from voicechat_ui.model_tasks import evaluate_checkpoint, evaluate_tools
 
-    result = evaluate_checkpoint(folder, text)
-    emit(result, as_json, "\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in result.items()))
+    if conversations is not None:
+        return evaluate_tools(folder, conversations, str(tools), turns, constrained)
+    return evaluate_checkpoint(folder, text)
 
 
 def generate(

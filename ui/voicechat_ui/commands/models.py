@@ -4,8 +4,11 @@ from typing import Annotated, Any
 
 import typer
 
-from voicechat_ui.commands.options import Json
+from voicechat_platform.errors import InputError
+from voicechat_ui.commands.checkpoints import evaluated
+from voicechat_ui.commands.options import Constrained, Json, ToolsFile, Turns
 from voicechat_ui.commands.output import added_table, console, emit, versions_table
+from voicechat_ui.commands.requirement import Requirement
 
 models_app = typer.Typer(
     help="Models of your own: a GGUF file, a folder, or a model of the Hugging Face hub. Without a command: list them, "
@@ -89,16 +92,41 @@ def remove(
     emit({"name": name, "freed": freed}, as_json, f"{name} is removed: {readable(freed)} are free again.")
 
 
-def promote(version: Annotated[str, typer.Argument(help="NAME@NUMBER, from `voicechat models`")]) -> None:
+def promote(
+    version: Annotated[str, typer.Argument(help="NAME@NUMBER, from `voicechat models`")],
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            show_default="nothing", help="MEASURE>=NUMBER or MEASURE<=NUMBER, of a measure of `voicechat evaluate`"
+        ),
+    ] = None,
+    tools: ToolsFile = None,
+    turns: Turns = None,
+    constrained: Constrained = False,
+) -> None:
     """Make a version the champion of its model: services then serve this version.
 
+    With --require, evaluate it first, and promote it only if it reaches the numbers.
+
     Example: voicechat promote shakespeare@3
+
+    Example: voicechat promote smollm2-tools@1 --tools held-out.jsonl --require "right_calls>=0.8"
     """
     from voicechat_platform.registry import Registry, parse_version
 
     name, number = parse_version(version)
+    requirements = [Requirement(text) for text in require or ()]
+    if tools is not None and not requirements:
+        raise InputError("--tools is for --require: say what the version must reach")
     registry = Registry()
-    promoted = registry.promote(registry.version(name, number))
+    found = registry.version(name, number)
+    if requirements:
+        measures = evaluated(version, None, tools, turns, constrained)
+        missed = [requirement.missed_by(measures) for requirement in requirements]
+        if any(missed):
+            console.print(f"{found} is not promoted: {', '.join(filter(None, missed))}", soft_wrap=True)
+            raise typer.Exit(1)
+    promoted = registry.promote(found)
     print(
         f"{promoted} is the champion of {promoted.name}. A running service serves it within seconds; "
         f"`voicechat rollback {promoted.name}` restores the previous champion."

@@ -42,6 +42,17 @@ Key = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 
+ToolsFile = Annotated[
+    str | None,
+    typer.Option(show_default=False, help="conversations with tools, one a line: count its calls; docs/models.md"),
+]
+Turns = Annotated[
+    int | None, typer.Option(min=1, show_default="all", help="with --tools: the most turns, spread evenly")
+]
+Constrained = Annotated[
+    bool, typer.Option("--constrained", help="with --tools: answer as the service does, with a grammar")
+]
+
 
 def chosen_settings(port: int | None, whisper: str | None, host: str | None) -> Any:
     """Return the environment's settings, overridden by the command's options."""
