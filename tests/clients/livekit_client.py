@@ -27,7 +27,7 @@ async def get_temperature(city: str) -> str:
 def llm(request):
     if request.param == "chat":
         return openai.LLM(model=MODEL, temperature=0, max_completion_tokens=64, **HERE)
-    return openai.responses.LLM(model=MODEL, temperature=0, **HERE)
+    return openai.responses.LLM(model=MODEL, temperature=0, use_websocket=False, **HERE)  # over HTTP
 
 
 def question() -> ChatContext:

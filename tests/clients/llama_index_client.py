@@ -70,7 +70,10 @@ def test_a_tool_is_called_and_its_result_read():
     answer = model.chat_with_tools([tool], chat_history=[question], tool_required=True)
     calls = model.get_tool_calls_from_response(answer)
     assert {call.tool_name for call in calls} == {TEMPERATURE_TOOL}
-    results = [ChatMessage(tool(**call.tool_kwargs).content, role="tool", tool_call_id=call.tool_id) for call in calls]
+    results = [
+        ChatMessage(tool(**call.tool_kwargs).content, role="tool", additional_kwargs={"tool_call_id": call.tool_id})
+        for call in calls
+    ]
     assert model.chat([question, answer.message, *results]).message.content.strip()
 
 

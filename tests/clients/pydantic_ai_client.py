@@ -2,11 +2,14 @@
 
 import pytest
 from pydantic_ai import Agent, NativeOutput, PromptedOutput, ToolOutput
-from pydantic_ai.messages import ToolReturnPart
+from pydantic_ai.direct import model_request
+from pydantic_ai.messages import ModelRequest, ToolReturnPart
+from pydantic_ai.models import ModelRequestParameters
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
+from pydantic_ai.tools import ToolDefinition
 
-from common import BASE_URL, KEY, MODEL, AnyObject, Weather
+from common import BASE_URL, KEY, MODEL, TEMPERATURE_TOOL, AnyObject, Weather
 
 SETTINGS = {"max_tokens": 64, "temperature": 0}
 QUESTION = "It is a fine day in Paris, at 21 degrees."
@@ -55,23 +58,20 @@ async def test_one_of_two_outputs(model):
 
 
 async def test_a_tool_is_called_and_its_result_read(model):
-    called = []
-    agent = Agent(model, output_type=ToolOutput(Weather, name="final_result"))
-
-    @agent.tool_plain
-    def get_temperature(city: str) -> str:
-        """Gives the temperature in a city."""
-        called.append(city)
-        return "21 degrees"
-
-    caller = Agent(model, model_settings={"tool_choice": "required"})
-    caller.tool_plain(get_temperature)
-    async with caller.iter("What is the temperature in Paris?") as run:
-        async for _ in run:
-            if called:
-                break
-        history = run.ctx.state.message_history
-    assert called
-    result = await Agent(model, output_type=NativeOutput(Weather)).run(message_history=history)
-    assert isinstance(result.output, Weather)
-    assert any(isinstance(part, ToolReturnPart) for message in history for part in message.parts)
+    question = ModelRequest.user_text_prompt("What is the temperature in Paris?")
+    tool = ToolDefinition(
+        name=TEMPERATURE_TOOL,
+        description="Gives the temperature in a city.",
+        parameters_json_schema={
+            "type": "object",
+            "properties": {"city": {"enum": ["Paris", "Berlin"]}},
+            "required": ["city"],
+        },
+    )
+    wanted = ModelRequestParameters(function_tools=[tool], allow_text_output=False)
+    answer = await model_request(model, [question], model_request_parameters=wanted)
+    assert answer.tool_calls
+    assert all(call.args_as_dict()["city"] in ("Paris", "Berlin") for call in answer.tool_calls)
+    results = [ToolReturnPart(call.tool_name, "21 degrees", call.tool_call_id) for call in answer.tool_calls]
+    after = await Agent(model).run("And in Berlin?", message_history=[question, answer, ModelRequest(results)])
+    assert after.output.strip()
