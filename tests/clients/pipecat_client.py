@@ -29,7 +29,7 @@ from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.services.openai.llm import OpenAILLMService
 from pipecat.services.openai.realtime.events import SessionProperties
 from pipecat.services.openai.realtime.llm import OpenAIRealtimeLLMService
-from pipecat.services.openai.responses.llm import OpenAIResponsesLLMService
+from pipecat.services.openai.responses.llm import OpenAIResponsesHttpLLMService
 from pipecat.services.openai.stt import OpenAISTTService
 from pipecat.services.openai.tts import OpenAITTSService
 
@@ -72,7 +72,7 @@ async def frames_until(awaited: type[Frame], processors: list[FrameProcessor], g
     task.add_event_handler("on_pipeline_error", lambda _, frame: errors.append(frame))
     running = asyncio.create_task(PipelineRunner(handle_sigint=False).run(task))
     await task.queue_frames(given)
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(60):
         await watcher.found.wait()
     await task.queue_frame(EndFrame())
     await running
@@ -89,7 +89,7 @@ def conversation(tool_choice: str) -> tuple[LLMContext, LLMContextAggregatorPair
     return context, LLMContextAggregatorPair(context)
 
 
-@pytest.fixture(params=[OpenAILLMService, OpenAIResponsesLLMService])
+@pytest.fixture(params=[OpenAILLMService, OpenAIResponsesHttpLLMService])
 def llm(request):
     settings = request.param.Settings(model=MODEL, temperature=0, max_tokens=64)
     return request.param(api_key=KEY, base_url=BASE_URL, settings=settings)
