@@ -19,7 +19,9 @@ import { apiKey, baseURL, model, Weather } from './common.mjs';
 
 const openai = createOpenAI({ baseURL, apiKey });
 const compatible = createOpenAICompatible({ name: 'here', baseURL, apiKey, supportsStructuredOutputs: true });
-const short = { maxOutputTokens: 64, temperature: 0, maxRetries: 0 };
+// Nothing is stored here: without `store: false` the provider refers to earlier items by their ids alone.
+const providerOptions = { openai: { store: false } };
+const short = { maxOutputTokens: 64, temperature: 0, maxRetries: 0, providerOptions };
 const tools = {
   get_temperature: tool({
     description: 'Gives the temperature in a city.',
