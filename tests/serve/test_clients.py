@@ -46,7 +46,10 @@ WEATHER_TOOL = openai.pydantic_function_tool(Weather)
 
 def test_openai_parses_an_object(client):
     answer = client.chat.completions.parse(messages=QUESTION, response_format=Weather, max_tokens=64, **SHORT)
-    assert isinstance(answer.choices[0].message.parsed, Weather)
+    said = answer.choices[0].message
+    assert isinstance(said.parsed, Weather)
+    conversation = [*QUESTION, said, {"role": "user", "content": "And in Berlin?"}]  # with `parsed` in it
+    assert client.chat.completions.create(messages=conversation, max_tokens=8, **SHORT).choices[0].message.content
     with client.chat.completions.stream(messages=QUESTION, response_format=Weather, max_tokens=64, **SHORT) as stream:
         kinds = {event.type for event in stream}
         assert isinstance(stream.get_final_completion().choices[0].message.parsed, Weather)
@@ -180,5 +183,5 @@ def test_javascript_client(node_modules, surroundings, tmp_path, script):
     (tmp_path / "node_modules").symlink_to(node_modules)  # Node.js looks for packages beside the script
     for each in (script, SCRIPTS / "common.mjs"):
         shutil.copy(each, tmp_path)
-    done = run(["node", "--test", "--test-timeout", "240000", script.name], tmp_path, **surroundings)
+    done = run(["node", "--test", "--test-timeout", "900000", script.name], tmp_path, **surroundings)
     assert done.returncode == 0, done.stdout
