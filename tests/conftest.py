@@ -12,7 +12,8 @@ from xdist.scheduler import LoadFileScheduling
 
 # These files share one running service, so one process takes them all.
 SERVICE_FILES = {
-    f"tests/serve/test_{name}.py" for name in ("api", "living_service", "metrics", "realtime", "transcriptions")
+    f"tests/serve/test_{name}.py"
+    for name in ("api", "clients", "living_service", "metrics", "realtime", "transcriptions")
 }
 
 FOLDER = Path(tempfile.gettempdir(), f"voicechat-tests-{os.getuid()}")

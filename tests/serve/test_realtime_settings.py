@@ -162,7 +162,6 @@ UNUSABLE = [
     ({"audio": {"input": {"transcription": {"language": "tlh"}}}}, "language"),
     ({"tools": [{"type": "mcp", "server_label": "time", "server_url": "http://127.0.0.1"}]}, "session.tools.0"),
     ({"tools": [{"type": "function", "name": "no name"}]}, "session.tools.0.name"),
-    ({"tool_choice": "required"}, "session.tool_choice"),
     ({"tool_choice": "perhaps"}, "session.tool_choice"),
     ({"tool_choice": {"type": "function", "name": "f"}}, "session.tool_choice"),
     ({"tool_choice": {"type": "mcp", "server_label": "time"}}, "session.tool_choice"),

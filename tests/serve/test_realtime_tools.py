@@ -243,6 +243,20 @@ async def test_a_restored_conversation_and_what_can_be_done_with_its_items():
         assert [message["role"] for message in client.stages.asked[-1][1]] == ["user", "assistant"]
 
 
+async def test_required_waits_for_the_tools():
+    """LiveKit's first update has the choice, its second one the tools."""
+    async with connected() as client:
+        client.send("session.update", session={"tool_choice": "required"})
+        assert (await client.until("session.updated"))["session"]["tool_choice"] == "required"
+        client.send("session.update", session={"tools": [TIMER]})
+        await client.until("session.updated", 2)
+        client.send("conversation.item.create", item=written("Go."))
+        client.send("response.create")
+        await client.until("response.done")
+        assert client.stages.offered == [ToolUse(tools=(Tool(name="timer"),), is_required=True)]
+        assert not client.all("error")
+
+
 NAMED = {"type": "function", "name": "timer"}
 
 

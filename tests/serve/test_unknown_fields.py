@@ -58,6 +58,11 @@ def test_null_means_not_given_in_speech():
     assert asked == SpeechRequest(model="tts-1", input="Hi")
 
 
+def test_instructions_of_a_speech_pass():
+    """openai-agents' VoicePipeline sends some with every text."""
+    SpeechRequest.model_validate({"model": "tts-1", "input": "Hi", "instructions": "Speak slowly."})
+
+
 def test_a_body_that_is_not_told_to_be_json_names_the_content_type():
     with pytest.raises(APIError, match="Content-Type: application/json"):
         SpeechRequest.model_validate(b"{}")

@@ -32,6 +32,8 @@ Content = Annotated[
 class CalledFunction(Part):
     name: Name
     arguments: Text
+    parsed_arguments: Any = None
+    """Without an effect: openai's `parse` puts it beside the arguments, and the next request has it again."""
 
 
 class CallFields(Part):
@@ -80,6 +82,8 @@ class ChatMessage(Part):
     """The speaker, if several share one role: chat templates have no place for it."""
     tool_calls: list[CallFields] | None = Field(None, max_length=MOST_TOOLS)
     tool_call_id: Text | None = None
+    parsed: Any = None
+    """Without an effect: openai's `parse` puts it beside the content."""
 
     def as_prompt(self, position: int) -> Message:
         """Return the message for the chat template.

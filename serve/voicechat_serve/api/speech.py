@@ -41,6 +41,8 @@ class SpeechRequest(Body):
     response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
     speed: float = Field(1.0, ge=0.25, le=4)
     stream_format: Literal["audio", "sse"] = "audio"
+    instructions: Text | None = None
+    """No effect, as in OpenAI's tts-1: openai-agents' VoicePipeline sends some with every text."""
 
 
 def router(services: Services) -> APIRouter:

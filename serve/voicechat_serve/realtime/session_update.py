@@ -48,7 +48,7 @@ def changed(
         bodies += [fault.body if isinstance(fault, EventError) else stages.explain(fault) for fault in faults.values()]
         for path in reversed(faults):  # of a list's elements, the last first
             remove(patch, path)
-    if misfit(settings.tool_choice, settings.tools):  # with the tools that it named gone
+    if isinstance(settings.tool_choice, dict) and misfit(settings.tool_choice, settings.tools):  # its tool is gone
         settings.tool_choice = "auto"
     if (transcription := settings.audio.input.transcription) and transcription.language:
         transcription.language = stages.language_code(transcription.language)
@@ -90,7 +90,8 @@ def unavailable(settings: SessionSettings, patch: dict[str, Any], stages: Stages
     if "tools" in patch:
         for number, fault in faults_of(settings.tools, "session.", stages.require_schema):
             faults["tools", number] = fault
-    if "tool_choice" in patch and (reason := misfit(settings.tool_choice, settings.tools)):
+    choice = settings.tool_choice  # "required" may come before the tools, as LiveKit sends it
+    if "tool_choice" in patch and isinstance(choice, dict) and (reason := misfit(choice, settings.tools)):
         faults["tool_choice",] = EventError("invalid_value", f"session.tool_choice: {reason}", "session.tool_choice")
     return faults
 
