@@ -101,7 +101,10 @@ async def test_text(llm):
     assert any(isinstance(frame, LLMTextFrame) and frame.text for frame in frames)
 
 
-async def test_a_tool_is_called_and_its_result_read(llm):
+async def test_a_tool_is_called_and_its_result_read():
+    """By chat: over Responses, Pipecat sends no choice, and leaves it to the model whether it calls a tool."""
+    settings = OpenAILLMService.Settings(model=MODEL, temperature=0, max_tokens=64)
+    llm = OpenAILLMService(api_key=KEY, base_url=BASE_URL, settings=settings)
     context, pair = conversation("required")
     called = []
 
