@@ -69,7 +69,12 @@ async def frames_until(awaited: type[Frame], processors: list[FrameProcessor], g
         cancel_on_idle_timeout=False,
     )
     errors = []
-    task.add_event_handler("on_pipeline_error", lambda _, frame: errors.append(frame))
+
+    async def keep_error(_: object, frame: ErrorFrame) -> None:
+        errors.append(frame)
+        watcher.found.set()
+
+    task.add_event_handler("on_pipeline_error", keep_error)
     running = asyncio.create_task(PipelineRunner(handle_sigint=False).run(task))
     await task.queue_frames(given)
     async with asyncio.timeout(60):
