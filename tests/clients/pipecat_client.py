@@ -69,7 +69,12 @@ async def frames_until(awaited: type[Frame], processors: list[FrameProcessor], g
         cancel_on_idle_timeout=False,
     )
     errors = []
-    task.add_event_handler("on_pipeline_error", lambda _, frame: errors.append(frame))
+
+    async def keep_error(_: object, frame: ErrorFrame) -> None:
+        errors.append(frame)
+        watcher.found.set()
+
+    task.add_event_handler("on_pipeline_error", keep_error)
     running = asyncio.create_task(PipelineRunner(handle_sigint=False).run(task))
     await task.queue_frames(given)
     async with asyncio.timeout(60):
@@ -101,7 +106,10 @@ async def test_text(llm):
     assert any(isinstance(frame, LLMTextFrame) and frame.text for frame in frames)
 
 
-async def test_a_tool_is_called_and_its_result_read(llm):
+async def test_a_tool_is_called_and_its_result_read():
+    """By chat: over Responses, Pipecat sends no choice, and leaves it to the model whether it calls a tool."""
+    settings = OpenAILLMService.Settings(model=MODEL, temperature=0, max_tokens=64)
+    llm = OpenAILLMService(api_key=KEY, base_url=BASE_URL, settings=settings)
     context, pair = conversation("required")
     called = []
 
