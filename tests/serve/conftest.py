@@ -310,8 +310,8 @@ def listening():
 
 
 @contextmanager
-def listening_server(app: FastAPI) -> Iterator[str]:
-    port = find_free_port()
+def listening_server(app: FastAPI, port: int = 0) -> Iterator[str]:
+    port = port or find_free_port()
     config = uvicorn.Config(
         CancelledWhenLeft(app), host="127.0.0.1", port=port, log_level="critical", http=BoundedConnection
     )
