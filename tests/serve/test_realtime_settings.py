@@ -117,7 +117,7 @@ WRONG = [
     ({"output_modalities": "text"}, "session.output_modalities"),
     ({"audio": {"input": {"turn_detection": {"type": 5}}}}, "session.audio.input.turn_detection.type"),
     ({"tools": {}}, "session.tools"),
-    ({"tools": ["f"]}, "session.tools.0.server_url"),
+    ({"tools": ["f"]}, "session.tools.0"),
     ({"tools": [{"type": "function"}]}, "session.tools.0.name"),
     ({"tools": [{"type": "function", "name": "f", "parametres": {}}]}, "session.tools.0.parametres"),
     ({"tool_choice": 5}, "session.tool_choice"),

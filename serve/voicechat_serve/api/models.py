@@ -35,7 +35,7 @@ def router(services: Services) -> APIRouter:
             "title": introduction.title or name,
             "about": introduction.about,
             "system_prompt": introduction.system_prompt,
-            "tools": labels if introduction.converses and model.remote is None else [],
+            "tools": labels if introduction.converses else [],
         }
         if introduction.tuned_at is not None:
             more["tuned_at"] = introduction.tuned_at

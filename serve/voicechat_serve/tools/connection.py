@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 import httpx2
 from llguidance import LLMatcher
 
+from voicechat_platform.tool_text import HERMES
 from voicechat_serve.api.errors import APIError, shortened
-from voicechat_serve.api.schemas import require_usable
+from voicechat_serve.api.tool_fields import require_parameters
 from voicechat_serve.application_file import ToolServer
 from voicechat_serve.generation.answer_form import Tool, ToolUse
-from voicechat_serve.generation.tool_calls import HERMES, answer_grammar
+from voicechat_serve.generation.tool_calls import answer_grammar
 from voicechat_serve.operations.bounded_body import bounded
 from voicechat_serve.operations.upstream_key import upstream_key
 
@@ -242,7 +243,7 @@ def usable(given: "ServerTool") -> Tool:
     if not NAME.fullmatch(given.name):
         raise ToolFailedError("a name has up to 64 letters, digits, _ and -")
     try:
-        require_usable(given.input_schema, "parameters", is_strict=False)
+        require_parameters(given.input_schema, "parameters", is_strict=False)
     except APIError as error:
         raise ToolFailedError(str(error)) from None
     description = readable(given.description or "")[:MOST_DESCRIPTION]
