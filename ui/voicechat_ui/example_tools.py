@@ -23,7 +23,7 @@ LONGEST_TIMER_S = 7 * 24 * 3600
 
 Operation = Literal["plus", "minus", "times", "divided by"]
 
-SweepName = Annotated[str, Field(description="the sweep's name; leave it empty for the latest sweep")]
+SweepName = Annotated[str, Field(description="the sweep's name; the latest sweep by default")]
 
 
 def build_server() -> MCPServer:
@@ -33,7 +33,7 @@ def build_server() -> MCPServer:
 
     @server.tool(structured_output=False)
     def current_time(
-        zone: Annotated[str, Field(description="such as Europe/Berlin; leave it empty for the time here")] = "",
+        zone: Annotated[str, Field(description="such as Europe/Berlin; the zone of this machine by default")] = "",
     ) -> str:
         """Tell the time and the date."""
         try:
