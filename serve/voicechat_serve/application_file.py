@@ -250,7 +250,7 @@ class ToolServer(Strict):
     timeout_s: float = Field(default=5, gt=0, le=60)
     """The longest time for a call; the connection and the list have as much."""
     tool_choice: Literal["auto", "required"] = "auto"
-    """required: the model must begin each answer with a call; for small models, which do not choose a tool."""
+    """required: the model must begin each answer with one call; for small models, which do not choose a tool."""
 
     @property
     def names(self) -> tuple[str, ...]:

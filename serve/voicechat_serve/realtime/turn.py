@@ -133,7 +133,7 @@ class Context:
         )
         required = frozenset(tool.name for server, tool in hosted if server.tool_choice == "required")
         if required and choice == "auto" and not round:
-            use = replace(use, callable=required, is_required=True)
+            use = replace(use, callable=required, is_required=True, is_parallel=False)  # small models repeat themselves
         return use, {tool.name: server.label for server, tool in hosted}
 
     def hosted_tools(self, wanted: ResponseSettings) -> list[tuple[ToolServer, Tool]]:
