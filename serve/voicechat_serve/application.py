@@ -32,6 +32,7 @@ from voicechat_serve.generation.served_model import ServedModel
 from voicechat_serve.listed_models import served_models
 from voicechat_serve.names import API, APPLICATIONS, FRONT
 from voicechat_serve.operations.ports import require_free
+from voicechat_serve.operations.upstream_key import upstream_key
 from voicechat_serve.synthesis.synthesizer import Synthesis
 from voicechat_serve.transcription.sentence_end import SENTENCE_END_MODEL
 from voicechat_serve.transcription.short_context import CAUTIOUS, MEASURED
@@ -170,6 +171,9 @@ def api_application(
         raise InputError(
             "there is no language model to serve: promote one (`voicechat promote`), or name one in `models`"
         )
+    for server in arguments.tools:
+        if server.key_env:
+            upstream_key(server.key_env, server.url)  # before any work starts; the replica reads it again
     champions = None
     if any(model.version is not None for model in served):
         champions = serve.deployment(
@@ -214,6 +218,7 @@ def api_application(
         champions=champions,
         aliases=arguments.aliases,
         realtime_sessions=arguments.realtime_sessions,
+        tool_servers=arguments.tools,
     )
     ingress = serve.deployment(APIIngress, name=API, **arguments.ingress.options())
     return ingress.bind(services, access)

@@ -7,9 +7,9 @@ applications. `voicechat serve` and `voicechat up` read serve/applications/local
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from voicechat_platform.errors import InputError
 from voicechat_platform.hub_address import parse_address
@@ -135,6 +135,22 @@ class ChampionEngines(Engines):
     """By the model's name in the registry."""
 
 
+def address_without_password(given: str) -> str:
+    if "@" in given:  # not quoted: a message may end in a log
+        raise ValueError("a URL with an @ would show a password: put the key into the environment, see `key_env`")
+    return given and api_address(given)
+
+
+def name_of_a_variable(given: str) -> str:
+    if given and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", given):  # not quoted: it may be a key
+        raise ValueError("write the NAME of an environment variable, such as UPSTREAM_KEY, and never the key itself")
+    return given
+
+
+OtherServer = Annotated[str, AfterValidator(address_without_password)]
+KeyVariable = Annotated[str, AfterValidator(name_of_a_variable)]
+
+
 class ModelEntry(Words, Engines):
     """A language model with its own name in the API."""
 
@@ -145,11 +161,11 @@ class ModelEntry(Words, Engines):
     source: str = ""
     """A GGUF file, a folder, NAME@NUMBER, the name of an added or a packaged model, or an address of the Hugging Face
     hub: hf:OWNER/REPO[@REVISION][:FILE or QUANTISATION]; by default `id`."""
-    url: str = ""
+    url: OtherServer = ""
     """For the engine openai: the base URL of the server, such as http://127.0.0.1:11434/v1."""
     model: str = Field(default="", max_length=200)
     """For the engine openai: the model's name there; by default `id`."""
-    key_env: str = ""
+    key_env: KeyVariable = ""
     """For the engine openai: the NAME of the environment variable that holds the key for that server, never the key."""
     adapters: dict[PathText, str] = Field(default_factory=dict)
     """Fine-tunes of this model (LoRA) that share its memory: the name of each in requests, and where its adapter is: a
@@ -173,22 +189,6 @@ class ModelEntry(Words, Engines):
     @classmethod
     def is_written_right(cls, given: str) -> str:
         parse_address(given)
-        return given
-
-    @field_validator("url")
-    @classmethod
-    def is_an_address_without_a_password(cls, given: str) -> str:
-        if "@" in given:  # not quoted: a message may end in a log
-            raise ValueError("a URL with an @ would show a password: put the key into the environment, see `key_env`")
-        return given and api_address(given)
-
-    @field_validator("key_env")
-    @classmethod
-    def is_a_name(cls, given: str) -> str:
-        if given and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", given):  # not quoted: it may be a key
-            raise ValueError(
-                "write the NAME of an environment variable, such as UPSTREAM_KEY, and never the key itself"
-            )
         return given
 
     @model_validator(mode="after")
@@ -236,6 +236,31 @@ class Synthesizers(Replicas):
     runs on a CPU, always."""
 
 
+class ToolServer(Strict):
+    """A server of tools (MCP) that conversations may use: this service calls them."""
+
+    label: Annotated[str, Field(pattern=r"^[a-zA-Z][a-zA-Z0-9_-]{0,63}$")]
+    """Its name in sessions and messages; clients cannot name an address."""
+    url: OtherServer
+    """The server's address (streamable HTTP), such as http://127.0.0.1:8765/mcp."""
+    allow: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | Literal["*"]
+    """The names of the tools that may be called, or "*" for all that the server lists."""
+    key_env: KeyVariable = ""
+    """The NAME of the environment variable that holds the key for that server, never the key."""
+    timeout_s: float = Field(default=5, gt=0, le=60)
+    """The longest time for a call; the connection and the list have as much."""
+    tool_choice: Literal["auto", "required"] = "auto"
+    """required: the model must begin each answer with one call; for small models, which do not choose a tool."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names in `allow`."""
+        return () if self.allow == "*" else self.allow
+
+    def allows(self, name: str) -> bool:
+        return self.allow == "*" or name in self.allow
+
+
 class APIArguments(Strict):
     """`args` of the application `api`."""
 
@@ -257,6 +282,8 @@ class APIArguments(Strict):
     """The HTTP API. Each of its replicas counts the limits of keys by itself."""
     realtime_sessions: int = Field(default=16, ge=1)
     """The most concurrent spoken conversations in each replica of the ingress."""
+    tools: Annotated[tuple[ToolServer, ...], Field(strict=False)] = ()
+    """Servers whose tools spoken conversations may call. Nothing is called that is not listed here."""
 
     @field_validator("champions")
     @classmethod
@@ -284,6 +311,14 @@ class APIArguments(Strict):
         if twice := sorted({name for name in ids if ids.count(name) > 1}):
             raise ValueError(f"two models have the id {twice[0]!r}")
         return models
+
+    @field_validator("tools")
+    @classmethod
+    def have_labels_of_their_own(cls, tools: tuple[ToolServer, ...]) -> tuple[ToolServer, ...]:
+        labels = [server.label for server in tools]
+        if twice := sorted({label for label in labels if labels.count(label) > 1}):
+            raise ValueError(f"two servers of tools have the label {twice[0]!r}")
+        return tools
 
 
 class FrontArguments(Strict):

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from voicechat_serve.api.errors import APIError, api_error
 from voicechat_serve.api.tool_fields import require_parameters
+from voicechat_serve.application_file import ToolServer
 from voicechat_serve.audio import HEARING_RATE
 from voicechat_serve.generation.answer_form import CallPiece, ToolUse
 from voicechat_serve.generation.loaded_model import Delta
@@ -33,6 +34,7 @@ class MadeUpStages:
     transcription_model = "whisper-tiny.en"
 
     def __init__(self) -> None:
+        self.tool_servers: dict[str, ToolServer] = {}
         self.words = "What is love"
         self.language = "en"
         self.reply = "Love is patient. Love is kind, as they say. And so on."

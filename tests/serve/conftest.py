@@ -25,6 +25,7 @@ from fastapi import FastAPI
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from local_handle import Handle
 from running_service import Service, running_service
 from voicechat_platform.assets import locate_gguf
 from voicechat_platform.models import GPTConfig, GPTForCausalLM
@@ -148,42 +149,9 @@ def hard_to_say(request) -> SimpleNamespace:
     return SimpleNamespace(name=request.param, text=HARD_TO_SAY[request.param])
 
 
-class Handle:
-    """A deployment's handle, whose replica is an object of this process."""
-
-    def __init__(self, replica):
-        self.replica = replica
-
-    def options(self, stream):
-        return self
-
-    def __getattr__(self, method):
-        return SimpleNamespace(remote=lambda *arguments: Answer(getattr(self.replica, method)(*arguments)))
-
-
 @pytest.fixture(scope="session")
 def local_handle() -> type[Handle]:
     return Handle
-
-
-class Answer:
-    """What a method of the replica gives: one result to await, or a stream."""
-
-    def __init__(self, given):
-        self.given = given
-
-    def __await__(self):
-        return self.given.__await__()
-
-    def __aiter__(self):
-        return self
-
-    async def __anext__(self):
-        return await anext(self.given)
-
-    def cancel(self):
-        if hasattr(self.given, "aclose"):  # whoever awaits one result has passed the cancellation on already
-            self.closing = asyncio.ensure_future(self.given.aclose())
 
 
 class Replica(LoadedModel):
@@ -310,8 +278,8 @@ def listening():
 
 
 @contextmanager
-def listening_server(app: FastAPI) -> Iterator[str]:
-    port = find_free_port()
+def listening_server(app: FastAPI, port: int = 0) -> Iterator[str]:
+    port = port or find_free_port()
     config = uvicorn.Config(
         CancelledWhenLeft(app), host="127.0.0.1", port=port, log_level="critical", http=BoundedConnection
     )

@@ -160,7 +160,10 @@ UNUSABLE = [
         "session.audio.input.turn_detection.eagerness",
     ),
     ({"audio": {"input": {"transcription": {"language": "tlh"}}}}, "language"),
-    ({"tools": [{"type": "mcp", "server_label": "time", "server_url": "http://127.0.0.1"}]}, "session.tools.0"),
+    (
+        {"tools": [{"type": "mcp", "server_label": "time", "server_url": "http://127.0.0.1"}]},
+        "session.tools.0.server_url",
+    ),
     ({"tools": [{"type": "function", "name": "no name"}]}, "session.tools.0.name"),
     ({"tool_choice": "perhaps"}, "session.tool_choice"),
     ({"tool_choice": {"type": "function", "name": "f"}}, "session.tool_choice"),

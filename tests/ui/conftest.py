@@ -70,6 +70,10 @@ class MadeUpServer:
         """What every utterance is."""
         self.replies: list[str] = []
         """One for each turn; then always the same."""
+        self.calls: list[dict[str, Any]] = []
+        """Of tools, before the next reply: name, arguments, and output or error."""
+        self.calls_allowed = threading.Event()
+        self.calls_allowed.set()
         self.language = "en"
         self.failure = ""
         """Why the next reply breaks off, if it does."""
@@ -253,6 +257,8 @@ class Session:
 
     async def respond(self) -> None:
         """Half a sentence of speech for every few words, faster than it is heard."""
+        while self.server.calls:
+            await self.call(self.server.calls.pop(0))
         spoken = self.server.language == "en"
         text = self.server.replies.pop(0) if self.server.replies else "Good morrow to thee."
         item = {"id": f"item_{next(self.numbers)}", "type": "message", "role": "assistant"}
@@ -288,6 +294,17 @@ class Session:
             status = {"status": "cancelled", "status_details": {"type": "cancelled", "reason": str(cancelled)}}
         await self.send("response.output_item.done", item=item, output_index=0, response_id=response["id"])
         await self.send("response.done", response=response | {"output": [item]} | status)
+
+    async def call(self, call: dict[str, Any]) -> None:
+        """A response that calls a tool."""
+        response = {"id": f"response_{next(self.numbers)}", "metadata": None}
+        item = {"id": f"item_{next(self.numbers)}", "type": "mcp_call", "server_label": "desk", "name": call["name"]}
+        where = {"response_id": response["id"], "output_index": 0}
+        await self.send("response.created", response=response | {"status": "in_progress", "output": []})
+        await self.send("response.output_item.added", item=item | {"arguments": ""}, **where)
+        await asyncio.to_thread(self.server.calls_allowed.wait)
+        await self.send("response.output_item.done", item=item | call, **where)
+        await self.send("response.done", response=response | {"status": "completed", "output": [item | call]})
 
     async def cancel(self, reason: str) -> None:
         if self.reply and not self.reply.done():

@@ -1,5 +1,6 @@
 """The page in headless Chromium with a microphone that plays a file: spoken conversations, and what can go wrong."""
 
+import json
 import re
 import time
 from collections.abc import Callable
@@ -229,6 +230,40 @@ def test_a_full_server_and_one_without_models_say_so(
     lonely = open_page(alone.url, wait_for="failed")
     assert "does not answer. Start it with `voicechat serve`" in lonely.status
     expect(lonely.page.get_by_role("button", name="Start conversation")).to_be_disabled()
+
+
+def test_calls_of_tools_are_shown_in_the_conversation(open_page: Callable[..., Any], url: str, realtime: Any) -> None:
+    realtime.models[0]["tools"] = ["desk"]
+    arguments = {"first": 17, "operation": "times", "second": 23}
+    realtime.calls = [
+        {"name": "calculate", "arguments": json.dumps(arguments), "output": "17 times 23 is 391.\n"},
+        {"name": "look", "arguments": "{", "error": {"type": "tool_execution_error", "message": "<b>too</b> late"}},
+    ]
+    realtime.calls_allowed.clear()
+    talk = open_page(url)
+    talk.type("What is seventeen times twenty-three?")
+    talk.wait_until("document.querySelector('.said.call.growing')?.textContent === 'calculate'")
+    assert realtime.session.config["tools"] == [{"type": "mcp", "server_label": "desk", "require_approval": "never"}]
+    realtime.calls_allowed.set()
+    talk.wait_for_said("assistant", 1)
+    talk.wait_for("ready")
+    assert talk.said("call") == [
+        "calculate(first: 17, operation: times, second: 23) → 17 times 23 is 391.",
+        "look({) → failed: <b>too</b> late",
+    ]
+    assert talk.said("note") == []
+    order = "[...document.querySelectorAll('.said')].map(each => each.className)"
+    assert talk.page.evaluate(order) == ["said user", "said call", "said call", "said assistant"]
+    # A new session is told what was said, and not what was called.
+    talk.page.reload()
+    talk.wait_for("ready")
+    talk.type("And now?")
+    talk.wait_for_said("assistant", 2)
+    created = [event["item"] for event in realtime.session.received if event["type"] == "conversation.item.create"]
+    assert [item["role"] for item in created] == ["user", "assistant", "user"]
+    talk.page.locator("button.model[data-model=parrot]").click()
+    talk.wait_for_server(lambda: realtime.session.config["model"] == "parrot")
+    assert realtime.session.config["tools"] == []
 
 
 def tones(page: Page, name: str) -> tuple[str, str]:

@@ -46,6 +46,8 @@ class MadeUpServer:
         self.words = ["What is love?", "Who is there?", "And then?"]
         self.failure = ""
         """What a reply fails with, if anything."""
+        self.call: dict[str, Any] | None = None
+        """Of a tool, before each reply."""
         self.refuses = False
         self.is_full = False
         self.is_revoked = False
@@ -62,7 +64,8 @@ class MadeUpServer:
         @app.get("/v1/models/{name}")
         async def model(name: str) -> dict[str, Any]:
             card = {"id": name, "object": "model", "created": 0, "owned_by": "t", "type": "language"}
-            return card | {"title": "Bard of Avon", "origin": "packaged", "about": "Old.", "system_prompt": "Rhyme."}
+            known = {"title": "Bard of Avon", "origin": "packaged", "about": "Old.", "system_prompt": "Rhyme."}
+            return card | known | {"tools": ["desk"]}
 
         @app.websocket("/v1/realtime")
         async def realtime(socket: WebSocket, model: str) -> None:
@@ -138,6 +141,11 @@ class Session:
                 await self.reply()
 
     async def reply(self) -> None:
+        if self.server.call:
+            item = {"id": "call", "type": "mcp_call", "server_label": "desk"} | self.server.call
+            await self.send("response.output_item.done", item=item, response_id="c", output_index=0)
+            response = {"id": "c", "object": "realtime.response", "status": "completed", "output": [item]}
+            await self.send("response.done", response=response)
         response = f"r{self.num_sent}"
         where = {"response_id": response, "item_id": f"{response}-item", "output_index": 0, "content_index": 0}
         status: dict[str, Any] = {"status": "completed"}
@@ -252,6 +260,23 @@ def test_without_sound_typed_turns_are_written(server, address, monkeypatch):
     assert "replies are only text" in result.stdout
     assert server.sessions[0]["output_modalities"] == ["text"]
     assert server.sessions[0]["instructions"] == "Answer in one or two short sentences.", "the server names none"
+
+
+@pytest.mark.parametrize(
+    ("result", "shown"),
+    [
+        ({"output": "17 times 23\nis 391."}, "→ 17 times 23 is 391."),
+        ({"error": {"type": "tool_execution_error", "message": "too late"}}, "→ failed: too late"),
+    ],
+)
+def test_calls_of_tools_are_shown(server, address, tmp_path, result, shown):
+    server.call = {"name": "calculate", "arguments": '{"first": 17}'} | result
+    out = tmp_path / "reply.wav"
+    done = run("--text", "--out", out, "--url", address, "--model", "bard", typed="Hello\n")
+    assert done.exit_code == 0, done.output
+    assert server.sessions[0]["tools"] == [{"type": "mcp", "server_label": "desk", "require_approval": "never"}]
+    line = f'  calculate({{"first": 17}}) {shown}\n'
+    assert f"{line}Bard of Avon: Good morrow.\n" in done.stdout
 
 
 def test_a_failed_turn_is_told(server, address, tmp_path):

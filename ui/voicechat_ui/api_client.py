@@ -38,6 +38,13 @@ class ListedModel:
     """What to expect, in one line."""
     instructions: str = INSTRUCTIONS
     """The system prompt with which a conversation begins."""
+    tools: tuple[str, ...] = ()
+    """The labels of the servers of tools that the operator lets it use."""
+
+    @property
+    def session_tools(self) -> list[dict[str, str]]:
+        """The tools of a session with this model. The operator has listed what may be called."""
+        return [{"type": "mcp", "server_label": label, "require_approval": "never"} for label in self.tools]
 
     @property
     def label(self) -> str:
@@ -54,7 +61,8 @@ def listed(card: Any) -> ListedModel:
     elif "tuned_at" in more:
         origin = f"{origin} {ago(time.time() - more['tuned_at'])}"
     prompt = more.get("system_prompt")
-    return ListedModel(card.id, title, origin, more.get("about", ""), INSTRUCTIONS if prompt is None else prompt)
+    instructions = INSTRUCTIONS if prompt is None else prompt
+    return ListedModel(card.id, title, origin, more.get("about", ""), instructions, tuple(more.get("tools", ())))
 
 
 def ago(seconds: float) -> str:

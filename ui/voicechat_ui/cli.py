@@ -25,6 +25,7 @@ from voicechat_ui.commands import (
     serve,
     sweep,
     talk,
+    tools,
     train,
     trials,
 )
@@ -35,6 +36,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (  # in the order of --help
     serve.serve,
     serve.page,
     talk.talk,
+    tools.tools,
     train.train,
     checkpoints.evaluate,
     checkpoints.generate,

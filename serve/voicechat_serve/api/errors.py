@@ -30,7 +30,7 @@ RETRY_AFTER_S = 1
 
 API_PATHS = (
     *("/chat/", "/completions", "/responses", "/embeddings", "/models", "/audio/", "/realtime"),
-    *("/tokenize", "/detokenize"),
+    *("/tokenize", "/detokenize", "/tools"),
 )
 """The beginnings of paths that a client requests without /v1; inside the API, the path in the message has it."""
 

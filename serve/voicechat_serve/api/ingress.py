@@ -13,6 +13,7 @@ from voicechat_serve.api import (
     responses,
     speech,
     tokenization,
+    tools,
     transcriptions,
 )
 from voicechat_serve.api.access import AccessRules, guard
@@ -32,7 +33,7 @@ def build(services: Services, access: AccessRules = AccessRules()) -> FastAPI:
     answer_errors_in_openai_form(app)
     for family in (
         *(models, chat, completions, responses, embeddings, tokenization),
-        *(transcriptions, speech, realtime, client_secrets),
+        *(transcriptions, speech, realtime, client_secrets, tools),
     ):
         app.include_router(family.router(services))
     return app

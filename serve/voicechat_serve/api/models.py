@@ -20,6 +20,7 @@ def router(services: Services) -> APIRouter:
     routes = APIRouter()
     served = services.models
     created = {model.id: int(model.path.stat().st_mtime) if model.path else 0 for model in served.values()}
+    labels = [server.label for server in services.tool_servers]
     audio = {services.transcription_model: "transcription", SYNTHESIS_MODEL: "synthesis"}
 
     def language_card(name: str, model: ServedModel, introduction: Introduction) -> dict[str, Any]:
@@ -34,6 +35,7 @@ def router(services: Services) -> APIRouter:
             "title": introduction.title or name,
             "about": introduction.about,
             "system_prompt": introduction.system_prompt,
+            "tools": labels if introduction.converses else [],
         }
         if introduction.tuned_at is not None:
             more["tuned_at"] = introduction.tuned_at

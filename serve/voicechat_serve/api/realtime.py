@@ -126,6 +126,7 @@ class ServiceStages:
     def __init__(self, services: Services):
         self.services = services
         self.transcription_model = services.transcription_model
+        self.tool_servers = {server.label: server for server in services.tool_servers}
         self.voices = installed_voices()
 
     async def hear(

@@ -11,6 +11,7 @@ from voicechat_platform.errors import InputError
 from voicechat_serve.aliases import SYNTHESIS_MODEL, built_in, named_by
 from voicechat_serve.api.errors import APIError, shortened
 from voicechat_serve.api.request_log import current_request
+from voicechat_serve.application_file import ToolServer
 from voicechat_serve.generation.served_model import ServedModel
 from voicechat_serve.operations.deadlines import LateError, answer_in_time, pieces_in_time
 from voicechat_serve.transcription.languages import MULTILINGUAL, whisper_language
@@ -52,6 +53,7 @@ class Services:
     """Those of the application file, in addition to those that are built in."""
     realtime_sessions: int = 16
     """The most concurrent spoken conversations in each replica of the ingress."""
+    tool_servers: tuple[ToolServer, ...] = ()
 
     def own_name(self, name: str) -> str:
         """Return the own name of the model that a request names, if that is an alias; a model comes before an alias."""

@@ -1,12 +1,11 @@
 """The settings of a language-model deployment, as plain values: the check of an application file needs no torch."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from voicechat_platform.errors import InputError
 from voicechat_serve.generation.introduction import Introduction, Words
+from voicechat_serve.operations.upstream_key import upstream_key
 
 EngineName = Literal["auto", "llamacpp", "torch", "vllm", "openai"]
 """auto: llamacpp for a GGUF file, and the faster of llamacpp and torch for a folder (engines/choice.py). openai: the
@@ -51,8 +50,7 @@ class Remote:
     model: str
     """The model's name there."""
     key_env: str = ""
-    """The environment variable with the key; empty for a server without keys. The key itself is in no setting, because
-    Ray's dashboard and logs show settings."""
+    """The environment variable with the key; empty for a server without keys."""
 
     def key(self) -> str:
         """Return the key from this process's environment.
@@ -60,15 +58,7 @@ class Remote:
         Raises:
             InputError: the variable is not set, or its value cannot be sent.
         """
-        if not self.key_env:
-            return "none"
-        key = os.environ.get(self.key_env, "").strip()
-        problem = "is not set" if not key else "" if key.isascii() and key.isprintable() else "holds no key"
-        if problem:
-            raise InputError(
-                f"the environment variable {self.key_env} {problem}: set it to the key of {self.url} before Ray starts"
-            )
-        return key
+        return upstream_key(self.key_env, self.url) if self.key_env else "none"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +19,7 @@ from voicechat_serve.generation.engines.interface import (
     UpstreamError,
 )
 from voicechat_serve.generation.served_model import Remote
+from voicechat_serve.operations.bounded_body import bounded
 from voicechat_serve.operations.deadlines import pieces_in_time
 from voicechat_serve.operations.load import Load, OverloadedError
 
@@ -96,7 +97,7 @@ class Upstream:
             timeout=timeout,
             limits=httpx2.Limits(max_connections=MOST_RUNNING + MOST_WAITING, max_keepalive_connections=MOST_RUNNING),
             headers={"Accept-Encoding": "identity"},
-            event_hooks={"response": [bound]},
+            event_hooks={"response": [bounded(MOST_BYTES)]},
         )
         client = openai.AsyncOpenAI(
             base_url=self.remote.url, api_key=self.key, max_retries=0, timeout=timeout, http_client=http
@@ -239,30 +240,6 @@ class Upstream:
 
     def close(self) -> None:
         """A model elsewhere has no versions: its connections stay until the process ends."""
-
-
-async def bound(response: httpx2.Response) -> None:
-    """Limit the size of a response. A compressed one would have any size: we have asked for none."""
-    if response.headers.get("content-encoding", "identity") != "identity":
-        raise httpx2.DecodingError("the response is compressed", request=response.request)
-    assert isinstance(response.stream, httpx2.AsyncByteStream)
-    response.stream = BoundedBody(response.stream, response.request)
-
-
-class BoundedBody(httpx2.AsyncByteStream):
-    def __init__(self, body: httpx2.AsyncByteStream, request: httpx2.Request):
-        self.body, self.request = body, request
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        size = 0
-        async for data in self.body:
-            size += len(data)
-            if size > MOST_BYTES:
-                raise httpx2.ReadError(f"the response has more than {MOST_BYTES} bytes", request=self.request)
-            yield data
-
-    async def aclose(self) -> None:
-        await self.body.aclose()
 
 
 def retry_after(error: openai.APIError) -> int:

@@ -17,8 +17,9 @@ reply that was interrupted within a sentence, the history keeps only the words w
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from voicechat_serve.audio import Samples
@@ -52,6 +53,8 @@ EVENTS_AHEAD = 64
 MOST_ITEMS = 1000
 MOST_CHARACTERS = 2**20
 """Beyond these limits the oldest items are deleted; no model's context reaches so far back."""
+
+NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
 NO_RESULT = "There is no result yet."
 """Follows a call in the prompt until the client sends its result."""
@@ -108,6 +111,8 @@ class Conversation:
         """
         items = [*self.items, *also]
         results = {item.call_id: item.output for item in items if isinstance(item, ResultItem)}
+        hosted = (item for item in items if isinstance(item, CallItem) and item.server_label)
+        results |= {item.call_id: item.result for item in hosted if item.result is not None}
         messages: list[Message] = [{"role": "system", "content": instructions}] if instructions.strip() else []
         has_result = False
         """Whether a result followed the last call: then the next call is in a message of its own."""
@@ -122,7 +127,7 @@ class Conversation:
                     else:
                         messages.append({"role": item.role, "content": text})
                 case CallItem(status="completed"):
-                    if last["role"] != "assistant" or ("tool_calls" in last and has_result):
+                    if last["role"] != "assistant" or ("tool_calls" in last and (has_result or item.is_first)):
                         messages.append(last := {"role": "assistant", "content": ""})
                     last.setdefault("tool_calls", []).append(described(item))
                     has_result = False
@@ -189,10 +194,15 @@ class Reply:
         pieces: the reply's text, as the model generates it; `close` closes them too.
         synthesize: the voice; None for a written reply.
         language: ISO-639-1 code of the voice's language.
+        labels: by the name of each tool that this service calls: the label of its server.
     """
 
     def __init__(
-        self, pieces: AsyncGenerator[Delta, None], synthesize: Synthesize | None, language: str = "en"
+        self,
+        pieces: AsyncGenerator[Delta, None],
+        synthesize: Synthesize | None,
+        language: str = "en",
+        labels: Mapping[str, str] = NO_LABELS,
     ) -> None:
         self.message = MessageItem(role="assistant", is_spoken=synthesize is not None, status="in_progress")
         """The reply's text; it grows with the events that the reader receives."""
@@ -205,6 +215,7 @@ class Reply:
         self._reader = Reader(language)
         self._pieces = pieces
         self._synthesize = synthesize
+        self._labels = labels
         self._events: asyncio.Queue[tuple[Event, Spoken | None] | None] = asyncio.Queue(EVENTS_AHEAD)
         self._sentences: asyncio.Queue[Sentence | None] = asyncio.Queue()
         self._is_spoken = asyncio.Event()
@@ -230,7 +241,9 @@ class Reply:
                 case CallPiece(name=name, arguments=arguments):
                     if name:
                         self._complete_last()
-                        yield self._begin(CallItem(name, status="in_progress"))
+                        label, is_first = self._labels.get(name, ""), not self.output
+                        item = CallItem(name, status="in_progress", server_label=label, is_first=is_first)
+                        yield self._begin(item)
                     call = self.output[-1]
                     assert isinstance(call, CallItem)
                     call.arguments += arguments

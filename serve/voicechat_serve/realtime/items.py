@@ -107,10 +107,23 @@ class CallItem:
     id: str = field(default_factory=lambda: new_id("item"))
     status: Status = "completed"
     """A call that is incomplete was never made."""
+    server_label: str = ""
+    """The operator's server of the tool; empty for a function of the client."""
+    is_first: bool = False
+    """Whether its response begins with it."""
+    output: str | None = None
+    """What the operator's server has answered; None until it has."""
+    error: str = ""
+    """Why there is no answer of the server."""
 
     @property
     def num_characters(self) -> int:
-        return len(self.name) + len(self.arguments)
+        return len(self.name) + len(self.arguments) + len(self.output or "")
+
+    @property
+    def result(self) -> str | None:
+        """What the model reads of the call of a hosted tool; None if there is nothing yet."""
+        return f"The tool failed: {self.error}" if self.error else self.output
 
     def complete(self) -> None:
         """Record that nothing of the call follows."""

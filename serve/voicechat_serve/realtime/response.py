@@ -1,9 +1,10 @@
 """One response of a session: it sends a reply, whole or interrupted, as OpenAI's events in OpenAI's order."""
 
+import asyncio
 import base64
 import time
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -20,6 +21,11 @@ from openai.types.realtime import (
     ResponseDoneEvent,
     ResponseFunctionCallArgumentsDeltaEvent,
     ResponseFunctionCallArgumentsDoneEvent,
+    ResponseMcpCallArgumentsDelta,
+    ResponseMcpCallArgumentsDone,
+    ResponseMcpCallCompleted,
+    ResponseMcpCallFailed,
+    ResponseMcpCallInProgress,
     ResponseOutputItemAddedEvent,
     ResponseOutputItemDoneEvent,
     ResponseTextDeltaEvent,
@@ -29,19 +35,30 @@ from openai.types.realtime import (
 from voicechat_serve.audio import Samples
 from voicechat_serve.generation.answer_form import NO_TOOLS, CallPiece, Message, ToolUse
 from voicechat_serve.generation.loaded_model import Delta
-from voicechat_serve.realtime.conversation import Begun, Conversation, Failed, Reply, SpeechChunk, TextDelta
+from voicechat_serve.realtime.conversation import (
+    Begun,
+    Conversation,
+    Failed,
+    Reply,
+    SpeechChunk,
+    TextDelta,
+    stop,
+)
 from voicechat_serve.realtime.items import CallItem, Item, MessageItem, OutputItem, new_id
 from voicechat_serve.realtime.server_events import item_added, item_done, item_resource
 from voicechat_serve.realtime.session_settings import MOST_TOKENS
 from voicechat_serve.realtime.stages import Stages
 from voicechat_serve.realtime.wire import Wire
 from voicechat_serve.synthesis.voices import SPEECH_RATE
+from voicechat_serve.tools.connection import ToolFailedError
 
 DELTA_S = 0.4
 """The most sound in one event."""
 
 MOST_METADATA = 512
 """The most characters of one value; OpenAI's limit."""
+
+CallTool = Callable[[str, str, str], Awaitable[str]]
 
 Reason = Literal["turn_detected", "client_cancelled"]
 
@@ -58,6 +75,8 @@ class ReplyRequest:
     """None for a written reply."""
     speed: float
     tools: ToolUse = NO_TOOLS
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """By the name of each tool that this service calls: the label of its server."""
 
     def begin(self, stages: Stages) -> Reply:
         sampling: dict[str, Any] = {"max_tokens": self.max_tokens}
@@ -65,9 +84,9 @@ class ReplyRequest:
             sampling["temperature"] = self.temperature
         pieces = stages.write(self.model, self.messages, sampling, self.tools)
         if self.voice is None:
-            return Reply(pieces, None)
+            return Reply(pieces, None, labels=self.labels)
         speak = partial(stages.speak, speed=self.speed, voice=self.voice)
-        return Reply(pieces, speak, stages.language_of(self.voice))
+        return Reply(pieces, speak, stages.language_of(self.voice), self.labels)
 
 
 @dataclass(frozen=True)
@@ -89,6 +108,8 @@ class Response:
         wire: sends the events.
         explain: returns an error as {"type", "code", "message"}.
         on_sound: is called when the first sound is sent.
+        call_tool: the label of a server, the name of its tool, and the arguments -> the result; it may raise
+            ToolFailedError.
     """
 
     def __init__(
@@ -100,18 +121,21 @@ class Response:
         wire: Wire,
         explain: Callable[[Exception], dict[str, Any]],
         on_sound: Callable[[], None],
+        call_tool: CallTool,
     ):
         self.id = new_id("resp")
         self.reply, self.request, self.conversation, self.metadata = reply, request, conversation, metadata
-        self.wire, self.explain, self.on_sound = wire, explain, on_sound
+        self.wire, self.explain, self.on_sound, self.call_tool = wire, explain, on_sound, call_tool
         self.emit = wire.emit
         self.message = reply.message
         self.output: list[OutputItem] = []
-        """The items that have begun; all but the last are done."""
+        """The items that have begun; all but the last are done, and those that wait for a result."""
         self.before: Item | None = conversation.items[-1] if conversation and conversation.items else None
         """The item behind which the next one is put: what the client creates meanwhile comes after the reply."""
-        self.previous_id: str | None = None
-        """The id of the item before the last one."""
+        self.previous_ids: dict[str, str | None] = {}
+        """By the id of each item: the id of the item before it."""
+        self.calling: list[asyncio.Task[None]] = []
+        """The calls of hosted tools."""
         self.cancelled: Reason | None = None
         self.failure: dict[str, Any] | None = None
         self.sounds_since: float | None = None
@@ -119,8 +143,15 @@ class Response:
 
     @property
     def has_called(self) -> bool:
-        """Whether a call is complete, so that its result may come."""
-        return any(isinstance(item, CallItem) and item.status == "completed" for item in self.output)
+        """Whether a call of the client's function is complete, so that its result may come."""
+        calls = (item for item in self.output if isinstance(item, CallItem) and not item.server_label)
+        return any(call.status == "completed" for call in calls)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the model is to answer with the results of this response's calls, all of which are here."""
+        calls = [item for item in self.output if isinstance(item, CallItem)]
+        return self.status == "completed" and bool(calls) and all(call.server_label for call in calls)
 
     @property
     def played_ms(self) -> float:
@@ -138,6 +169,7 @@ class Response:
         """Stop the reply; `run` sends the last events."""
         self.cancelled = self.cancelled or reason
         await self.reply.close()
+        await stop(*self.calling)
 
     async def run(self) -> None:
         """Send all events of the response, until the reply ends or is cancelled."""
@@ -162,6 +194,7 @@ class Response:
             if self.output[-1].status == "in_progress":
                 self.output[-1].status = "incomplete"
             self._emit_item_done(self.output[-1])
+        await self._call_hosted_tools()
         self.metadata |= self._left_unspoken()
         response = self.resource(self.status)
         self.emit(ResponseDoneEvent(type="response.done", event_id=new_id("event"), response=response))
@@ -170,8 +203,8 @@ class Response:
         resource = item_resource(item)
         self.emit(ResponseOutputItemAddedEvent(type="response.output_item.added", item=resource, **self._output()))
         if self.conversation:
-            self.previous_id, self.before = self.conversation.add_after(self.before, item), item
-            self.emit(item_added(item, self.previous_id))
+            self.previous_ids[item.id], self.before = self.conversation.add_after(self.before, item), item
+            self.emit(item_added(item, self.previous_ids[item.id]))
         if isinstance(item, MessageItem):
             part = self._part(with_text=False)
             self.emit(ResponseContentPartAddedEvent(type="response.content_part.added", **part, **self._content()))
@@ -199,12 +232,31 @@ class Response:
                 self.on_sound()
 
     async def _emit_arguments(self, delta: str) -> None:
-        place = self._call()
-        await self.wire.post(
-            ResponseFunctionCallArgumentsDeltaEvent(type="response.function_call_arguments.delta", delta=delta, **place)
+        call = self.output[-1]
+        assert isinstance(call, CallItem)
+        event = (
+            ResponseMcpCallArgumentsDelta(
+                type="response.mcp_call_arguments.delta", delta=delta, item_id=call.id, **self._output()
+            )
+            if call.server_label
+            else ResponseFunctionCallArgumentsDeltaEvent(
+                type="response.function_call_arguments.delta", delta=delta, **self._call()
+            )
         )
+        await self.wire.post(event)
 
     def _emit_item_done(self, item: OutputItem) -> None:
+        if isinstance(item, CallItem) and item.server_label:  # it is done when its result is here
+            if item.status == "completed":
+                self.emit(
+                    ResponseMcpCallArgumentsDone(
+                        type="response.mcp_call_arguments.done",
+                        arguments=item.arguments,
+                        item_id=item.id,
+                        **self._output(),
+                    )
+                )
+            return
         if isinstance(item, MessageItem):
             self._emit_message_done()
         elif item.status == "completed":  # clients make the call at this event
@@ -216,10 +268,43 @@ class Response:
                     **self._call(),
                 )
             )
+        self._emit_output_done(item, self._output())
+
+    def _emit_output_done(self, item: OutputItem, place: dict[str, Any]) -> None:
         resource = item_resource(item)
-        self.emit(ResponseOutputItemDoneEvent(type="response.output_item.done", item=resource, **self._output()))
+        self.emit(ResponseOutputItemDoneEvent(type="response.output_item.done", item=resource, **place))
         if self.conversation:
-            self.emit(item_done(item, self.previous_id))
+            self.emit(item_done(item, self.previous_ids[item.id]))
+
+    async def _call_hosted_tools(self) -> None:
+        """Make the calls of hosted tools, all at once, and send their results."""
+        calls = [
+            (number, item)
+            for number, item in enumerate(self.output)
+            if isinstance(item, CallItem) and item.server_label
+        ]
+        if self.status == "completed":
+            self.calling = [asyncio.create_task(self._call_hosted_tool(*each)) for each in calls]
+            try:
+                await asyncio.gather(*self.calling, return_exceptions=True)
+            finally:
+                await stop(*self.calling)
+        for number, call in calls:
+            if call.result is None:
+                call.error = "the call was interrupted" if self.cancelled else "the call is not complete"
+            self._emit_output_done(call, self._output(number))
+
+    async def _call_hosted_tool(self, number: int, call: CallItem) -> None:
+        place: dict[str, Any] = {"item_id": call.id, "output_index": number}
+        begun = ResponseMcpCallInProgress(type="response.mcp_call.in_progress", event_id=new_id("event"), **place)
+        self.emit(begun)
+        try:
+            call.output = await self.call_tool(call.server_label, call.name, call.arguments)
+        except ToolFailedError as error:
+            call.error = str(error)
+            self.emit(ResponseMcpCallFailed(type="response.mcp_call.failed", event_id=new_id("event"), **place))
+        else:
+            self.emit(ResponseMcpCallCompleted(type="response.mcp_call.completed", event_id=new_id("event"), **place))
 
     def _emit_message_done(self) -> None:
         text, place = self.message.text, self._content
@@ -287,9 +372,10 @@ class Response:
             }
         )
 
-    def _output(self) -> dict[str, Any]:
-        """Return the fields that name the last item in an event."""
-        return {"event_id": new_id("event"), "response_id": self.id, "output_index": len(self.output) - 1}
+    def _output(self, number: int | None = None) -> dict[str, Any]:
+        """Return the fields that name an item in an event, by default the last one."""
+        number = len(self.output) - 1 if number is None else number
+        return {"event_id": new_id("event"), "response_id": self.id, "output_index": number}
 
     def _content(self) -> dict[str, Any]:
         """Return the fields that name the message's only part in an event."""
@@ -311,9 +397,13 @@ async def decline(model: str, reason: Reason, wire: Wire, stages: Stages) -> Non
     reply = Reply(nothing(), None)
     await reply.close()
     request = ReplyRequest(model, [], MOST_TOKENS, temperature=None, voice=None, speed=1.0)
-    declined = Response(reply, request, None, {}, wire, stages.explain, on_sound=lambda: None)
+    declined = Response(reply, request, None, {}, wire, stages.explain, lambda: None, no_call)
     await declined.cancel(reason)
     await declined.run()
+
+
+async def no_call(label: str, name: str, arguments: str) -> str:
+    raise AssertionError("there is no reply that calls")
 
 
 async def nothing() -> AsyncGenerator[Delta, None]:

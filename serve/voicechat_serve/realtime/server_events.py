@@ -22,6 +22,8 @@ from openai.types.realtime import (
     RealtimeConversationItemUserMessage,
     RealtimeError,
     RealtimeErrorEvent,
+    RealtimeMcpToolCall,
+    RealtimeMcpToolExecutionError,
 )
 from openai.types.realtime.conversation_item_input_audio_transcription_completed_event import (
     UsageTranscriptTextUsageDuration,
@@ -119,7 +121,12 @@ MESSAGE_TYPES: dict[Role, type[MessageResource]] = {
     "assistant": RealtimeConversationItemAssistantMessage,
 }
 
-ItemResource = MessageResource | RealtimeConversationItemFunctionCall | RealtimeConversationItemFunctionCallOutput
+ItemResource = (
+    MessageResource
+    | RealtimeConversationItemFunctionCall
+    | RealtimeConversationItemFunctionCallOutput
+    | RealtimeMcpToolCall
+)
 
 
 def item_resource(item: Item) -> ItemResource:
@@ -128,6 +135,17 @@ def item_resource(item: Item) -> ItemResource:
         case MessageItem():
             return message_resource(item)
         case CallItem():
+            if item.server_label:
+                error = RealtimeMcpToolExecutionError(type="tool_execution_error", message=item.error)
+                return RealtimeMcpToolCall(
+                    id=item.id,
+                    type="mcp_call",
+                    server_label=item.server_label,
+                    name=item.name,
+                    arguments=item.arguments,
+                    output=item.output,
+                    error=error if item.error else None,
+                )
             return RealtimeConversationItemFunctionCall(
                 object="realtime.item",
                 id=item.id,

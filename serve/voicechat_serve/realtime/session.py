@@ -25,6 +25,7 @@ from voicechat_serve.realtime.answering import Answering
 from voicechat_serve.realtime.client_items import conversation_of
 from voicechat_serve.realtime.conversation import Conversation, stop
 from voicechat_serve.realtime.errors import EventError, SessionEndedError
+from voicechat_serve.realtime.hosted_tools import SessionTools
 from voicechat_serve.realtime.items import Item, MessageItem, new_id
 from voicechat_serve.realtime.listening import Listening
 from voicechat_serve.realtime.server_events import item_added, item_done, item_resource, speech_started
@@ -43,7 +44,7 @@ from voicechat_serve.realtime.session_settings import (
 )
 from voicechat_serve.realtime.session_update import changed
 from voicechat_serve.realtime.stages import Stages
-from voicechat_serve.realtime.tool_settings import faults_of, misfit
+from voicechat_serve.realtime.tool_settings import faults_of, hosted_in, misfit
 from voicechat_serve.realtime.turn import Context
 from voicechat_serve.realtime.wire import Wire, checked, kind_of, parsed
 from voicechat_serve.transcription.voice_activity import Change
@@ -97,7 +98,8 @@ class Session:
         self.wire = Wire(receive, send)
         self.emit = self.wire.emit
         self.conversation = Conversation()
-        self.context = Context(settings, stages, self.wire, self.conversation, on_first_sound)
+        hosted = SessionTools(stages.tool_servers, self.wire)
+        self.context = Context(settings, stages, self.wire, self.conversation, hosted, on_first_sound)
         self.listening = Listening(self.context)
         self.answering = Answering(self.context, self.listening)
         self.began = self.last_activity = self.last_sound = time.monotonic()
@@ -127,6 +129,7 @@ class Session:
         """End all work."""
         await self.answering.close()
         await self.listening.forget()
+        await self.context.hosted.close()
 
     async def _handle_all(self) -> None:
         while True:
@@ -191,6 +194,7 @@ class Session:
         self.emit(SessionUpdatedEvent(type="session.updated", event_id=new_id("event"), session=self.resource()))
         for body in errors:
             self.wire.emit_error(body, event.event_id)
+        await self.context.hosted.use(hosted_in(settings.tools))
 
     async def _create_item(self, event: CreateItem) -> None:
         place = None
@@ -262,7 +266,7 @@ class Session:
         if self.context.settings.type != "realtime":
             raise EventError("invalid_value", "a transcription session gives no responses")
         wanted = event.response or ResponseSettings()
-        for _, error in faults_of(wanted.tools or [], "response.", self.context.stages.require_schema):
+        for _, error in faults_of(wanted.tools or [], "response.", self.context.stages):
             raise error
         if wanted.tool_choice and (reason := misfit(wanted.tool_choice, self.context.tools(wanted))):
             raise EventError("invalid_value", f"response.tool_choice: {reason}", "response.tool_choice")

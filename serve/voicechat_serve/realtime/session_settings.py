@@ -14,7 +14,7 @@ from pydantic import Field, StringConstraints, model_validator
 from voicechat_serve.realtime.beta_shape import present_shape
 from voicechat_serve.realtime.checked import AutoTruncation, Checked, Name, NoList, NotSupported
 from voicechat_serve.realtime.client_items import AnyClientItem
-from voicechat_serve.realtime.tool_settings import ToolChoice, Tools
+from voicechat_serve.realtime.tool_settings import Functions, ToolChoice, Tools
 from voicechat_serve.synthesis.voices import HEART, VoiceId
 
 LONGEST_INSTRUCTIONS = 32_768
@@ -238,7 +238,8 @@ class ResponseSettings(Checked):
     input: Annotated[list[AnyClientItem], Field(max_length=1000)] | None = None
     """The items to answer instead of the conversation."""
     audio: ResponseAudio | None = None
-    tools: Tools | None = None
+    tools: Functions | None = None
+    """They replace all tools of the session, also those that this service calls."""
     tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None
     prompt: NotSupported = None

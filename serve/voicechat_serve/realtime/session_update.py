@@ -88,7 +88,7 @@ def unavailable(settings: SessionSettings, patch: dict[str, Any], stages: Stages
             except Exception as error:
                 faults[path] = error
     if "tools" in patch:
-        for number, fault in faults_of(settings.tools, "session.", stages.require_schema):
+        for number, fault in faults_of(settings.tools, "session.", stages):
             faults["tools", number] = fault
     choice = settings.tool_choice  # "required" may come before the tools, as LiveKit sends it
     if "tool_choice" in patch and isinstance(choice, dict) and (reason := misfit(choice, settings.tools)):

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
+from voicechat_serve.application_file import ToolServer
 from voicechat_serve.audio import Samples
 from voicechat_serve.generation.answer_form import Message, ToolUse
 from voicechat_serve.generation.loaded_model import Delta
@@ -11,6 +12,8 @@ from voicechat_serve.transcription.transcriber import Transcript
 
 class Stages(Protocol):
     transcription_model: str
+    tool_servers: dict[str, ToolServer]
+    """The operator's servers of tools by their labels."""
 
     async def hear(
         self, samples_n: Samples, language: str | None, prompt: str | None, only_if_idle: bool

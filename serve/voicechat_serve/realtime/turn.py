@@ -4,16 +4,18 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from pydantic import BaseModel
 
+from voicechat_serve.application_file import ToolServer
 from voicechat_serve.audio import Samples
-from voicechat_serve.generation.answer_form import ToolUse
+from voicechat_serve.generation.answer_form import Tool, ToolUse
 from voicechat_serve.realtime.client_items import conversation_of
-from voicechat_serve.realtime.conversation import Conversation, stop
+from voicechat_serve.realtime.conversation import Conversation, Reply, stop
 from voicechat_serve.realtime.errors import EventError
+from voicechat_serve.realtime.hosted_tools import SessionTools
 from voicechat_serve.realtime.items import Item, MessageItem
 from voicechat_serve.realtime.response import Draft, Reason, ReplyRequest, Response
 from voicechat_serve.realtime.server_events import (
@@ -27,7 +29,7 @@ from voicechat_serve.realtime.server_events import (
 )
 from voicechat_serve.realtime.session_settings import MOST_TOKENS, ResponseSettings, SessionSettings
 from voicechat_serve.realtime.stages import Stages
-from voicechat_serve.realtime.tool_settings import FunctionTool, misfit, tool_use
+from voicechat_serve.realtime.tool_settings import AnyTool, functions_in, misfit, tool_use
 from voicechat_serve.realtime.utterance import Utterance
 from voicechat_serve.realtime.wire import Wire
 from voicechat_serve.transcription.transcriber import Transcript
@@ -36,6 +38,9 @@ log = logging.getLogger("ray.serve.voicechat.realtime")
 
 CLASSIFIED_LANGUAGE = "en"
 """The only language in which the words show whether the person has finished."""
+
+MOST_ROUNDS = 4
+"""The most responses of a turn that call hosted tools; the next one must be text."""
 
 NO_OVERRIDES = ResponseSettings()
 """The session's settings apply without a change."""
@@ -50,6 +55,7 @@ class Context:
     stages: Stages
     wire: Wire
     conversation: Conversation
+    hosted: SessionTools
     on_first_sound: Callable[[float], None]
     """Receives the seconds from the end of a spoken turn to the first sound of its response."""
     answered: "Turn | None" = None
@@ -74,13 +80,16 @@ class Context:
         """Whether a response is active, or can still be playing."""
         return self.is_responding or (self.response is not None and self.response.is_playing)
 
-    def reply_request(self, wanted: ResponseSettings, language: str | None, also: Sequence[Item] = ()) -> ReplyRequest:
+    def reply_request(
+        self, wanted: ResponseSettings, language: str | None, also: Sequence[Item] = (), round: int = 0
+    ) -> ReplyRequest:
         """Return the request of a reply to the conversation.
 
         Args:
             wanted: settings of this reply that replace the session's.
             language: the language of the speech to answer; None if it is not known.
             also: more items to answer, which do not belong to the conversation yet.
+            round: the number of responses before this one in the same turn.
 
         Raises: what `Stages.voice` raises.
         """
@@ -92,6 +101,7 @@ class Context:
             conversation = conversation_of(wanted.input)
         instructions = settings.instructions if wanted.instructions is None else wanted.instructions
         most = wanted.max_output_tokens or settings.max_output_tokens
+        use, labels = self.tool_use(wanted, round)
         return ReplyRequest(
             model=settings.model,
             messages=conversation.messages(instructions, also),
@@ -99,20 +109,46 @@ class Context:
             temperature=settings.temperature if wanted.temperature is None else wanted.temperature,
             voice=self.stages.voice(output.voice_id, language) if self.wants_voice(wanted) else None,
             speed=output.speed,
-            tools=self.tool_use(wanted),
+            tools=use,
+            labels=labels,
         )
 
-    def tools(self, wanted: ResponseSettings) -> list[FunctionTool]:
+    def tools(self, wanted: ResponseSettings) -> Sequence[AnyTool]:
         return self.settings.tools if wanted.tools is None else wanted.tools
 
-    def tool_use(self, wanted: ResponseSettings) -> ToolUse:
+    def tool_use(self, wanted: ResponseSettings, round: int) -> tuple[ToolUse, dict[str, str]]:
+        """Return the tools of a reply, and for each that this service calls the label of its server."""
         tools, choice = self.tools(wanted), wanted.tool_choice or self.settings.tool_choice
+        if round:
+            choice = "auto" if round < MOST_ROUNDS else "none"
+        elif misfit(choice, tools):  # the session's choice, and tools of the response
+            choice = "auto"
+        functions, hosted = functions_in(tools), self.hosted_tools(wanted)
         is_parallel = wanted.parallel_tool_calls
-        return tool_use(
-            tools,
-            "auto" if misfit(choice, tools) else choice,  # the session's choice, and tools of the response
+        use = tool_use(
+            functions,
+            [tool for _, tool in hosted],
+            choice,
             self.settings.parallel_tool_calls if is_parallel is None else is_parallel,
         )
+        required = frozenset(tool.name for server, tool in hosted if server.tool_choice == "required")
+        if required and choice == "auto" and not round:
+            use = replace(use, callable=required, is_required=True, is_parallel=False)  # small models repeat themselves
+        return use, {tool.name: server.label for server, tool in hosted}
+
+    def hosted_tools(self, wanted: ResponseSettings) -> list[tuple[ToolServer, Tool]]:
+        """Return the operator's tools for a reply, without those whose name another tool has."""
+        is_kept = wanted.input is None and wanted.conversation != "none"  # so that the next response has the results
+        if wanted.tools is not None or not is_kept:
+            return []
+        self.hosted.list_missing()
+        names = {function.name for function in functions_in(self.settings.tools)}
+        found = []
+        for server, tool in self.hosted.tools():
+            if tool.name not in names:
+                names.add(tool.name)
+                found.append((server, tool))
+        return found
 
     def wants_voice(self, wanted: ResponseSettings) -> bool:
         return (wanted.output_modalities or self.settings.output_modalities) == ["audio"]
@@ -328,15 +364,24 @@ class Turn:
             reply, self.draft = self.draft.reply, None
         else:
             reply = request.begin(context.stages)
+        self.response = self._response(reply, request, wanted, ended_at)
+        context.answered = self
+        self._enter(State.ANSWERING)
+        self.responding = asyncio.create_task(self._respond(self.response, wanted, ended_at))
+
+    def _response(
+        self, reply: Reply, request: ReplyRequest, wanted: ResponseSettings, ended_at: float | None
+    ) -> Response:
+        context = self.context
         metadata = dict(wanted.metadata or {})
         if request.voice is None and context.wants_voice(wanted):
-            metadata |= {"spoken": "false", "reason": f"no voice speaks {language}"}
+            metadata |= {"spoken": "false", "reason": f"no voice speaks {context.conversation.language}"}
 
         def on_sound() -> None:
             if ended_at is not None:
                 context.on_first_sound(time.monotonic() - ended_at)
 
-        self.response = Response(
+        return Response(
             reply=reply,
             request=request,
             conversation=context.conversation if wanted.conversation != "none" else None,
@@ -344,17 +389,26 @@ class Turn:
             wire=context.wire,
             explain=context.stages.explain,
             on_sound=on_sound,
+            call_tool=context.hosted.call,
         )
-        context.answered = self
-        self._enter(State.ANSWERING)
-        self.responding = asyncio.create_task(self._respond(self.response))
 
-    async def _respond(self, response: Response) -> None:
+    async def _respond(self, response: Response, wanted: ResponseSettings, ended_at: float | None) -> None:
+        """Send the response, and as long as the model calls hosted tools, a further one with their results."""
+        context = self.context
         try:
             await response.run()
+            for round in range(1, MOST_ROUNDS + 1):
+                if not response.goes_on:
+                    break
+                is_heard = response.sounds_since is not None
+                request = context.reply_request(wanted, context.conversation.language, round=round)
+                ended_at = None if is_heard else ended_at
+                response = self._response(request.begin(context.stages), request, wanted, ended_at)
+                self.response = response  # at once: speech that begins meanwhile must find it
+                await response.run()
         except Exception as error:  # the response itself reports the errors of the models
             log.error("a response failed", exc_info=error)
-            self.context.wire.emit_error(self.context.stages.explain(error))
+            context.wire.emit_error(context.stages.explain(error))
         finally:
             self._enter(State.INTERRUPTED if response.cancelled else State.DONE)
 

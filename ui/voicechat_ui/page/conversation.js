@@ -1,9 +1,11 @@
 // The conversation: what was said, and what is going on, from the server's events. Defines Conversation.
 //
-// A message is { id, role: user | assistant | note, text, time, session } and, where it has them, { who, growing,
-// language, aside, interrupted, failed, turn, latency }; who: the title of the model that replied. Its id is that of the server's item; the session is the one that has it.
+// A message is { id, role: user | assistant | call | note, text, time, session } and, where it has them, { who, growing,
+// language, aside, interrupted, failed, turn, latency }; who: the title of the model that replied; call: a tool that the
+// server has called for the model. Its id is that of the server's item; the session is the one that has it.
 
 const MESSAGES_KEPT = 200;
+const CALL_SHOWN = 160; // characters of a call's arguments, and of its result
 
 class Conversation {
   // changed() is called whenever anything did; announce(text) with what a screen reader should say; titleOf(model)
@@ -51,7 +53,7 @@ class Conversation {
   // Gives a new session all that was said before.
   restore() {
     for (const { id, role, text, growing } of this.messages) {
-      if (role === "note" || growing || !text) continue;
+      if (!(role === "user" || role === "assistant") || growing || !text) continue;
       const content = [{ type: role === "user" ? "input_text" : "output_text", text }];
       this.realtime.send({ type: "conversation.item.create", item: { id, type: "message", role, content } });
     }
@@ -215,6 +217,10 @@ class Conversation {
         break;
       case "response.output_item.added":
         if (event.item.type === "message") this.#addReply(event.item.id);
+        if (event.item.type === "mcp_call") this.#add("call", event.item.name, event.item.id).growing = true;
+        break;
+      case "response.output_item.done":
+        if (event.item.type === "mcp_call") this.#called(event.item);
         break;
       case "response.output_audio_transcript.delta":
       case "response.output_text.delta":
@@ -304,11 +310,19 @@ class Conversation {
     if (this.speaking?.id === id) this.speaking = null;
   }
 
+  #called(item) {
+    const message = this.#find(item.id);
+    if (!message?.growing) return;
+    Object.assign(message, { text: callText(item), growing: false });
+    this.announce(message.text);
+  }
+
   #done(response, now) {
     const current = !this.response || response.id === this.response;
-    for (const { id } of response.output ?? []) {
+    const calls = (response.output ?? []).some(({ type }) => type === "mcp_call");
+    for (const { id, type } of response.output ?? []) {
       const message = this.#find(id);
-      if (!message) continue;
+      if (!message || type === "mcp_call") continue;
       message.growing = false;
       this.playback.finish(id);
       if (this.playback.item !== id && this.speaking === message) this.speaking = null; // has no sound, or was heard
@@ -328,7 +342,9 @@ class Conversation {
     if (response.status === "failed") {
       this.note(`The reply failed: ${response.status_details?.error?.message ?? "the server does not say why"}`);
     }
-    if (current) this.#over();
+    // The server goes on by itself with what the tools have answered.
+    if (current && calls && response.status === "completed") this.response = "";
+    else if (current) this.#over();
   }
 
   // No reply is under way any more.
@@ -356,6 +372,21 @@ class Conversation {
     if (event_id === "reply") this.#over();
     this.note(message);
   }
+}
+
+// A call of a tool in one line: "calculate(first: 17, operation: times, second: 23) → 17 times 23 is 391."
+function callText({ name, arguments: given, output, error }) {
+  const short = (text) => (text.length > CALL_SHOWN ? `${text.slice(0, CALL_SHOWN)}…` : text).replace(/\s+/g, " ");
+  let values = given;
+  try {
+    const shown = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+    values = Object.entries(JSON.parse(given)).map(([key, value]) => `${key}: ${shown(value)}`);
+    values = values.join(", ");
+  } catch {
+    // an unfinished call
+  }
+  const result = error ? `failed: ${error.message ?? error.type}` : (output ?? "ended before its result");
+  return `${name}(${short(values)}) → ${short(result)}`;
 }
 
 // "de" -> "German"

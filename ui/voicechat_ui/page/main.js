@@ -103,6 +103,11 @@ function sessionNow() {
     temperature: settings.temperature === "" ? null : Number(settings.temperature), // null: the model's own
     output_modalities: ["audio"],
     max_output_tokens: MAX_REPLY_TOKENS,
+    tools: (models.current?.tools ?? []).map((label) => ({
+      type: "mcp",
+      server_label: label,
+      require_approval: "never", // the operator has listed what may be called
+    })),
     audio: {
       input: {
         format,

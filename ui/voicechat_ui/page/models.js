@@ -1,6 +1,7 @@
 // Who can answer, who does, and with which instructions. Defines Models.
 //
-// A model is { id, title, origin, about, instructions }; the server gives them in the order in which to offer them.
+// A model is { id, title, origin, about, instructions, tools }; tools: the labels of the servers of tools that the
+// operator lets it use. The server gives them in the order in which to offer them.
 
 class Models {
   constructor() {

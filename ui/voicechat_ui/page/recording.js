@@ -53,7 +53,7 @@ class Recording {
   }
 }
 
-const SPEAKERS = { user: () => "You", assistant: ({ who }) => who ?? "Reply", note: () => "—" };
+const SPEAKERS = { user: () => "You", assistant: ({ who }) => who ?? "Reply", call: () => "Tool", note: () => "—" };
 
 function asText(messages) {
   const lines = messages.map((message) => {

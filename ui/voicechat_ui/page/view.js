@@ -66,7 +66,7 @@ class View {
   #draw(item, { role, who, text, growing, language, aside, interrupted, failed, latency }) {
     item.classList.toggle("growing", Boolean(growing));
     const words = element("p", "words", text || (growing ? "…" : ""));
-    if (role === "note") return item.replaceChildren(words);
+    if (role === "note" || role === "call") return item.replaceChildren(words);
     const speaker = role === "user" ? element("span", "only-read", "You: ") : element("p", "speaker", who ?? "Reply");
     const tags = [];
     if (language) tags.push(languageName(language));

@@ -133,6 +133,7 @@ class Wanted:
             "type": "realtime",
             "instructions": model.instructions if self.instructions is None else self.instructions,
             "output_modalities": ["audio" if is_spoken else "text"],
+            "tools": model.session_tools,
             "audio": {
                 "input": {"transcription": transcription, "turn_detection": detection},
                 "output": output,

@@ -16,6 +16,9 @@ from voicechat_ui.talk.sound_file import SoundFile
 TYPED, SETTINGS = "typed", "settings"
 """Event ids of a typed turn and of the command's options. An error event names the event that caused it."""
 
+CALL_SHOWN = 160
+"""The most characters of a call's arguments, and of its result."""
+
 
 class ConversationEndedError(Exception):
     """The server has ended the conversation; the message gives the reason."""
@@ -28,6 +31,8 @@ class TurnRecord:
     heard: str = ""
     language: str | None = None
     reply: str = ""
+    calls: list[str] = field(default_factory=list)
+    """The tools that were called: name, arguments and result of each in one line."""
     status: str = "in progress"
     """completed, cancelled, failed, incomplete; "nothing heard" if the transcript is empty."""
     problem: str = ""
@@ -133,6 +138,10 @@ class Talk:
             case "response.output_audio.delta" if turn:
                 turn.note("first_sound")
                 self.play(event.item_id, base64.b64decode(event.delta), turn)
+            case "response.output_item.done" if event.item.type == "mcp_call":
+                self.show_call(event.item)
+            case "response.done" if event.response.status == "completed" and calls_tools(event.response):
+                pass  # the server goes on by itself with what the tools have answered
             case "response.done" if turn:
                 metadata = event.response.metadata or {}
                 details = event.response.status_details
@@ -143,6 +152,14 @@ class Talk:
                 if error is not None:
                     problem = error.message or error.code or "the turn failed"
                 self.end_turn(event.response.status, problem)
+
+    def show_call(self, call: Any) -> None:
+        """Show a call of a tool in one line."""
+        result = call.output if call.error is None else f"failed: {call.error.message}"
+        line = f"{call.name}({short(call.arguments)}) → {short(result or 'ended before its result')}"
+        if self.turn is not None:
+            self.turn.calls.append(line)
+        self.show(f"  {line}", "\n")
 
     def begin_turn(self) -> TurnRecord:
         if self.turn is not None:  # the user has continued to speak before the reply
@@ -204,6 +221,15 @@ def closing_reason(error: ConnectionClosed, reason: str) -> str:
     if error.rcvd and error.rcvd.reason == "the API key was revoked":
         return "the API key was revoked or has expired: set VOICECHAT_API_KEY to another one"
     return f"{reason} ({error})"
+
+
+def calls_tools(response: Any) -> bool:
+    return any(item.type == "mcp_call" for item in response.output or ())
+
+
+def short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= CALL_SHOWN else f"{line[:CALL_SHOWN]}…"
 
 
 def latencies(turn: TurnRecord) -> str:
