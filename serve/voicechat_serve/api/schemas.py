@@ -22,16 +22,6 @@ ONE, MANY, NAMED = (
 )
 """Keywords whose value is a schema, a list of schemas, and schemas by name."""
 
-KEPT = frozenset(
-    {
-        *(*ONE, *MANY, *NAMED),
-        *("type", "enum", "const", "$ref", "required", "format", "pattern", "minLength", "maxLength"),
-        *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
-        *("minItems", "maxItems", "minProperties", "maxProperties"),
-    }
-)
-"""Keywords that every answer keeps."""
-
 NOT_KEPT = frozenset(
     {
         *("not", "if", "then", "else", "contains", "minContains", "maxContains", "uniqueItems", "propertyNames"),
@@ -39,7 +29,7 @@ NOT_KEPT = frozenset(
         *("additionalItems", "$dynamicRef", "$recursiveRef", "contentEncoding", "contentMediaType", "contentSchema"),
     }
 )
-"""Keywords that constrain, and that a grammar here cannot keep; all others only describe."""
+"""Keywords that constrain, and that a grammar here cannot keep."""
 
 
 def require_usable(schema: Any, param: str, is_strict: bool) -> None:
