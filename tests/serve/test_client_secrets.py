@@ -3,6 +3,7 @@ it; over ASGI, without Ray."""
 
 import json
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
@@ -239,7 +240,17 @@ def test_no_other_text_is_a_secret(tmp_path_factory, place, change, removed):
         read_client_secret(changed, None)
 
 
-@pytest.mark.parametrize("content", ["", "a", "ab.c", "\N{SNOWMAN}", client_secrets.encoded(b"no zlib")])
+def packed(text: str) -> str:
+    return client_secrets.encoded(zlib.compress(text.encode()))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "a", "ab.c", "\N{SNOWMAN}", client_secrets.encoded(b"no zlib")),
+        *(packed("[" * 100_000), packed("[1]"), packed("null"), packed(" " * 10**7 + "{}")),
+    ],
+)
 def test_without_keys_anybody_can_sign_and_nothing_breaks(content):
     signed = f".{2**33}.{content}"
     secret = f"ek_{signed}.{client_secrets.signature(None, signed)}"

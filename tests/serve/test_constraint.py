@@ -22,7 +22,7 @@ from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
 from voicechat_serve.generation.engines import batched_engine
 from voicechat_serve.generation.engines.batched_engine import BatchedEngine
 from voicechat_serve.generation.engines.choice import open_model
-from voicechat_serve.generation.engines.constraint import GrammarError, Grammars
+from voicechat_serve.generation.engines.constraint import Constraint, GrammarError, Grammars
 from voicechat_serve.generation.engines.interface import GenerationRequest, Sampling, Token
 from voicechat_serve.generation.engines.torch_decoder import make_torch_decoder
 from voicechat_serve.generation.served_model import EngineOptions
@@ -89,6 +89,23 @@ def test_what_a_model_that_knows_nothing_writes_is_valid_before_its_limit(gramma
     text, is_complete = written(grammars, grammar_of(schema), room, seed)
     assert is_complete
     jsonschema.validate(json.loads(text), schema)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_long_end_is_looked_for_seldom(monkeypatch, seed):
+    grammars = ChatTokenizer(locate_gguf("smollm2-135m-instruct")).grammars
+    schema = {"type": "array", "minItems": 150, "items": {"type": "integer"}}
+    searches, way_to_end = [], Constraint.way_to_end
+    monkeypatch.setattr(Constraint, "way_to_end", lambda *given: searches.append(given) or way_to_end(*given))
+    text, is_complete = written(grammars, grammar_of(schema), 600, seed)
+    assert is_complete
+    jsonschema.validate(json.loads(text), schema)
+    assert len(searches) < 20
+
+
+def test_the_search_for_an_end_ends(grammars):
+    """Each token of this grammar takes longer than the one before."""
+    assert grammars.start('start: x "!"{3000}\nx: x x x | /[a-z ]/ | ""')
 
 
 def engine_of(tokenizer: ChatTokenizer, slots: int = 4) -> BatchedEngine:

@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 
 import httpx
@@ -23,6 +24,7 @@ from voicechat_platform.assets import locate_gguf
 from voicechat_platform.models import GPTForCausalLM
 from voicechat_platform.tool_text import HERMES, LLAMA, CallForm, told_in_text
 from voicechat_serve.api.chat import ChatRequest
+from voicechat_serve.api.chat_messages import arguments_of
 from voicechat_serve.api.completions import CompletionRequest
 from voicechat_serve.api.errors import APIError
 from voicechat_serve.api.ingress import build
@@ -217,6 +219,8 @@ class TestWhatIsRefused:
             ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
             ({"response_format": {"type": "json_object", "schema": {}}}, "response_format.schema"),
             ({"guided_json": {"$ref": "http://example.org/a"}}, "guided_json.$ref"),
+            ({"guided_json": {"properties": {}, "required": [["a"]]}}, "guided_json.required"),
+            ({"guided_json": {"properties": {}, "required": 1}}, "guided_json.required"),
             ({"guided_regex": "a" * 5000}, "guided_regex"),
             ({"guided_choice": []}, "guided_choice"),
             ({"guided_choice": ["a"] * 257}, "guided_choice"),
@@ -236,7 +240,11 @@ class TestWhatIsRefused:
         assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
 
     @pytest.mark.parametrize(
-        "arguments", ["[1]", "{", "NaN", "7", "[" * 5000, '{"a": NaN}', '{"a": ' + "9" * 5000 + "}"]
+        "arguments",
+        [
+            *("[1]", "{", "NaN", "7", "[" * 5000, '{"a": NaN}', '{"a": ' + "9" * 5000 + "}"),
+            *(r'{"a": "\ud800"}', r'{"\ud800": 1}', '{"a": ' + "[" * 900 + "]" * 900 + "}"),
+        ],
     )
     async def test_arguments_in_a_history_are_an_object(self, http, arguments):
         function = {"name": "get_weather", "arguments": arguments}
@@ -347,6 +355,25 @@ class TestWhatTheModelIsAsked:
         options_of(tools=[{"type": "function", "function": function}])
         with pytest.raises(APIError, match=r"tools\.0\.function\.parameters\.not"):
             options_of(tools=[{"type": "function", "function": function | {"strict": True}}])
+
+    @pytest.mark.parametrize(
+        ("schema", "said"),
+        [
+            ({"type": "object", "properties": {}, "default": json.loads("[" * 900 + "]" * 900)}, "levels"),
+            ({"type": "object", "properties": {"a": {"description": "\ud800"}}}, "Unicode"),
+            ({"type": "object", "properties": {}, "maxProperties": float("inf")}, "number"),
+        ],
+    )
+    def test_a_schema_that_no_prompt_can_hold_is_refused(self, schema, said):
+        with pytest.raises(APIError, match=said):
+            options_of(tools=[{"type": "function", "function": {"name": "f", "parameters": schema}}])
+
+    def test_numbers_of_a_history_are_numbers_of_json(self):
+        assert arguments_of('{"a": 1e999, "b": -1e999, "c": 0.5}', "") == {
+            "a": sys.float_info.max,
+            "b": -sys.float_info.max,
+            "c": 0.5,
+        }
 
     def test_a_history_with_calls(self):
         messages = [USER, CALLING, RESULT, {"role": "assistant", "content": "Seven."}, USER]

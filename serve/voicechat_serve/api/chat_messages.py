@@ -1,6 +1,5 @@
 """The messages of a chat request, and their order: the results of calls follow the calls."""
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -10,6 +9,7 @@ from voicechat_serve.api.errors import APIError, shortened
 from voicechat_serve.api.fields import Part, Text
 from voicechat_serve.api.tool_fields import MOST_TOOLS, Name
 from voicechat_serve.generation.answer_form import Message
+from voicechat_serve.json_values import object_of
 
 
 class ContentPart(Part):
@@ -59,18 +59,10 @@ def arguments_of(text: str, param: str) -> dict[str, Any]:
     Raises:
         APIError: 400, they are no JSON object.
     """
-    try:
-        arguments = json.loads(text or "{}", parse_constant=no_number)
-    except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
+    arguments = object_of(text or "{}")
+    if arguments is None:
         raise APIError(400, f"{param} is not the text of a JSON object", param=param, code="invalid_value")
     return arguments
-
-
-def no_number(name: str) -> None:
-    """Refuse NaN and Infinity, which Python reads and JSON has not."""
-    raise ValueError(name)
 
 
 class ChatMessage(Part):

@@ -1,10 +1,10 @@
 """Check a client's JSON Schema before an engine compiles it, to say where it cannot be used."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from voicechat_serve.api.errors import APIError, shortened
+from voicechat_serve.json_values import require_text
 
 MOST_BYTES = 65_536
 """Of one schema."""
@@ -22,16 +22,6 @@ ONE, MANY, NAMED = (
 )
 """Keywords whose value is a schema, a list of schemas, and schemas by name."""
 
-KEPT = frozenset(
-    {
-        *(*ONE, *MANY, *NAMED),
-        *("type", "enum", "const", "$ref", "required", "format", "pattern", "minLength", "maxLength"),
-        *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
-        *("minItems", "maxItems", "minProperties", "maxProperties"),
-    }
-)
-"""Keywords that every answer keeps."""
-
 NOT_KEPT = frozenset(
     {
         *("not", "if", "then", "else", "contains", "minContains", "maxContains", "uniqueItems", "propertyNames"),
@@ -39,7 +29,7 @@ NOT_KEPT = frozenset(
         *("additionalItems", "$dynamicRef", "$recursiveRef", "contentEncoding", "contentMediaType", "contentSchema"),
     }
 )
-"""Keywords that constrain, and that a grammar here cannot keep; all others only describe."""
+"""Keywords that constrain, and that a grammar here cannot keep."""
 
 
 def require_usable(schema: Any, param: str, is_strict: bool) -> None:
@@ -56,10 +46,9 @@ def require_usable(schema: Any, param: str, is_strict: bool) -> None:
     if not isinstance(schema, dict):
         raise invalid(param, "a schema is an object")
     try:
-        size = len(json.dumps(schema, allow_nan=False, ensure_ascii=False).encode())
-    except (ValueError, RecursionError):
-        message = "the schema is nested too deep, or has a number that JSON has not, or a text that is no valid Unicode"
-        raise invalid(param, message) from None
+        size = require_text(schema)
+    except ValueError as error:
+        raise invalid(param, f"the schema cannot be used: {error}") from None
     if size > MOST_BYTES:
         raise invalid(param, f"the schema has {size:,} bytes, and may have {MOST_BYTES:,}")
     for path, part, depth in parts(schema, param):
@@ -75,6 +64,8 @@ def require_usable(schema: Any, param: str, is_strict: bool) -> None:
                 raise invalid(place, f"{keyword} is not supported in a strict schema")
             if keyword.startswith("min") and keyword != "minimum" and isinstance(value, int) and value > LARGEST_BOUND:
                 raise invalid(place, f"{value} is more than an answer can have")
+            if keyword == "required" and not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
+                raise invalid(place, "it must be a list of names")
             if keyword == "$ref":
                 require_reference(schema, value, place)
 

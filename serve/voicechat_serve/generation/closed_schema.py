@@ -48,6 +48,6 @@ def closed_part(schema: Any) -> Any:
             result[keyword] = closed_part(value)
     listed, required = schema.get("properties"), schema.get("required", [])
     is_open = any(keyword in schema for keyword in OPEN)
-    if isinstance(listed, dict) and not is_open and isinstance(required, list) and all(n in listed for n in required):
+    if isinstance(listed, dict) and not is_open and all(name in listed for name in required):
         result["additionalProperties"] = False
     return result

@@ -80,7 +80,9 @@ def read_client_secret(secret: str, keys: Sequence[Key] | None) -> ClientSecret:
         expires_at, content = rest
         is_over = int(expires_at) <= time.time()
         session = json.loads(decompressed(content))
-    except (ValueError, zlib.error):  # without keys, anybody can sign
+        if not isinstance(session, dict):
+            raise ValueError("the settings are an object")
+    except (ValueError, RecursionError, zlib.error):  # without keys, anybody can sign
         raise InvalidSecretError("the client secret is damaged") from None
     if is_over:
         raise InvalidSecretError("the client secret has expired")

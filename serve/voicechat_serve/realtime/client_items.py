@@ -5,10 +5,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
+from voicechat_serve.json_values import object_of
 from voicechat_serve.realtime.checked import Checked, Name
 from voicechat_serve.realtime.conversation import Conversation
 from voicechat_serve.realtime.errors import EventError
-from voicechat_serve.realtime.items import CallItem, MessageItem, ResultItem, new_id, object_of
+from voicechat_serve.realtime.items import CallItem, MessageItem, ResultItem, new_id
 from voicechat_serve.realtime.tool_settings import ToolName
 
 LONGEST_TEXT = 65_536

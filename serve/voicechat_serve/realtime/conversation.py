@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeVar
 from voicechat_serve.audio import Samples
 from voicechat_serve.generation.answer_form import CallPiece, Message
 from voicechat_serve.generation.loaded_model import Delta
+from voicechat_serve.json_values import object_of
 from voicechat_serve.realtime.items import (
     CallItem,
     Item,
@@ -33,7 +34,6 @@ from voicechat_serve.realtime.items import (
     ResultItem,
     Spoken,
     new_id,
-    object_of,
 )
 from voicechat_serve.synthesis.sentences import Sentence, SentenceSplitter
 from voicechat_serve.synthesis.spoken_text import Reader

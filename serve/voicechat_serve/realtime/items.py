@@ -1,9 +1,10 @@
 """The items of a conversation: messages, calls of tools, and the results of calls."""
 
-import json
 import secrets
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
+
+from voicechat_serve.json_values import object_of
 
 Role = Literal["system", "user", "assistant"]
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -146,12 +147,3 @@ class ResultItem:
 Item = MessageItem | CallItem | ResultItem
 OutputItem = MessageItem | CallItem
 """What a reply consists of."""
-
-
-def object_of(text: str) -> dict[str, Any] | None:
-    """Return the object that a JSON text describes; None for any other text."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None

@@ -8,6 +8,7 @@ Letters: b constrained row, w word of 32 bits, v vocabulary.
 
 import random
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -48,6 +49,10 @@ LONGEST_TRIAL = 128
 
 ATTEMPTS = 4
 """Attempts to find an end: the first one takes the longest tokens, the others random ones."""
+
+SEARCH_S = 0.25
+"""The most seconds of the processor for one search of an end, for which other answers wait: some 4,000 tokens of a
+usual grammar."""
 
 
 class GrammarError(InputError):
@@ -188,7 +193,7 @@ class Constraint:
         if self.check_at is None:  # the first token
             self.check_at = room
         if room <= self.check_at and not self.is_complete:
-            found = self.way_to_end(room)
+            found, end_id = self.way_to_end(room), self.grammars.tokens.end_id
             if found is None and (ending := self.ending()):
                 self.matcher.rollback(1)
                 self.forced = deque(ending)
@@ -199,6 +204,9 @@ class Constraint:
                 return token_id
             self.closing = found
             self.check_at = room // 2 if found is None else min(room - 1, len(found) + self.growth)
+            if found and len(found) > MOST_GROWTH and self.check_at == room - 1 and end_id is not None:
+                # To look for such a long end after each further token would take too long.
+                self.forced, self.closing, self.check_at = deque([*found, end_id]), None, -1
         else:
             self.closing = None
         if not self.forced:
@@ -212,30 +220,36 @@ class Constraint:
 
     def way_to_end(self, limit: int) -> list[int] | None:
         """Return tokens that complete the answer, not always the fewest; None if none are found within the limit."""
+        deadline = time.thread_time() + SEARCH_S
         for attempt in range(ATTEMPTS):
-            found = self.attempt_to_end(limit, random.Random(attempt) if attempt else None)
+            found = self.attempt_to_end(limit, deadline, random.Random(attempt) if attempt else None)
             if found is not None:
                 return found
         return None
 
     def can_begin(self) -> bool:
         """Return whether one of some attempts at an answer does not come to a place with no token for its next text."""
+        deadline = time.thread_time() + SEARCH_S
         return any(
-            self.attempt_to_end(LONGEST_TRIAL, random.Random(attempt) if attempt else None, is_trial=True) is not None
+            self.attempt_to_end(LONGEST_TRIAL, deadline, random.Random(attempt) if attempt else None, is_trial=True)
+            is not None
             for attempt in range(ATTEMPTS)
         )
 
-    def attempt_to_end(self, limit: int, generator: random.Random | None, is_trial: bool = False) -> list[int] | None:
+    def attempt_to_end(
+        self, limit: int, deadline: float, generator: random.Random | None, is_trial: bool = False
+    ) -> list[int] | None:
         """Return tokens that complete the answer; None if there are more than the limit, or after a dead end.
 
         Args:
             limit: the most tokens.
+            deadline: of this thread's time on the processor.
             generator: for random choices; None for the longest tokens.
-            is_trial: whether the limit is no failure.
+            is_trial: whether the limit, or the deadline, is no failure.
         """
         matcher, found = self.matcher.deep_copy(), list(self.forced)
         matcher.consume_tokens(found)
-        while len(found) <= limit and not matcher.is_error():
+        while len(found) <= limit and not matcher.is_error() and time.thread_time() < deadline:
             if matcher.is_accepting():
                 return found
             following = matcher.compute_ff_tokens() or [self.one_towards_end(matcher, generator)]
