@@ -86,8 +86,11 @@ for (const [name, languageModel] of Object.entries(models)) {
   });
 
   test(`${name}: streamObject`, async () => {
-    const { object } = streamObject({ model: languageModel, schema: Weather, prompt: question, onError: () => {}, ...short });
-    Weather.parse(await object);
+    const onError = ({ error }) => assert.fail(error);
+    const result = streamObject({ model: languageModel, schema: Weather, prompt: question, onError, ...short });
+    const parts = [];
+    for await (const part of result.partialObjectStream) parts.push(part);
+    Weather.parse(parts.at(-1));
   });
 }
 
