@@ -263,7 +263,7 @@ GOOD_SPEECH = {"model": "tts-1", "input": "Hello.", "voice": "alloy"}
         (CHAT, GOOD_CHAT | {"temperature": 9}, 400, "temperature"),
         (CHAT, GOOD_CHAT | {"max_tokens": 0}, 400, "max_tokens"),
         (CHAT, GOOD_CHAT | {"top_k": 10**23}, 400, "top_k"),
-        (CHAT, GOOD_CHAT | {"tools": [{"type": "function"}]}, 400, "tools"),
+        (CHAT, GOOD_CHAT | {"tools": [{"type": "function"}]}, 400, "tools.0.function"),
         (CHAT, GOOD_CHAT | {"messages": [{"role": "user", "content": "\ud800"}]}, 400, None),
         (CHAT, ["not", "an", "object"], 400, None),
         ("/v1/completions", {"model": "shakespeare"}, 400, "prompt"),

@@ -116,6 +116,8 @@ async def test_the_list_follows_promotions_and_lives_without_the_follower(forms,
             models={"old-plays": ServedModel(id="old-plays", path=tmp_path, version=3, introduction=first(1))},
             champions=SimpleNamespace(introduced=SimpleNamespace(remote=answer)),
             transcription_model="whisper-base",
+            tool_servers=(),
+            own_name=str,
         )
         app = FastAPI()
         app.include_router(models.router(services))

@@ -371,7 +371,7 @@ def test_when_a_sample_was_spoken(blank: Page) -> None:
         """() => {
             const realtime = new Realtime({ changed() {} });
             realtime.state = "open";
-            realtime.socket = { bufferedAmount: 0, send() {} };
+            realtime.socket = { bufferedAmount: 0, readyState: WebSocket.OPEN, send() {} };
             realtime.sound(new Int16Array(960).fill(1), 1000);
             realtime.sound(new Int16Array(960).fill(2), 1050);
             const frames = (...span) => realtime.samplesBetween(...span).map(([first]) => first);

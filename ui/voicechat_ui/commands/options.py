@@ -44,7 +44,7 @@ Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 
 ToolsFile = Annotated[
     str | None,
-    typer.Option(show_default=False, help="conversations with tools, one a line: count its calls; docs/models.md"),
+    typer.Option(show_default="none", help="conversations with tools, one a line: count its calls; docs/models.md"),
 ]
 Turns = Annotated[
     int | None, typer.Option(min=1, show_default="all", help="with --tools: the most turns, spread evenly")
