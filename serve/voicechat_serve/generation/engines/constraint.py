@@ -38,7 +38,7 @@ LEAST_GROWTH, MOST_GROWTH = 32, 128
 """Tokens by which the end of an answer may move away with one token, such as one that begins an object: as far as the
 end of the shortest answer is at its beginning, within these limits."""
 
-CLOSERS = ("}", "]", ",", "null", "true", "0", '"')
+CLOSERS = ("}", "]", ",", "null", "true", '"', "@", ".", "0")
 """Texts that lead an answer in JSON to its end, the best one first."""
 
 TEXT_PROBES = ("}", "z")
