@@ -6,6 +6,7 @@ expressions and Lark. It keeps one bit for each token of the vocabulary, in 32-b
 Letters: b constrained row, w word of 32 bits, v vocabulary.
 """
 
+import math
 import random
 import threading
 import time
@@ -108,7 +109,7 @@ class Grammars:
             raise GrammarError(f"the grammar cannot be used: {first_line(matcher.get_error())}")
         trial = Constraint(self, matcher)
         shortest = trial.way_to_end(LONGEST_TRIAL)
-        if shortest is None and not trial.can_begin():
+        if shortest is None and trial.way_to_end(LONGEST_TRIAL, is_trial=True) is None:
             raise GrammarError("no text in this model's vocabulary satisfies the grammar")
         growth = MOST_GROWTH if shortest is None else min(MOST_GROWTH, max(LEAST_GROWTH, len(shortest)))
         return matcher, growth
@@ -162,8 +163,8 @@ class Constraint:
         """The next tokens, if only these are possible."""
         self.closing: list[int] | None = None
         """The shortest end of the answer that was found from here; None if it was not looked for, or not found."""
-        self.check_at: int | None = None
-        """The room at which an end is looked for again."""
+        self.check_at = math.inf
+        """The room at which an end is looked for again; the first token always looks for one."""
 
     @property
     def is_complete(self) -> bool:
@@ -190,8 +191,6 @@ class Constraint:
         if self.forced:
             self.forced.popleft()
         self.matcher.consume_token(token_id)
-        if self.check_at is None:  # the first token
-            self.check_at = room
         if room <= self.check_at and not self.is_complete:
             found, end_id = self.way_to_end(room), self.grammars.tokens.end_id
             if found is None and (ending := self.ending()):
@@ -218,34 +217,30 @@ class Constraint:
         end_id = self.grammars.tokens.end_id
         return self.closing or ([] if self.closing is None or end_id is None else [end_id])
 
-    def way_to_end(self, limit: int) -> list[int] | None:
-        """Return tokens that complete the answer, not always the fewest; None if none are found within the limit."""
+    def way_to_end(self, limit: int, is_trial: bool = False) -> list[int] | None:
+        """Return tokens that complete the answer, not always the fewest; None if no attempt finds them.
+
+        Args:
+            limit: the most tokens.
+            is_trial: whether tokens up to the limit, or the deadline, are enough: they met no place without a token.
+        """
         deadline = time.thread_time() + SEARCH_S
         for attempt in range(ATTEMPTS):
-            found = self.attempt_to_end(limit, deadline, random.Random(attempt) if attempt else None)
+            found = self.attempt_to_end(limit, deadline, random.Random(attempt) if attempt else None, is_trial)
             if found is not None:
                 return found
         return None
 
-    def can_begin(self) -> bool:
-        """Return whether one of some attempts at an answer does not come to a place with no token for its next text."""
-        deadline = time.thread_time() + SEARCH_S
-        return any(
-            self.attempt_to_end(LONGEST_TRIAL, deadline, random.Random(attempt) if attempt else None, is_trial=True)
-            is not None
-            for attempt in range(ATTEMPTS)
-        )
-
     def attempt_to_end(
-        self, limit: int, deadline: float, generator: random.Random | None, is_trial: bool = False
+        self, limit: int, deadline: float, generator: random.Random | None, is_trial: bool
     ) -> list[int] | None:
         """Return tokens that complete the answer; None if there are more than the limit, or after a dead end.
 
         Args:
-            limit: the most tokens.
+            limit: as for `way_to_end`.
             deadline: of this thread's time on the processor.
             generator: for random choices; None for the longest tokens.
-            is_trial: whether the limit, or the deadline, is no failure.
+            is_trial: as for `way_to_end`.
         """
         matcher, found = self.matcher.deep_copy(), list(self.forced)
         matcher.consume_tokens(found)
