@@ -6,6 +6,8 @@ from pathlib import Path
 from gguf import GGUFWriter, PoolingType, TokenType
 from transformers import BertModel
 
+from voicechat_platform.models.gguf_export import write_file
+
 TENSORS = {
     "embeddings.word_embeddings": "token_embd",
     "embeddings.token_type_embeddings": "token_types",
@@ -63,10 +65,7 @@ def write_bert(model: BertModel, vocabulary: Sequence[str], path: Path, pooling:
             writer.add_tensor(f"{TENSORS[module]}.{kind}", tensor.numpy())
         elif part in TENSORS:
             writer.add_tensor(f"blk.{layer}.{TENSORS[part]}.{kind}", tensor.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_file(writer)
 
 
 def spelled(token: str) -> str:

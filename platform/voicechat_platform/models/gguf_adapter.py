@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from voicechat_platform.errors import InputError
 from voicechat_platform.json_file import read_object
-from voicechat_platform.models.gguf_export import interleaved
+from voicechat_platform.models.gguf_export import interleaved, write_file
 
 TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 BLOCK = re.compile(r"\.layers\.(\d+)\.")
@@ -61,10 +61,7 @@ def write_gguf_adapter(folder: Path, heads: int, kv_heads: int, path: Path) -> N
                 )
             weight = interleaved(weight, len(weight) // num_heads)
         writer.add_tensor(f"{ggml_name}.weight.lora_{part.lower()}", np.ascontiguousarray(weight))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_file(writer)
 
 
 def read_alpha(folder: Path) -> float:

@@ -107,13 +107,18 @@ def write_gguf(
             )
         writer.add_tensor(label, gguf.quantize(weight, wanted), raw_dtype=wanted)
     try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        write_file(writer)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_file(writer: GGUFWriter) -> None:
+    """Write all that the writer has been given, and close its file."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def architecture(model: PreTrainedModel) -> str:
