@@ -8,13 +8,9 @@ from dataclasses import asdict
 
 import pytest
 
+from begun_sweep import begun_sweep
 from voicechat_platform.settings import settings
-from voicechat_platform.strict_yaml import read_yaml
 from voicechat_platform.training.history import Evaluation
-from voicechat_tune.running import sweep_index
-from voicechat_tune.running.run_files import sweep_folder
-from voicechat_tune.search.study import Study
-from voicechat_tune.search.sweep_file import SweepFile
 from voicechat_tune.search.trials import RunKey
 
 SWEEP = """\
@@ -71,16 +67,11 @@ def imported_by(commands: list[list[str]]) -> list[tuple[int, str, str, list[str
 @pytest.fixture
 def rates(home, tmp_path) -> str:
     """A sweep with a trial that is told of."""
-    (tmp_path / "rates.yaml").write_text(SWEEP)
-    sweep = read_yaml(tmp_path / "rates.yaml", SweepFile)
-    folder = sweep_folder(sweep.name)
-    folder.mkdir(parents=True)
-    sweep_index.update_index(sweep, folder, force=False)
-    study = Study(folder, sweep)
+    study = begun_sweep(SWEEP, tmp_path)
     study.begin_trial(None, {"training.learning_rate": 0.01})
     evaluation = Evaluation(1, 2.5, 2.5, 2.5, 2.5, 0.01, 9.0, 0.1, 1.0, 1.0)
     study.record(RunKey(1), {**asdict(evaluation), "spent": 1.0}, clock=1)
-    return sweep.name
+    return study.sweep.name
 
 
 def test_commands_that_need_no_model_import_no_torch(rates, tmp_path):

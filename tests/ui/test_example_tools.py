@@ -12,15 +12,11 @@ import pytest
 from mcp import Client
 from mcp.server import MCPServer
 
+from begun_sweep import begun_sweep
 from voicechat_platform.settings import settings
-from voicechat_platform.strict_yaml import read_yaml
 from voicechat_platform.training.history import Evaluation
 from voicechat_serve.application_file import ToolServer
 from voicechat_serve.tools.connection import ToolConnection, ToolFailedError
-from voicechat_tune.running import sweep_index
-from voicechat_tune.running.run_files import sweep_folder
-from voicechat_tune.search.study import Study
-from voicechat_tune.search.sweep_file import SweepFile
 from voicechat_tune.search.trials import RunKey
 from voicechat_ui.example_tools import best_of, build_server
 
@@ -92,12 +88,7 @@ async def test_timers(server, monkeypatch):
 async def test_what_a_sweep_has_found(server, tmp_path):
     assert await told(server, "list_sweeps") == "There is no sweep yet."
     assert "there is no sweep yet" in await told(server, "best_trial")
-    (tmp_path / "rates.yaml").write_text(SWEEP)
-    sweep = read_yaml(tmp_path / "rates.yaml", SweepFile)
-    folder = sweep_folder(sweep.name)
-    folder.mkdir(parents=True)
-    sweep_index.update_index(sweep, folder, force=False)
-    study = Study(folder, sweep)
+    study = begun_sweep(SWEEP, tmp_path)
     study.begin_trial(None, {"training.learning_rate": 0.01})
     assert await told(server, "best_trial") == "The sweep rates has 1 trial. None has finished yet."
     study.begin_trial(None, {"training.learning_rate": 0.02})

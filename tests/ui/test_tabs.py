@@ -16,6 +16,7 @@ import pytest
 from fastapi import FastAPI
 from playwright.sync_api import expect
 
+from begun_sweep import begun_sweep
 from voicechat_platform.registry import Registry, parse_version
 from voicechat_platform.settings import settings
 from voicechat_platform.strict_yaml import read_yaml
@@ -26,10 +27,8 @@ from voicechat_serve.operations.keys import create_key, fingerprint, make_secret
 from voicechat_tune.report.heads import show_heads
 from voicechat_tune.running import sweep_index
 from voicechat_tune.running.run import locked
-from voicechat_tune.running.run_files import sweep_folder
 from voicechat_tune.search.journal import JOURNAL
 from voicechat_tune.search.study import Study
-from voicechat_tune.search.sweep_file import SweepFile
 from voicechat_tune.search.trials import RunKey
 from voicechat_ui.api_client import ApiClient
 from voicechat_ui.model_tasks import train_recipe
@@ -80,12 +79,7 @@ def tiny(home, tmp_path_factory) -> str:
 @pytest.fixture
 def rates(home, tmp_path) -> Iterator[Study]:
     """A sweep of three trials: one finished, one stopped, one unfinished."""
-    (tmp_path / "rates.yaml").write_text(SWEEP)
-    sweep = read_yaml(tmp_path / "rates.yaml", SweepFile)
-    folder = sweep_folder(sweep.name)
-    folder.mkdir(parents=True)
-    sweep_index.update_index(sweep, folder, force=False)
-    study = Study(folder, sweep)
+    study = begun_sweep(SWEEP, tmp_path)
     for number, losses in ((1, (2.0, 1.25)), (2, (3.0,)), (3, (2.5,))):
         study.begin_trial(None, {"training.learning_rate": number / 100})
         for step, loss in enumerate(losses, 1):
@@ -94,7 +88,7 @@ def rates(home, tmp_path) -> Iterator[Study]:
     study.end_run(RunKey(1), "finished", facts={"validation_loss": 1.25})
     study.end_run(RunKey(2), "stopped")
     yield study
-    shutil.rmtree(folder)
+    shutil.rmtree(study.folder)
 
 
 def test_an_empty_home_says_what_to_do(home):
