@@ -22,7 +22,8 @@ from voicechat_serve.api.chat_messages import ChatMessage, conversation_of
 from voicechat_serve.api.errors import APIError
 from voicechat_serve.api.services import Services
 from voicechat_serve.api.text_request import TextRequest, choice_sampling
-from voicechat_serve.api.tool_fields import MOST_TOOLS, ToolChoice, ToolFields, chosen, tool_use, tools_of
+from voicechat_serve.api.tool_fields import ToolChoice, ToolFields, chosen, tool_use, tools_of
+from voicechat_serve.generation.answer_form import MOST_TOOLS
 from voicechat_serve.generation.loaded_model import Delta, GenerationOptions, ScoredToken, Truncation
 
 

@@ -7,8 +7,8 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from voicechat_serve.api.errors import APIError, shortened
 from voicechat_serve.api.fields import Part, Text
-from voicechat_serve.api.tool_fields import MOST_TOOLS, Name
-from voicechat_serve.generation.answer_form import Message
+from voicechat_serve.api.tool_fields import Name
+from voicechat_serve.generation.answer_form import MOST_TOOLS, Message
 from voicechat_serve.json_values import object_of
 
 

@@ -23,8 +23,8 @@ from voicechat_serve.api.response_items import (
 )
 from voicechat_serve.api.services import Services
 from voicechat_serve.api.text_forms import NamedSchema, PlainFormat, form_of_format, form_of_schema, kind_of
-from voicechat_serve.api.tool_fields import MOST_TOOLS, Chosen, FunctionFields, distinct_tools, tool_use
-from voicechat_serve.generation.answer_form import TextForm, ToolUse
+from voicechat_serve.api.tool_fields import Chosen, FunctionFields, distinct_tools, tool_use
+from voicechat_serve.generation.answer_form import MOST_TOOLS, TextForm, ToolUse
 from voicechat_serve.generation.loaded_model import GenerationOptions, Truncation
 
 LOGPROBS = "message.output_text.logprobs"

@@ -9,12 +9,9 @@ from pydantic import Discriminator, Field, StringConstraints, Tag, model_validat
 from voicechat_serve.api.errors import APIError, shortened
 from voicechat_serve.api.fields import Part, Text
 from voicechat_serve.api.schemas import require_usable
-from voicechat_serve.generation.answer_form import NO_TOOLS, Tool, ToolUse
+from voicechat_serve.generation.answer_form import MOST_TOOLS, NO_TOOLS, TOOL_NAME, Tool, ToolUse
 
-MOST_TOOLS = 128
-"""OpenAI's own limit."""
-
-Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+Name = Annotated[str, StringConstraints(pattern=TOOL_NAME)]
 """Of a tool, or of a schema."""
 
 

@@ -14,6 +14,13 @@ Schema = dict[str, Any]
 """A JSON Schema, as the client sent it."""
 
 
+MOST_TOOLS = 128
+"""The most tools that a client gives; OpenAI's own limit."""
+
+TOOL_NAME = r"^[a-zA-Z0-9_-]{1,64}$"
+"""The pattern of a tool's name in OpenAI's API."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tool:
     """A function of the client that the model may call."""

@@ -6,15 +6,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, StringConstraints, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from voicechat_serve.generation.answer_form import NO_TOOLS, Tool, ToolUse
+from voicechat_serve.generation.answer_form import MOST_TOOLS, NO_TOOLS, TOOL_NAME, Tool, ToolUse
 from voicechat_serve.realtime.checked import Checked, Name, NotSupported, require_neutral
 from voicechat_serve.realtime.errors import EventError
 from voicechat_serve.realtime.stages import Stages
 
-MOST_TOOLS = 128
 LONGEST_DESCRIPTION = 8192
 
-ToolName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+ToolName = Annotated[str, StringConstraints(pattern=TOOL_NAME)]
 
 
 class FunctionTool(Checked):

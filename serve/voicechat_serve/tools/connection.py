@@ -19,7 +19,7 @@ from voicechat_platform.tool_text import HERMES
 from voicechat_serve.api.errors import APIError, shortened
 from voicechat_serve.api.tool_fields import require_parameters
 from voicechat_serve.application_file import ToolServer
-from voicechat_serve.generation.answer_form import Tool, ToolUse
+from voicechat_serve.generation.answer_form import TOOL_NAME, Tool, ToolUse
 from voicechat_serve.generation.tool_calls import answer_grammar
 from voicechat_serve.operations.bounded_body import bounded
 from voicechat_serve.operations.upstream_key import upstream_key
@@ -46,9 +46,6 @@ MOST_DESCRIPTION = 1000
 
 MOST_MESSAGE = 300
 """The most characters of a server's error message."""
-
-NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-"""A tool's name, as OpenAI's API allows it."""
 
 FAREWELL_S = 1.0
 """For the end of a session at the server."""
@@ -240,7 +237,7 @@ def usable(given: "ServerTool") -> Tool:
     Raises:
         ToolFailedError: its name or its schema cannot be used.
     """
-    if not NAME.fullmatch(given.name):
+    if not re.fullmatch(TOOL_NAME, given.name):
         raise ToolFailedError("a name has up to 64 letters, digits, _ and -")
     try:
         require_parameters(given.input_schema, "parameters", is_strict=False)
