@@ -15,7 +15,7 @@ import {
   tool,
 } from 'ai';
 import { z } from 'zod';
-import { apiKey, baseURL, model, Weather } from './common.mjs';
+import { apiKey, baseURL, model, Weather } from './service_under_test.mjs';
 
 const openai = createOpenAI({ baseURL, apiKey });
 const compatible = createOpenAICompatible({ name: 'here', baseURL, apiKey, supportsStructuredOutputs: true });

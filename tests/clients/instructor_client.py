@@ -5,7 +5,7 @@ import pytest
 from instructor import Mode
 from openai import OpenAI
 
-from common import BASE_URL, KEY, MODEL, AnyObject, Weather
+from service_under_test import BASE_URL, KEY, MODEL, AnyObject, Weather
 
 MESSAGES = [{"role": "user", "content": "It is a fine day in Paris, at 21 degrees."}]
 

@@ -5,7 +5,7 @@ from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
-from common import BASE_URL, EMBEDDINGS, KEY, MODEL, TEMPERATURE_TOOL, AnyObject, Weather
+from service_under_test import BASE_URL, EMBEDDINGS, KEY, MODEL, TEMPERATURE_TOOL, AnyObject, Weather
 
 QUESTION = "It is a fine day in Paris, at 21 degrees."
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import litellm
 import pytest
 
-from common import BASE_URL, CLIP, EMBEDDINGS, KEY, MODEL, TEMPERATURE_TOOL, VOICE, WHISPER, Weather
+from service_under_test import BASE_URL, CLIP, EMBEDDINGS, KEY, MODEL, TEMPERATURE_TOOL, VOICE, WHISPER, Weather
 
 HERE = {"api_base": BASE_URL, "api_key": KEY, "max_retries": 0}
 CHAT = {"model": f"openai/{MODEL}", "temperature": 0, "max_tokens": 64, **HERE}

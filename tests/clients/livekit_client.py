@@ -12,7 +12,7 @@ from livekit.agents import function_tool
 from livekit.agents.llm import ChatContext
 from livekit.plugins import openai
 
-from common import BASE_URL, CLIP, KEY, MODEL, TEMPERATURE_TOOL, Weather
+from service_under_test import BASE_URL, CLIP, KEY, MODEL, TEMPERATURE_TOOL, Weather
 
 HERE = {"base_url": BASE_URL, "api_key": KEY}
 

@@ -7,7 +7,7 @@ from llama_index.core.tools import FunctionTool
 from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from llama_index.llms.openai_like import OpenAILike
 
-from common import BASE_URL, EMBEDDINGS, KEY, MODEL, TEMPERATURE_TOOL, Weather
+from service_under_test import BASE_URL, EMBEDDINGS, KEY, MODEL, TEMPERATURE_TOOL, Weather
 
 PROMPT = PromptTemplate("It is a fine day in {city}.")
 

@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import { Agent, OpenAIChatCompletionsModel, OpenAIResponsesModel, run, setTracingDisabled, tool } from '@openai/agents';
 import OpenAI from 'openai';
 import { z } from 'zod';
-import { apiKey, baseURL, model, Weather } from './common.mjs';
+import { apiKey, baseURL, model, Weather } from './service_under_test.mjs';
 
 setTracingDisabled(true);
 const client = new OpenAI({ baseURL, apiKey, maxRetries: 0 });

@@ -24,7 +24,7 @@ from agents.voice import (
 )
 from openai import AsyncOpenAI
 
-from common import BASE_URL, CLIP, KEY, MODEL, REALTIME_URL, TEMPERATURE_TOOL, Weather
+from service_under_test import BASE_URL, CLIP, KEY, MODEL, REALTIME_URL, TEMPERATURE_TOOL, Weather
 
 set_tracing_disabled(True)
 

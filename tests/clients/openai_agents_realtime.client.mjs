@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { RealtimeAgent, RealtimeSession, tool } from '@openai/agents-realtime';
 import { z } from 'zod';
-import { apiKey, model, realtimeURL } from './common.mjs';
+import { apiKey, model, realtimeURL } from './service_under_test.mjs';
 
 // Opens a session, sends a message, and waits for the event `name`; an error of the session fails.
 async function until(name, agent, config, watch = () => {}) {

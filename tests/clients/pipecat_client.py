@@ -33,7 +33,7 @@ from pipecat.services.openai.responses.llm import OpenAIResponsesHttpLLMService
 from pipecat.services.openai.stt import OpenAISTTService
 from pipecat.services.openai.tts import OpenAITTSService
 
-from common import BASE_URL, CLIP, KEY, MODEL, REALTIME_URL, TEMPERATURE_TOOL
+from service_under_test import BASE_URL, CLIP, KEY, MODEL, REALTIME_URL, TEMPERATURE_TOOL
 
 TOOL = FunctionSchema(
     name=TEMPERATURE_TOOL,

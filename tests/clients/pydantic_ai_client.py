@@ -9,7 +9,7 @@ from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.tools import ToolDefinition
 
-from common import BASE_URL, KEY, MODEL, TEMPERATURE_TOOL, AnyObject, Weather
+from service_under_test import BASE_URL, KEY, MODEL, TEMPERATURE_TOOL, AnyObject, Weather
 
 SETTINGS = {"max_tokens": 64, "temperature": 0}
 QUESTION = "It is a fine day in Paris, at 21 degrees."

@@ -181,7 +181,7 @@ def test_python_client(surroundings, tmp_path, script):
 @pytest.mark.parametrize("script", NODE_CLIENTS, ids=lambda script: script.stem)
 def test_javascript_client(node_modules, surroundings, tmp_path, script):
     (tmp_path / "node_modules").symlink_to(node_modules)  # Node.js looks for packages beside the script
-    for each in (script, SCRIPTS / "common.mjs"):
+    for each in (script, SCRIPTS / "service_under_test.mjs"):
         shutil.copy(each, tmp_path)
     done = run(["node", "--test", "--test-timeout", "900000", script.name], tmp_path, **surroundings)
     assert done.returncode == 0, done.stdout

@@ -1,4 +1,4 @@
-// What every client's script uses; common.py says what the environment holds.
+// What every client's script uses; service_under_test.py says what the environment holds.
 import { z } from 'zod';
 
 export const baseURL = process.env.OPENAI_BASE_URL;
