@@ -6,10 +6,7 @@ expressions and Lark. It keeps one bit for each token of the vocabulary, in 32-b
 Letters: b constrained row, w word of 32 bits, v vocabulary.
 """
 
-import math
-import random
 import threading
-import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -20,6 +17,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from torch import Tensor
 
 from voicechat_platform.errors import InputError
+from voicechat_serve.generation.engines.answer_end import EndSearch
 from voicechat_serve.generation.vocabularies import Vocabulary
 
 MOST_KEPT, MOST_TEXTS = 32, 4096
@@ -35,25 +33,12 @@ LIMITS = LLParserLimits(
 )
 """Of one grammar: a client writes it, and other answers wait for its steps."""
 
-LEAST_GROWTH, MOST_GROWTH = 32, 128
-"""Tokens by which the end of an answer may move away with one token, such as one that begins an object: as far as the
-end of the shortest answer is at its beginning, within these limits."""
+LONGEST_END = 1024
+"""In tokens: the longest answer that is looked for when a grammar is compiled. Under a grammar that has no shorter one,
+an answer may be cut off at its limit."""
 
-CLOSERS = ("}", "]", ",", "null", "true", '"', "@", ".", "0")
-"""Texts that lead an answer in JSON to its end, the best one first."""
-
-TEXT_PROBES = ("}", "z")
-"""Texts that are possible together only where any text is, inside a string."""
-
-LONGEST_TRIAL = 128
-"""In tokens: an answer that has come so far has met no character without a token."""
-
-ATTEMPTS = 4
-"""Attempts to find an end: the first one takes the longest tokens, the others random ones."""
-
-SEARCH_S = 0.25
-"""The most seconds of the processor for one search of an end, for which other answers wait: some 4,000 tokens of a
-usual grammar."""
+LEAST_LEEWAY = 8
+"""With so few tokens to spare, an answer is led straight to its end."""
 
 
 class GrammarError(InputError):
@@ -72,15 +57,10 @@ class Grammars:
         self.tokens = TokensOf(vocabulary, end_ids)
         self.tokenizer = LLTokenizer(TokenizerWrapper(self.tokens), eos_token=self.tokens.end_ids)
         self.tokens.longest_first = self.tokenizer.greedy_tokenize
-        self.closers, self.probes = self.first_tokens(CLOSERS), self.first_tokens(TEXT_PROBES)
-        self.closers_in_text = self.first_tokens(('"',))
-        self.compiled: OrderedDict[str, tuple[LLMatcher, int]] = OrderedDict()
-        """Grammars, and the tokens by which an end may move away."""
+        self.search = EndSearch(self.tokens.lengths_v, self.tokens.eos_token_id, self.tokens.longest_first)
+        self.compiled: OrderedDict[str, tuple[LLMatcher, list[int] | None]] = OrderedDict()
+        """Grammars, and the tokens of a short answer."""
         self.lock = threading.Lock()
-
-    def first_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Return the first token of each text; a model of characters may have none."""
-        return [ids[0] for text in texts if (ids := self.tokens.longest_first(text))]
 
     def start(self, grammar: str) -> "Constraint":
         """Return the state of a new answer; a new grammar takes some milliseconds.
@@ -100,19 +80,17 @@ class Grammars:
             self.compiled.move_to_end(grammar)
             while len(self.compiled) > MOST_KEPT:
                 self.compiled.popitem(last=False)
-        matcher, growth = found
-        return Constraint(self, matcher.deep_copy(), growth)
+        matcher, short_answer = found
+        return Constraint(self, matcher.deep_copy(), short_answer)
 
-    def compile(self, grammar: str) -> tuple[LLMatcher, int]:
+    def compile(self, grammar: str) -> tuple[LLMatcher, list[int] | None]:
         matcher = LLMatcher(self.tokenizer, grammar, log_level=0, limits=LIMITS)
         if matcher.is_error():
             raise GrammarError(f"the grammar cannot be used: {first_line(matcher.get_error())}")
-        trial = Constraint(self, matcher)
-        shortest = trial.way_to_end(LONGEST_TRIAL)
-        if shortest is None and trial.way_to_end(LONGEST_TRIAL, is_trial=True) is None:
+        short_answer = self.search.end(matcher, LONGEST_END)
+        if short_answer is None and not self.search.has_end(matcher, LONGEST_END):
             raise GrammarError("no text in this model's vocabulary satisfies the grammar")
-        growth = MOST_GROWTH if shortest is None else min(MOST_GROWTH, max(LEAST_GROWTH, len(shortest)))
-        return matcher, growth
+        return matcher, short_answer
 
 
 class TokensOf:
@@ -155,16 +133,18 @@ class TokensOf:
 
 
 class Constraint:
-    """The state of one answer under a grammar."""
+    """The state of one answer under a grammar. An end that fits into the room is known from its beginning on.
 
-    def __init__(self, grammars: Grammars, matcher: LLMatcher, growth: int = MOST_GROWTH):
-        self.grammars, self.matcher, self.growth = grammars, matcher, growth
+    Args:
+        grammars: the model's.
+        matcher: the grammar's state.
+        end: tokens that complete the answer; None if none are known.
+    """
+
+    def __init__(self, grammars: Grammars, matcher: LLMatcher, end: list[int] | None):
+        self.grammars, self.matcher, self.end = grammars, matcher, end
         self.forced: deque[int] = deque(matcher.compute_ff_tokens())
-        """The next tokens, if only these are possible."""
-        self.closing: list[int] | None = None
-        """The shortest end of the answer that was found from here; None if it was not looked for, or not found."""
-        self.check_at = math.inf
-        """The room at which an end is looked for again; the first token always looks for one."""
+        """The next tokens, if only these are possible, or lead to the end in time."""
 
     @property
     def is_complete(self) -> bool:
@@ -182,7 +162,7 @@ class Constraint:
             words_w[:] = -1
 
     def accept(self, token_id: int, room: int) -> int:
-        """Take the next token, and return it, or another one that leads to the end in time.
+        """Take the next token, and return it, or another one where no end in time is found after it.
 
         Args:
             token_id: one of the allowed tokens.
@@ -191,80 +171,35 @@ class Constraint:
         if self.forced:
             self.forced.popleft()
         self.matcher.consume_token(token_id)
-        if room <= self.check_at and not self.is_complete:
-            found, end_id = self.way_to_end(room), self.grammars.tokens.end_id
-            if found is None and (ending := self.ending()):
-                self.matcher.rollback(1)
-                self.forced = deque(ending)
-                self.closing = None
-                self.check_at = -1
-                token_id = self.forced.popleft()
-                self.matcher.consume_token(token_id)
-                return token_id
-            self.closing = found
-            self.check_at = room // 2 if found is None else min(room - 1, len(found) + self.growth)
-            if found and len(found) > MOST_GROWTH and self.check_at == room - 1 and end_id is not None:
-                # To look for such a long end after each further token would take too long.
-                self.forced, self.closing, self.check_at = deque([*found, end_id]), None, -1
-        else:
-            self.closing = None
+        if self.end is not None and len(self.end) > room + 1:
+            self.end = None  # the answer was to be too short for any end
+        if self.end is not None and not self.is_complete:
+            token_id = self.with_end(token_id, self.end, room)
         if not self.forced:
             self.forced = deque(self.matcher.compute_ff_tokens())
         return token_id
 
-    def ending(self) -> list[int]:
-        """Return the tokens that would have ended the answer before the last token; none if there are none."""
-        end_id = self.grammars.tokens.end_id
-        return self.closing or ([] if self.closing is None or end_id is None else [end_id])
-
-    def way_to_end(self, limit: int, is_trial: bool = False) -> list[int] | None:
-        """Return tokens that complete the answer, not always the fewest; None if no attempt finds them.
+    def with_end(self, token_id: int, end: list[int], room: int) -> int:
+        """Find an end after a token that was taken, and return the token, or the one that was taken in its place.
 
         Args:
-            limit: the most tokens.
-            is_trial: whether tokens up to the limit, or the deadline, are enough: they met no place without a token.
+            token_id: the token.
+            end: of the answer before the token.
+            room: the most tokens that may follow.
         """
-        deadline = time.thread_time() + SEARCH_S
-        for attempt in range(ATTEMPTS):
-            found = self.attempt_to_end(limit, deadline, random.Random(attempt) if attempt else None, is_trial)
-            if found is not None:
-                return found
-        return None
-
-    def attempt_to_end(
-        self, limit: int, deadline: float, generator: random.Random | None, is_trial: bool
-    ) -> list[int] | None:
-        """Return tokens that complete the answer; None if there are more than the limit, or after a dead end.
-
-        Args:
-            limit: as for `way_to_end`.
-            deadline: of this thread's time on the processor.
-            generator: for random choices; None for the longest tokens.
-            is_trial: as for `way_to_end`.
-        """
-        matcher, found = self.matcher.deep_copy(), list(self.forced)
-        matcher.consume_tokens(found)
-        while len(found) <= limit and not matcher.is_error() and time.thread_time() < deadline:
-            if matcher.is_accepting():
-                return found
-            following = matcher.compute_ff_tokens() or [self.one_towards_end(matcher, generator)]
-            matcher.consume_tokens(following)
-            found += following
-        return found if is_trial and not matcher.is_error() else None
-
-    def one_towards_end(self, matcher: LLMatcher, generator: random.Random | None) -> int:
-        grammars = self.grammars
-        is_in_text = all(matcher.validate_tokens([token_id]) for token_id in grammars.probes)
-        for token_id in grammars.closers_in_text if is_in_text else grammars.closers:
-            if matcher.validate_tokens([token_id]):
-                return token_id
-        bits_v = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
-        allowed_v = bits_v[: len(grammars.tokens.tokens)].view(bool)
-        if not allowed_v.any():
-            return grammars.tokens.eos_token_id  # which is an error here, and ends the search
-        if generator:
-            return int(generator.choice(np.flatnonzero(allowed_v)))
-        return int(np.where(allowed_v, grammars.tokens.lengths_v, -1).argmax())
+        is_next = end[:1] == [token_id]
+        self.end = end[1:] if is_next else self.grammars.search.end(self.matcher, room, end)
+        if self.end is not None:
+            return token_id
+        model_end_id = self.grammars.tokens.end_id
+        ending = end if model_end_id is None else [*end, model_end_id]
+        if not ending:
+            return token_id
+        self.matcher.rollback(1)
+        self.matcher.consume_token(ending[0])
+        self.end = end[1:]
+        self.forced = deque(ending[1:] if len(end) > room - LEAST_LEEWAY else ())
+        return ending[0]
 
     def require_valid(self) -> None:
         """Check the state after a step.
