@@ -92,7 +92,7 @@ async def test_settings_are_checked_and_those_given_before_stay():
         wrong: list[tuple[dict[str, Any], str]] = [
             ({"audio": {"output": {"speed": 9}}}, "session.audio.output.speed"),
             ({"audio": {"output": {"voice": "nobody"}}}, "voice"),
-            ({"audio": {"input": {"format": {"type": "audio/pcmu"}}}}, "session.audio.input.format.type"),
+            ({"audio": {"input": {"format": {"type": "audio/opus"}}}}, "session.audio.input.format.type"),
             (
                 {"audio": {"input": {"turn_detection": {"type": "sematic_vad"}}}},
                 "session.audio.input.turn_detection.type",

@@ -9,13 +9,16 @@ from types import SimpleNamespace
 import jiwer
 import numpy as np
 import pytest
+import soxr
 from faster_whisper.transcribe import Segment as Found
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heard import wrong_characters
 from voicechat_platform.assets import locate
 from voicechat_platform.errors import InputError
 from voicechat_serve.audio import HEARING_RATE, decode
+from voicechat_serve.realtime.sound_formats import Format
 from voicechat_serve.transcription.transcriber import (
     FRAME_RATE,
     Segment,
@@ -208,6 +211,14 @@ async def test_a_word_need_not_wait_for_a_lecture(english, speech):
     await asyncio.sleep(0)  # the lecture is first in the queue
     await asyncio.gather(lecture, hear("word", speech[1]))
     assert ended == ["word", "lecture"]
+
+
+async def test_speech_over_a_telephone_is_heard(english, speech, clips):
+    """Mu-law at 8 kHz, as a session decodes it."""
+    format = Format(type="audio/pcmu")
+    telephone = format.encode(soxr.resample(speech[0], HEARING_RATE, format.hertz))
+    heard = await english.transcribe(soxr.resample(format.decode(telephone), format.hertz, HEARING_RATE))
+    assert wrong_characters(clips[0][1], heard.text) < 0.1
 
 
 def test_what_whisper_invents_is_told_from_what_it_hears(english, speech):

@@ -22,9 +22,8 @@ PLACES = {
 }
 """The beta's field -> its path in the present shape."""
 
-FORMATS = {"pcm16": {"type": "audio/pcm", "rate": 24000}}
-"""The beta's names of formats. The names of the telephony formats (g711_ulaw, g711_alaw) are not converted: the session
-refuses them by name."""
+FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
+"""The beta's names of formats, and their types."""
 
 
 def present_shape(given: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -54,7 +53,7 @@ def present_shape(given: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 def present_value(name: str, value: Any) -> Any:
     if name.endswith("_format") and isinstance(value, str):
-        return FORMATS.get(value, {"type": value})
+        return {"type": FORMATS.get(value, value)}
     if name == "modalities" and isinstance(value, list):
         return ["audio"] if "audio" in value and set(value) <= {"audio", "text"} else value
     return value

@@ -15,8 +15,8 @@ import soxr
 from voicechat_serve.audio import HEARING_RATE, Samples
 from voicechat_serve.realtime.errors import EventError
 from voicechat_serve.realtime.session_settings import TurnDetection
+from voicechat_serve.realtime.sound_formats import Format
 from voicechat_serve.realtime.turn import Context, State, Turn
-from voicechat_serve.synthesis.voices import SPEECH_RATE
 from voicechat_serve.transcription.voice_activity import (
     BEGINS_AFTER_MS,
     CHUNK,
@@ -44,7 +44,7 @@ class Listening:
 
     def __init__(self, context: Context):
         self.context = context
-        self.resampler = soxr.ResampleStream(SPEECH_RATE, HEARING_RATE, 1, dtype="float32", quality="MQ")
+        self.use(context.settings.audio.input.format)
         self.rest_n: Samples = np.zeros(0, np.float32)
         """Samples that do not fill a chunk yet."""
         self.samples = 0
@@ -54,6 +54,11 @@ class Listening:
         self.turn: Turn | None = None
         """The turn that the person speaks at present."""
         self.begin(context.settings.audio.input.turn_detection)
+
+    def use(self, format: Format) -> None:
+        """Take the following sound in another format."""
+        self.format = format
+        self.resampler = soxr.ResampleStream(format.hertz, HEARING_RATE, 1, dtype="float32", quality="MQ")
 
     def begin(self, detection: TurnDetection | None) -> None:
         """Begin to listen with other settings of turn detection. The caller must first discard the present turn."""
@@ -97,20 +102,21 @@ class Listening:
         """Take sound, and yield each change at the sample where it is detected.
 
         Args:
-            encoded: base64 of 16-bit samples at SPEECH_RATE.
+            encoded: base64 of sound in the session's format.
 
         Raises:
             EventError: the text is not that, or the buffer is full because the client did not commit it.
         """
         try:
-            pcm = base64.b64decode(encoded, validate=True)
+            sound = base64.b64decode(encoded, validate=True)
         except (binascii.Error, ValueError):
             raise EventError("invalid_value", "audio is not base64", "audio") from None
-        if len(pcm) % 2:
+        if len(sound) % self.format.sample_bytes:
             raise EventError("invalid_value", "audio is 16-bit samples, so it needs an even number of bytes", "audio")
         # One second at a time, so that a long sound does not delay the other sessions.
-        for start in range(0, len(pcm), SPEECH_RATE * 2):
-            samples_n = np.frombuffer(pcm[start : start + SPEECH_RATE * 2], "<i2").astype(np.float32) / 32768
+        second = self.format.hertz * self.format.sample_bytes
+        for start in range(0, len(sound), second):
+            samples_n = self.format.decode(sound[start : start + second])
             self.rest_n = np.concatenate([self.rest_n, self.resampler.resample_chunk(samples_n)])
             while len(self.rest_n) >= CHUNK:
                 chunk_n, self.rest_n = self.rest_n[:CHUNK], self.rest_n[CHUNK:]

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+import soxr
 from openai.types.realtime import (
     RealtimeResponse,
     ResponseAudioDeltaEvent,
@@ -47,6 +48,7 @@ from voicechat_serve.realtime.conversation import (
 from voicechat_serve.realtime.items import CallItem, Item, MessageItem, OutputItem, new_id
 from voicechat_serve.realtime.server_events import item_added, item_done, item_resource
 from voicechat_serve.realtime.session_settings import MOST_TOKENS
+from voicechat_serve.realtime.sound_formats import Format
 from voicechat_serve.realtime.stages import Stages
 from voicechat_serve.realtime.wire import Wire
 from voicechat_serve.synthesis.voices import SPEECH_RATE
@@ -74,6 +76,8 @@ class ReplyRequest:
     voice: str | None
     """None for a written reply."""
     speed: float
+    format: Format = field(default_factory=Format)
+    """Of the sound."""
     tools: ToolUse = NO_TOOLS
     labels: Mapping[str, str] = field(default_factory=dict)
     """By the name of each tool that this service calls: the label of its server."""
@@ -138,6 +142,8 @@ class Response:
         """The calls of hosted tools."""
         self.cancelled: Reason | None = None
         self.failure: dict[str, Any] | None = None
+        rate = request.format.hertz
+        self.resampler = soxr.ResampleStream(SPEECH_RATE, rate, 1) if rate != SPEECH_RATE else None
         self.sounds_since: float | None = None
         """The time when the first sound was sent; monotonic."""
 
@@ -179,7 +185,7 @@ class Response:
             match event:
                 case Begun(item):
                     if self.output:
-                        self._emit_item_done(self.output[-1])
+                        await self._end_item(self.output[-1])
                     self.output.append(item)
                     self._emit_item_added(item)
                 case TextDelta(delta):
@@ -193,7 +199,7 @@ class Response:
         if self.output:
             if self.output[-1].status == "in_progress":
                 self.output[-1].status = "incomplete"
-            self._emit_item_done(self.output[-1])
+            await self._end_item(self.output[-1])
         await self._call_hosted_tools()
         self.metadata |= self._left_unspoken()
         response = self.resource(self.status)
@@ -218,13 +224,15 @@ class Response:
         )
         await self.wire.post(event)
 
-    async def _emit_sound(self, samples_n: Samples) -> None:
-        size = int(DELTA_S * SPEECH_RATE)
+    async def _emit_sound(self, samples_n: Samples, is_last: bool = False) -> None:
+        format = self.request.format
+        if self.resampler:
+            samples_n = self.resampler.resample_chunk(samples_n, is_last)
+        size = int(DELTA_S * format.hertz)
         for start in range(0, len(samples_n), size):
             if self.cancelled:
                 return
-            pcm = (np.clip(samples_n[start : start + size], -1, 1) * 32767).astype("<i2").tobytes()
-            delta = base64.b64encode(pcm).decode()
+            delta = base64.b64encode(format.encode(samples_n[start : start + size])).decode()
             event = ResponseAudioDeltaEvent(type="response.output_audio.delta", delta=delta, **self._content())
             await self.wire.post(event)
             if self.sounds_since is None:
@@ -244,6 +252,11 @@ class Response:
             )
         )
         await self.wire.post(event)
+
+    async def _end_item(self, item: OutputItem) -> None:
+        if self.resampler and isinstance(item, MessageItem) and self.sounds_since is not None:
+            await self._emit_sound(np.zeros(0, np.float32), is_last=True)
+        self._emit_item_done(item)
 
     def _emit_item_done(self, item: OutputItem) -> None:
         if isinstance(item, CallItem) and item.server_label:  # it is done when its result is here
@@ -355,7 +368,7 @@ class Response:
         last = self.reply.last
         counts = (last.prompt_tokens, last.completion_tokens) if last else (0, 0)
         usage = {"input_tokens": counts[0], "output_tokens": counts[1], "total_tokens": sum(counts)}
-        voice = {"format": {"type": "audio/pcm", "rate": SPEECH_RATE}, "voice": self.request.voice}
+        voice = {"format": self.request.format.model_dump(), "voice": self.request.voice}
         return RealtimeResponse.model_validate(
             {
                 "object": "realtime.response",

@@ -183,6 +183,8 @@ class Session:
         settings, errors = changed(before, patch, self.context.stages)
         had, wanted = before.audio.input.turn_detection, settings.audio.input.turn_detection
         self.context.settings = settings
+        if settings.audio.input.format != self.listening.format:
+            self.listening.use(settings.audio.input.format)
         if had and wanted:
             self.listening.adjust(wanted)
         elif had or wanted:

@@ -14,17 +14,13 @@ from pydantic import Field, StringConstraints, model_validator
 from voicechat_serve.realtime.beta_shape import present_shape
 from voicechat_serve.realtime.checked import AutoTruncation, Checked, Name, NoList, NotSupported
 from voicechat_serve.realtime.client_items import AnyClientItem
+from voicechat_serve.realtime.sound_formats import Format
 from voicechat_serve.realtime.tool_settings import Functions, ToolChoice, Tools
 from voicechat_serve.synthesis.voices import HEART, VoiceId
 
 LONGEST_INSTRUCTIONS = 32_768
 MOST_TOKENS = 4096
 """The most tokens of a reply: half an hour of speech."""
-
-
-class Format(Checked):
-    type: Literal["audio/pcm"] = "audio/pcm"
-    rate: Literal[24000] = 24000
 
 
 class TranscriptionSettings(Checked):
@@ -203,10 +199,10 @@ TRANSCRIPTION_FIELDS = ("type", "audio", "include", "id", "object", "expires_at"
 
 
 def merged(whole: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of both; those of the patch replace the others."""
+    """Return the fields of both; those of the patch replace the others. A format is replaced as a whole."""
     result = dict(whole)
     for name, value in patch.items():
-        if isinstance(value, dict) and isinstance(result.get(name), dict):
+        if isinstance(value, dict) and isinstance(result.get(name), dict) and name != "format":
             result[name] = merged(result[name], value)
         else:
             result[name] = value
@@ -214,7 +210,7 @@ def merged(whole: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
 
 
 class ResponseOutput(Checked):
-    format: Format = Format()
+    format: Format | None = None
     voice: Name | VoiceId | None = None
     speed: float | None = Field(default=None, ge=0.25, le=4)
 

@@ -109,6 +109,7 @@ class Context:
             temperature=settings.temperature if wanted.temperature is None else wanted.temperature,
             voice=self.stages.voice(output.voice_id, language) if self.wants_voice(wanted) else None,
             speed=output.speed,
+            format=output.format,
             tools=use,
             labels=labels,
         )
