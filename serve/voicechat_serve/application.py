@@ -36,6 +36,7 @@ from voicechat_serve.operations.upstream_key import upstream_key
 from voicechat_serve.synthesis.synthesizer import Synthesis
 from voicechat_serve.transcription.sentence_end import SENTENCE_END_MODEL
 from voicechat_serve.transcription.short_context import CAUTIOUS, MEASURED
+from voicechat_serve.transcription.smart_turn import find_smart_turn
 from voicechat_serve.transcription.transcriber import Transcription
 from voicechat_serve.transcription.whisper_files import find_whisper
 
@@ -208,6 +209,7 @@ def api_application(
         transcription=transcription.bind(
             whisper.folder,
             chat_model=classifier,
+            smart_turn=find_smart_turn(),
             gates=MEASURED if whisper.is_measured else CAUTIOUS,
             device=arguments.transcription.device,
             compute_type=arguments.transcription.compute_type,

@@ -47,7 +47,11 @@ class MadeUpStages:
         self.offered: list[ToolUse] = []
         """The tools of each of these."""
         self.probability: float | None = None
-        """That an utterance is at its end."""
+        """That an utterance is at its end by its words."""
+        self.sound_probability: float | None = None
+        """The same by its sound."""
+        self.ends_heard: list[float] = []
+        """Seconds of each sound that was classified."""
         self.classified: list[str] = []
         self.classifying_allowed = asyncio.Event()
         self.classifying_allowed.set()
@@ -68,7 +72,11 @@ class MadeUpStages:
         num_words = min(len(self.words.split()), 1 + int(2 * self.heard[-1]))
         return Transcript(" ".join(self.words.split()[:num_words]), language or self.language, self.heard[-1])
 
-    async def end_probability(self, words):
+    async def end_by_sound(self, samples_n):
+        self.ends_heard.append(len(samples_n) / HEARING_RATE)
+        return self.sound_probability
+
+    async def end_by_words(self, words):
         self.classified.append(words)
         await self.classifying_allowed.wait()
         return self.probability

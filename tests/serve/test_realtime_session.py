@@ -135,19 +135,22 @@ async def classified_pause(client: Client, question: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(
-    ("eagerness", "probability", "silence_ms"),
+    ("eagerness", "sound", "words", "silence_ms"),
     [
-        ("auto", 0.9, 300),
-        ("auto", 0.1, 700),
-        ("auto", 0.001, 1500),
-        ("low", 0.9, 600),
-        ("high", 0.001, 1000),
-        ("medium", None, 700),
+        ("auto", 0.99, 0.9, 300),
+        ("auto", None, 0.9, 300),
+        ("auto", 0.01, 1e-4, 1500),
+        ("low", 0.99, 0.9, 600),
+        ("medium", 0.01, 0.01, 893),
+        ("medium", 0.99, 0.01, 407),
+        ("high", 0.01, 1e-4, 1000),
+        ("medium", None, None, 700),
+        ("medium", 1.0, None, 300),
     ],
 )
-async def test_the_words_decide_how_long_a_silence_ends_the_turn(question, eagerness, probability, silence_ms):
+async def test_sound_and_words_decide_how_long_a_silence_ends_the_turn(question, eagerness, sound, words, silence_ms):
     stages = MadeUpStages()
-    stages.probability = probability
+    stages.probability, stages.sound_probability = words, sound
     async with connected(stages) as client:
         await by_words(client, eagerness=eagerness)
         speech_n = question[: np.flatnonzero(np.abs(question) > 0.02)[-1]]
@@ -229,10 +232,10 @@ async def test_a_turn_that_nobody_answers_ends_by_its_words_too(question, begin_
 async def test_without_a_classifier_a_silence_of_middling_length_ends_the_turn(question):
     stages = MadeUpStages()
 
-    async def end_probability(words):
+    async def no_classifier(given):
         raise OSError("no classifier")
 
-    stages.end_probability = end_probability
+    stages.end_by_words = stages.end_by_sound = no_classifier
     async with connected(stages) as client:
         await by_words(client)
         client.play(up_to_the_pause(question))
@@ -244,7 +247,7 @@ async def test_without_a_classifier_a_silence_of_middling_length_ends_the_turn(q
         assert not client.all("error")
 
 
-async def test_another_language_is_not_classified(question):
+async def test_another_language_is_classified_by_its_sound_alone(question):
     stages = MadeUpStages()
     stages.language, stages.probability = "de", 0.001
     async with connected(stages) as client:
@@ -255,6 +258,7 @@ async def test_another_language_is_not_classified(question):
         client.play(silence(0.5))
         await client.until("response.done")
         assert not stages.classified
+        assert len(stages.ends_heard) == 1
 
 
 async def test_by_words_but_without_anticipation_nothing_is_answered_early(question):

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from voicechat_platform.assets import locate, locate_gguf
-from voicechat_serve.realtime.session_settings import FINISHED_PROBABILITY, UNFINISHED_PROBABILITY
+from voicechat_serve.realtime.turn_end import end_probability
 from voicechat_serve.transcription.sentence_end import FULL_STOP, SENTENCE_END_MODEL, SentenceEnd
 
 FINISHED = (
@@ -31,12 +31,12 @@ def end() -> SentenceEnd:
 
 @pytest.mark.parametrize("words", FINISHED)
 def test_a_question_is_finished(end, words):
-    assert end.probability(words) > FINISHED_PROBABILITY
+    assert end_probability(None, end.probability(words)) > 0.5
 
 
 @pytest.mark.parametrize("words", UNFINISHED)
 def test_half_a_question_is_not(end, words):
-    assert end.probability(words) < UNFINISHED_PROBABILITY
+    assert end_probability(None, end.probability(words)) < 0.5
 
 
 @torch.no_grad()

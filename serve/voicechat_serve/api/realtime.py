@@ -136,8 +136,11 @@ class ServiceStages:
             self.services.transcription.hear.remote(samples_n, language, prompt, only_if_idle), BRIEF_S
         )
 
-    async def end_probability(self, words: str) -> float | None:
-        return await answered(self.services.transcription.end_probability.remote(words), CLASSIFIER_S)
+    async def end_by_words(self, words: str) -> float | None:
+        return await answered(self.services.transcription.end_by_words.remote(words), CLASSIFIER_S)
+
+    async def end_by_sound(self, samples_n: Samples) -> float | None:
+        return await answered(self.services.transcription.end_by_sound.remote(samples_n), CLASSIFIER_S)
 
     async def write(
         self, model: str, messages: list[Message], sampling: dict[str, Any], tools: ToolUse

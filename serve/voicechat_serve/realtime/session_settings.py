@@ -6,7 +6,6 @@ nothing. Three fields are ours: `temperature`, a `model` that may change between
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
@@ -16,6 +15,7 @@ from voicechat_serve.realtime.checked import AutoTruncation, Checked, Name, NoLi
 from voicechat_serve.realtime.client_items import AnyClientItem
 from voicechat_serve.realtime.sound_formats import Format
 from voicechat_serve.realtime.tool_settings import Functions, ToolChoice, Tools
+from voicechat_serve.realtime.turn_end import EAGERNESS, Patience
 from voicechat_serve.synthesis.voices import HEART, VoiceId
 
 LONGEST_INSTRUCTIONS = 32_768
@@ -35,29 +35,9 @@ class TranscriptionSettings(Checked):
     delay: NotSupported = Field(default=None, exclude=True)
 
 
-@dataclass(frozen=True)
-class Patience:
-    """The length of the silence that ends a turn, in milliseconds. It depends on the words before the silence."""
-
-    finished: int
-    undecided: int
-    unfinished: int
-
-
-EAGERNESS = {
-    "low": Patience(600, 1200, 3000),
-    "medium": Patience(300, 700, 1500),
-    "high": Patience(300, 500, 1000),
-}
-
-FINISHED_PROBABILITY, UNFINISHED_PROBABILITY = 0.2, 0.005
-"""An utterance is finished if its end probability is at least the first value, and unfinished if it is at most the
-second. Measured on Whisper tiny.en's transcripts of 63 whole utterances and 304 that break off at any word: 78% of the
-whole ones and 10% of the others are classified as finished, 3% and 66% as unfinished."""
-
-
 class TurnDetection(Checked):
-    """How the end of a turn is detected: by a silence. With semantic_vad its length depends on the words before it."""
+    """How the end of a turn is detected: by a silence. With semantic_vad its length depends on the sound and the words
+    before it."""
 
     type: Literal["server_vad", "semantic_vad"] = "server_vad"
     threshold: float = Field(default=0.5, ge=0.05, le=0.95)
@@ -83,25 +63,13 @@ class TurnDetection(Checked):
     @property
     def patience(self) -> Patience:
         if not self.is_by_words:
-            return Patience(*[self.silence_duration_ms] * 3)
+            return Patience(self.silence_duration_ms, self.silence_duration_ms, self.silence_duration_ms, odds=1)
         return EAGERNESS["medium" if self.eagerness == "auto" else self.eagerness]
 
     @property
     def longest_silence_ms(self) -> int:
         """The silence that ends the turn in any case."""
-        return self.patience.unfinished
-
-    def silence_ms(self, end_probability: float | None) -> int:
-        """Return the silence that ends the turn.
-
-        Args:
-            end_probability: the probability that the turn ends after its words; None if it is not known.
-        """
-        if end_probability is None:
-            return self.patience.undecided
-        if end_probability >= FINISHED_PROBABILITY:
-            return self.patience.finished
-        return self.patience.unfinished if end_probability <= UNFINISHED_PROBABILITY else self.patience.undecided
+        return self.patience.most_ms
 
 
 class AudioInput(Checked):

@@ -20,8 +20,11 @@ class Stages(Protocol):
     ) -> Transcript | None:
         """Transcribe a sound of up to 30 s. Return None with `only_if_idle` if Whisper is busy."""
 
-    async def end_probability(self, words: str) -> float | None:
-        """Return the probability, 0 to 1, that the turn ends after these words; None without a classifier."""
+    async def end_by_words(self, words: str) -> float | None:
+        """Return the probability, 0 to 1, that a sentence ends after these words; None without a classifier."""
+
+    async def end_by_sound(self, samples_n: Samples) -> float | None:
+        """Return the probability, 0 to 1, that the turn is over after this sound; None without a classifier."""
 
     def write(
         self, model: str, messages: list[Message], sampling: dict[str, Any], tools: ToolUse

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
@@ -30,14 +30,19 @@ from voicechat_serve.realtime.server_events import (
 from voicechat_serve.realtime.session_settings import MOST_TOKENS, ResponseSettings, SessionSettings
 from voicechat_serve.realtime.stages import Stages
 from voicechat_serve.realtime.tool_settings import AnyTool, functions_in, misfit, tool_use
+from voicechat_serve.realtime.turn_end import end_probability
 from voicechat_serve.realtime.utterance import Utterance
 from voicechat_serve.realtime.wire import Wire
+from voicechat_serve.transcription.smart_turn import WINDOW_S
 from voicechat_serve.transcription.transcriber import Transcript
 
 log = logging.getLogger("ray.serve.voicechat.realtime")
 
 CLASSIFIED_LANGUAGE = "en"
 """The only language in which the words show whether the person has finished."""
+
+CERTAIN = 0.95
+"""A probability by the words that the sound could not lower enough to change the silence."""
 
 MOST_ROUNDS = 4
 """The most responses of a turn that call hosted tools; the next one must be text."""
@@ -195,8 +200,8 @@ class Turn:
                 ANSWERING --> INTERRUPTED
         every state --> DONE        the turn is answered, or there is nothing to answer
 
-    To prepare a turn is to transcribe it, to begin its answer (the draft), and to classify by its words whether it is
-    over. If the person continues, all of this is discarded.
+    To prepare a turn is to transcribe it, to begin its answer (the draft), and to classify by its sound and words
+    whether it is over. If the person continues, all of this is discarded.
 
     Args:
         context: the session's.
@@ -212,7 +217,7 @@ class Turn:
         self.utterance = Utterance(self._hear, self._show if is_detected and self.transcription else None)
         self.has_shown = False
         self.silence_ms: int | None = None
-        """The length of the silence that ends the speech; None until its words are classified."""
+        """The length of the silence that ends the speech; None until the pause is classified."""
         self.ended_at: float | None = None
         """The time when the voice detector found the end of the speech; monotonic."""
         self.wants_answer = False
@@ -260,25 +265,28 @@ class Turn:
                     speech = MessageItem(role="user", text=transcript.text)
                     request = self.context.reply_request(NO_OVERRIDES, transcript.language, [speech])
                     self.draft = Draft(request, request.begin(self.context.stages))
-                is_classified = detection.is_by_words and transcript.language == CLASSIFIED_LANGUAGE
-                if is_classified and self.state is State.PAUSED:  # otherwise the speech is over already
-                    self.classifying = asyncio.create_task(self._classify(transcript.text))
+                if detection.is_by_words and self.state is State.PAUSED:  # otherwise the speech is over already
+                    self.classifying = asyncio.create_task(self._classify(transcript))
                     return
         except Exception:  # the end of the turn tries again, and reports the error
             log.warning("a turn could not be prepared at a pause", exc_info=True)
         self._expect_end(None)
 
-    async def _classify(self, words: str) -> None:
-        probability = None
-        try:
-            probability = await self.context.stages.end_probability(words)
-        except Exception:
-            log.warning("the end-of-turn classifier failed", exc_info=True)
-        self._expect_end(probability)
+    async def _classify(self, transcript: Transcript) -> None:
+        stages, words = self.context.stages, None
+        if transcript.language == CLASSIFIED_LANGUAGE:
+            words = await known(stages.end_by_words(transcript.text))
+            by_words = end_probability(None, words)
+            if by_words is not None:
+                self._expect_end(by_words)  # the sound takes longer
+                if by_words > CERTAIN:
+                    return
+        sound = await known(stages.end_by_sound(self.utterance.last(WINDOW_S)))
+        self._expect_end(end_probability(sound, words))
 
     def _expect_end(self, probability: float | None) -> None:
         if detection := self.context.settings.audio.input.turn_detection:
-            self.silence_ms = detection.silence_ms(probability)
+            self.silence_ms = detection.patience.silence_ms(probability)
 
     def end(self, end_ms: int | None) -> None:
         """End the speech, and add its item to the conversation.
@@ -441,3 +449,12 @@ class Turn:
         if self.response:
             await self.response.reply.close()
         self.state = State.DONE
+
+
+async def known(probability: Awaitable[float | None]) -> float | None:
+    """Return a classifier's probability; None, and a line in the log, if the classifier fails."""
+    try:
+        return await probability
+    except Exception:
+        log.warning("an end-of-turn classifier failed", exc_info=True)
+        return None

@@ -68,6 +68,11 @@ class Utterance:
     def seconds(self) -> float:
         return self.samples / HEARING_RATE
 
+    def last(self, seconds: float) -> Samples:
+        """Return the last seconds of the sound, or less."""
+        tail_n = np.concatenate(self.tail) if self.tail else np.zeros(0, np.float32)
+        return tail_n[-int(seconds * HEARING_RATE) :]
+
     async def append(self, samples_n: Samples) -> None:
         """Add sound. Wait if too many parts are in transcription."""
         self.tail.append(samples_n)

@@ -29,6 +29,7 @@ from voicechat_serve.transcription.short_context import (
     is_sure,
     speech_in,
 )
+from voicechat_serve.transcription.smart_turn import SmartTurn
 
 if TYPE_CHECKING:
     import faster_whisper.transcribe as faster_whisper
@@ -107,7 +108,8 @@ class Transcription:
     Args:
         folder: a faster-whisper model directory.
         threads: CPU threads for Whisper.
-        chat_model: the end-of-turn classifier's model; None for no classifier.
+        chat_model: it classifies by the words whether a turn is over; None for no such classifier.
+        smart_turn: the same by the sound.
         gates: how sure the short context must be; CAUTIOUS for a model that is not packaged.
         device: auto takes a GPU if there is one.
         compute_type: auto is float16 on a GPU, int8 on a CPU.
@@ -121,6 +123,7 @@ class Transcription:
         folder: Path,
         threads: int = 2,
         chat_model: Path | None = None,
+        smart_turn: Path | None = None,
         gates: Gates = MEASURED,
         device: Device = "auto",
         compute_type: ComputeType = "auto",
@@ -141,20 +144,31 @@ class Transcription:
         """The number of sounds in transcription or waiting for it."""
         self.health = Health(AbandonedError)
         self.sentence_end = SentenceEnd(chat_model) if chat_model else None
+        self.smart_turn = SmartTurn(smart_turn) if smart_turn else None
         silence_n = np.zeros(HEARING_RATE, np.float32)
         list(self.model.transcribe(silence_n, vad_filter=True)[0])  # loads the voice activity detector, finds nothing
         list(self.model.transcribe(silence_n, language="en", without_timestamps=True, max_new_tokens=1)[0])
         decode_utterance(self.model, silence_n, None, None)
         if self.sentence_end:
             self.sentence_end.probability("I am ready")
+        if self.smart_turn:
+            self.smart_turn.probability(silence_n)
 
-    async def end_probability(self, words: str) -> float | None:
-        """Return the probability, 0 to 1, that the turn ends after these words; None without a classifier. Does not
+    async def end_by_words(self, words: str) -> float | None:
+        """Return the probability, 0 to 1, that a sentence ends after these words; None without a classifier. Does not
         wait for the worker."""
         if self.sentence_end is None:
             return None
         with self.health.step("classifying"):
             return await asyncio.to_thread(self.sentence_end.probability, words)
+
+    async def end_by_sound(self, samples_n: Samples) -> float | None:
+        """Return the probability, 0 to 1, that the turn is over after this sound; None without a classifier. Does not
+        wait for the worker."""
+        if self.smart_turn is None:
+            return None
+        with self.health.step("classifying"):
+            return await asyncio.to_thread(self.smart_turn.probability, samples_n)
 
     async def hear(
         self, samples_n: Samples, language: str | None = None, prompt: str | None = None, only_if_idle: bool = False
