@@ -33,6 +33,16 @@ class Spoken:
     """The sentence as the voice speaks it, if that differs from the text."""
 
 
+@dataclass(frozen=True)
+class Overheard:
+    """Speech over a reply that did not interrupt it."""
+
+    reason: Literal["backchannel", "echo", "noise"]
+    transcript: str | None
+    audio_ms: int
+    """The place in the reply's sound where it was paused."""
+
+
 @dataclass
 class MessageItem:
     """One message of the conversation."""
@@ -49,6 +59,8 @@ class MessageItem:
     """The sentences of a reply that have sound, in their order."""
     heard_ms: float | None = None
     """How much of the sound was played; None means all of it."""
+    overheard: list[Overheard] = field(default_factory=list)
+    """Where a reply was paused and went on."""
 
     @property
     def num_characters(self) -> int:

@@ -8,12 +8,14 @@ import base64
 import binascii
 from collections import deque
 from collections.abc import AsyncGenerator
+from typing import Literal
 
 import numpy as np
 import soxr
 
 from voicechat_serve.audio import HEARING_RATE, Samples
 from voicechat_serve.realtime.errors import EventError
+from voicechat_serve.realtime.overlap import PAUSES_AFTER_MS, Overlap, OverlapState
 from voicechat_serve.realtime.session_settings import TurnDetection
 from voicechat_serve.realtime.sound_formats import Format
 from voicechat_serve.realtime.turn import Context, State, Turn
@@ -34,6 +36,9 @@ A network that stalls for a shorter time ends no turn."""
 
 SHORTEST_COMMIT_MS = 100
 
+Heard = Change | Literal["dropped"]
+"""A change of the turn; or speech over a reply was dropped, because it was no turn."""
+
 
 class Listening:
     """The input audio buffer of a session, with the detector of speech.
@@ -53,6 +58,8 @@ class Listening:
         """The chunks before the speech: its padding."""
         self.turn: Turn | None = None
         """The turn that the person speaks at present."""
+        self.overlap: Overlap | None = None
+        """Speech over a reply that is no turn yet."""
         self.begin(context.settings.audio.input.turn_detection)
 
     def use(self, format: Format) -> None:
@@ -98,7 +105,7 @@ class Listening:
         """The end of the speech, in the session's time, without the silence after it."""
         return round(self.heard_ms - (self.voice_activity.quiet_ms if self.voice_activity else 0))
 
-    async def hear(self, encoded: str) -> AsyncGenerator[Change, None]:
+    async def hear(self, encoded: str) -> AsyncGenerator[Heard, None]:
         """Take sound, and yield each change at the sample where it is detected.
 
         Args:
@@ -126,7 +133,7 @@ class Listening:
                     yield change
                 await asyncio.sleep(0)
 
-    def miss(self, seconds: float) -> Change | None:
+    async def miss(self, seconds: float) -> Heard | None:
         """Return what changes because no sound has come for a while; None if nothing changes.
 
         Args:
@@ -135,7 +142,8 @@ class Listening:
         if self.voice_activity is None:
             return None
         self._expect_end()
-        return self.voice_activity.miss(1000 * seconds if seconds >= SOUND_LATE_S else 0.0)
+        change = self.voice_activity.miss(1000 * seconds if seconds >= SOUND_LATE_S else 0.0)
+        return await self._settle(await self.overlap.follow(change)) if self.overlap else change
 
     def _expect_end(self) -> None:
         """Set the length of the silence that ends the turn. It depends on the words. Until they are classified, it is
@@ -153,18 +161,24 @@ class Listening:
             raise EventError("input_audio_buffer_full", message)
         await self.turn.utterance.append(chunk_n)
 
-    async def _detect(self, chunk_n: Samples) -> Change | None:
+    async def _detect(self, chunk_n: Samples) -> Heard | None:
         assert self.voice_activity is not None
         assert self.detection is not None
         self._expect_end()
+        response = self.context.response
+        can_pause = self.detection.interruption == "adaptive" and response is not None and response.is_playing
         # A cough must not interrupt a reply.
         begins_after_ms = INTERRUPTS_AFTER_MS if self.context.is_audible else BEGINS_AFTER_MS
-        change = self.voice_activity.feed(chunk_n, begins_after_ms)
+        change = self.voice_activity.feed(chunk_n, PAUSES_AFTER_MS if can_pause else begins_after_ms)
+        if self.overlap:
+            return await self._settle(await self.overlap.feed(chunk_n, change))
         if change == "started":
-            self.turn = Turn(self.context, State.SPEAKING, is_detected=True)
-            for before_n in [*self.before, chunk_n]:
-                await self.turn.utterance.append(before_n)
-            self.before.clear()
+            sound, self.before = [*self.before, chunk_n], deque()
+            if can_pause:
+                assert response is not None
+                self.overlap = Overlap(self.context, response, self.voice_activity, sound, self.heard_ms)
+                return None
+            await self._begin_turn(sound)
         elif self.turn is None:
             self.before.append(chunk_n)
             # The last chunks may be the beginning of speech, which is not certain yet: keep them besides the padding.
@@ -176,6 +190,28 @@ class Listening:
             if self.turn.utterance.seconds >= LONGEST_UTTERANCE_S:
                 change = "stopped"
         return change
+
+    async def _begin_turn(self, sound: list[Samples]) -> None:
+        self.turn = Turn(self.context, State.SPEAKING, is_detected=True)
+        for chunk_n in sound:
+            await self.turn.utterance.append(chunk_n)
+
+    async def _settle(self, state: OverlapState) -> Heard | None:
+        """Return the change that follows from what speech over a reply is now."""
+        assert self.voice_activity is not None
+        if self.overlap is None or state == "open":
+            return None
+        overlap, self.overlap = self.overlap, None
+        if state == "over":
+            self.voice_activity.end()
+            return "dropped"
+        await self._begin_turn(overlap.sound)
+        self.voice_activity.reopen()
+        return "started"
+
+    async def give_turn(self) -> Heard | None:
+        """Make a turn of speech over a reply that is not judged yet, because the client commits it."""
+        return await self._settle("interruption")
 
     def take(self) -> Turn:
         """Remove the turn whose speech is over, and return it."""
@@ -203,8 +239,11 @@ class Listening:
         return self.take()
 
     async def forget(self) -> None:
-        """Discard the turn's sound, and the turn."""
+        """Discard the turn's sound, and the turn. A reply that was paused for it goes on."""
         self._take_rest()
+        if self.overlap:
+            await self.overlap.drop()
+            await self._settle("over")
         self.before.clear()
         if self.turn:
             await self.take().close()

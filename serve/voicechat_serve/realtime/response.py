@@ -45,6 +45,7 @@ from voicechat_serve.realtime.conversation import (
     TextDelta,
     stop,
 )
+from voicechat_serve.realtime.interruption import PlayedSound
 from voicechat_serve.realtime.items import CallItem, Item, MessageItem, OutputItem, new_id
 from voicechat_serve.realtime.server_events import item_added, item_done, item_resource
 from voicechat_serve.realtime.session_settings import MOST_TOKENS
@@ -145,7 +146,10 @@ class Response:
         rate = request.format.hertz
         self.resampler = soxr.ResampleStream(SPEECH_RATE, rate, 1) if rate != SPEECH_RATE else None
         self.sounds_since: float | None = None
-        """The time when the first sound was sent; monotonic."""
+        """The time when the first sound was sent, later by the time of all pauses; monotonic."""
+        self.paused_at: float | None = None
+        """The time since which the client has paused the sound; monotonic."""
+        self.played = PlayedSound(SPEECH_RATE)
 
     @property
     def has_called(self) -> bool:
@@ -164,12 +168,23 @@ class Response:
         """The most sound that a client can have played by now, if it plays the sound when it arrives."""
         if self.sounds_since is None:
             return 0.0
-        return min(1000 * (time.monotonic() - self.sounds_since), self.message.milliseconds)
+        now = time.monotonic() if self.paused_at is None else self.paused_at
+        return min(1000 * (now - self.sounds_since), self.message.milliseconds)
 
     @property
     def is_playing(self) -> bool:
         is_cut = self.message.heard_ms is not None  # the client plays no more of it
         return self.sounds_since is not None and not is_cut and self.played_ms < self.message.milliseconds
+
+    def pause(self) -> None:
+        """Count no time as played: the client pauses the sound. The reply goes on."""
+        self.paused_at = time.monotonic()
+
+    def resume(self) -> None:
+        """Count on: the client resumes the sound."""
+        if self.sounds_since is not None and self.paused_at is not None:
+            self.sounds_since += time.monotonic() - self.paused_at
+        self.paused_at = None
 
     async def cancel(self, reason: Reason) -> None:
         """Stop the reply; `run` sends the last events."""
@@ -235,6 +250,7 @@ class Response:
             delta = base64.b64encode(format.encode(samples_n[start : start + size])).decode()
             event = ResponseAudioDeltaEvent(type="response.output_audio.delta", delta=delta, **self._content())
             await self.wire.post(event)
+            self.played.append(samples_n[start : start + size])
             if self.sounds_since is None:
                 self.sounds_since = time.monotonic()
                 self.on_sound()

@@ -3,6 +3,7 @@
 response.py makes the events of a response. session.py makes those that answer one event of the client.
 """
 
+from dataclasses import asdict
 from typing import Any
 
 from openai.types.audio.transcription_language import TranscriptionLanguage
@@ -167,7 +168,8 @@ def item_resource(item: Item) -> ItemResource:
 
 
 def message_resource(item: MessageItem) -> MessageResource:
-    """Return a message as OpenAI's resource, with the text that was heard."""
+    """Return a message as OpenAI's resource, with the text that was heard. A reply that was paused and went on has one
+    more field, ours."""
     if item.role == "assistant":
         kind = "output_audio" if item.is_spoken else "output_text"
     else:
@@ -176,8 +178,10 @@ def message_resource(item: MessageItem) -> MessageResource:
     if item.is_spoken and item.role == "user" and not item.text:
         content["transcript"] = None
     is_begun = item.status != "in_progress" or item.text
+    overheard = {"overheard": [asdict(each) for each in item.overheard]} if item.overheard else {}
     return MESSAGE_TYPES[item.role].model_validate(
         {
+            **overheard,
             "object": "realtime.item",
             "id": item.id,
             "type": "message",

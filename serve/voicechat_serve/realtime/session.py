@@ -27,7 +27,7 @@ from voicechat_serve.realtime.conversation import Conversation, stop
 from voicechat_serve.realtime.errors import EventError, SessionEndedError
 from voicechat_serve.realtime.hosted_tools import SessionTools
 from voicechat_serve.realtime.items import Item, MessageItem, new_id
-from voicechat_serve.realtime.listening import Listening
+from voicechat_serve.realtime.listening import Heard, Listening
 from voicechat_serve.realtime.server_events import item_added, item_done, item_resource, speech_started
 from voicechat_serve.realtime.session_settings import (
     CLIENT_EVENTS,
@@ -47,7 +47,6 @@ from voicechat_serve.realtime.stages import Stages
 from voicechat_serve.realtime.tool_settings import faults_of, hosted_in, misfit
 from voicechat_serve.realtime.turn import Context
 from voicechat_serve.realtime.wire import Wire, checked, kind_of, parsed
-from voicechat_serve.transcription.voice_activity import Change
 
 SESSION_S = 3600
 """OpenAI's own limit."""
@@ -145,7 +144,7 @@ class Session:
             with contextlib.suppress(TimeoutError):
                 is_speaking = self.listening.is_speaking
                 await self._handle(await self.wire.next_frame(SILENCE_CHECKED_S if is_speaking else LIMITS_CHECKED_S))
-            if change := self.listening.miss(time.monotonic() - self.last_sound):
+            if change := await self.listening.miss(time.monotonic() - self.last_sound):
                 await self._notice(change)
             await asyncio.sleep(0)  # many events at once must not delay the sending, or other sessions
 
@@ -299,7 +298,9 @@ class Session:
                 await self._notice(change)
         self.last_sound = time.monotonic()
 
-    async def _notice(self, change: Change) -> None:
+    async def _notice(self, change: Heard) -> None:
+        if change == "dropped":
+            return self.answering.answer_the_rest()
         turn = self.listening.turn
         assert turn is not None
         match change:
@@ -323,6 +324,8 @@ class Session:
 
     async def _commit(self, event: Nothing) -> None:
         self.answering.require_place()
+        if change := await self.listening.give_turn():
+            await self._notice(change)
         turn = await self.listening.commit()
         turn.end(None)
         self.answering.add(turn)

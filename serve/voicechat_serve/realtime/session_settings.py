@@ -1,8 +1,8 @@
 """The settings of a session, checked: OpenAI's fields that have an effect here. Also the events that a client sends.
 
 Unknown fields are refused. OpenAI's fields that are not supported here are refused too, unless their value changes
-nothing. Three fields are ours: `temperature`, a `model` that may change between turns, and
-`turn_detection.anticipate`.
+nothing. Four fields are ours: `temperature`, a `model` that may change between turns, `turn_detection.anticipate` and
+`turn_detection.interruption`.
 """
 
 from collections.abc import Iterator
@@ -50,6 +50,8 @@ class TurnDetection(Checked):
     interrupt_response: bool = True
     anticipate: bool = True
     """Begin the answer at the first short pause; it is discarded if the person continues."""
+    interruption: Literal["immediate", "adaptive"] = "immediate"
+    """With adaptive, speech pauses the reply first, and ends it only if it is neither agreement nor echo nor noise."""
     idle_timeout_ms: NotSupported = Field(default=None, exclude=True)
 
     def resource(self) -> dict[str, Any]:
@@ -148,6 +150,13 @@ class SessionSettings(Checked):
             foreign = "silence_duration_ms" if detection.is_by_words else "eagerness"
             if given.get(foreign) is not None:
                 yield ("audio", "input", "turn_detection", foreign), f"{detection.type} has no such field"
+            if detection.interruption == "adaptive":
+                given_name = "interruption" if given.get("interruption") else "interrupt_response"
+                path = ("audio", "input", "turn_detection", given_name)
+                if self.type == "transcription":
+                    yield path, "a transcription session has no reply that speech can interrupt"
+                elif not detection.interrupt_response:
+                    yield path, "interruption 'adaptive' has no effect without interrupt_response"
 
     def resource(self) -> dict[str, Any]:
         """Return the settings as the fields of OpenAI's resource."""

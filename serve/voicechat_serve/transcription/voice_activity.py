@@ -22,7 +22,7 @@ BEGINS_AFTER_MS = 160.0
 """Speech before it counts as begun: clicks are shorter, and so is most of what the detector finds in music."""
 
 INTERRUPTS_AFTER_MS = 288.0
-"""The same while a reply is playing: a cough or an "mhm" should not interrupt it."""
+"""The same while a reply is playing and speech ends it at once: a cough or an "mhm" should not."""
 
 GAP_MS = 64.0
 """The longest gap in the beginning of speech."""
@@ -96,6 +96,10 @@ class VoiceActivity:
             return None
         self.is_paused = True
         return "paused"
+
+    def reopen(self) -> None:
+        """Let the speech go on that has just ended or paused: the next chunk or `miss` reports that once more."""
+        self.is_speaking, self.is_paused = True, False
 
     def end(self) -> None:
         """End the speech."""
