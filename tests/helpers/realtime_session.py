@@ -1,6 +1,6 @@
 """A session of the realtime protocol with made-up models, and the client at its other end.
 
-Every event that it sends is checked, strictly, against the `openai` package's types.
+Every event that it sends is checked, strictly, against the `openai` package's types, or our own.
 """
 
 import asyncio
@@ -20,12 +20,14 @@ from voicechat_serve.application_file import ToolServer
 from voicechat_serve.audio import HEARING_RATE
 from voicechat_serve.generation.answer_form import CallPiece, ToolUse
 from voicechat_serve.generation.loaded_model import Delta
+from voicechat_serve.realtime.overlap import AudioPaused, AudioResumed
 from voicechat_serve.realtime.session import Session
 from voicechat_serve.realtime.session_settings import SessionSettings
 from voicechat_serve.synthesis.voices import SPEECH_RATE
 from voicechat_serve.transcription.transcriber import Transcript
 
 EVENT = TypeAdapter(RealtimeServerEvent)
+OURS = {"output_audio_buffer.paused": AudioPaused, "output_audio_buffer.resumed": AudioResumed}
 
 
 class MadeUpStages:
@@ -153,7 +155,10 @@ class Client:
 
     async def take(self, frame: str) -> None:
         event = json.loads(frame)
-        EVENT.validate_python(event, strict=True)
+        if own := OURS.get(event["type"]):
+            own.model_validate(event, strict=True)
+        else:
+            EVENT.validate_python(event, strict=True)
         self.events.append(event)
         self.news.set()
 

@@ -198,8 +198,7 @@ class Listening:
 
     async def _settle(self, state: OverlapState) -> Heard | None:
         """Return the change that follows from what speech over a reply is now."""
-        assert self.voice_activity is not None
-        if self.overlap is None or state == "open":
+        if self.overlap is None or self.voice_activity is None or state == "open":
             return None
         overlap, self.overlap = self.overlap, None
         if state == "over":

@@ -127,6 +127,8 @@ class Session:
     async def close(self) -> None:
         """End all work."""
         await self.answering.close()
+        if self.listening.overlap:
+            await self.listening.overlap.close()
         await self.listening.forget()
         await self.context.hosted.close()
 
