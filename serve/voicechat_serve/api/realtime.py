@@ -136,6 +136,9 @@ class ServiceStages:
             self.services.transcription.hear.remote(samples_n, language, prompt, only_if_idle), BRIEF_S
         )
 
+    async def glimpse(self, samples_n: Samples, language: str | None, prompt: str | None) -> Transcript:
+        return await answered(self.services.transcription.glimpse.remote(samples_n, language, prompt), BRIEF_S)
+
     async def end_by_words(self, words: str) -> float | None:
         return await answered(self.services.transcription.end_by_words.remote(words), CLASSIFIER_S)
 

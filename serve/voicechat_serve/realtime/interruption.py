@@ -13,6 +13,8 @@ Letters: n samples, f frames of 10 ms, b bands.
 
 import re
 from dataclasses import dataclass
+from difflib import SequenceMatcher
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -30,8 +32,9 @@ FLOOR = 1e-4
 LONGEST_ECHO_MS = 600
 """The longest time from the moment at which a reply's sound can be played to its return: network, loudspeaker, room."""
 
-SURE_ECHO, LIKELY_ECHO = 0.75, 0.6
-"""Correlations with the reply's sound. The first is an echo in any case, the second if the words are the reply's."""
+SURE_ECHO, LIKELY_ECHO = 0.84, 0.65
+"""Correlations with the reply's sound. The first is an echo in any case; the second if the words are the reply's, or if
+the sound ends when the reply is paused."""
 
 VOICE_HZ = (75, 400)
 PERIODIC = 0.5
@@ -40,13 +43,21 @@ PERIODIC = 0.5
 NOISY_VOICED, NOISY_FLATNESS = 0.25, 0.2
 """A sound with fewer voiced frames and a flatter spectrum than this is no voice: cough, breath, knock, keyboard."""
 
-DARK = 0.06
-"""The largest part of the energy above 1 kHz of a hum."""
+DARK, PURE = 0.04, 0.01
+"""The largest part of a hum's energy above 1 kHz, and its largest flatness."""
+
+COMMANDS = frozenset(
+    "no stop wait what who why hey hello sorry nein stopp halt warte non arrête attends espera para basta aspetta ferma "
+    "não pare nee wacht".split()
+)
+"""Short words that must end a reply, even if a voice is so dark that they sound like a hum."""
 
 MOST_AGREEING_WORDS = 5
+MOST_WORDS_OF_HUM = 2
+LEAST_LETTERS = 5
 
 LISTENING_SOUNDS = frozenset(
-    "m mm mmm mhm mmhm mmhmm hm hmm hmmm uh huh uhhuh um ah aha ahh oh ooh ha haha hahaha hehe eh".split()  # noqa: SIM905
+    "o m mm mmm mhm mmhm mmhmm hm hmm hmmm uh huh uhhuh um ah aha ahh oh ooh ha haha hahaha hehe eh".split()  # noqa: SIM905
 )
 """Sounds of a listener in every language, as speech recognition writes them."""
 
@@ -89,6 +100,8 @@ class Sound:
     """The part of the energy that lies above 1 kHz."""
     echo: float
     """The correlation with the reply's sound at the best delay; 0 if there is nothing to compare."""
+    ends_with_reply: bool = False
+    """Whether it ended soon after the reply was paused, as its echo does."""
 
     @property
     def is_noise(self) -> bool:
@@ -96,7 +109,7 @@ class Sound:
 
     @property
     def is_hum(self) -> bool:
-        return not self.is_noise and self.brightness < DARK
+        return not self.is_noise and self.brightness < DARK and self.flatness < PURE
 
 
 @dataclass(frozen=True)
@@ -118,16 +131,18 @@ def judge(sound: Sound, words: Words | None = None) -> Verdict | None:
     if words is None:
         return None
     said = plain_words(words.text)
-    if sound.echo >= LIKELY_ECHO and are_among(said, plain_words(words.reply)):
+    is_command = bool(COMMANDS.intersection(said))
+    if sound.echo >= LIKELY_ECHO and not is_command and (sound.ends_with_reply or are_among(said, words.reply)):
         return "echo"
-    if not said:
-        return "backchannel" if sound.is_hum else "interruption"
+    if sound.is_hum and len(said) <= MOST_WORDS_OF_HUM and not is_command:
+        return "backchannel"  # speech recognition writes any words for "mhm"
     return "backchannel" if is_backchannel(said, words.language) else "interruption"
 
 
 def plain_words(text: str) -> list[str]:
-    """Return the words in small letters, without punctuation; "mm-hmm" is two."""
-    return re.findall(r"[\w']+", text.lower().replace("’", "'"))
+    """Return the words in small letters, without punctuation and without repetitions in a row: speech recognition
+    repeats a short word until its limit. "mm-hmm" is two words."""
+    return [word for word, _ in groupby(re.findall(r"[\w']+", text.lower().replace("’", "'")))]
 
 
 def is_backchannel(said: list[str], language: str) -> bool:
@@ -143,10 +158,13 @@ def is_backchannel(said: list[str], language: str) -> bool:
     return bool(said)
 
 
-def are_among(said: list[str], reply: list[str]) -> bool:
-    """Return whether most of the words are the reply's. The first and the last may be cut, so they may differ."""
-    own = set(reply)
-    return sum(word in own for word in said) >= max(0, len(said) - 1)
+def are_among(said: list[str], reply: str) -> bool:
+    """Return whether the reply has most of the letters of the words in the same order: an echo is not heard well."""
+    letters = " ".join(said)
+    if len(letters) < LEAST_LETTERS:
+        return False
+    blocks = SequenceMatcher(None, letters, reply.lower(), autojunk=False).get_matching_blocks()
+    return sum(block.size for block in blocks if block.size >= 2) >= 0.7 * len(letters)
 
 
 # The sound.

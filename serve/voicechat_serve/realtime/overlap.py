@@ -15,6 +15,7 @@ Letters: n samples at HEARING_RATE.
 import asyncio
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -46,6 +47,13 @@ JUDGED_EVERY_MS = 480.0
 
 KEPT_MS = 3000.0
 """How much of such speech is kept: an echo may last as long as the reply."""
+
+RECENT_MS, STILL_ECHO = 320.0, 0.5
+"""While an echo goes on: the sound that is compared with the reply, and the least correlation. Below it somebody else
+speaks, too."""
+
+ENDS_WITH_REPLY_MS = 256.0
+"""The most speech after the reply is paused that can still be its echo, with the way of the event to the client."""
 
 NEW_SPEECH_MS = 96.0
 """Less speech than this after a judgement changes nothing."""
@@ -95,23 +103,29 @@ class Overlap:
         heard_ms: float,
     ):
         self.context, self.response, self.voice_activity = context, response, voice_activity
+        self.heard_ms = heard_ms
         self.sound = list(sound)
         """The chunks of the speech, with its padding."""
         self.padding_ms = CHUNK_MS * len(self.sound) - voice_activity.speech_ms
-        self.began_at = time.monotonic()
         self.begin_ms = response.played_ms - CHUNK_MS * len(self.sound)
         """The place in the reply's sound that could be heard at the first chunk."""
         self.waited_ms = self.new_ms = 0.0
         """The sound since the pause or the last judgement, and the speech in it."""
-        self.hearing: asyncio.Task[Transcript | None] | None = None
-        self.is_paused = True
-        response.pause()
-        start_ms = max(0, round(heard_ms - voice_activity.speech_ms))
-        context.wire.emit(AudioPaused(type="output_audio_buffer.paused", audio_start_ms=start_ms, **self._place()))
+        self.hearing: asyncio.Task[Transcript] | None = None
+        self.is_echo = False
+        """Whether the speech was the reply's echo at the last judgement."""
+        self._pause(heard_ms - voice_activity.speech_ms)
+
+    def _pause(self, start_ms: float) -> None:
+        self.began_at, self.is_paused = time.monotonic(), True
+        self.response.pause()
+        start = max(0, round(start_ms))
+        self.context.wire.emit(AudioPaused(type="output_audio_buffer.paused", audio_start_ms=start, **self._place()))
 
     async def feed(self, chunk_n: Samples, change: Change | None) -> OverlapState:
         """Take the next chunk, and the change that it makes. Return what the speech is now."""
         self.sound.append(chunk_n)
+        self.heard_ms += CHUNK_MS
         self.waited_ms += CHUNK_MS
         self.new_ms += CHUNK_MS if self.voice_activity.quiet_ms == 0 else 0.0
         return await self.follow(change)
@@ -123,6 +137,8 @@ class Overlap:
             return await self._end("interruption")
         if not self.is_paused and is_silent and self.new_ms < NEW_SPEECH_MS:
             return await self._end("over")
+        if self.is_echo and not self.is_paused and self.new_ms >= PAUSES_AFTER_MS and not self._is_still_echo():
+            self._restart()
         after_ms = HEARD_AFTER_MS if self.is_paused else JUDGED_EVERY_MS
         if self.hearing is None and not is_silent and self.waited_ms < after_ms and not self._is_late:
             return "open"
@@ -139,6 +155,20 @@ class Overlap:
             verdict = judge(sound, words) or "interruption"
         return await self._decide(verdict, transcript, is_silent)
 
+    def _is_still_echo(self) -> bool:
+        recent = self.sound[-round(RECENT_MS / CHUNK_MS) :]
+        end_ms = self.begin_ms + CHUNK_MS * len(self.sound)
+        played_fb = self.response.played.between(end_ms - RECENT_MS - LONGEST_ECHO_MS, end_ms)
+        return measure(np.concatenate(recent), played_fb).echo >= STILL_ECHO
+
+    def _restart(self) -> None:
+        """Pause again: somebody speaks while the echo goes on."""
+        kept = self.sound[-round(RECENT_MS / CHUNK_MS) :]
+        self.begin_ms += CHUNK_MS * (len(self.sound) - len(kept))
+        self.sound, self.padding_ms, self.is_echo = kept, 0.0, False
+        self.waited_ms = self.new_ms = 0.0
+        self._pause(self.heard_ms - PAUSES_AFTER_MS)
+
     async def drop(self) -> None:
         """Forget the speech, because the client cleared it: the reply's sound goes on."""
         await self._decide("noise", None, is_silent=True)
@@ -150,10 +180,10 @@ class Overlap:
     def _is_late(self) -> bool:
         return self.is_paused and time.monotonic() > self.began_at + DECIDED_AFTER_S
 
-    async def _hear(self) -> Transcript | None:
+    async def _hear(self) -> Transcript:
         transcription = self.context.settings.audio.input.transcription
         language, prompt = (transcription.language, transcription.prompt) if transcription else (None, None)
-        return await self.context.stages.hear(np.concatenate(self.sound), language, prompt, False)
+        return await self.context.stages.glimpse(np.concatenate(self.sound), language, prompt)
 
     async def _words_in_time(self) -> Transcript | None:
         """Return the words; None if they failed, or are too late."""
@@ -172,7 +202,9 @@ class Overlap:
         speech = self.sound[round(start_ms / CHUNK_MS) : round(end_ms / CHUNK_MS)]
         begin_ms = self.begin_ms + start_ms
         played_fb = self.response.played.between(begin_ms - LONGEST_ECHO_MS, self.begin_ms + end_ms)
-        return measure(np.concatenate([np.zeros(0, np.float32), *speech]), played_fb)
+        sound = measure(np.concatenate([np.zeros(0, np.float32), *speech]), played_fb)
+        has_ended = self.is_paused and self.voice_activity.quiet_ms > 0 and self.new_ms <= ENDS_WITH_REPLY_MS
+        return replace(sound, ends_with_reply=has_ended)
 
     def _reply_words(self) -> str:
         """Return the sentences of the reply that can be heard in this speech."""
@@ -197,7 +229,7 @@ class Overlap:
         if is_silent:
             return await self._end("over")
         await stop(self.hearing)
-        self.hearing, self.waited_ms, self.new_ms = None, 0.0, 0.0
+        self.hearing, self.waited_ms, self.new_ms, self.is_echo = None, 0.0, 0.0, verdict == "echo"
         while CHUNK_MS * len(self.sound) > KEPT_MS:
             del self.sound[0]
             self.begin_ms, self.padding_ms = self.begin_ms + CHUNK_MS, max(0.0, self.padding_ms - CHUNK_MS)

@@ -20,6 +20,9 @@ class Stages(Protocol):
     ) -> Transcript | None:
         """Transcribe a sound of up to 30 s. Return None with `only_if_idle` if Whisper is busy."""
 
+    async def glimpse(self, samples_n: Samples, language: str | None, prompt: str | None) -> Transcript:
+        """Transcribe a sound of a few seconds as soon as possible; the words may be wrong."""
+
     async def end_by_words(self, words: str) -> float | None:
         """Return the probability, 0 to 1, that a sentence ends after these words; None without a classifier."""
 

@@ -39,6 +39,9 @@ MOST_SECONDS = 25
 PADDING_FRAMES = 300
 """Frames of 10 ms after the utterance; see above."""
 
+GLIMPSE_FRAMES, GLIMPSE_TOKENS = 500, 8
+"""For half a second of speech: with less padding the decoder repeats even more words, and the limit ends that early."""
+
 BEAM_SIZE = 3
 """Five beams are not better here."""
 
@@ -96,18 +99,23 @@ def speech_in(samples_n: Samples) -> Samples:
     return samples_n[stretches[0]["start"] : stretches[-1]["end"]] if stretches else samples_n[:0]
 
 
-def decode_utterance(model: "Whisper", samples_n: Samples, language: str | None, prompt: str | None) -> Decoded:
+def decode_utterance(
+    model: "Whisper", samples_n: Samples, language: str | None, prompt: str | None, is_glimpse: bool = False
+) -> Decoded:
     """Decode one utterance.
 
     Args:
         samples_n: (n,) 16 kHz mono, at most MOST_SECONDS.
         language: code of a language that the model knows; None detects it.
         prompt: text that the utterance continues.
+        is_glimpse: whether a few words, soon, are better than all words: for half a second of speech.
     """
     from faster_whisper.tokenizer import Tokenizer
     from faster_whisper.transcribe import get_compression_ratio, get_suppressed_tokens
 
-    features_mw = np.pad(model.feature_extractor(samples_n), ((0, 0), (0, PADDING_FRAMES)))
+    features_mw = np.pad(
+        model.feature_extractor(samples_n), ((0, 0), (0, GLIMPSE_FRAMES if is_glimpse else PADDING_FRAMES))
+    )
     frames = features_mw.shape[1] // 2 * 2  # the encoder halves them
     encoded = model.encode(features_mw[:, :frames])
     probability = 1.0
@@ -119,7 +127,7 @@ def decode_utterance(model: "Whisper", samples_n: Samples, language: str | None,
     previous = tokenizer.encode(" " + prompt.strip()) if prompt else []
     prompt_ids = model.get_prompt(tokenizer, previous, without_timestamps=True)
     most = min(
-        16 + len(samples_n) * TOKENS_PER_SECOND // HEARING_RATE,
+        GLIMPSE_TOKENS if is_glimpse else 16 + len(samples_n) * TOKENS_PER_SECOND // HEARING_RATE,
         model.max_length // 2,
         model.max_length - len(prompt_ids),
     )
@@ -129,7 +137,7 @@ def decode_utterance(model: "Whisper", samples_n: Samples, language: str | None,
         beam_size=BEAM_SIZE,
         length_penalty=0,  # see above
         # CTranslate2 reserves half of it for the answer, unless the prompt leaves less.
-        max_length=max(2 * most, len(prompt_ids) + most),
+        max_length=len(prompt_ids) + most if is_glimpse else max(2 * most, len(prompt_ids) + most),
         return_scores=True,
         return_no_speech_prob=True,
         suppress_tokens=list(get_suppressed_tokens(tokenizer, [-1])),

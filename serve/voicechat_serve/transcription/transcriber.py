@@ -206,12 +206,31 @@ class Transcription:
                 return Transcript(heard.text, heard.language, seconds)
         return replace(await self.transcribe(samples_n, language, prompt), segments=())
 
-    def hear_briefly(self, samples_n: Samples, language: str | None, prompt: str | None) -> Decoded | None:
+    async def glimpse(self, samples_n: Samples, language: str | None, prompt: str | None) -> Transcript:
+        """Return the words of a sound of at most MOST_SECONDS as soon as possible: those of the short context, sure or
+        not, which for half a second of speech are often not sure. Errors are those of `listen`."""
+        self.require(language, "transcribe")
+        self.at_work += 1
+        try:
+            loop = asyncio.get_running_loop()
+            heard = await loop.run_in_executor(self.worker, self.hear_briefly, samples_n, language, prompt, True)
+        finally:
+            self.at_work -= 1
+        seconds = len(samples_n) / HEARING_RATE
+        if heard is None or is_silent(heard.no_speech_prob, heard.avg_logprob):
+            return Transcript("", language or "en", seconds)
+        return Transcript(heard.text, heard.language, seconds)
+
+    def hear_briefly(
+        self, samples_n: Samples, language: str | None, prompt: str | None, is_glimpse: bool = False
+    ) -> Decoded | None:
         """Decode the stretch with speech, on the worker; return None if there is none."""
         self.model.abandoned = threading.Event()  # a cancellation removes this step from the queue, or lets it end
         with self.health.step("hearing an utterance"):
             speech_n = speech_in(samples_n)
-            return decode_utterance(self.model, speech_n, language, prompt) if len(speech_n) else None
+            if not len(speech_n):
+                return None
+            return decode_utterance(self.model, speech_n, language, prompt, is_glimpse)
 
     async def transcribe(
         self,
