@@ -29,6 +29,9 @@ BAND_EDGES_HZ = (200, 300, 400, 550, 700, 900, 1150, 1450, 1800, 2250, 2800, 340
 FLOOR = 1e-4
 """Added to each band before the logarithm, as a part of the loudest frame: it hides the noise between words."""
 
+LOUD, LEAST_FRAMES = 0.01, 10
+"""A loud frame has at least this part of the loudest one's energy; with fewer frames nothing is compared."""
+
 LONGEST_ECHO_MS = 600
 """The longest time from the moment at which a reply's sound can be played to its return: network, loudspeaker, room."""
 
@@ -47,8 +50,8 @@ DARK, PURE = 0.04, 0.01
 """The largest part of a hum's energy above 1 kHz, and its largest flatness."""
 
 COMMANDS = frozenset(
-    "no stop wait what who why hey hello sorry nein stopp halt warte non arrête attends espera para basta aspetta ferma "
-    "não pare nee wacht".split()
+    "no stop wait what who why hey hello sorry nein stopp halt warte non arrête attends espera para basta "  # noqa: SIM905
+    "aspetta ferma não pare nee wacht".split()
 )
 """Short words that must end a reply, even if a voice is so dark that they sound like a hum."""
 
@@ -183,24 +186,34 @@ def bands(samples_n: Samples, rate: int) -> npt.NDArray[np.float32]:
 
 def likeness(heard_fb: npt.NDArray[np.float32], played_fb: npt.NDArray[np.float32]) -> float:
     """Return the largest correlation of the logarithms of bands over all places at which the first fits into the
-    second, -1 to 1; 0 if there is nothing to compare. Loudness and the colour of a room do not matter."""
+    second, -1 to 1; 0 if there is nothing to compare. Loudness and the colour of a room do not matter.
+
+    All frames are compared, because the gaps tell much, and the loud ones alone, because an echo ends when the reply is
+    paused.
+    """
     length = len(heard_fb)
-    if length < 10 or len(played_fb) < length or not heard_fb.any():
+    if length < LEAST_FRAMES or len(played_fb) < length or not heard_fb.any():
         return 0.0
-
-    def contrast(power_fb: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        log_fb = np.log(power_fb + FLOOR * power_fb.max() + 1e-12)
-        return np.asarray(log_fb - log_fb.mean(axis=0), np.float32)
-
-    wanted_fb, best = contrast(heard_fb), 0.0
-    norm = float(np.linalg.norm(wanted_fb))
-    for start in range(len(played_fb) - length + 1):
-        part_fb = played_fb[start : start + length]
-        if part_fb.any():
-            found_fb = contrast(part_fb)
-            size = norm * float(np.linalg.norm(found_fb))
-            best = max(best, float((wanted_fb * found_fb).sum()) / size if size else 0.0)
+    energy_f = heard_fb.sum(axis=1)
+    loud_f = energy_f >= LOUD * energy_f.max()
+    best = 0.0
+    for chosen_f in (np.ones(length, bool), loud_f):
+        if chosen_f.sum() < LEAST_FRAMES:
+            continue
+        wanted_fb = contrast(heard_fb[chosen_f])
+        norm = float(np.linalg.norm(wanted_fb))
+        for start in range(len(played_fb) - length + 1):
+            part_fb = played_fb[start : start + length][chosen_f]
+            if part_fb.any():
+                found_fb = contrast(part_fb)
+                size = norm * float(np.linalg.norm(found_fb))
+                best = max(best, float((wanted_fb * found_fb).sum()) / size if size else 0.0)
     return best
+
+
+def contrast(power_fb: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    log_fb = np.log(power_fb + FLOOR * power_fb.max() + 1e-12)
+    return np.asarray(log_fb - log_fb.mean(axis=0), np.float32)
 
 
 def measure(samples_n: Samples, played_fb: npt.NDArray[np.float32]) -> Sound:

@@ -52,7 +52,7 @@ RECENT_MS, STILL_ECHO = 320.0, 0.5
 """While an echo goes on: the sound that is compared with the reply, and the least correlation. Below it somebody else
 speaks, too."""
 
-ENDS_WITH_REPLY_MS = 256.0
+ENDS_WITH_REPLY_MS = 320.0
 """The most speech after the reply is paused that can still be its echo, with the way of the event to the client."""
 
 NEW_SPEECH_MS = 96.0
@@ -221,6 +221,7 @@ class Overlap:
         text = transcript.text if transcript and transcript.text else None
         if self.is_paused:
             self.response.resume()
+            self.begin_ms = self.response.played_ms - CHUNK_MS * len(self.sound)  # it stood still
             self.is_paused = False
             self.response.message.overheard.append(Overheard(verdict, text, round(self.response.played_ms)))
             self.context.wire.emit(
