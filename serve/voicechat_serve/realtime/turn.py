@@ -201,7 +201,8 @@ class Turn:
         every state --> DONE        the turn is answered, or there is nothing to answer
 
     To prepare a turn is to transcribe it, to begin its answer (the draft), and to classify by its sound and words
-    whether it is over. If the person continues, all of this is discarded.
+    whether it is over. If the person continues, all of this is discarded. With `interruption: "adaptive"`, speech over
+    a reply becomes a turn only when overlap.py has judged it an interruption.
 
     Args:
         context: the session's.
