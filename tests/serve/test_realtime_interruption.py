@@ -136,7 +136,7 @@ async def test_its_own_voice_does_not_interrupt_and_is_not_transcribed(question)
         await client.until("response.done")
         response, before = client.session.context.response, len(stages.heard)
         response.sounds_since -= 0.3  # it has played for a while when its echo begins
-        client.play(np.concatenate([0.3 * reply_n, silence(1)]))
+        client.play(np.concatenate([0.3 * reply_n[: SPEECH_RATE // 2], silence(1)]))  # it ends with the pause
         resumed = await client.until(RESUMED)
         await client.settled()
         assert (resumed["reason"], resumed["transcript"]) == ("echo", None)
@@ -265,6 +265,12 @@ def test_agreement_in_several_languages(text, language):
 @pytest.mark.parametrize("text", ["Stop.", "No.", "Yeah, but wait", "Okay, what about Paris?", "", "Sí, claro."])
 def test_everything_else_interrupts(text):
     assert judge(VOICE, Words(text, "en")) == "interruption"
+
+
+def test_a_brief_sound_without_words_is_agreement():
+    brief = Sound(voiced=0.9, flatness=0.05, brightness=0.3, echo=0.2, is_brief=True)
+    assert judge(brief, Words("", "en")) == "backchannel"
+    assert judge(brief, Words("Stop.", "en")) == "interruption"
 
 
 def test_words_of_the_reply_are_an_echo_only_if_the_sound_is_alike():

@@ -103,6 +103,8 @@ class Sound:
     """The part of the energy that lies above 1 kHz."""
     echo: float
     """The correlation with the reply's sound at the best delay; 0 if there is nothing to compare."""
+    is_brief: bool = False
+    """Whether it is over after no more than a syllable or two."""
     ends_with_reply: bool = False
     """Whether it ended soon after the reply was paused, as its echo does."""
 
@@ -137,6 +139,8 @@ def judge(sound: Sound, words: Words | None = None) -> Verdict | None:
     is_command = bool(COMMANDS.intersection(said))
     if sound.echo >= LIKELY_ECHO and not is_command and (sound.ends_with_reply or are_among(said, words.reply)):
         return "echo"
+    if not said:
+        return "backchannel" if sound.is_brief or sound.is_hum else "interruption"
     if sound.is_hum and len(said) <= MOST_WORDS_OF_HUM and not is_command:
         return "backchannel"  # speech recognition writes any words for "mhm"
     return "backchannel" if is_backchannel(said, words.language) else "interruption"

@@ -55,6 +55,9 @@ speaks, too."""
 ENDS_WITH_REPLY_MS = 320.0
 """The most speech after the reply is paused that can still be its echo, with the way of the event to the client."""
 
+BRIEF_MS = 480.0
+"""The longest speech of a syllable or two, which is agreement if it has no words."""
+
 NEW_SPEECH_MS = 96.0
 """Less speech than this after a judgement changes nothing."""
 
@@ -204,7 +207,8 @@ class Overlap:
         played_fb = self.response.played.between(begin_ms - LONGEST_ECHO_MS, self.begin_ms + end_ms)
         sound = measure(np.concatenate([np.zeros(0, np.float32), *speech]), played_fb)
         has_ended = self.is_paused and self.voice_activity.quiet_ms > 0 and self.new_ms <= ENDS_WITH_REPLY_MS
-        return replace(sound, ends_with_reply=has_ended)
+        is_brief = self.voice_activity.quiet_ms > 0 and CHUNK_MS * len(speech) <= BRIEF_MS
+        return replace(sound, ends_with_reply=has_ended, is_brief=is_brief)
 
     def _reply_words(self) -> str:
         """Return the sentences of the reply that can be heard in this speech."""

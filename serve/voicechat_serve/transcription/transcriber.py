@@ -102,6 +102,10 @@ class Transcript:
     segments: tuple[Segment, ...] = ()
 
 
+UNINTELLIGIBLE = -1.75
+"""The average log-probability below which the words of a glimpse say nothing: "mhm" has -2.1 to -1.8 as any words."""
+
+
 class Transcription:
     """The deployment.
 
@@ -207,8 +211,9 @@ class Transcription:
         return replace(await self.transcribe(samples_n, language, prompt), segments=())
 
     async def glimpse(self, samples_n: Samples, language: str | None, prompt: str | None) -> Transcript:
-        """Return the words of a sound of at most MOST_SECONDS as soon as possible: those of the short context, sure or
-        not, which for half a second of speech are often not sure. Errors are those of `listen`."""
+        """Return the words of a sound of at most MOST_SECONDS as soon as possible: those of the short context, which
+        for half a second of speech are often not sure. No words if they are UNINTELLIGIBLE. Errors are those of
+        `listen`."""
         self.require(language, "transcribe")
         self.at_work += 1
         try:
@@ -217,7 +222,7 @@ class Transcription:
         finally:
             self.at_work -= 1
         seconds = len(samples_n) / HEARING_RATE
-        if heard is None or is_silent(heard.no_speech_prob, heard.avg_logprob):
+        if heard is None or heard.avg_logprob < UNINTELLIGIBLE:
             return Transcript("", language or "en", seconds)
         return Transcript(heard.text, heard.language, seconds)
 
