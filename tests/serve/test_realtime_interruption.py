@@ -136,7 +136,7 @@ async def test_its_own_voice_does_not_interrupt_and_is_not_transcribed(question)
         await client.until("response.done")
         response, before = client.session.context.response, len(stages.heard)
         response.sounds_since -= 0.3  # it has played for a while when its echo begins
-        client.play(np.concatenate([0.3 * reply_n[: SPEECH_RATE // 2], silence(1)]))  # it ends with the pause
+        client.play(np.concatenate([0.3 * reply_n[: SPEECH_RATE // 3], silence(1)]))  # it ends with the pause
         resumed = await client.until(RESUMED)
         await client.settled()
         assert (resumed["reason"], resumed["transcript"]) == ("echo", None)
