@@ -303,6 +303,43 @@ def test_how_much_of_a_reply_was_heard(blank: Page) -> None:
     assert blank.evaluate("new Playback({ changed() {}, played() {} }).playedMs()") == 0
 
 
+def test_a_reply_stands_still_while_somebody_speaks_over_it_and_goes_on(blank: Page) -> None:
+    """Twice it goes on, and says after what; the third time it is an interruption."""
+    told = blank.evaluate(
+        """() => {
+            const calls = [], sent = [];
+            const context = { state: "running", currentTime: 0.5, outputLatency: 0.1 };
+            for (const [name, state] of [["suspend", "suspended"], ["resume", "running"]]) {
+                context[name] = () => { calls.push(name); context.state = state; };
+            }
+            const playback = new Playback({ changed() {}, played() {} });
+            Object.assign(playback, { context, item: "reply", pieces: [{ start: 0, seconds: 3 }] });
+            playback.sources.add({ stop() { calls.push("stop"); } });
+            const realtime = { session: 1, send: (event) => sent.push(event) };
+            const conversation = new Conversation({
+                realtime, playback, recording: { cut() {} }, percentiles: {},
+                changed() {}, announce() {}, titleOf: (model) => model,
+            });
+            const receive = (type, rest) => conversation.receive({ type, item_id: "reply", ...rest });
+            receive("response.output_item.added", { item: { id: "reply", type: "message" } });
+            receive("response.output_audio_transcript.delta", { delta: "Once upon a time" });
+            receive("output_audio_buffer.paused", {});
+            playback.wake(); // more sound arrives
+            const still = [playback.paused, playback.heldBack, context.state];
+            receive("output_audio_buffer.resumed", { reason: "backchannel", transcript: "Mhm." });
+            receive("output_audio_buffer.paused", {});
+            receive("output_audio_buffer.resumed", { reason: "noise", transcript: null });
+            const [message] = conversation.messages;
+            receive("output_audio_buffer.paused", {});
+            receive("input_audio_buffer.speech_started", { item_id: "mine", audio_start_ms: 0 });
+            return [calls, still, message.overheard, message.interrupted, playback.paused, sent.at(-1).audio_end_ms];
+        }"""
+    )
+    went_on = ["suspend", "resume"]
+    assert told[0] == [*went_on, *went_on, "suspend", "stop", "resume"]
+    assert told[1:] == [[True, False, "suspended"], ["Mhm.", "a noise"], True, False, 400]
+
+
 def test_models_keep_what_was_chosen_and_written(blank: Page) -> None:
     told = blank.evaluate(
         """() => {

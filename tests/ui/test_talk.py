@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from voicechat_ui.cli import app
 from voicechat_ui.talk import conversation as talking
 from voicechat_ui.talk import sound_device
-from voicechat_ui.talk.turns import TurnRecord
+from voicechat_ui.talk.turns import Talk, TurnRecord
 
 RATE = 24_000
 STRICT = TypeAdapter(RealtimeServerEvent)
@@ -437,3 +437,31 @@ def test_the_loudspeaker_plays_without_gaps(monkeypatch):
     speaker._give(memoryview(out), 1000)
     assert bytes(out) == SPEECH[2000:3000] + bytes(1000)
     assert speaker.num_played == 3000
+
+
+def test_the_loudspeaker_stands_still_and_goes_on(monkeypatch):
+    library = ModuleType("sounddevice")
+    library.PortAudioError = OSError
+    library.RawOutputStream = lambda **options: SimpleNamespace(start=lambda: None, close=lambda: None)
+    monkeypatch.setitem(sys.modules, "sounddevice", library)
+    speaker, shown = sound_device.Loudspeaker(), []
+    talk = Talk(None, lambda text, end: shown.append(text), [], "SmolLM2", loudspeaker=speaker)
+    speaker.write(SPEECH[:3000])
+    out = bytearray(1000)
+
+    def given() -> bytes:
+        speaker._give(memoryview(out), 500)
+        return bytes(out)
+
+    assert given() == SPEECH[:1000]
+    asyncio.run(talk.follow(SimpleNamespace(type="output_audio_buffer.paused")))
+    assert given() == bytes(1000)
+    assert speaker.is_playing
+    resumed = SimpleNamespace(type="output_audio_buffer.resumed", reason="backchannel", transcript="Mhm.")
+    asyncio.run(talk.follow(resumed))
+    assert given() == SPEECH[1000:2000]
+    assert shown == [" (heard 'Mhm.', going on) "]
+    speaker.pause()
+    speaker.drop()
+    speaker.write(SPEECH[:1000])
+    assert given() == SPEECH[:1000]

@@ -1,10 +1,12 @@
 // The conversation: what was said, and what is going on, from the server's events. Defines Conversation.
 //
 // A message is { id, role: user | assistant | call | note, text, time, session } and, where it has them, { who, growing,
-// language, aside, interrupted, failed, turn, latency }; who: the title of the model that replied; call: a tool that the
+// language, aside, overheard, interrupted, failed, turn, latency }; overheard: what somebody said over a reply that went
+// on; who: the title of the model that replied; call: a tool that the
 // server has called for the model. Its id is that of the server's item; the session is the one that has it.
 
 const MESSAGES_KEPT = 200;
+const OVERHEARD = { backchannel: "mhm", echo: "its own echo", noise: "a noise" }; // without words
 const CALL_SHOWN = 160; // characters of a call's arguments, and of its result
 
 class Conversation {
@@ -178,6 +180,12 @@ class Conversation {
         this.speechStartedMs = event.audio_start_ms;
         this.#addSpoken(event.item_id);
         break;
+      case "output_audio_buffer.paused": // somebody speaks: the server decides whether the reply goes on
+        this.playback.pause();
+        break;
+      case "output_audio_buffer.resumed":
+        this.#goOn(event);
+        break;
       case "input_audio_buffer.speech_stopped":
         this.hearing = false;
         this.awaited = event.item_id;
@@ -303,6 +311,12 @@ class Conversation {
     const heardAt = this.playback.add(id, samples);
     message.turn.firstSoundAt ??= heardAt;
     this.recording.add(id, samples);
+  }
+
+  #goOn({ item_id: id, reason, transcript }) {
+    const message = this.#find(id);
+    if (message) message.overheard = [...(message.overheard ?? []), transcript?.trim() || OVERHEARD[reason]];
+    this.playback.resume();
   }
 
   // The reply was heard to its end.

@@ -112,7 +112,7 @@ function sessionNow() {
       input: {
         format,
         transcription: { model: "whisper-1" },
-        turn_detection: handsFree ? { type: settings.turnEnd, create_response: true, interrupt_response: true } : null,
+        turn_detection: handsFree ? { type: settings.turnEnd, interruption: "adaptive" } : null,
       },
       output: { format, voice: settings.voice, speed: settings.speed },
     },

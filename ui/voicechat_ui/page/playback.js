@@ -8,6 +8,7 @@ class Playback {
     Object.assign(this, { changed, played });
     this.item = "";
     this.whole = false; // no more of the item will come
+    this.paused = false;
     this.pieces = []; // of the item: { start, seconds } on the context's clock
     this.sources = new Set();
     this.until = 0;
@@ -19,7 +20,7 @@ class Playback {
   }
 
   get heldBack() {
-    return this.playing && this.context.state === "suspended";
+    return this.playing && !this.paused && this.context.state === "suspended";
   }
 
   // Browsers keep sound silent that no gesture of the person has allowed.
@@ -32,7 +33,22 @@ class Playback {
       this.context.onstatechange = () => this.changed();
       setInterval(() => this.#measure(), 50);
     }
-    if (this.context.state === "suspended") this.context.resume();
+    if (this.context.state === "suspended" && !this.paused) this.context.resume();
+  }
+
+  // The sound stands still, and goes on at the same place. What arrives meanwhile waits: the context's clock stands, too.
+  pause() {
+    if (!this.playing) return;
+    this.paused = true;
+    this.context.suspend();
+    this.changed();
+  }
+
+  resume() {
+    if (!this.paused) return;
+    this.paused = false;
+    this.context.resume();
+    this.changed();
   }
 
   // Samples: Int16Array. Returns when the first of them leaves the loudspeaker, on performance.now()'s clock; nothing
@@ -92,6 +108,7 @@ class Playback {
     }
     this.sources.clear();
     this.#forget();
+    this.resume();
     this.changed();
   }
 

@@ -47,8 +47,8 @@ class View {
     }
     let before = null;
     for (const message of messages) {
-      const { id, role, who, text, growing, language, aside, interrupted, failed, latency } = message;
-      const key = JSON.stringify([who, text, growing, language, aside, interrupted, failed, latency]);
+      const { id, role, who, text, growing, language, aside, overheard, interrupted, failed, latency } = message;
+      const key = JSON.stringify([who, text, growing, language, aside, overheard, interrupted, failed, latency]);
       let drawn = this.drawn.get(id);
       if (!drawn) {
         drawn = { item: element("li", `said ${role}`) };
@@ -63,7 +63,7 @@ class View {
     if (wasAtTheEnd) transcript.scrollTop = transcript.scrollHeight;
   }
 
-  #draw(item, { role, who, text, growing, language, aside, interrupted, failed, latency }) {
+  #draw(item, { role, who, text, growing, language, aside, overheard, interrupted, failed, latency }) {
     item.classList.toggle("growing", Boolean(growing));
     const words = element("p", "words", text || (growing ? "…" : ""));
     if (role === "note" || role === "call") return item.replaceChildren(words);
@@ -72,6 +72,7 @@ class View {
     if (language) tags.push(languageName(language));
     if (language) words.lang = language;
     if (aside) tags.push(aside);
+    if (overheard) tags.push(`went on after: ${overheard.join(", ")}`);
     if (interrupted) tags.push("interrupted");
     if (failed) tags.push("cut off: the connection broke");
     const parts = [speaker, words];

@@ -127,7 +127,9 @@ class Wanted:
         transcription = {"model": "whisper-1"} | ({"language": self.language} if self.language else {})
         # A file must not interrupt the replies. At its speed the semantic detection would come too late.
         is_file = self.sound is not None
-        detection = {"type": "server_vad" if is_file else "semantic_vad", "interrupt_response": not is_file}
+        detection: dict[str, Any] = {"type": "server_vad", "interrupt_response": False}
+        if not is_file:
+            detection = {"type": "semantic_vad", "interruption": "adaptive"}
         output = {"speed": self.speed} | ({"voice": self.voice} if self.voice else {})
         return {
             "type": "realtime",

@@ -81,6 +81,7 @@ class Loudspeaker:
     def __init__(self) -> None:
         library = sound_library()
         self._waiting = bytearray()
+        self._is_paused = False
         self._lock = threading.Lock()
         self.num_played = 0
         """The total number of bytes that the device has played."""
@@ -93,7 +94,7 @@ class Loudspeaker:
     def _give(self, out: Any, frames: int, *about: Any) -> None:
         """Fill `out` with this number of samples. A thread of PortAudio calls this."""
         with self._lock:
-            sound = bytes(self._waiting[: frames * BYTES_PER_SAMPLE])
+            sound = b"" if self._is_paused else bytes(self._waiting[: frames * BYTES_PER_SAMPLE])
             del self._waiting[: len(sound)]
             self.num_played += len(sound)
         out[:] = sound.ljust(frames * BYTES_PER_SAMPLE, b"\0")
@@ -106,10 +107,19 @@ class Loudspeaker:
         with self._lock:
             self._waiting += pcm
 
+    def pause(self) -> None:
+        """Stand still until `resume` or `drop`."""
+        self._is_paused = True
+
+    def resume(self) -> None:
+        """Go on at the same place."""
+        self._is_paused = False
+
     def drop(self) -> None:
         """Stop playing immediately."""
         with self._lock:
             self._waiting.clear()
+        self._is_paused = False
 
     def close(self) -> None:
         self._stream.close()

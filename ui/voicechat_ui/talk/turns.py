@@ -116,6 +116,11 @@ class Talk:
             case "input_audio_buffer.speech_started":
                 self.user_is_speaking = True
                 await self.stop_playing()
+            case "output_audio_buffer.paused" if self.loudspeaker:
+                self.loudspeaker.pause()
+            case "output_audio_buffer.resumed" if self.loudspeaker:
+                self.loudspeaker.resume()
+                self.show(f" (heard {event.transcript or event.reason!r}, going on) ", "")
             case "input_audio_buffer.speech_stopped":
                 self.user_is_speaking = False
                 turn = self.begin_turn()
