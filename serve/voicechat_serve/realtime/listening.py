@@ -15,9 +15,9 @@ import soxr
 
 from voicechat_serve.audio import HEARING_RATE, Samples
 from voicechat_serve.realtime.errors import EventError
+from voicechat_serve.realtime.noise_reduction import NoiseReduction
 from voicechat_serve.realtime.overlap import PAUSES_AFTER_MS, Overlap, OverlapState
-from voicechat_serve.realtime.session_settings import TurnDetection
-from voicechat_serve.realtime.sound_formats import Format
+from voicechat_serve.realtime.session_settings import AudioInput, TurnDetection
 from voicechat_serve.realtime.turn import Context, State, Turn
 from voicechat_serve.transcription.voice_activity import (
     BEGINS_AFTER_MS,
@@ -49,7 +49,7 @@ class Listening:
 
     def __init__(self, context: Context):
         self.context = context
-        self.use(context.settings.audio.input.format)
+        self.take_sound_as(context.settings.audio.input)
         self.rest_n: Samples = np.zeros(0, np.float32)
         """Samples that do not fill a chunk yet."""
         self.samples = 0
@@ -62,10 +62,11 @@ class Listening:
         """Speech over a reply that is no turn yet."""
         self.begin(context.settings.audio.input.turn_detection)
 
-    def use(self, format: Format) -> None:
-        """Take the following sound in another format."""
-        self.format = format
-        self.resampler = soxr.ResampleStream(format.hertz, HEARING_RATE, 1, dtype="float32", quality="MQ")
+    def take_sound_as(self, settings: AudioInput) -> None:
+        """Take the following sound in the format, and with the noise reduction, of these settings."""
+        self.format, wanted = settings.format, settings.noise_reduction
+        self.resampler = soxr.ResampleStream(self.format.hertz, HEARING_RATE, 1, dtype="float32", quality="MQ")
+        self.noise_reduction = NoiseReduction(wanted) if wanted else None
 
     def begin(self, detection: TurnDetection | None) -> None:
         """Begin to listen with other settings of turn detection. The caller must first discard the present turn."""
@@ -124,7 +125,10 @@ class Listening:
         second = self.format.hertz * self.format.sample_bytes
         for start in range(0, len(sound), second):
             samples_n = self.format.decode(sound[start : start + second])
-            self.rest_n = np.concatenate([self.rest_n, self.resampler.resample_chunk(samples_n)])
+            sound_n = self.resampler.resample_chunk(samples_n)
+            if self.noise_reduction:
+                sound_n = self.noise_reduction.clean(sound_n)
+            self.rest_n = np.concatenate([self.rest_n, sound_n])
             while len(self.rest_n) >= CHUNK:
                 chunk_n, self.rest_n = self.rest_n[:CHUNK], self.rest_n[CHUNK:]
                 self.samples += CHUNK

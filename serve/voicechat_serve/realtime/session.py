@@ -184,8 +184,9 @@ class Session:
         settings, errors = changed(before, patch, self.context.stages)
         had, wanted = before.audio.input.turn_detection, settings.audio.input.turn_detection
         self.context.settings = settings
-        if settings.audio.input.format != self.listening.format:
-            self.listening.use(settings.audio.input.format)
+        heard, wants = before.audio.input, settings.audio.input
+        if (heard.format, heard.noise_reduction) != (wants.format, wants.noise_reduction):
+            self.listening.take_sound_as(wants)
         if had and wanted:
             self.listening.adjust(wanted)
         elif had or wanted:

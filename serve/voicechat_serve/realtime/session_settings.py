@@ -13,6 +13,7 @@ from pydantic import Field, StringConstraints, model_validator
 from voicechat_serve.realtime.beta_shape import present_shape
 from voicechat_serve.realtime.checked import AutoTruncation, Checked, Name, NoList, NotSupported
 from voicechat_serve.realtime.client_items import AnyClientItem
+from voicechat_serve.realtime.noise_reduction import NoiseReductionSettings
 from voicechat_serve.realtime.sound_formats import Format
 from voicechat_serve.realtime.tool_settings import Functions, ToolChoice, Tools
 from voicechat_serve.realtime.turn_end import EAGERNESS, Patience
@@ -80,7 +81,7 @@ class AudioInput(Checked):
     """None: speech is still transcribed for the model, but the client receives no transcript."""
     turn_detection: TurnDetection | None = TurnDetection()
     """None: the client commits the input audio buffer."""
-    noise_reduction: NotSupported = Field(default=None, exclude=True)
+    noise_reduction: NoiseReductionSettings | None = None
 
 
 class AudioOutput(Checked):
