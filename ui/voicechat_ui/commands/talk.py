@@ -33,6 +33,9 @@ def talk(
     language: Annotated[
         str | None, typer.Option(show_default="detected", help="the spoken language, such as en")
     ] = None,
+    echo_cancellation: Annotated[
+        bool, typer.Option(help="remove the loudspeaker's sound from the microphone's; not needed with headphones")
+    ] = True,
     url: Url = LOCAL_API,
     key: Key = "",
     as_json: Json = False,
@@ -71,6 +74,7 @@ def talk(
         speed=speed,
         instructions=instructions,
         language=language,
+        cancels_echo=echo_cancellation,
     )
     turns: list[TurnRecord] = []
     problem, code = "", 0

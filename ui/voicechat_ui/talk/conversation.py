@@ -20,6 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from voicechat_platform.errors import InputError
 from voicechat_ui.api_client import ApiClient, ListedModel
+from voicechat_ui.talk.echo import EchoCanceller
 from voicechat_ui.talk.sound_device import BYTES_PER_SAMPLE, PIECE_SAMPLES, RATE, Loudspeaker, Microphone
 from voicechat_ui.talk.sound_file import SoundFile, read_sound
 from voicechat_ui.talk.turns import SETTINGS, ConversationEndedError, Talk, TurnRecord
@@ -120,6 +121,8 @@ class Wanted:
     speed: float = 1.0
     instructions: str | None = None
     language: str | None = None
+    cancels_echo: bool = True
+    """Whether the loudspeaker's sound is removed from the microphone's."""
 
     def session(self, is_spoken: bool, model: ListedModel) -> Any:
         """Return the session for `session.update`, without the options that the user did not give. The model has
@@ -160,12 +163,13 @@ async def hold(wanted: Wanted, show: Callable[[str, str], None], turns: list[Tur
     """
     pcm = read_sound(wanted.sound) if wanted.sound else None
     async with contextlib.AsyncExitStack() as opened:
-        microphone = loudspeaker = None
+        microphone = loudspeaker = canceller = None
         if pcm is None and not wanted.typed:
-            microphone = Microphone()
+            canceller = EchoCanceller() if wanted.cancels_echo else None
+            microphone = Microphone(canceller)
             opened.callback(microphone.close)
         if pcm is None:
-            loudspeaker = find_loudspeaker(wanted, show)
+            loudspeaker = find_loudspeaker(wanted, show, canceller)
         if loudspeaker is not None:
             opened.callback(loudspeaker.close)
         model = await find_model(wanted)
@@ -181,7 +185,8 @@ async def hold(wanted: Wanted, show: Callable[[str, str], None], turns: list[Tur
         async def speak() -> None:
             await connection.session.update(session=session, event_id=SETTINGS)
             if microphone is not None:
-                show("Speak; Ctrl-C ends it. Without headphones the microphone records the replies.", "\n")
+                hint = "" if canceller else " Use headphones: the microphone records the replies, too."
+                show(f"Speak; Ctrl-C ends it.{hint}", "\n")
                 await send_microphone(talk, microphone)
             elif pcm is not None:
                 await send_file(talk, pcm)
@@ -206,14 +211,16 @@ async def run_until_one_ends(speaking: Any, listening: Any) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def find_loudspeaker(wanted: Wanted, show: Callable[[str, str], None]) -> Loudspeaker | None:
+def find_loudspeaker(
+    wanted: Wanted, show: Callable[[str, str], None], canceller: EchoCanceller | None
+) -> Loudspeaker | None:
     """Return the loudspeaker, or None if a typed conversation has none.
 
     Raises:
         InputError: there is no loudspeaker, and the input is not typed.
     """
     try:
-        return Loudspeaker()
+        return Loudspeaker(canceller)
     except InputError as error:
         if not wanted.typed:
             raise

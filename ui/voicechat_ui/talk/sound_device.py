@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 from voicechat_platform.errors import InputError
+from voicechat_ui.talk.echo import EchoCanceller
 
 RATE = 24_000
 """Samples per second in the realtime protocol."""
@@ -41,12 +42,16 @@ def sound_library() -> ModuleType:
 class Microphone:
     """A source of 24 kHz signed 16-bit mono samples in pieces of 40 ms, from `start` on.
 
+    Args:
+        canceller: removes the loudspeaker's sound; None to keep it.
+
     Raises:
         InputError: there is no microphone, or it cannot be opened.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, canceller: EchoCanceller | None = None) -> None:
         library = sound_library()
+        self._canceller = canceller
         self.pieces: asyncio.Queue[bytes] = asyncio.Queue(PIECES_KEPT)
         self._loop = asyncio.get_running_loop()
         try:
@@ -58,7 +63,8 @@ class Microphone:
 
     def _take(self, samples: Any, *about: Any) -> None:
         """Keep the samples. A thread of PortAudio calls this."""
-        self._loop.call_soon_threadsafe(self._keep, bytes(samples))
+        piece = self._canceller.clean(bytes(samples)) if self._canceller else bytes(samples)
+        self._loop.call_soon_threadsafe(self._keep, piece)
 
     def _keep(self, piece: bytes) -> None:
         if not self.pieces.full():  # drop the piece if the server has not accepted sound for ten seconds
@@ -74,12 +80,16 @@ class Microphone:
 class Loudspeaker:
     """Plays 24 kHz signed 16-bit mono samples as they arrive, without gaps between them.
 
+    Args:
+        canceller: is given what is played; None if nothing is recorded.
+
     Raises:
         InputError: there is no loudspeaker, or it cannot be opened.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, canceller: EchoCanceller | None = None) -> None:
         library = sound_library()
+        self._canceller = canceller
         self._waiting = bytearray()
         self._is_paused = False
         self._lock = threading.Lock()
@@ -98,6 +108,8 @@ class Loudspeaker:
             del self._waiting[: len(sound)]
             self.num_played += len(sound)
         out[:] = sound.ljust(frames * BYTES_PER_SAMPLE, b"\0")
+        if self._canceller:
+            self._canceller.played(bytes(out))
 
     @property
     def is_playing(self) -> bool:
