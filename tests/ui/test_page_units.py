@@ -209,6 +209,7 @@ STATUSES: list[tuple[dict[str, Any], str, str]] = [
     ({"talk": {"active": True}, "realtime": {"state": "closed"}}, "connecting", "Connecting"),
     ({"talk": {"active": True}, "microphone": {"problem": "Silent."}}, "no microphone", "Silent."),
     ({"talk": {"active": True}}, "listening", "Listening"),
+    ({"talk": {"active": True}, "microphone": {"echoes": True}}, "listening", "Use headphones"),
     ({"talk": {"active": True}, "microphone": {"muted": True}}, "muted", "until you unmute"),
     ({"talk": {"active": True, "pushToTalk": True}}, "ready", "or the space bar"),
     ({"talk": {"holding": True}}, "hearing", "release to send"),
@@ -236,7 +237,7 @@ def test_the_status_says_what_is_known(blank: Page, changed: dict[str, Any], sta
     parts: dict[str, dict[str, Any]] = {
         "talk": {"opened": True, "problem": "", "active": False, "eventAt": 0},
         "realtime": {"state": "open", "problem": None, "attempts": 0},
-        "microphone": {"state": "live", "problem": "", "muted": False},
+        "microphone": {"state": "live", "problem": "", "muted": False, "echoes": False},
         "playback": {"playing": False, "heldBack": False},
         "conversation": {"hearing": False, "busy": False},
     }

@@ -85,6 +85,7 @@ class Microphone {
     Object.assign(this, { frame, changed });
     this.state = "closed"; // opening, live, or a key of NO_MICROPHONE
     this.level = 0; // 0 to 1, of the last frame
+    this.echoes = false; // the browser does not cancel the loudspeaker's sound
   }
 
   get problem() {
@@ -126,6 +127,7 @@ class Microphone {
     }
     Object.assign(this, { stream, context });
     const [track] = stream.getTracks();
+    this.echoes = track.getSettings().echoCancellation === false;
     track.enabled = !this.muted;
     track.onended = () => this.#become("ended");
     track.onmute = () => this.#become("silent");

@@ -29,7 +29,8 @@ function statusNow({ talk, realtime, microphone, playback, conversation }) {
     if (!live) return ["connecting", "Waiting for the microphone: allow it if the browser asks."];
     if (talk.pushToTalk) return ["ready", "Hold the button, or the space bar, while you speak."];
     if (microphone.muted) return ["muted", "Muted: nothing is heard until you unmute."];
-    return ["listening", "Listening …"];
+    const echo = microphone.echoes ? " Use headphones: this browser does not cancel the echo." : "";
+    return ["listening", `Listening …${echo}`];
   }
   if (talk.problem) return [microphone.problem ? "no microphone" : "failed", talk.problem];
   if (!talk.opened) return ["starting", "Starting …"];
