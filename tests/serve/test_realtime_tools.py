@@ -194,7 +194,8 @@ async def test_results_and_calls_of_the_client_are_checked():
         (call | {"name": "no name"}, "item.name"),
         (call | {"call": 1}, "item.call"),
         ({"type": "function_call_output", "output": "noon"}, "item.call_id"),
-        ({"type": "mcp_call", "id": "x"}, "item"),
+        ({"type": "mcp_call", "id": "x"}, "item.server_label"),
+        ({"type": "mcp_list_tools", "id": "x"}, "item"),
         ({"role": "user"}, "item"),
     ]
     async with connected() as client:

@@ -33,6 +33,8 @@ class ClientItem(Checked):
 
 class ClientMessage(ClientItem):
     type: Literal["message"]
+    overheard: list[Any] | None = Field(default=None, max_length=1000)
+    """Our field of a reply, accepted without an effect."""
     role: Literal["system", "user", "assistant"]
     content: Annotated[list[ItemContent], Field(min_length=1, max_length=64)]
 
@@ -87,6 +89,32 @@ class ClientResult(ClientItem):
         return ResultItem(self.call_id, self.output, id=self.id or new_id("item"))
 
 
+class HostedCallError(Checked):
+    type: Name
+    message: LongText
+
+
+class ClientHostedCall(ClientItem):
+    """A call that this service made in another session."""
+
+    type: Literal["mcp_call"]
+    server_label: Annotated[Name, StringConstraints(min_length=1)]
+    name: ToolName
+    arguments: LongText
+    output: LongText | None = None
+    error: HostedCallError | None = None
+    approval_request_id: None = None
+
+    def item(self, conversation: Conversation) -> CallItem:
+        """Return the item for a conversation; as in `conversation_of`."""
+        if object_of(self.arguments) is None:
+            raise EventError("invalid_value", "item.arguments: it must be a JSON object, as a text", "item.arguments")
+        error = self.error.message if self.error else "" if self.output is not None else "it has no result"
+        item = CallItem(self.name, self.arguments, id=self.id or new_id("item"), server_label=self.server_label)
+        item.output, item.error = self.output, error
+        return item
+
+
 def tag_of(given: Any) -> str:
     kind = given.get("type") if isinstance(given, dict) else getattr(given, "type", None)
     return f"[{kind}]"
@@ -95,11 +123,12 @@ def tag_of(given: Any) -> str:
 AnyClientItem = Annotated[
     Annotated[ClientMessage, Tag("[message]")]
     | Annotated[ClientCall, Tag("[function_call]")]
-    | Annotated[ClientResult, Tag("[function_call_output]")],
+    | Annotated[ClientResult, Tag("[function_call_output]")]
+    | Annotated[ClientHostedCall, Tag("[mcp_call]")],
     Discriminator(
         tag_of,
         custom_error_type="item_kind",
-        custom_error_message="an item is an object of type message, function_call or function_call_output",
+        custom_error_message="an item is an object of type message, function_call, function_call_output or mcp_call",
     ),
 ]
 
