@@ -3,6 +3,7 @@
 import asyncio
 import random
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -256,6 +257,8 @@ async def test_a_full_queue_refuses():
     await asyncio.sleep(0)
     with pytest.raises(OverloadedError):
         await ids_of(engine, request([3]))
+    with pytest.raises(OverloadedError):  # this engine has no grammars: it would fail if it tried
+        await ids_of(engine, replace(request([3]), grammar="start: /a/"))
     await first.aclose()
     assert [len(tokens) for tokens in await asyncio.gather(*tasks)] == [2, 2]
     engine.close()

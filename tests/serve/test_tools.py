@@ -160,6 +160,16 @@ class TestAnswersOfAModelThatKnowsNothing:
         assert read(HERMES, cut, [])[0] == ""
 
 
+@pytest.mark.parametrize(
+    "rest", ["", "<tool_call>\n", '<tool_call>\n{"name": "ti', '<tool_call>\n{"name": "time", "arguments": {']
+)
+def test_a_further_call_that_is_cut_is_no_whole_answer(rest):
+    first = '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>'
+    text, calls, reader = read(HERMES, first + "\n" + rest, [])
+    assert (text, calls[0]) == ("", ("time", "{}"))
+    assert (reader.is_whole, reader.is_cut) == (not rest, bool(rest))
+
+
 @given(pieces=st.lists(st.text(alphabet='<tol_ca>\n {}":,a\\', max_size=9), max_size=30))
 @settings(deadline=None)
 def test_a_reader_takes_any_text(pieces):

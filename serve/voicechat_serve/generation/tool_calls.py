@@ -107,13 +107,13 @@ class CallReader:
 
     @property
     def is_whole(self) -> bool:
-        """Whether there are calls, and the arguments of the last one are complete."""
-        return self.num_calls > 0 and self.state != "arguments"
+        """Whether there are calls, and the last one that has begun is complete."""
+        return self.num_calls > 0 and not self.is_cut
 
     @property
     def is_cut(self) -> bool:
-        """Whether the arguments of the last call are incomplete."""
-        return self.state == "arguments"
+        """Whether the last call is incomplete."""
+        return self.state in ("head", "arguments")
 
     def push(self, text: str, is_last: bool = False) -> tuple[str, list[CallPiece]]:
         """Return the text that is certain now, and the pieces of calls.

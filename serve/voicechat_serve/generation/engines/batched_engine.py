@@ -190,12 +190,10 @@ class BatchedEngine:
             loop=asyncio.get_running_loop(),
         )
         if request.grammar is not None:
+            self.require_place()  # otherwise the work would be for nothing
             sequence.constraint = await asyncio.to_thread(self.constrain, request.grammar)
         with self.changed:
-            if self.closing or not self.thread.is_alive():
-                raise RuntimeError("the engine has ended")
-            if len(self.waiting) >= self.max_waiting:
-                raise OverloadedError(f"{self.max_waiting} requests are already waiting for the model")
+            self.require_place()
             self.waiting.append(sequence)
             self.changed.notify()
         try:
@@ -216,6 +214,18 @@ class BatchedEngine:
             sequence.cancelled = True
             with self.changed, contextlib.suppress(ValueError):  # usually it waits no longer
                 self.waiting.remove(sequence)
+
+    def require_place(self) -> None:
+        """Require that a request may wait here.
+
+        Raises:
+            RuntimeError: the engine has ended.
+            OverloadedError: too many requests wait already.
+        """
+        if self.closing or not self.thread.is_alive():
+            raise RuntimeError("the engine has ended")
+        if len(self.waiting) >= self.max_waiting:
+            raise OverloadedError(f"{self.max_waiting} requests are already waiting for the model")
 
     def constrain(self, grammar: str) -> Constraint:
         """Return the state of a new answer under a grammar. Errors as in `Grammars.start`."""
