@@ -341,6 +341,30 @@ def test_a_reply_stands_still_while_somebody_speaks_over_it_and_goes_on(blank: P
     assert told[1:] == [[True, False, "suspended"], ["Mhm.", "a noise"], True, False, 400]
 
 
+def test_captions_follow_the_sound(blank: Page) -> None:
+    """While sound still comes, at the usual speed; when all of it is there, at its own; always to the end of a word."""
+    told = blank.evaluate(
+        """() => {
+            const message = { id: "reply", text: "One two three four five six", growing: true };
+            const playback = { item: "reply", whole: false, soundMs: 500, playedMs: () => 250 };
+            const conversation = new Conversation({ realtime: {}, playback, changed() {} });
+            conversation.speaking = message;
+            const heard = () => message.text.slice(0, conversation.follow()?.heardTo);
+            const shown = [heard()];
+            playback.playedMs = () => 100; // the clock of the loudspeaker went back
+            shown.push(heard());
+            Object.assign(message, { growing: false });
+            Object.assign(playback, { whole: true, soundMs: 2700, playedMs: () => 900 });
+            shown.push(heard());
+            playback.playedMs = () => 2700;
+            shown.push(heard());
+            conversation.heard("reply");
+            return [shown, conversation.follow(), conversation.charactersPerMs];
+        }"""
+    )
+    assert told == [["One two", "One two", "One two three", "One two three four five six"], None, 0.01]
+
+
 def test_models_keep_what_was_chosen_and_written(blank: Page) -> None:
     told = blank.evaluate(
         """() => {

@@ -2,11 +2,12 @@
 //
 // A message is { id, role: user | assistant | call | note, text, time, session } and, where it has them, { who, growing,
 // language, aside, overheard, interrupted, failed, turn, latency }; overheard: what somebody said over a reply that went
-// on; who: the title of the model that replied; call: a tool that the
-// server has called for the model. Its id is that of the server's item; the session is the one that has it.
+// on; who: the title of the model that replied; call: a tool that the server has called for the model. Its id is that of
+// the server's item; the session is the one that has it.
 
 const MESSAGES_KEPT = 200;
 const OVERHEARD = { backchannel: "mhm", echo: "its own echo", noise: "a noise" }; // without words
+const CHARACTERS_PER_MS = 0.016; // of speech, until a reply was heard
 const CALL_SHOWN = 160; // characters of a call's arguments, and of its result
 
 class Conversation {
@@ -19,6 +20,8 @@ class Conversation {
     this.messages = [];
     this.unanswered = ""; // the message that was typed before there was a session
     this.speechStartedMs = 0; // on the session's clock
+    this.charactersPerMs = CHARACTERS_PER_MS;
+    this.caption = null; // the last one: a reply is never less heard than before
     this.forgetTurn();
   }
 
@@ -319,9 +322,25 @@ class Conversation {
     this.playback.resume();
   }
 
+  // How much of the reply was heard, up to the end of a word: { id, text, heardTo }, nothing if none is spoken. The sound
+  // comes later than the words; until all of it is there, the speed of the last reply counts.
+  follow() {
+    const message = this.speaking;
+    const { item, whole, soundMs } = this.playback;
+    if (!message || item !== message.id || !soundMs) return undefined;
+    const { id, text, growing } = message;
+    if (whole && !growing) this.charactersPerMs = text.length / soundMs;
+    const heard = Math.floor(this.playback.playedMs() * this.charactersPerMs);
+    const heardTo = heard + text.slice(heard).search(/\s|$/);
+    this.caption = { id, text, heardTo: Math.max(heardTo, this.caption?.id === id ? this.caption.heardTo : 0) };
+    return this.caption;
+  }
+
   // The reply was heard to its end.
   heard(id) {
-    if (this.speaking?.id === id) this.speaking = null;
+    if (this.speaking?.id !== id) return;
+    this.speaking = null;
+    this.changed();
   }
 
   #called(item) {

@@ -85,7 +85,7 @@ function draw() {
   if (!view.attach()) return;
   const [status, text] = statusNow({ talk, realtime, microphone, playback, conversation });
   view.status(status, text);
-  view.messages(conversation.messages);
+  view.messages(conversation.messages, conversation.follow());
   view.percentiles(percentiles.rows());
   view.models(models);
   view.instructions(models);
@@ -476,7 +476,11 @@ window.addEventListener("pagehide", () => {
   stopListening();
   realtime.close();
 });
-setInterval(() => view.level(Math.max(microphone.level, playback.meter.level)), 100);
+setInterval(() => {
+  view.level(Math.max(microphone.level, playback.meter.level));
+  const spoken = conversation.follow();
+  if (spoken) view.caption(spoken);
+}, 100);
 setInterval(() => {
   closeIfIdle();
   store();

@@ -36,7 +36,7 @@ class Playback {
     if (this.context.state === "suspended" && !this.paused) this.context.resume();
   }
 
-  // The sound stands still, and goes on at the same place. What arrives meanwhile waits: the context's clock stands, too.
+  // The sound stands still, and goes on at the same place. What arrives meanwhile waits: the context's clock stands.
   pause() {
     if (!this.playing) return;
     this.paused = true;
@@ -88,6 +88,11 @@ class Playback {
     if (item !== this.item) return;
     this.whole = true;
     this.#endIfOver();
+  }
+
+  // Milliseconds of the item that have arrived.
+  get soundMs() {
+    return 1000 * this.pieces.reduce((sum, { seconds }) => sum + seconds, 0);
   }
 
   // Milliseconds of the item that have left the loudspeaker.

@@ -35,7 +35,8 @@ class View {
     if (where.textContent !== text) where.textContent = text; // a screen reader reads every change aloud
   }
 
-  messages(messages) {
+  // caption: of the reply that is spoken, from Conversation.follow()
+  messages(messages, caption) {
     const transcript = this.get("transcript");
     const wasAtTheEnd = transcript.scrollHeight - transcript.scrollTop - transcript.clientHeight < AT_THE_END_PX;
     this.get("empty").hidden = messages.length > 0;
@@ -48,7 +49,8 @@ class View {
     let before = null;
     for (const message of messages) {
       const { id, role, who, text, growing, language, aside, overheard, interrupted, failed, latency } = message;
-      const key = JSON.stringify([who, text, growing, language, aside, overheard, interrupted, failed, latency]);
+      const spoken = caption?.id === id;
+      const key = JSON.stringify([who, text, growing, language, aside, overheard, interrupted, failed, latency, spoken]);
       let drawn = this.drawn.get(id);
       if (!drawn) {
         drawn = { item: element("li", `said ${role}`) };
@@ -57,10 +59,17 @@ class View {
         this.drawn.set(id, drawn);
       }
       if (drawn.key !== key) this.#draw(drawn.item, message);
+      if (drawn.key !== key && spoken) this.caption(caption);
       drawn.key = key;
       before = drawn.item;
     }
     if (wasAtTheEnd) transcript.scrollTop = transcript.scrollHeight;
+  }
+
+  // Of a reply that is spoken: what was not heard yet is dimmed.
+  caption({ id, text, heardTo }) {
+    const words = this.drawn.get(id)?.item.querySelector(".words");
+    words?.replaceChildren(text.slice(0, heardTo), element("span", "coming", text.slice(heardTo)));
   }
 
   #draw(item, { role, who, text, growing, language, aside, overheard, interrupted, failed, latency }) {
