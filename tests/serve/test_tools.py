@@ -21,6 +21,7 @@ from transformers import AutoConfig
 
 from constrained_answers import written
 from voicechat_platform.assets import locate_gguf
+from voicechat_platform.errors import InputError
 from voicechat_platform.models import GPTForCausalLM
 from voicechat_platform.tool_text import HERMES, LLAMA, CallForm, told_in_text
 from voicechat_serve.api.chat import ChatRequest
@@ -29,7 +30,7 @@ from voicechat_serve.api.completions import CompletionRequest
 from voicechat_serve.api.errors import APIError
 from voicechat_serve.api.ingress import build
 from voicechat_serve.api.services import Services
-from voicechat_serve.generation.answer_form import TextForm, Tool, ToolUse
+from voicechat_serve.generation.answer_form import NO_TOOLS, TextForm, Tool, ToolUse
 from voicechat_serve.generation.chat_tokenizer import ChatTokenizer
 from voicechat_serve.generation.closed_schema import closed
 from voicechat_serve.generation.engines.choice import make_engine
@@ -158,6 +159,13 @@ class TestAnswersOfAModelThatKnowsNothing:
         cut, is_complete = written(vocabulary.grammars, grammar, 12, 0)
         assert not is_complete
         assert read(HERMES, cut, [])[0] == ""
+
+
+def test_a_choice_that_would_be_read_as_a_call_is_refused():
+    choices = TextForm("choice", ["yes", "<tool_call>\nno"])
+    with pytest.raises(InputError, match="<tool_call>"):
+        answer_grammar(ToolUse(tools=THREE), choices, HERMES, has_end=True)
+    assert answer_grammar(NO_TOOLS, choices, HERMES, has_end=True)
 
 
 @pytest.mark.parametrize(

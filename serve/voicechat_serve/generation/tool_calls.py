@@ -32,7 +32,7 @@ def answer_grammar(use: ToolUse, text: TextForm | None, form: CallForm, has_end:
         has_end: whether the model has an end token: without one, an answer has at most one call.
 
     Raises:
-        InputError: a grammar in GBNF, or a regular expression, cannot be read.
+        InputError: a grammar in GBNF, or a regular expression, cannot be read; or a choice would be read as a call.
     """
     tools = use.allowed
     if not tools:
@@ -52,6 +52,10 @@ def answer_grammar(use: ToolUse, text: TextForm | None, form: CallForm, has_end:
     if use.is_required:
         start = f"{begin}call{further}"
     elif text is not None:
+        if text.kind == "choice" and form.begin and any(form.begin in choice for choice in text.content):
+            raise InputError(
+                f"a choice has {form.begin.strip()!r}, which begins a call: leave out the choice or the tools"
+            )
         start = f"{begin}call{further} | {rule_of(text)}"
     elif form.begin:
         rules += ["TEXT: /(.|\\n)*/", f"head[lazy]: TEXT {json.dumps(form.begin)}"]
