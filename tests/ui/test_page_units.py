@@ -333,11 +333,14 @@ def test_a_reply_stands_still_while_somebody_speaks_over_it_and_goes_on(blank: P
             const [message] = conversation.messages;
             receive("output_audio_buffer.paused", {});
             receive("input_audio_buffer.speech_started", { item_id: "mine", audio_start_ms: 0 });
+            playback.item = "next";
+            playback.pause(); // between two pieces of sound
+            conversation.lost();
             return [calls, still, message.overheard, message.interrupted, playback.paused, sent.at(-1).audio_end_ms];
         }"""
     )
     went_on = ["suspend", "resume"]
-    assert told[0] == [*went_on, *went_on, "suspend", "stop", "resume"]
+    assert told[0] == [*went_on, *went_on, "suspend", "stop", "resume", *went_on]
     assert told[1:] == [[True, False, "suspended"], ["Mhm.", "a noise"], True, False, 400]
 
 

@@ -139,6 +139,7 @@ class Conversation {
       if (message.growing) Object.assign(message, { growing: false, failed: true });
     }
     if (this.playback.item) this.playback.finish(this.playback.item);
+    this.playback.resume(); // nobody will say that the reply goes on
     this.forgetTurn();
     if (lost) this.note("The connection broke in the middle of this turn. Please say it again.");
     this.changed();

@@ -38,7 +38,7 @@ class Playback {
 
   // The sound stands still, and goes on at the same place. What arrives meanwhile waits: the context's clock stands.
   pause() {
-    if (!this.playing) return;
+    if (!this.context || !this.item) return;
     this.paused = true;
     this.context.suspend();
     this.changed();
@@ -47,8 +47,7 @@ class Playback {
   resume() {
     if (!this.paused) return;
     this.paused = false;
-    this.context.resume();
-    this.changed();
+    this.context.resume(); // onstatechange tells of it
   }
 
   // Samples: Int16Array. Returns when the first of them leaves the loudspeaker, on performance.now()'s clock; nothing

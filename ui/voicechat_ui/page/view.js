@@ -69,7 +69,8 @@ class View {
   // Of a reply that is spoken: what was not heard yet is dimmed.
   caption({ id, text, heardTo }) {
     const words = this.drawn.get(id)?.item.querySelector(".words");
-    words?.replaceChildren(text.slice(0, heardTo), element("span", "coming", text.slice(heardTo)));
+    if (!words || words.firstChild?.textContent.length === heardTo) return; // what is selected stays selected
+    words.replaceChildren(text.slice(0, heardTo), element("span", "coming", text.slice(heardTo)));
   }
 
   #draw(item, { role, who, text, growing, language, aside, overheard, interrupted, failed, latency }) {
