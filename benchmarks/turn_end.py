@@ -1,5 +1,5 @@
 """How well the end of a turn is told from a pause in its middle: by silence, by words, by sound (Smart Turn), and by
-both together as the service does it.
+both together.
 
 Each turn is a sentence that a voice speaks whole (a silence after it is its end), and once up to some word, as somebody
 who stops to think (a pause). The models judge each 0.2 s after its speech. Then delays are swept as in LiveKit's
@@ -77,7 +77,7 @@ DRAWS = 400
 """Lengths of each pause."""
 LONGEST_S = 3.0
 DELAYS_MS = (100, 200, 300, 400, 500, 600, 700, 800, 1000, 1200, 1500, 2000, 3000)
-SILENCE, WORDS, SOUND, BOTH = "silence", "words", "Smart Turn", "both, as served"
+SILENCE, WORDS, SOUND, BOTH = "silence", "words", "Smart Turn", "both"
 
 Speak = Callable[[str, str, float], Samples]
 """(a text, its language, a speed) -> samples (n,) at SPEECH_RATE."""
