@@ -63,6 +63,8 @@ async def test_a_conversation_over_the_telephone(question, law):
         assert 2000 < stopped["audio_end_ms"] < 1000 * len(question) / SPEECH_RATE - 900
         sound = b"".join(base64.b64decode(delta["delta"]) for delta in client.all("response.output_audio.delta"))
         assert len(sound) == 1.5 * TELEPHONE_RATE  # three sentences of half a second
+        played = np.concatenate(client.session.context.response.played.parts)  # 10 ms each, compared with an echo
+        assert len(played) == pytest.approx(150, abs=3)
         item_id = done["response"]["output"][0]["id"]
         client.send("conversation.item.truncate", item_id=item_id, content_index=0, audio_end_ms=1500)
         await client.until("conversation.item.truncated")

@@ -149,7 +149,7 @@ class Response:
         """The time when the first sound was sent, later by the time of all pauses; monotonic."""
         self.paused_at: float | None = None
         """The time since which the client has paused the sound; monotonic."""
-        self.played = PlayedSound(SPEECH_RATE)
+        self.played = PlayedSound(rate)
 
     @property
     def has_called(self) -> bool:
