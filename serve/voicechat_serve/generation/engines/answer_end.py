@@ -53,25 +53,21 @@ class EndSearch:
             limit: the most tokens.
             known: an end from before the last token. Where a part of it still completes the answer, it is taken.
         """
+        return self.search(state, limit, known)[0]
+
+    def search(self, state: LLMatcher, limit: int, known: Sequence[int] = ()) -> tuple[list[int] | None, bool]:
+        """Return what `end` returns, and whether the answer may have an end: one was found, or an attempt came up to
+        the limit or the deadline, so that it has met no character without a token."""
         if limit >= len(known) and self.completes(state, known):
-            return list(known)
-        deadline = time.thread_time() + SEARCH_S
+            return list(known), True
+        deadline, may_end = time.thread_time() + SEARCH_S, False
         for attempt in range(ATTEMPTS):
             generator = random.Random(attempt) if attempt else None
             found, is_end = self.attempt(state, limit, known, deadline, generator)
             if is_end:
-                return found
-        return None
-
-    def has_end(self, state: LLMatcher, limit: int) -> bool:
-        """Return whether the answer may have an end: an attempt finds one, or comes up to the limit or the deadline, so
-        that it has met no character without a token."""
-        deadline = time.thread_time() + SEARCH_S
-        for attempt in range(ATTEMPTS):
-            found, is_end = self.attempt(state, limit, (), deadline, random.Random(attempt))
-            if is_end or len(found) > limit or time.thread_time() >= deadline:
-                return True
-        return False
+                return found, True
+            may_end = may_end or len(found) > limit or time.thread_time() >= deadline
+        return None, may_end
 
     def attempt(
         self, state: LLMatcher, limit: int, known: Sequence[int], deadline: float, generator: random.Random | None

@@ -57,7 +57,7 @@ class Grammars:
         self.tokens = TokensOf(vocabulary, end_ids)
         self.tokenizer = LLTokenizer(TokenizerWrapper(self.tokens), eos_token=self.tokens.end_ids)
         self.tokens.longest_first = self.tokenizer.greedy_tokenize
-        self.search = EndSearch(self.tokens.lengths_v, self.tokens.eos_token_id, self.tokens.longest_first)
+        self.ends = EndSearch(self.tokens.lengths_v, self.tokens.eos_token_id, self.tokens.longest_first)
         self.compiled: OrderedDict[str, tuple[LLMatcher, list[int] | None]] = OrderedDict()
         """Grammars, and the tokens of a short answer."""
         self.lock = threading.Lock()
@@ -87,8 +87,8 @@ class Grammars:
         matcher = LLMatcher(self.tokenizer, grammar, log_level=0, limits=LIMITS)
         if matcher.is_error():
             raise GrammarError(f"the grammar cannot be used: {first_line(matcher.get_error())}")
-        short_answer = self.search.end(matcher, LONGEST_END)
-        if short_answer is None and not self.search.has_end(matcher, LONGEST_END):
+        short_answer, may_end = self.ends.search(matcher, LONGEST_END)
+        if not may_end:
             raise GrammarError("no text in this model's vocabulary satisfies the grammar")
         return matcher, short_answer
 
@@ -188,7 +188,7 @@ class Constraint:
             room: the most tokens that may follow.
         """
         is_next = end[:1] == [token_id]
-        self.end = end[1:] if is_next else self.grammars.search.end(self.matcher, room, end)
+        self.end = end[1:] if is_next else self.grammars.ends.end(self.matcher, room, end)
         if self.end is not None:
             return token_id
         model_end_id = self.grammars.tokens.end_id
