@@ -161,18 +161,18 @@ class Transcription:
     async def end_by_words(self, words: str) -> float | None:
         """Return the probability, 0 to 1, that a sentence ends after these words; None without a classifier. Does not
         wait for the worker."""
-        if self.sentence_end is None:
-            return None
-        with self.health.step("classifying"):
-            return await asyncio.to_thread(self.sentence_end.probability, words)
+        return await self.classify(self.sentence_end, words)
 
     async def end_by_sound(self, samples_n: Samples) -> float | None:
         """Return the probability, 0 to 1, that the turn is over after this sound; None without a classifier. Does not
         wait for the worker."""
-        if self.smart_turn is None:
+        return await self.classify(self.smart_turn, samples_n)
+
+    async def classify(self, classifier: SentenceEnd | SmartTurn | None, given: Any) -> float | None:
+        if classifier is None:
             return None
         with self.health.step("classifying"):
-            return await asyncio.to_thread(self.smart_turn.probability, samples_n)
+            return await asyncio.to_thread(classifier.probability, given)
 
     async def hear(
         self, samples_n: Samples, language: str | None = None, prompt: str | None = None, only_if_idle: bool = False
