@@ -6,8 +6,7 @@ import threading
 import numpy as np
 from pywebrtc_audio import AudioProcessor
 
-RATE = 24_000
-"""Samples per second of the devices, and of the processing."""
+from voicechat_ui.talk.sound_device import BYTES_PER_SAMPLE, RATE
 
 MOST_KEPT_S = 1.0
 """Played sound that is kept for a microphone that gives nothing."""
@@ -60,4 +59,4 @@ class EchoCanceller:
 
 
 def bytes_of(seconds: float) -> int:
-    return 2 * int(RATE * seconds)
+    return BYTES_PER_SAMPLE * int(RATE * seconds)

@@ -3,10 +3,12 @@
 import asyncio
 import threading
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from voicechat_platform.errors import InputError
-from voicechat_ui.talk.echo import EchoCanceller
+
+if TYPE_CHECKING:
+    from voicechat_ui.talk.echo import EchoCanceller
 
 RATE = 24_000
 """Samples per second in the realtime protocol."""
@@ -49,7 +51,7 @@ class Microphone:
         InputError: there is no microphone, or it cannot be opened.
     """
 
-    def __init__(self, canceller: EchoCanceller | None = None) -> None:
+    def __init__(self, canceller: "EchoCanceller | None" = None) -> None:
         library = sound_library()
         self._canceller = canceller
         self.pieces: asyncio.Queue[bytes] = asyncio.Queue(PIECES_KEPT)
@@ -87,7 +89,7 @@ class Loudspeaker:
         InputError: there is no loudspeaker, or it cannot be opened.
     """
 
-    def __init__(self, canceller: EchoCanceller | None = None) -> None:
+    def __init__(self, canceller: "EchoCanceller | None" = None) -> None:
         library = sound_library()
         self._canceller = canceller
         self._waiting = bytearray()
